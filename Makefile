@@ -1,0 +1,61 @@
+# From a fresh clone: `make demo` runs the main job on the demo set, `make test` runs the checks and the tests.
+# Both set up .venv first; a second time that takes no time.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+RATIO ?= 0.75
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+WHAT_INSTALLING_READS := pyproject.toml setup.py constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench cfgs clean
+
+help: ## say what there is to make
+	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: about 10 minutes on two cores
+	$(BIN)/prunedeploy build --ratio $(RATIO)
+
+test: lint ## everything that must hold before a change goes in
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev ## what we claim about speed, as programs that print it
+	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
+
+cfgs: $(VENV)/.installed-demo ## write configs/darknet again
+	$(BIN)/python -m prunedeploy.models.yolov3_cfg configs/darknet
+
+clean: ## remove what the other targets made, but not runs/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: $(WHAT_INSTALLING_READS) | $(BIN)/python
+	$(INSTALL) -e '.[cpu,train]'
+	@$(install_rtx)
+	@touch $@
+
+$(VENV)/.installed-dev: $(WHAT_INSTALLING_READS) | $(BIN)/python
+	$(INSTALL) -e '.[cpu,train,dev]'
+	@$(install_rtx)
+	@touch $@ $(VENV)/.installed-demo
+
+# TensorRT for RTX is published for some platforms only, and everything but its own engines works without it.
+define install_rtx
+if [ "$$(uname -s)-$$(uname -m)" != Linux-x86_64 ]; then \
+  echo "tensorrt-rtx is left out: it is for Linux on x86-64"; \
+else \
+  $(INSTALL) -e '.[rtx]' \
+    || echo "tensorrt-rtx could not be installed: no TensorRT engines will be built, and their tests skip"; \
+fi
+endef

@@ -1,0 +1,68 @@
+"""The error tree: everything a user can mend derives from `PrunedeployError`.
+
+The command line prints such an error as one line and exits with code 2; any other
+exception is a bug of ours and exits with code 1.
+"""
+
+from __future__ import annotations
+
+
+class PrunedeployError(Exception):
+    """Something the user can mend.
+
+    Args:
+        what: What is wrong, in one clause.
+        where: The file, option or object it is wrong in, ``path:line`` if there is a line.
+        fix: What to do about it, as an imperative clause.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, where: object = None, fix: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.fix = fix
+        line = what if self.where is None else f"{self.where}: {what}"
+        if fix is not None:
+            line = f"{line}; {fix}"
+        super().__init__(" ".join(line.split()))
+
+
+class ConfigError(PrunedeployError):
+    """A configuration key, value or command-line option is wrong."""
+
+
+class DarknetFormatError(PrunedeployError):
+    """A Darknet ``.cfg`` or ``.weights`` file cannot be used."""
+
+
+class DataError(PrunedeployError):
+    """A data set, annotation file or image cannot be used."""
+
+
+class DownloadError(PrunedeployError):
+    """A file could not be fetched, or is not the file that was asked for."""
+
+
+class PruningError(PrunedeployError):
+    """A pruning request that no network can satisfy, e.g. an unreachable ratio."""
+
+
+class GateError(PrunedeployError):
+    """An exported artefact does not compute what its parent computes."""
+
+
+class BundleError(PrunedeployError):
+    """A bundle is incomplete, altered, or of another schema."""
+
+
+class EngineError(PrunedeployError):
+    """An engine cannot be built, loaded or run."""
+
+
+class RuntimeUnavailableError(EngineError):
+    """The runtime, provider or device that was asked for is not there."""
+
+
+class StoreError(PrunedeployError):
+    """The stage store or an output folder cannot be used as asked."""

@@ -1,0 +1,113 @@
+"""Reading any image file into one form: uint8 RGB, upright."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 50_000_000
+REC_601 = (0.299, 0.587, 0.114)
+
+
+def read_image(
+    path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: bool = False
+) -> npt.NDArray[np.uint8]:
+    """Read an image file as RGB.
+
+    EXIF rotation is applied; greyscale, palette, CMYK and 16-bit images are converted; transparent pixels
+    are laid over white.
+
+    Args:
+        path: JPEG, PNG or whatever else Pillow reads; of an animation the first frame.
+        max_pixels: A larger image is refused from its header alone, before anything is decoded.
+        greyscale: Return Rec. 601 luma in all three channels.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB in [0, 255], contiguous and writable.
+
+    Raises:
+        DataError: Not there, not an image, truncated, or too large.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns above 89 and refuses above 179 megapixels; `max_pixels` is the limit here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                width, height = opened.size
+                if width * height > max_pixels:
+                    raise _too_large(path, width * height, max_pixels)
+                pixels = _rgb(ImageOps.exif_transpose(opened))
+    except DataError:
+        raise
+    except Image.DecompressionBombError:
+        raise _too_large(path, None, max_pixels) from None
+    except FileNotFoundError:
+        raise DataError("there is no such image", where=path) from None
+    except IsADirectoryError:
+        raise DataError("this is a folder, not an image", where=path) from None
+    except PermissionError:
+        raise DataError("the image may not be read", where=path, fix="check its permissions") from None
+    except UnidentifiedImageError:
+        raise DataError("this is not an image", where=path, fix="give a JPEG or PNG file") from None
+    except Exception as error:
+        # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more for damaged files.
+        raise DataError(f"the image is damaged ({error})", where=path, fix="replace or remove it") from error
+    return to_greyscale(pixels) if greyscale else pixels
+
+
+def to_greyscale(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Replace colour by luma, 0.299 R + 0.587 G + 0.114 B, rounded (ITU-R Rec. BT.601).
+
+    Args:
+        image: ``(..., 3)`` uint8 RGB.
+
+    Returns:
+        New array of the same shape, the same value in the three channels.
+    """
+    if image.dtype != np.uint8 or image.ndim < 1 or image.shape[-1] != 3:
+        raise ValueError(f"image must be (..., 3) uint8 RGB, got {image.shape} {image.dtype}")
+    # In thousandths and integers: exact, and the same on every machine.
+    weights = np.array([299, 587, 114], dtype=np.uint32)
+    luma = ((image.astype(np.uint32) @ weights + 500) // 1000).astype(np.uint8)
+    return np.repeat(luma[..., None], 3, axis=-1)
+
+
+def _too_large(path: str | Path, pixels: int | None, max_pixels: int) -> DataError:
+    size = "far more" if pixels is None else f"{pixels / 1e6:.0f} megapixels, more"
+    return DataError(
+        f"the image has {size} than the limit of {max_pixels / 1e6:g} megapixels", where=path, fix="scale it down"
+    )
+
+
+def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    """Decode and convert; the image may have any of Pillow's modes."""
+    from PIL import Image
+
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.repeat(_eight_bits(np.asarray(image))[..., None], 3, axis=-1)
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        background = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, layer)
+    return np.array(image.convert("RGB"))
+
+
+def _eight_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    """Bring 16-bit, 32-bit or float greyscale to 8 bits; Pillow's own conversion clips at 255."""
+    wide = values.astype(np.float64)
+    # Pillow opens 16-bit PNG as "I;16" or "I": the type does not say how many bits are used, the values do.
+    scale = 65535.0 if wide.size and wide.max() > 255.0 or values.dtype == np.uint16 else 255.0
+    if values.dtype.kind == "f" and wide.size and wide.max() <= 1.0:
+        scale = 1.0
+    return np.clip(np.rint(wide * (255.0 / scale)), 0, 255).astype(np.uint8)

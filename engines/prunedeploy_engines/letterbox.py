@@ -1,0 +1,186 @@
+"""Letterbox: one scale for both axes, the rest padded; and its inverse for boxes.
+
+Training, evaluation and the device all call this one function, so that a box means the same everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class LetterboxGeometry:
+    """Where an image lies inside a network input.
+
+    Attributes:
+        scale: The common scale before rounding to whole pixels, input pixels per image pixel.
+        pad_left: Input pixels left of the image.
+        pad_top: Input pixels above the image.
+        resized_size: (height, width) of the image inside the input.
+        image_size: (height, width) of the original image.
+        input_size: (height, width) of the network input.
+    """
+
+    scale: float
+    pad_left: int
+    pad_top: int
+    resized_size: tuple[int, int]
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+
+    @property
+    def scale_xy(self) -> tuple[float, float]:
+        """(x, y) scale after rounding; the two differ by up to half a pixel over the image's extent."""
+        return self.resized_size[1] / self.image_size[1], self.resized_size[0] / self.image_size[0]
+
+
+def letterbox_geometry(image_size: tuple[int, int], input_size: tuple[int, int]) -> LetterboxGeometry:
+    """Fit an image of ``image_size`` into ``input_size``; both (height, width), in pixels.
+
+    Raises:
+        ValueError: A side is not positive (both sizes are printed).
+    """
+    image_height, image_width = (int(side) for side in image_size)
+    input_height, input_width = (int(side) for side in input_size)
+    if min(image_height, image_width, input_height, input_width) < 1:
+        raise ValueError(f"sizes must be positive, got image {image_size} and input {input_size}")
+    scale = min(input_width / image_width, input_height / image_height)
+    # A very long image must still be one pixel wide; rounding must never exceed the input.
+    resized_width = min(input_width, max(1, round(image_width * scale)))
+    resized_height = min(input_height, max(1, round(image_height * scale)))
+    return LetterboxGeometry(
+        scale=scale,
+        pad_left=(input_width - resized_width) // 2,
+        pad_top=(input_height - resized_height) // 2,
+        resized_size=(resized_height, resized_width),
+        image_size=(image_height, image_width),
+        input_size=(input_height, input_width),
+    )
+
+
+def letterbox(
+    image: npt.NDArray[np.uint8], size: tuple[int, int], colour: tuple[int, int, int] = GREY
+) -> tuple[npt.NDArray[np.uint8], LetterboxGeometry]:
+    """Scale an image into a network input and pad the rest.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB, pixels in [0, 255].
+        size: (height, width) of the network input.
+        colour: RGB of the padding, 0 to 255 each.
+
+    Returns:
+        A new ``(height, width, 3)`` uint8 RGB array, and where the image lies in it. An image that already has the
+        resized size keeps its pixels bit for bit; otherwise Pillow's bilinear filter (antialiased when shrinking).
+
+    Raises:
+        ValueError: ``image`` is not ``(H, W, 3)`` uint8 (its shape and dtype are printed).
+    """
+    _check_image(image)
+    geometry = letterbox_geometry((image.shape[0], image.shape[1]), size)
+    resized = _resize(image, geometry.resized_size)
+    if geometry.resized_size == geometry.input_size:
+        return (resized.copy() if resized is image else resized), geometry
+    canvas = np.empty((*geometry.input_size, 3), dtype=np.uint8)
+    canvas[:] = np.asarray(colour, dtype=np.uint8)
+    top, left = geometry.pad_top, geometry.pad_left
+    canvas[top : top + geometry.resized_size[0], left : left + geometry.resized_size[1]] = resized
+    return canvas, geometry
+
+
+def letterbox_boxes(boxes_xyxy: npt.ArrayLike, geometry: LetterboxGeometry) -> npt.NDArray[np.floating]:
+    """Move boxes from the original image into the network input.
+
+    Args:
+        boxes_xyxy: ``(N, 4)`` or ``(4,)``, pixels of the original image.
+        geometry: What `letterbox` returned for that image.
+
+    Returns:
+        New array of the same shape, input pixels; float32 stays float32, everything else becomes float64.
+    """
+    boxes = _as_boxes(boxes_xyxy)
+    scale_x, scale_y = geometry.scale_xy
+    moved = boxes * np.array([scale_x, scale_y, scale_x, scale_y])
+    moved += np.array([geometry.pad_left, geometry.pad_top, geometry.pad_left, geometry.pad_top])
+    return moved.astype(boxes.dtype, copy=False)
+
+
+def unletterbox_boxes(
+    boxes_xyxy: npt.ArrayLike, geometry: LetterboxGeometry, clip: bool = True
+) -> npt.NDArray[np.floating]:
+    """Move boxes from the network input back into the original image; the inverse of `letterbox_boxes`.
+
+    Args:
+        boxes_xyxy: ``(N, 4)`` or ``(4,)``, input pixels.
+        geometry: What `letterbox` returned for that image.
+        clip: Clip to the image: x to [0, width], y to [0, height].
+
+    Returns:
+        New array of the same shape, original image pixels; float32 stays float32, everything else becomes float64.
+    """
+    boxes = _as_boxes(boxes_xyxy)
+    scale_x, scale_y = geometry.scale_xy
+    moved = boxes - np.array([geometry.pad_left, geometry.pad_top, geometry.pad_left, geometry.pad_top], dtype=float)
+    moved /= np.array([scale_x, scale_y, scale_x, scale_y])
+    if clip:
+        height, width = geometry.image_size
+        np.clip(moved, 0.0, np.array([width, height, width, height], dtype=float), out=moved)
+    return moved.astype(boxes.dtype, copy=False)
+
+
+def to_input(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Turn ``(H, W, 3)`` uint8 RGB into a contiguous ``(3, H, W)`` float32 array in [0, 1]."""
+    _check_image(image)
+    return _scaled(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def batch_to_input(images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    """Turn N images ``(H, W, 3)`` uint8 RGB of one size into ``(N, 3, H, W)`` float32 in [0, 1].
+
+    Raises:
+        ValueError: Not N images of one size (the shapes are printed).
+    """
+    if not isinstance(images, np.ndarray):
+        shapes = {image.shape for image in images}
+        if len(shapes) != 1:
+            raise ValueError(f"a batch needs images of one shape (H, W, 3), got {sorted(shapes)}")
+        images = np.stack(images)
+    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
+        raise ValueError(f"images must be (N, H, W, 3) uint8, got {images.shape} {images.dtype}")
+    return _scaled(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def _scaled(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    # Division, not multiplication by 1/255: bit-equal to torch's `image.float() / 255`.
+    return np.divide(pixels, np.float32(255), dtype=np.float32)
+
+
+def _check_image(image: npt.NDArray[np.uint8]) -> None:
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        got = f"{image.shape} {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {got}")
+
+
+def _as_boxes(boxes_xyxy: npt.ArrayLike) -> npt.NDArray[np.floating]:
+    boxes = np.asarray(boxes_xyxy)
+    if boxes.dtype != np.float32:
+        boxes = boxes.astype(np.float64)
+    if boxes.shape == (0,):  # an empty list
+        boxes = boxes.reshape(0, 4)
+    if boxes.ndim not in (1, 2) or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must be (N, 4) or (4,), got {boxes.shape}")
+    return boxes
+
+
+def _resize(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    if image.shape[:2] == size:
+        return image
+    from PIL import Image  # here, so that importing the package stays cheap
+
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.asarray(resized)

@@ -1,0 +1,32 @@
+"""Images and boxes: from a COCO folder to batches.
+
+In the order of the data's flow::
+
+    demo         the demo set, composed from real product photos, as a COCO folder
+    coco         find_splits, load_coco: JSON -> CocoDataset, checked
+    coco_json    the reader behind it, which collects everything that is wrong
+    check        check_coco: what is wrong with a folder, images included
+    reading      one image file -> pixels in the frame of its annotations
+    transforms   augment: flip, zoom, shift and colour, keyed by (seed, epoch, image)
+    loader       TrainingLoader (endless, by step) and EvaluationLoader (in order)
+"""
+
+from prunedeploy.data.coco import (
+    CocoDataset,
+    ImageRecord,
+    content_key,
+    find_splits,
+    load_coco,
+    load_splits,
+    train_test_subset,
+)
+
+__all__ = [
+    "CocoDataset",
+    "ImageRecord",
+    "content_key",
+    "find_splits",
+    "load_coco",
+    "load_splits",
+    "train_test_subset",
+]

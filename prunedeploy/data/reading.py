@@ -1,0 +1,63 @@
+"""Read an image in the frame that its annotations refer to.
+
+The JSON's width and height decide which frame that is. Labelling tools show a photo upright, as its EXIF tag says,
+so normally they equal the upright size, and the upright image is what the device sees too. Some data sets were
+annotated on the stored pixels instead: then the JSON's size equals the stored one, and the EXIF rotation is undone,
+so that boxes, detections and pycocotools all speak of the same pixels. Where the two sizes are the same (a half
+turn, a mirror image, a square) the upright image is taken. Any other size is an error.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from prunedeploy.data.coco import ImageRecord
+from prunedeploy_engines.errors import DataError
+from prunedeploy_engines.images import read_image
+
+_ORIENTATION_TAG = 0x0112
+
+
+def read_record(record: ImageRecord, greyscale: bool = False) -> NDArray[np.uint8]:
+    """Read a record's image.
+
+    Args:
+        record: Which image; its height and width are those of the result.
+        greyscale: Rec. 601 luma in all three channels.
+
+    Returns:
+        ``(height, width, 3)`` uint8 RGB.
+
+    Raises:
+        DataError: Missing, not an image, too large, or of another size than the JSON says.
+    """
+    pixels: NDArray[np.uint8] = read_image(record.path, greyscale=greyscale)
+    expected = (record.height, record.width)
+    if pixels.shape[:2] == expected:
+        return pixels
+    if pixels.shape[1::-1] == expected:
+        with Image.open(record.path) as image:
+            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        if orientation in (5, 6, 7, 8):
+            return np.ascontiguousarray(undo_quarter_turn(pixels, orientation))
+    raise DataError(
+        f"the image is {pixels.shape[1]} x {pixels.shape[0]} (width x height), "
+        f"the JSON says {record.width} x {record.height} for image {record.image_id}",
+        record.path,
+        "correct the JSON or put the right image there",
+    )
+
+
+def undo_quarter_turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Turn ``(H, W, 3)`` upright pixels back to how they are stored, ``(W, H, 3)``; EXIF orientation 5 to 8."""
+    if orientation == 5:  # stored transposed
+        return pixels.transpose(1, 0, 2)
+    if orientation == 6:  # made upright by a quarter turn clockwise
+        return np.rot90(pixels, 1)
+    if orientation == 7:  # stored transposed along the other diagonal
+        return np.rot90(pixels, 2).transpose(1, 0, 2)
+    if orientation == 8:  # made upright by a quarter turn counter-clockwise
+        return np.rot90(pixels, -1)
+    raise ValueError(f"orientation must be 5 to 8, got {orientation}")

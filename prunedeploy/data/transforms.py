@@ -1,0 +1,187 @@
+"""Training augmentation, every draw keyed by (seed, epoch, image id).
+
+An image's augmentation depends on nothing else: not on the batch, the number of loader workers, or where training
+was resumed. Measuring never augments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """What may happen to a training image. The defaults are Darknet's for colour and mild for geometry.
+
+    Attributes:
+        flip_probability: Probability of a horizontal flip, in [0, 1].
+        scale_min: Smallest zoom; below 1 the image shrinks and is padded. Drawn log-uniformly.
+        scale_max: Largest zoom; above 1 the image is cropped.
+        aspect: Largest stretch of width against height and its inverse, >= 1; 1 keeps the aspect.
+        translate: Largest shift beyond centring, as a fraction of the canvas, in [0, 1).
+        hue: Largest hue shift as a fraction of the colour circle, as ``hue`` in a Darknet cfg.
+        saturation: Largest factor on saturation and its inverse, >= 1, as ``saturation`` in a Darknet cfg.
+        exposure: Largest factor on brightness and its inverse, >= 1, as ``exposure`` in a Darknet cfg.
+        min_area_kept: A box that keeps less than this fraction of its area inside the canvas is dropped.
+        min_side_px: A box with a side shorter than this after clipping is dropped.
+    """
+
+    flip_probability: float = 0.5
+    scale_min: float = 0.7
+    scale_max: float = 1.4
+    aspect: float = 1.15
+    translate: float = 0.1
+    hue: float = 0.1
+    saturation: float = 1.5
+    exposure: float = 1.5
+    min_area_kept: float = 0.35
+    min_side_px: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale_min <= self.scale_max:
+            raise ValueError(f"0 < scale_min <= scale_max is needed, got {self.scale_min} and {self.scale_max}")
+        if min(self.aspect, self.saturation, self.exposure) < 1:
+            raise ValueError("aspect, saturation and exposure are factors >= 1")
+        if not (0 <= self.flip_probability <= 1 and 0 <= self.translate < 1 and 0 <= self.hue <= 0.5):
+            raise ValueError("flip_probability is in [0, 1], translate in [0, 1), hue in [0, 0.5]")
+
+
+def generator_for(seed: int, epoch: int, image_id: int) -> np.random.Generator:
+    """Return the generator of one image in one epoch; the three numbers are any integers."""
+    # SeedSequence takes non-negative words only; two's complement keeps every id distinct.
+    words = [value & 0xFFFFFFFFFFFFFFFF for value in (seed, epoch, image_id)]
+    # PCG64 is numpy's default today; naming it keeps old results reproducible if that default changes. A fixed
+    # number of 64-bit words per key: [1, 0, 2] and [1, 2] must not mix, so each is split into two 32-bit words.
+    halves = [half for word in words for half in (word & 0xFFFFFFFF, word >> 32)]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(halves)))
+
+
+def augment(
+    image: NDArray[np.uint8],
+    boxes_xyxy: NDArray[np.float32],
+    class_ids: NDArray[np.int64],
+    rng: np.random.Generator,
+    settings: AugmentSettings,
+    pad_colour: tuple[int, int, int] = (127, 127, 127),
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+    """Flip, zoom, shift and recolour one letterboxed image.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        boxes_xyxy: ``(n, 4)`` float32, pixels of ``image``.
+        class_ids: ``(n,)`` int64.
+        rng: From `generator_for`. As many numbers are drawn whatever the settings are, so that switching one
+            kind of augmentation off leaves the others as they were.
+        settings: What may happen.
+        pad_colour: Colour of what zooming out uncovers, uint8 RGB.
+
+    Returns:
+        New image of the same shape, boxes clipped to it, and their classes. Boxes that lost too much are gone.
+        The inputs are not modified.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    if boxes_xyxy.shape != (len(class_ids), 4):
+        raise ValueError(f"boxes_xyxy must be ({len(class_ids)}, 4) for as many class ids, got {boxes_xyxy.shape}")
+    draws = rng.random(9)
+    height, width = image.shape[:2]
+
+    flip = bool(draws[0] < settings.flip_probability)
+    zoom = settings.scale_min * (settings.scale_max / settings.scale_min) ** draws[1]
+    stretch = np.sqrt(settings.aspect ** (2 * draws[2] - 1))
+    scale_x, scale_y = zoom * stretch, zoom / stretch
+    # Centred, then shifted by at most `translate` of the canvas to either side.
+    shift_x = (1 - scale_x) * width / 2 + (2 * draws[3] - 1) * settings.translate * width
+    shift_y = (1 - scale_y) * height / 2 + (2 * draws[4] - 1) * settings.translate * height
+
+    picture = Image.fromarray(image)
+    matrix = colour_matrix(
+        hue=(2 * draws[5] - 1) * settings.hue,
+        saturation=settings.saturation ** (2 * draws[6] - 1),
+        exposure=settings.exposure ** (2 * draws[7] - 1),
+    )
+    if not np.array_equal(matrix, np.eye(3)):
+        rows = [value for row in matrix for value in (*row, 0.0)]
+        picture = picture.convert("RGB", tuple(float(value) for value in rows))
+    picture = _zoom_and_shift(picture, scale_x, scale_y, shift_x, shift_y, pad_colour)
+    result = np.asarray(picture)
+    if flip:
+        result = result[:, ::-1]
+    result = np.array(result, dtype=np.uint8, order="C")  # a copy: callers may write into it
+
+    boxes = boxes_xyxy.astype(np.float32, copy=True)
+    boxes[:, 0::2] = boxes[:, 0::2] * scale_x + shift_x
+    boxes[:, 1::2] = boxes[:, 1::2] * scale_y + shift_y
+    if flip:
+        boxes[:, 0::2] = width - boxes[:, 2::-2]
+    boxes, kept = clip_boxes(boxes, height, width, settings.min_area_kept, settings.min_side_px)
+    return result, boxes, class_ids[kept]
+
+
+def _zoom_and_shift(
+    picture: Image.Image, scale_x: float, scale_y: float, shift_x: float, shift_y: float, pad: tuple[int, int, int]
+) -> Image.Image:
+    """Map pixel coordinates ``x -> scale_x * x + shift_x`` (y alike) on a canvas of the same size."""
+    width, height = picture.size
+    if scale_x == 1 and scale_y == 1 and shift_x == 0 and shift_y == 0:
+        return picture
+    # The part of the canvas that the image covers, in whole pixels ...
+    left, right = max(0, int(np.ceil(shift_x))), min(width, int(np.floor(shift_x + scale_x * width)))
+    top, bottom = max(0, int(np.ceil(shift_y))), min(height, int(np.floor(shift_y + scale_y * height)))
+    canvas = Image.new("RGB", (width, height), pad)
+    if right <= left or bottom <= top:
+        return canvas
+    # ... and exactly what lies under it, in fractions of a source pixel: boxes stay exact.
+    source = (
+        max(0.0, (left - shift_x) / scale_x),
+        max(0.0, (top - shift_y) / scale_y),
+        min(float(width), (right - shift_x) / scale_x),
+        min(float(height), (bottom - shift_y) / scale_y),
+    )
+    part = picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=source)
+    canvas.paste(part, (left, top))
+    return canvas
+
+
+def clip_boxes(
+    boxes_xyxy: NDArray[np.float32], height: int, width: int, min_area_kept: float, min_side_px: float
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Clip boxes to the canvas and drop those that lose too much.
+
+    Returns:
+        The boxes that stay, ``(k, 4)`` float32, and which of the ``n`` those are, ``(n,)`` bool.
+    """
+    limits = np.array([width, height, width, height], np.float32)
+    clipped = np.clip(boxes_xyxy, 0, limits)
+    sides = clipped[:, 2:] - clipped[:, :2]
+    area = np.prod(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], axis=1)
+    kept = (sides >= min_side_px).all(axis=1) & (np.prod(sides, axis=1) >= min_area_kept * area)
+    return clipped[kept], kept
+
+
+# NTSC 1953: YIQ from RGB. Y is Rec. 601 luma; a hue shift is a rotation of the (I, Q) plane.
+_YIQ_FROM_RGB = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_RGB_FROM_YIQ = np.linalg.inv(_YIQ_FROM_RGB)
+
+
+def colour_matrix(hue: float, saturation: float, exposure: float) -> NDArray[np.float64]:
+    """Return the 3 x 3 matrix that does to RGB what Darknet does in HSV, in one linear step.
+
+    Args:
+        hue: Shift as a fraction of the colour circle, in [-0.5, 0.5].
+        saturation: Factor on the distance from grey.
+        exposure: Factor on brightness.
+
+    Returns:
+        ``rgb_out = matrix @ rgb_in``. Exactly diagonal for hue 0 and saturation 1, so that grey stays grey.
+    """
+    if hue == 0 and saturation == 1:
+        return np.eye(3) * exposure
+    cos, sin = np.cos(2 * np.pi * hue) * saturation, np.sin(2 * np.pi * hue) * saturation
+    turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    matrix: NDArray[np.float64] = exposure * (_RGB_FROM_YIQ @ turn @ _YIQ_FROM_RGB)
+    return matrix

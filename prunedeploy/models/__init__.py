@@ -1,0 +1,25 @@
+"""Darknet files, the network, decode and loss.
+
+- `darknet_cfg`: the cfg format and the layer graph it describes.
+- `darknet_weights`: the weight format.
+- `darknet`: the network as a PyTorch module.
+- `decode`: raw heads to boxes and scores.
+- `loss`: the detection loss.
+"""
+
+from prunedeploy.models.darknet import Darknet, FoldedDarknet, load_darknet
+from prunedeploy.models.darknet_cfg import DarknetCfg, parse_cfg, read_cfg
+from prunedeploy.models.decode import decode
+from prunedeploy.models.loss import LossTerms, yolo_loss
+
+__all__ = [
+    "Darknet",
+    "DarknetCfg",
+    "FoldedDarknet",
+    "LossTerms",
+    "decode",
+    "load_darknet",
+    "parse_cfg",
+    "read_cfg",
+    "yolo_loss",
+]

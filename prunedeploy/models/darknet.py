@@ -1,0 +1,324 @@
+"""The network that a Darknet cfg describes, as a PyTorch module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunedeploy.models.darknet_cfg import (
+    Convolutional,
+    DarknetCfg,
+    Layer,
+    Maxpool,
+    Route,
+    Shortcut,
+    Upsample,
+    Yolo,
+    read_cfg,
+)
+from prunedeploy.models.darknet_weights import NEW_HEADER, WeightFile, read_weights, weights_bytes
+from prunedeploy_engines.files import write_atomically
+
+# Darknet normalises by sqrt(var) + 1e-6 (normalize_cpu in blas.c), PyTorch by sqrt(var + eps).
+DARKNET_BN_EPS = 1e-6
+BN_MOMENTUM = 0.03
+
+ConvFunction = Callable[[Convolutional, Tensor], Tensor]
+
+
+def activate(x: Tensor, activation: str, inplace: bool = False) -> Tensor:
+    """Apply a Darknet activation by its cfg name; leaky has slope 0.1."""
+    if activation == "linear":
+        return x
+    if activation == "leaky":
+        return F.leaky_relu(x, 0.1, inplace=inplace)
+    if activation == "relu":
+        return F.relu(x, inplace=inplace)
+    if activation == "mish":
+        return F.mish(x)
+    if activation == "swish":
+        return F.silu(x)
+    if activation == "logistic":
+        return torch.sigmoid(x)
+    raise ValueError(f"unknown activation {activation!r}")
+
+
+def run_layers(layers: Sequence[Layer], images: Tensor, convolve: ConvFunction) -> list[Tensor]:
+    """Run a layer graph with any implementation of its convolutions.
+
+    Args:
+        layers: The graph in cfg order.
+        images: ``(B, C, H, W)``.
+        convolve: Computes one convolutional layer, its normalisation and activation included.
+
+    Returns:
+        Raw heads in cfg order, each ``(B, A * (5 + C), H, W)``.
+    """
+    last_reader = {source: layer.index for layer in layers for source in layer.inputs}
+    outputs: dict[int, Tensor] = {-1: images}
+    heads = []
+    for layer in layers:
+        inputs = [outputs[source] for source in layer.inputs]
+        if isinstance(layer, Yolo):
+            heads.append(inputs[0])
+        elif layer.index in last_reader:
+            outputs[layer.index] = _run_layer(layer, inputs, convolve)
+        for source in layer.inputs:
+            if last_reader[source] == layer.index:
+                outputs.pop(source, None)
+    return heads
+
+
+def _run_layer(layer: Layer, inputs: list[Tensor], convolve: ConvFunction) -> Tensor:
+    if isinstance(layer, Convolutional):
+        return convolve(layer, inputs[0])
+    if isinstance(layer, Maxpool):
+        return _maxpool(inputs[0], layer)
+    if isinstance(layer, Upsample):
+        return F.interpolate(inputs[0], scale_factor=float(layer.stride), mode="nearest")
+    if isinstance(layer, Route):
+        if layer.groups > 1:
+            inputs = [x.chunk(layer.groups, dim=1)[layer.group_id] for x in inputs]
+        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
+    if isinstance(layer, Shortcut):
+        return activate(inputs[0] + inputs[1], layer.activation)
+    raise TypeError(f"no rule for a {layer.kind} layer")
+
+
+def _maxpool(x: Tensor, layer: Maxpool) -> Tensor:
+    size, stride, padding = layer.size, layer.stride, layer.padding
+    before, after = padding // 2, padding - padding // 2
+    if before == after and before <= size // 2:
+        return F.max_pool2d(x, size, stride, before)
+    # Cells beyond the last window that fits are never read, so an even map at 2/2 needs no padding.
+    need = [max(0, (side + padding - size) // stride * stride + size - side - before) for side in x.shape[-2:]]
+    if before or any(need):
+        x = F.pad(x, (before, need[1], before, need[0]), value=float("-inf"))
+    return F.max_pool2d(x, size, stride)
+
+
+class DarknetConv(nn.Module):
+    """One convolutional layer: convolution, Darknet's batch normalisation, activation.
+
+    The parameters carry Darknet's names and values, the variance without an epsilon, so that
+    they are written back bit for bit.
+
+    Args:
+        layer: The layer of the cfg.
+
+    Attributes:
+        weight: ``(filters, in / groups, size, size)``.
+        bias: ``(filters,)``; with batch normalisation its shift.
+        scale: ``(filters,)``, or None without batch normalisation. So are ``mean`` and ``variance``.
+    """
+
+    def __init__(self, layer: Convolutional) -> None:
+        super().__init__()
+        self.layer = layer
+        self.weight = nn.Parameter(torch.empty(layer.weight_shape))
+        nn.init.kaiming_normal_(self.weight, a=0.1, nonlinearity="leaky_relu")
+        self.bias = nn.Parameter(torch.zeros(layer.out_channels))
+        self.scale: nn.Parameter | None = None
+        if layer.batch_normalize:
+            self.scale = nn.Parameter(torch.ones(layer.out_channels))
+            self.register_buffer("mean", torch.zeros(layer.out_channels))
+            self.register_buffer("variance", torch.ones(layer.out_channels))
+        self.mean: Tensor
+        self.variance: Tensor
+
+    def folded(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that equals convolution + normalisation in evaluation."""
+        weight = self.weight if weight is None else weight
+        if self.scale is None:
+            return weight, self.bias
+        factor = self.scale / (self.variance.sqrt() + DARKNET_BN_EPS)
+        return weight * factor.view(-1, 1, 1, 1), self.bias - self.mean * factor
+
+    def forward(self, x: Tensor, weight: Tensor | None = None, channel_mask: Tensor | None = None) -> Tensor:
+        """Compute the layer.
+
+        Args:
+            x: ``(B, in, H, W)``.
+            weight: Used in the place of the layer's own, e.g. masked; same shape.
+            channel_mask: ``(filters,)``, multiplied onto the output before the activation.
+
+        Returns:
+            ``(B, filters, H', W')``.
+        """
+        layer = self.layer
+        if self.scale is None or not self.training:
+            folded_weight, bias = self.folded(weight)
+            if channel_mask is not None:
+                folded_weight, bias = folded_weight * channel_mask.view(-1, 1, 1, 1), bias * channel_mask
+            y = conv2d(x, folded_weight, bias, layer)
+            return activate(y, layer.activation, inplace=True)
+        y = conv2d(x, self.weight if weight is None else weight, None, layer)
+        y = F.batch_norm(
+            y, self.mean, self.variance, self.scale, self.bias, training=True, momentum=BN_MOMENTUM, eps=1e-5
+        )
+        if channel_mask is not None:
+            y = y * channel_mask.view(1, -1, 1, 1)
+        return activate(y, layer.activation)
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Convolutional) -> Tensor:
+    """The bare convolution of ``layer``."""
+    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+class Darknet(nn.Module):
+    """A YOLO network built from a Darknet cfg.
+
+    Args:
+        cfg: The parsed cfg.
+        header: Header bytes of the weight file; kept so that the file is written back as it was.
+
+    Attributes:
+        convs: `DarknetConv` by ``str(layer.index)``.
+    """
+
+    def __init__(self, cfg: DarknetCfg, header: bytes = NEW_HEADER) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.header = header
+        self.convs = nn.ModuleDict({str(layer.index): DarknetConv(layer) for layer in cfg.convolutions})
+
+    def conv(self, index: int) -> DarknetConv:
+        """The convolution at layer ``index`` of the cfg."""
+        module = self.convs[str(index)]
+        assert isinstance(module, DarknetConv)
+        return module
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the raw heads.
+
+        Args:
+            images: ``(B, C, H, W)`` float, RGB in [0, 1].
+
+        Returns:
+            Raw heads in cfg order, each ``(B, A * (5 + C), H, W)``.
+
+        Raises:
+            ValueError: ``images`` has another rank or channel count.
+        """
+        check_images(images, self.cfg)
+        return run_layers(self.cfg.layers, images, lambda layer, x: self.conv(layer.index)(x))
+
+    def weight_file(self) -> WeightFile:
+        """The parameters as they stand in a weight file."""
+        parameters = []
+        for layer in self.cfg.convolutions:
+            state = {name: value.detach().cpu().numpy() for name, value in self.conv(layer.index).state_dict().items()}
+            parameters.append(state)
+        return WeightFile(self.header, tuple(parameters))
+
+    def load_weight_file(self, file: WeightFile) -> None:
+        """Take the parameters (and the header) of a weight file."""
+        self.header = file.header
+        with torch.no_grad():
+            for layer, values in zip(self.cfg.convolutions, file.parameters, strict=True):
+                state = self.conv(layer.index).state_dict()
+                for name, value in values.items():
+                    state[name].copy_(torch.from_numpy(value.copy()))
+
+    def save(self, cfg: str | Path, weights: str | Path) -> None:
+        """Write ``.cfg`` and ``.weights``, each atomically.
+
+        Raises:
+            StoreError: The file system refuses.
+        """
+        write_atomically(cfg, self.cfg.text.encode())
+        write_atomically(weights, weights_bytes(self.cfg, self.weight_file()))
+
+    def parameter_count(self) -> int:
+        """Number of values in the weight file, running statistics included."""
+        return sum(value.numel() for value in self.state_dict().values())
+
+
+class FoldedDarknet(nn.Module):
+    """An inference copy of a `Darknet` with batch normalisation folded into constant weights.
+
+    It computes what the original computes in evaluation mode, with one operation per layer, and
+    has no parameters, so a backward pass through it reaches the images only. Folding is done once:
+    the copy does not follow later changes of the original.
+
+    Args:
+        model: The network to copy; not modified.
+        dtype: Of the folded weights and the computation.
+
+    Attributes:
+        cfg: The original's cfg.
+        folded: ``(weight, bias)`` by layer index.
+    """
+
+    def __init__(self, model: Darknet, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.cfg = model.cfg
+        self.dtype = dtype
+        self.folded: dict[int, tuple[Tensor, Tensor]] = {}
+        with torch.no_grad():
+            for layer in model.cfg.convolutions:
+                weight, bias = model.conv(layer.index).folded()
+                weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+                self.folded[layer.index] = (weight, bias.detach().to(dtype))
+
+    def convolve(self, layer: Convolutional, x: Tensor) -> Tensor:
+        """One folded layer."""
+        weight, bias = self.folded[layer.index]
+        return activate(conv2d(x, weight, bias, layer), layer.activation, inplace=True)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the raw heads, float32 whatever the computation; see `Darknet.forward`."""
+        check_images(images, self.cfg)
+        images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        return [head.float() for head in run_layers(self.cfg.layers, images, self.convolve)]
+
+
+def check_images(images: Tensor, cfg: DarknetCfg) -> None:
+    """Refuse a batch that the network cannot take.
+
+    Raises:
+        ValueError: Prints the expected and the given shape.
+    """
+    if images.ndim != 4 or images.shape[1] != cfg.input_shape[0]:
+        raise ValueError(f"expected images (B, {cfg.input_shape[0]}, H, W), got {tuple(images.shape)}")
+
+
+def load_darknet(cfg: str | Path | DarknetCfg, weights: str | Path | None = None, seed: int = 0) -> Darknet:
+    """Build a network from Darknet files, in evaluation mode.
+
+    Args:
+        cfg: A ``.cfg`` file, or one already parsed.
+        weights: A ``.weights`` file; None initialises at random.
+        seed: Of the random initialisation.
+
+    Raises:
+        DarknetFormatError: A file is not what it should be; the message says what and where.
+    """
+    parsed = cfg if isinstance(cfg, DarknetCfg) else read_cfg(cfg)
+    file = None if weights is None else read_weights(weights, parsed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Darknet(parsed)
+    if file is not None:
+        model.load_weight_file(file)
+    else:
+        _prepare_heads(model)
+    return model.eval()
+
+
+def _prepare_heads(model: Darknet) -> None:
+    """Start objectness and class logits at a low prior (focal loss paper, Lin et al. 2017, section 4.1)."""
+    with torch.no_grad():
+        for head in model.cfg.heads:
+            source = model.cfg.layers[head.inputs[0]]
+            if isinstance(source, Convolutional):
+                conv = model.conv(source.index)
+                conv.weight.mul_(0.1)
+                bias = conv.bias.view(len(head.anchor_indices), 5 + head.classes)
+                bias[:, 4] = -4.0
+                bias[:, 5:] = -2.0

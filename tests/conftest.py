@@ -1,0 +1,35 @@
+"""Fixtures and settings that every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Read when torch and its BLAS are first imported, so it must stand before any test module is.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+# How long an example takes depends on the machine, and no test here judges that. In CI the same
+# examples run every time, so that a red run is red again.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Top folder of the checkout the tests run in."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of genuine material (Darknet weights, photos), which stands beside the checkout or nowhere."""
+    folder = REPOSITORY.parent / "shared"
+    if not (folder / "real").is_dir():
+        pytest.skip("needs the genuine weights and photos in ../shared, which are not part of the project")
+    return folder
