@@ -29,7 +29,7 @@ lint: $(VENV)/.installed-dev ## style, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed-dev ## what we claim about speed, as programs that print it
-	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
+	@set -e; for program in benchmarks/[!_]*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
 
 cfgs: $(VENV)/.installed-demo ## write configs/darknet again
 	$(BIN)/python -m prunedeploy.models.yolov3_cfg configs/darknet

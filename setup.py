@@ -12,7 +12,7 @@ PACKAGE_FOLDERS = {"prunedeploy": ".", "prunedeploy_export": "export", "prunedep
 packages = [
     package
     for name, folder in PACKAGE_FOLDERS.items()
-    for package in find_packages(folder, include=[name, f"{name}.*"])
+    for package in [name, *find_packages(folder, include=[f"{name}.*"])]
 ]
 
 setup(

@@ -38,14 +38,16 @@ def darknet_cfg_path(name: str) -> Path:
 
 
 def asset_path(name: str) -> Path:
-    """Path of a bundled file below ``prunedeploy/assets``, by its full name, e.g. the demo's sprites or weights.
+    """Path of a bundled file below ``prunedeploy/assets``, e.g. the demo's sprites.
 
     Raises:
         ConfigError: The file is not there, so the installation is incomplete.
     """
     path = _PACKAGE / "assets" / name
     if not path.is_file():
-        raise ConfigError("this file should have come with prunedeploy", where=path, fix="install prunedeploy again")
+        raise ConfigError(
+            "this file should have come with prunedeploy", where=path, fix="install prunedeploy again"
+        )
     return path
 
 

@@ -27,7 +27,7 @@ def read_sections(text: str) -> list[Section]:
 
 
 def walk(text: str) -> tuple[int, list[tuple[int, int]]]:
-    """Count the floats a weights file for ``text`` holds and each layer's (channels, input size / its size)."""
+    """Count a weights file's floats and give each layer's (channels, input size / its size)."""
     layers = read_sections(text)[1:]
     floats = 0
     shapes = [(3, 1)]  # the input stands before layer 0, so layer i is shapes[i + 1]
@@ -46,7 +46,9 @@ def walk(text: str) -> tuple[int, list[tuple[int, int]]]:
         elif kind == "route":
             numbers = [int(number) for number in options["layers"].split(",")]
             sources = [shapes[1 + (index + number if number < 0 else number)] for number in numbers]
-            assert len({source_stride for _, source_stride in sources}) == 1, f"layer {index} joins two resolutions"
+            assert len({source_stride for _, source_stride in sources}) == 1, (
+                f"layer {index} joins two resolutions"
+            )
             shapes.append((sum(source for source, _ in sources), sources[0][1]))
         elif kind == "shortcut":
             assert shapes[1 + index + int(options["from"])] == (channels, stride)
@@ -68,11 +70,15 @@ def walk(text: str) -> tuple[int, list[tuple[int, int]]]:
         ("yolov3-slim.cfg", 2_272_415, [32, 16, 8]),
     ],
 )
-def test_cfg_has_the_published_parameter_count_and_head_strides(name: str, floats: int, strides: list[int]) -> None:
+def test_cfg_has_the_published_parameter_count_and_head_strides(
+    name: str, floats: int, strides: list[int]
+) -> None:
     text = shipped_cfgs()[name]
     counted, shapes = walk(text)
     assert counted == floats
-    heads = [shape for shape, (kind, _) in zip(shapes, read_sections(text)[1:], strict=True) if kind == "yolo"]
+    heads = [
+        shape for shape, (kind, _) in zip(shapes, read_sections(text)[1:], strict=True) if kind == "yolo"
+    ]
     classes = 10 if name == "yolov3-slim.cfg" else 80
     assert heads == [(3 * (5 + classes), stride) for stride in strides]
 
@@ -98,7 +104,12 @@ def test_tiny_has_every_layer_and_option_of_the_genuine_file(shared: Path) -> No
 def test_yolov3_routes_to_the_published_layer_numbers() -> None:
     # Redmon's yolov3.cfg: the coarse feature maps are layers 61 and 36, 107 layers in all.
     layers = read_sections(yolov3_cfg())[1:]
-    assert [options["layers"] for kind, options in layers if kind == "route"] == ["-4", "-1,61", "-4", "-1,36"]
+    assert [options["layers"] for kind, options in layers if kind == "route"] == [
+        "-4",
+        "-1,61",
+        "-4",
+        "-1,36",
+    ]
     assert [index for index, (kind, _) in enumerate(layers) if kind == "yolo"] == [82, 94, 106]
 
 
@@ -149,6 +160,8 @@ def test_arguments_out_of_range_are_refused_with_what_was_given(arguments: dict,
 
 def test_generator_runs_without_any_library(repository: Path, tmp_path: Path) -> None:
     generator = repository / "prunedeploy" / "models" / "yolov3_cfg.py"
-    # -I -S: neither site-packages nor the checkout is on the path, so only the standard library can be imported.
-    subprocess.run([sys.executable, "-I", "-S", str(generator), str(tmp_path)], check=True, capture_output=True)
+    # -I -S: neither site-packages nor the checkout is on the path, only the standard library.
+    subprocess.run(
+        [sys.executable, "-I", "-S", str(generator), str(tmp_path)], check=True, capture_output=True
+    )
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == shipped_cfgs()

@@ -21,15 +21,15 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__
+from prunedeploy_engines.version import __version__
 
 if TYPE_CHECKING:
-    from .bundle import Bundle, load_bundle
-    from .detections import Detections
-    from .images import read_image
-    from .letterbox import letterbox
-    from .nms import nms
-    from .runner import Runner
+    from prunedeploy_engines.bundle import Bundle, load_bundle
+    from prunedeploy_engines.detections import Detections
+    from prunedeploy_engines.images import read_image
+    from prunedeploy_engines.letterbox import letterbox
+    from prunedeploy_engines.nms import nms
+    from prunedeploy_engines.runner import Runner
 
 __all__ = ["Bundle", "Detections", "Runner", "__version__", "letterbox", "load_bundle", "nms", "read_image"]
 

@@ -43,7 +43,7 @@ class Detections:
 
     def __iter__(self) -> Iterator[tuple[npt.NDArray[np.float32], float, str]]:
         """Each detection as (box xyxy, score, class name)."""
-        for box, score, class_id in zip(self.boxes_xyxy, self.scores, self.class_ids):
+        for box, score, class_id in zip(self.boxes_xyxy, self.scores, self.class_ids, strict=True):
             yield box, float(score), self.class_names[class_id]
 
     def to_rows(self) -> list[dict[str, float | int | str]]:
@@ -58,5 +58,7 @@ class Detections:
                 "width": float(x2) - float(x1),
                 "height": float(y2) - float(y1),
             }
-            for (x1, y1, x2, y2), score, class_id in zip(self.boxes_xyxy, self.scores, self.class_ids)
+            for (x1, y1, x2, y2), score, class_id in zip(
+                self.boxes_xyxy, self.scores, self.class_ids, strict=True
+            )
         ]

@@ -1,8 +1,9 @@
 """ONNX to a TensorRT plan, with a sidecar that says what the plan is.
 
-Precision is a property of the ONNX file: networks are strongly typed and no precision flag is ever set. The plan stays
-the bare bytes that the library made (a header of ours would stop Triton from loading it); what we know of it goes
-into ``<plan>.json`` beside it. Plans are not reproducible, so the cache compares what went in.
+Precision is a property of the ONNX file: networks are strongly typed and no precision flag is ever set. The
+plan stays the bare bytes that the library made (a header of ours would stop Triton from loading it); what we
+know of it goes into ``<plan>.json`` beside it. Plans are not reproducible, so the cache compares what went
+in.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from prunedeploy_engines.errors import EngineError
+from prunedeploy_engines.files import file_sha256, write_atomically
 from prunedeploy_engines.tensorrt_library import (
     LibraryName,
+    Progress,
     TensorRTLibrary,
     cuda_device,
     installed_version,
     load_library,
+    progress_monitor,
     rtx_targets,
     summarise,
 )
@@ -34,7 +37,6 @@ RTX_MAGIC = b"vtrt"
 ON_DEVICE = "build the engine on the device itself with `prunedeploy engine`"
 
 Batch = tuple[int, int, int]
-Progress = Callable[[str, int, int], None]
 Profile = dict[str, list[list[int]]]
 
 
@@ -48,13 +50,15 @@ class EngineFile:
         version: The library's version, all parts.
         target: E.g. ``"sm86"``.
         device: Name of the GPU it was built on; None if built ahead of time.
-        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``: what the convolutions compute in.
+        precision: ``"fp32"``, ``"fp16"``, ``"bf16"``, ``"int8"`` or ``"fp8"``: what the convolutions compute
+            in.
         bytes: Size of the plan.
         sha256: Of the plan.
         key: Of everything that went into it, see `engine_key`.
         onnx_sha256: Of the ONNX file.
         profile: Per input the smallest, best and largest shape that it accepts.
-        flags: Builder settings, among them the library's own flags that were on (``builder_flags``, e.g. TF32).
+        flags: Builder settings, among them the library's own flags that were on (``builder_flags``, e.g.
+            TF32).
         created: UTC, ISO 8601.
         cached: True if it was already there and nothing was built; not stored.
     """
@@ -91,9 +95,10 @@ def engine_from_onnx(
     Args:
         onnx_path: A self-contained ONNX file (no external data).
         out_folder: Made if absent; in a bundle ``engines/<target>``.
-        target: ``"sm75"``, ``"sm80"``, ``"sm86"``, ``"sm89"``, ``"sm120"`` ahead of time with TensorRT-RTX; the
-            device's own compute capability, or ``"device"`` for whatever that is, with full TensorRT.
-        library: None takes full TensorRT where it is installed and the target is this machine's GPU, else RTX.
+        target: ``"sm75"``, ``"sm80"``, ``"sm86"``, ``"sm89"``, ``"sm120"`` ahead of time with TensorRT-RTX;
+            the device's own compute capability, or ``"device"`` for whatever that is, with full TensorRT.
+        library: None takes full TensorRT where it is installed and the target is this machine's GPU, else
+            RTX.
         batch: Smallest, best and largest batch, for inputs whose first axis is dynamic.
         workspace_bytes: Scratch memory that a layer may use; None leaves it to the library.
         optimization_level: 0 to 5, how long the builder searches; None leaves it to the library.
@@ -103,8 +108,8 @@ def engine_from_onnx(
         The engine; ``cached`` says whether it had been built before.
 
     Raises:
-        EngineError: The file is not a usable network, an operator is missing, the profile or target does not fit,
-            or the build failed; the message holds what the library logged.
+        EngineError: The file is not a usable network, an operator is missing, the profile or target does not
+            fit, or the build failed; the message holds what the library logged.
         RuntimeUnavailableError: No library that could build this.
     """
     onnx_path, out_folder = Path(onnx_path), Path(out_folder)
@@ -124,37 +129,57 @@ def engine_from_onnx(
     onnx_sha256 = hashlib.sha256(data).hexdigest()
     key = engine_key(onnx_sha256, chosen, target, device, settings, batch)
     plan_path = out_folder / f"{onnx_path.stem}.{target}.{chosen.name}.plan"
-    try:
-        out_folder.mkdir(parents=True, exist_ok=True)
-        with _folder_lock(out_folder):
-            cached = _cached(plan_path, key)
-            if cached is not None:
-                return cached
-            with chosen.logger.collect() as messages:
-                built = _Build(chosen, onnx_path, messages)
-                built.parse(data)
-                profile = built.configure(target, batch, workspace_bytes, optimization_level)
-                plan = built.run(progress)
-            engine = EngineFile(
-                path=plan_path, library=chosen.name, version=chosen.version, target=target, device=device,
-                precision=built.precision(), bytes=len(plan), sha256=hashlib.sha256(plan).hexdigest(), key=key,
-                onnx_sha256=onnx_sha256, profile=profile,
-                flags={**settings, "builder_flags": built.builder_flags()},
-                created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            )  # fmt: skip
-            # Plan first: killed in between, the old sidecar does not match the new plan and the next call builds again.
-            _write_atomically(plan_path, plan)
-            _write_atomically(sidecar_path(plan_path), _sidecar_text(engine).encode())
-    except OSError as error:
-        raise EngineError(f"the engine cannot be written ({error.strerror})", where=out_folder) from error
+    _make_folder(out_folder)
+    with _folder_lock(out_folder):
+        cached = _cached(plan_path, key)
+        if cached is not None:
+            return cached
+        with chosen.logger.collect() as messages:
+            build = _Build(chosen, onnx_path, messages)
+            build.parse(data)
+            profile = build.configure(target, batch, workspace_bytes, optimization_level)
+            plan = build.run(progress)
+        engine = EngineFile(
+            path=plan_path,
+            library=chosen.name,
+            version=chosen.version,
+            target=target,
+            device=device,
+            precision=build.precision(),
+            bytes=len(plan),
+            sha256=hashlib.sha256(plan).hexdigest(),
+            key=key,
+            onnx_sha256=onnx_sha256,
+            profile=profile,
+            flags={**settings, "builder_flags": build.builder_flags()},
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        # Plan first: killed in between, the old sidecar does not match the new plan and the next call builds
+        # again.
+        write_atomically(plan_path, plan)
+        write_atomically(sidecar_path(plan_path), _sidecar_text(engine).encode())
     return engine
 
 
 def engine_key(
-    onnx_sha256: str, library: TensorRTLibrary, target: str, device: str | None, settings: dict[str, Any], batch: Batch
+    onnx_sha256: str,
+    library: TensorRTLibrary,
+    target: str,
+    device: str | None,
+    settings: dict[str, Any],
+    batch: Batch,
 ) -> str:
     """Sha256 of everything that decides what a plan computes and where it runs."""
-    parts = [SCHEMA_VERSION, onnx_sha256, library.name, library.version, target, device, settings, list(batch)]
+    parts = [
+        SCHEMA_VERSION,
+        onnx_sha256,
+        library.name,
+        library.version,
+        target,
+        device,
+        settings,
+        list(batch),
+    ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -176,12 +201,18 @@ def read_engine_file(plan_path: str | Path, *, verify: bool = True) -> EngineFil
     plan_path = Path(plan_path)
     sidecar, rebuild = sidecar_path(plan_path), "build it again with `prunedeploy engine`"
     if not plan_path.is_file():
-        raise EngineError("there is no such engine", where=plan_path, fix="build it with `prunedeploy engine`")
+        raise EngineError(
+            "there is no such engine", where=plan_path, fix="build it with `prunedeploy engine`"
+        )
     try:
         content = json.loads(sidecar.read_text(encoding="utf-8"))
         if content["schema_version"] != SCHEMA_VERSION:
             raise EngineError(f"sidecar has schema {content['schema_version']}", where=sidecar, fix=rebuild)
-        fields = {name: content[name] for name in EngineFile.__annotations__ if name not in ("path", "cached")}
+        fields = {
+            name: content[name] for name in EngineFile.__annotations__ if name not in ("path", "cached")
+        }
+        if not isinstance(fields["profile"], dict) or not isinstance(fields["bytes"], int):
+            raise TypeError("profile or bytes is of another type")
         engine = EngineFile(path=plan_path, **fields)
     except FileNotFoundError as error:
         raise EngineError("has no sidecar that says what it is", where=plan_path, fix=rebuild) from error
@@ -190,8 +221,10 @@ def read_engine_file(plan_path: str | Path, *, verify: bool = True) -> EngineFil
     if verify:
         size = plan_path.stat().st_size
         if size != engine.bytes:
-            raise EngineError(f"has {size} bytes, was built with {engine.bytes}", where=plan_path, fix=rebuild)
-        if _sha256_of_file(plan_path) != engine.sha256:
+            raise EngineError(
+                f"has {size} bytes, was built with {engine.bytes}", where=plan_path, fix=rebuild
+            )
+        if file_sha256(plan_path) != engine.sha256:
             raise EngineError("was changed after it was built (sha256 differs)", where=plan_path, fix=rebuild)
     return engine
 
@@ -216,14 +249,16 @@ def _check_target(library: TensorRTLibrary, target: str) -> str | None:
         targets = rtx_targets()
         if target not in targets:
             raise EngineError(
-                f"tensorrt_rtx {library.version} cannot build for target {target!r}, only for {', '.join(targets)}",
+                f"tensorrt_rtx {library.version} cannot build for {target!r}, only for {', '.join(targets)}",
                 fix=ON_DEVICE,
             )
         return None
     device = cuda_device()
     if device is None or device.target != target:
         here = "no GPU" if device is None else f"{device.name} ({device.target})"
-        raise EngineError(f"tensorrt builds for the GPU it runs on, here {here}, not for {target!r}", fix=ON_DEVICE)
+        raise EngineError(
+            f"tensorrt builds for the GPU it runs on, here {here}, not for {target!r}", fix=ON_DEVICE
+        )
     return device.name
 
 
@@ -248,13 +283,16 @@ class _Build:
         self._config = self._builder.create_builder_config()
 
     def parse(self, data: bytes) -> None:
-        """Fill the network; garbage may parse to an empty one without an error, so emptiness is an error too."""
+        """Fill the network; garbage may parse to an empty one without an error, so that is one too."""
         parser = self._trt.OnnxParser(self._network, self._library.logger)
         if not parser.parse(data) or parser.num_errors:
             errors = [parser.get_error(i) for i in range(parser.num_errors)]
             what = " | ".join(self._parser_error(error) for error in errors) or summarise(self._messages)
-            if any("Failed to open file" in message for message in self._messages):
-                raise self._error(f"its weights are in another file: {what}", "save it with its weights inside")
+            unopened = [message for message in self._messages if "Failed to open file" in message]
+            if unopened:
+                raise self._error(
+                    f"its weights are in another file: {unopened[0]}", "save it with its weights inside"
+                )
             raise self._error(f"{self._named} cannot parse it: {what}")
         if self._network.num_layers == 0 or self._network.num_outputs == 0:
             counts = f"{self._network.num_layers} layers, {self._network.num_outputs} outputs"
@@ -274,7 +312,9 @@ class _Build:
         if optimization_level is not None:
             self._config.builder_optimization_level = optimization_level
         inputs = [self._network.get_input(i) for i in range(self._network.num_inputs)]
-        shapes = {tensor.name: self._profile_shapes(tensor.name, tuple(tensor.shape), batch) for tensor in inputs}
+        shapes = {
+            tensor.name: self._profile_shapes(tensor.name, tuple(tensor.shape), batch) for tensor in inputs
+        }
         if any(-1 in tuple(tensor.shape) for tensor in inputs):
             profile = self._builder.create_optimization_profile()
             for tensor in inputs:
@@ -283,9 +323,9 @@ class _Build:
                 raise self._error(f"batch sizes {tuple(batch)} are refused: {summarise(self._messages)}")
         return shapes
 
-    def run(self, progress: Progress | None) -> memoryview:
-        """Build; the plan's bytes."""
-        monitor = _progress_monitor(self._trt, progress) if progress is not None else None
+    def run(self, progress: Progress | None) -> bytes:
+        """Build; the plan."""
+        monitor = progress_monitor(self._trt, progress) if progress is not None else None
         if monitor is not None:
             self._config.progress_monitor = monitor
         plan = self._builder.build_serialized_network(self._network, self._config)
@@ -293,10 +333,10 @@ class _Build:
             raise monitor.failure
         if plan is None:
             raise self._error(f"{self._named} cannot build it: {summarise(self._messages)}")
-        view = memoryview(plan).cast("B")
-        if self._library.name == "tensorrt_rtx" and bytes(view[:4]) != RTX_MAGIC:
-            raise self._error(f"{self._named} gave a plan that starts with {bytes(view[:4])!r}, not {RTX_MAGIC!r}")
-        return view
+        data = bytes(plan)
+        if self._library.name == "tensorrt_rtx" and not data.startswith(RTX_MAGIC):
+            raise self._error(f"{self._named} gave a plan that starts with {data[:4]!r}, not {RTX_MAGIC!r}")
+        return data
 
     def precision(self) -> str:
         """What the network's convolutions compute in, from its quantisation layers or their input type."""
@@ -332,10 +372,14 @@ class _Build:
 
     def _profile_shapes(self, name: str, shape: tuple[int, ...], batch: Batch) -> list[list[int]]:
         if -1 in shape[1:]:
-            raise self._error(f"input {name} {shape} has a dynamic axis other than the batch", "export a fixed size")
+            raise self._error(
+                f"input {name} {shape} has a dynamic axis other than the batch", "export a fixed size"
+            )
         if not shape or shape[0] != -1:
             if shape and not batch[0] <= shape[0] <= batch[2]:
-                raise self._error(f"input {name} has fixed batch {shape[0]}, outside {batch[0]} to {batch[2]}")
+                raise self._error(
+                    f"input {name} has fixed batch {shape[0]}, outside {batch[0]} to {batch[2]}"
+                )
             return [list(shape)] * 3
         return [[size, *shape[1:]] for size in batch]
 
@@ -343,65 +387,18 @@ class _Build:
         return EngineError(what, where=self._where, fix=fix)
 
 
-def _progress_monitor(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
-        """Reports the outermost phase; an exception of the callback stops the build and is raised after it."""
-
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.failure: BaseException | None = None
-            self._totals: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None:
-                self._totals[phase_name] = num_steps
-                self._report(phase_name, 0)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            if phase_name in self._totals and step + 1 < self._totals[phase_name]:
-                self._report(phase_name, step + 1)
-            return self.failure is None
-
-        def phase_finish(self, phase_name: str) -> None:
-            if phase_name in self._totals:
-                self._report(phase_name, self._totals[phase_name])
-
-        def _report(self, phase: str, done: int) -> None:
-            try:
-                if self.failure is None:
-                    progress(phase, done, self._totals[phase])
-            except BaseException as error:  # noqa: BLE001  it must not pass through the C++ that called us
-                self.failure = error
-
-    return Monitor()
-
-
 def _sidecar_text(engine: EngineFile) -> str:
     content = {name: value for name, value in asdict(engine).items() if name not in ("path", "cached")}
-    return json.dumps({"schema_version": SCHEMA_VERSION, "plan": engine.path.name, **content}, indent=2) + "\n"
+    return (
+        json.dumps({"schema_version": SCHEMA_VERSION, "plan": engine.path.name, **content}, indent=2) + "\n"
+    )
 
 
-def _sha256_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _write_atomically(path: Path, data: bytes | memoryview) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+def _make_folder(folder: Path) -> None:
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp gives 0600, and a server runs as another user
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(f"the folder cannot be made ({error.strerror})", where=folder) from error
 
 
 @contextlib.contextmanager

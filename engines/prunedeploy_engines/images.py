@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .errors import DataError
+from prunedeploy_engines.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,7 +86,9 @@ def to_greyscale(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 def _too_large(path: str | Path, pixels: int | None, max_pixels: int) -> DataError:
     size = "far more" if pixels is None else f"{pixels / 1e6:.0f} megapixels, more"
     return DataError(
-        f"the image has {size} than the limit of {max_pixels / 1e6:g} megapixels", where=path, fix="scale it down"
+        f"the image has {size} than the limit of {max_pixels / 1e6:g} megapixels",
+        where=path,
+        fix="scale it down",
     )
 
 
@@ -107,7 +109,7 @@ def _eight_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """Bring 16-bit, 32-bit or float greyscale to 8 bits; Pillow's own conversion clips at 255."""
     wide = values.astype(np.float64)
     # Pillow opens 16-bit PNG as "I;16" or "I": the type does not say how many bits are used, the values do.
-    scale = 65535.0 if wide.size and wide.max() > 255.0 or values.dtype == np.uint16 else 255.0
+    scale = 65535.0 if (wide.size and wide.max() > 255.0) or values.dtype == np.uint16 else 255.0
     if values.dtype.kind == "f" and wide.size and wide.max() <= 1.0:
         scale = 1.0
     return np.clip(np.rint(wide * (255.0 / scale)), 0, 255).astype(np.uint8)

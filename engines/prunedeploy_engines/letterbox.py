@@ -75,8 +75,9 @@ def letterbox(
         colour: RGB of the padding, 0 to 255 each.
 
     Returns:
-        A new ``(height, width, 3)`` uint8 RGB array, and where the image lies in it. An image that already has the
-        resized size keeps its pixels bit for bit; otherwise Pillow's bilinear filter (antialiased when shrinking).
+        A new ``(height, width, 3)`` uint8 RGB array, and where the image lies in it. An image that already
+        has the resized size keeps its pixels bit for bit; otherwise Pillow's bilinear filter (antialiased
+        when shrinking).
 
     Raises:
         ValueError: ``image`` is not ``(H, W, 3)`` uint8 (its shape and dtype are printed).
@@ -121,11 +122,14 @@ def unletterbox_boxes(
         clip: Clip to the image: x to [0, width], y to [0, height].
 
     Returns:
-        New array of the same shape, original image pixels; float32 stays float32, everything else becomes float64.
+        New array of the same shape, original image pixels; float32 stays float32, everything else becomes
+        float64.
     """
     boxes = _as_boxes(boxes_xyxy)
     scale_x, scale_y = geometry.scale_xy
-    moved = boxes - np.array([geometry.pad_left, geometry.pad_top, geometry.pad_left, geometry.pad_top], dtype=float)
+    moved = boxes - np.array(
+        [geometry.pad_left, geometry.pad_top, geometry.pad_left, geometry.pad_top], dtype=float
+    )
     moved /= np.array([scale_x, scale_y, scale_x, scale_y])
     if clip:
         height, width = geometry.image_size
@@ -139,7 +143,9 @@ def to_input(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return _scaled(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def batch_to_input(images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+def batch_to_input(
+    images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
+) -> npt.NDArray[np.float32]:
     """Turn N images ``(H, W, 3)`` uint8 RGB of one size into ``(N, 3, H, W)`` float32 in [0, 1].
 
     Raises:
@@ -182,5 +188,7 @@ def _resize(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[
         return image
     from PIL import Image  # here, so that importing the package stays cheap
 
-    resized = Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize(
+        (size[1], size[0]), Image.Resampling.BILINEAR
+    )
     return np.asarray(resized)

@@ -1,6 +1,7 @@
 """Greedy non-maximum suppression in NumPy, as fast as post-processing on a device must be.
 
-Reference: Felzenszwalb et al., Object Detection with Discriminatively Trained Part Based Models, 2010, section 6.2
+Reference: Felzenszwalb et al., Object Detection with Discriminatively Trained Part Based Models, 2010,
+    section 6.2
 (greedy suppression in the order of the scores).
 """
 
@@ -27,7 +28,8 @@ def nms(boxes_xyxy: npt.ArrayLike, scores: npt.ArrayLike, iou_threshold: float) 
     Args:
         boxes_xyxy: ``(N, 4)``, any unit, as long as it is one unit.
         scores: ``(N,)``.
-        iou_threshold: A box is dropped if its IoU with a kept box of higher score is greater than this, in [0, 1].
+        iou_threshold: A box is dropped if its IoU with a kept box of higher score is greater than this, in
+            [0, 1].
 
     Returns:
         ``(K,)`` int64 indices of the kept boxes, by descending score; equal scores keep their order. Empty
@@ -135,10 +137,11 @@ def _nms_per_class(
 def _nms_sorted(
     boxes: npt.NDArray[np.float64], iou_threshold: float, classes: npt.NDArray[np.intp] | None = None
 ) -> npt.NDArray[np.intp]:
-    """Positions kept of boxes sorted by descending score; with ``classes``, boxes of two classes never compete.
+    """Positions kept of boxes sorted by descending score.
 
-    Block by block: the best of what is left are settled among themselves, then drop what they
-    overlap in one matrix operation. Memory is a block times what is left, never N x N.
+    With ``classes``, boxes of two classes never compete. Block by block: the best of what is left are
+    settled among themselves, then drop what they overlap in one matrix operation. Memory is a block times
+    what is left, never N x N.
     """
     areas = _extent(boxes[:, 0], boxes[:, 2]) * _extent(boxes[:, 1], boxes[:, 3])
 
@@ -169,7 +172,7 @@ def _overlap(
     b: npt.NDArray[np.intp],
     iou_threshold: float,
 ) -> npt.NDArray[np.bool_]:
-    """``(len(a), len(b))``: is the IoU greater than the threshold? Without a division, so that 0 / 0 is no case."""
+    """``(len(a), len(b))``: is the IoU above the threshold? No division, so 0 / 0 is no case."""
     ax1, ay1, ax2, ay2 = boxes[a].T[:, :, None]  # each (len(a), 1)
     bx1, by1, bx2, by2 = boxes[b].T[:, None, :]  # each (1, len(b))
     width = np.minimum(ax2, bx2)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import EngineError, RuntimeUnavailableError
-from .runner import Float32Array, Runner
+from prunedeploy_engines.errors import EngineError, RuntimeUnavailableError
+from prunedeploy_engines.runner import Float32Array, Runner
 
 _SEVERITY_FATAL = 4  # errors come as exceptions; ONNX Runtime would also print them
 
@@ -21,8 +21,8 @@ class OnnxRuntimeRunner(Runner):
     Args:
         path: ONNX file: input ``images`` (N, 3, H, W) float32, outputs ``boxes`` and ``scores``.
         threads: Threads of one operator; None is one per physical core.
-        providers: Execution providers in order of preference. ONNX Runtime replaces a missing one by the CPU with
-            no more than a message; here that is an error.
+        providers: Execution providers in order of preference. ONNX Runtime replaces a missing one by the CPU
+            with no more than a message; here that is an error.
         allow_spinning: Let waiting threads spin. Faster alone; with several sessions in one process they
             steal each other's cores.
 
@@ -47,6 +47,7 @@ class OnnxRuntimeRunner(Runner):
         self._session = open_session(
             self._path, threads=threads, providers=providers, allow_spinning=allow_spinning
         )
+        self._providers: list[str] = self._session.get_providers()
         self._input_size = self._checked_input_size()
         self._precision = _precision(self._session)
 
@@ -97,7 +98,8 @@ class OnnxRuntimeRunner(Runner):
         fixed = len(shape) == 4 and shape[1] == 3 and all(isinstance(side, int) for side in shape[2:])
         if not fixed or kind != "tensor(float)":
             raise EngineError(
-                f"the input must be float (N, 3, H, W) with fixed H and W, not {kind} {shape}", where=self._path
+                f"the input must be float (N, 3, H, W) with fixed H and W, not {kind} {shape}",
+                where=self._path,
             )
         return int(shape[2]), int(shape[3])
 
@@ -113,16 +115,18 @@ def import_onnxruntime() -> ModuleType:
     except ImportError as error:
         raise RuntimeUnavailableError(
             f"ONNX Runtime is not installed ({error})",
-            fix="pip install 'prunedeploy[cpu]', or 'prunedeploy[gpu]' where there is an NVIDIA GPU, not both",
+            fix="pip install 'prunedeploy[cpu]', or 'prunedeploy[gpu]' on a machine with a GPU, not both",
         ) from error
     onnxruntime.set_default_logger_severity(_SEVERITY_FATAL)
     return onnxruntime
 
 
 def open_session(
-    path: Path, *, threads: int | None, providers: Sequence[str], allow_spinning: bool
+    model: Path | bytes, *, threads: int | None, providers: Sequence[str], allow_spinning: bool
 ) -> Any:
-    """Open an ``onnxruntime.InferenceSession`` with all graph optimisations and strict providers.
+    """Open an ``onnxruntime.InferenceSession`` of a file or its content.
+
+    All graph optimisations are on; providers are strict.
 
     Raises:
         RuntimeUnavailableError: ONNX Runtime or a provider is not there.
@@ -132,7 +136,8 @@ def open_session(
     missing = [name for name in providers if name not in ort.get_available_providers()]
     if missing:
         raise _unavailable(missing, ort.get_available_providers())
-    if not path.is_file():
+    path = model if isinstance(model, Path) else None
+    if path is not None and not path.is_file():
         raise EngineError("there is no such ONNX file", where=path)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -142,7 +147,7 @@ def open_session(
     options.inter_op_num_threads = 1  # one operator after the other: a detector is a chain
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
     try:
-        session = ort.InferenceSession(str(path), sess_options=options, providers=list(providers))
+        session = ort.InferenceSession(model, sess_options=options, providers=list(providers))
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise EngineError(
             f"ONNX Runtime cannot load this model: {_first_line(error)}", where=path, fix="export it again"

@@ -1,7 +1,8 @@
 """The contract of everything that runs a detector: torch, ONNX Runtime, TensorRT.
 
-A subclass gives `runtime`, `input_size`, `describe`, `_infer` and, if it holds something, `_release`; the base class
-checks what goes in and what comes out, so that the three runners reject the same mistakes with the same words.
+A subclass gives `runtime`, `input_size`, `describe`, `_infer` and, if it holds something, `_release`; the
+base class checks what goes in and what comes out, so that the three runners reject the same mistakes with
+the same words.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Runner(ABC):
     def _infer(self, images: Float32Array) -> tuple[Float32Array, Float32Array]:
         """Do what `infer` promises, for images that have been checked."""
 
-    def _release(self) -> None:
+    def _release(self) -> None:  # noqa: B027 - many runners hold nothing
         """Free what the runner holds; called once."""
 
     def infer(self, images: Float32Array) -> tuple[Float32Array, Float32Array]:
@@ -55,8 +56,8 @@ class Runner(ABC):
             images: ``(N, 3, H, W)`` float32 RGB, letterboxed, pixels in [0, 1], N >= 1.
 
         Returns:
-            Boxes ``(N, M, 4)`` float32 xyxy in input pixels, and scores ``(N, M, C)`` float32 in [0, 1]. The arrays are the
-            caller's: the next call does not change them.
+            Boxes ``(N, M, 4)`` float32 xyxy in input pixels, and scores ``(N, M, C)`` float32 in [0, 1]. The
+            arrays are the caller's: the next call does not change them.
 
         Raises:
             ValueError: Wrong shape or dtype (what came is printed), or the runner is closed.

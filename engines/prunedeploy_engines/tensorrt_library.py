@@ -1,8 +1,9 @@
 """Which TensorRT is here, and how to touch it without the process dying.
 
-Two libraries share one Python surface. Full TensorRT (``tensorrt``, 10 or later) builds and runs on the GPU it finds;
-TensorRT-RTX (``tensorrt_rtx``) also builds on a machine without a GPU, for compute capabilities that are chosen.
-Neither raises: a failed call returns None, False or -1 and tells its logger why, so the logger here collects.
+Two libraries share one Python surface. Full TensorRT (``tensorrt``, 10 or later) builds and runs on the GPU
+it finds; TensorRT-RTX (``tensorrt_rtx``) also builds on a machine without a GPU, for compute capabilities
+that are chosen. Neither raises: a failed call returns None, False or -1 and tells its logger why, so the
+logger here collects.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,10 +23,12 @@ from prunedeploy_engines.errors import RuntimeUnavailableError
 
 LibraryName = Literal["tensorrt", "tensorrt_rtx"]
 LIBRARIES: tuple[LibraryName, ...] = get_args(LibraryName)
+Progress = Callable[[str, int, int], None]
 EXTRAS: dict[str, str] = {"tensorrt": "gpu", "tensorrt_rtx": "rtx"}
 OLDEST: dict[str, tuple[int, int]] = {"tensorrt": (10, 0), "tensorrt_rtx": (1, 1)}
 
-# RTX has kernels for these and no others. Lists differ by version; this one serves where the library is not installed.
+# RTX has kernels for these and no others. Lists differ by version; this one serves where the library is not
+# installed.
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120")
 
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute, cuda.h
@@ -69,9 +72,18 @@ def installed_version(name: str) -> str | None:
     if name not in sys.modules and importlib.util.find_spec(name) is None:
         return None
     try:
-        return importlib.metadata.version(name.replace("_", "-"))
-    except importlib.metadata.PackageNotFoundError:
-        return str(getattr(importlib.import_module(name), "__version__", "unknown"))
+        return _own_version(importlib.metadata.version(name.replace("_", "-")))
+    except importlib.metadata.PackageNotFoundError:  # a wheel of another name, e.g. tensorrt-cu12
+        pass
+    try:
+        return _own_version(str(getattr(importlib.import_module(name), "__version__", "unknown")))
+    except (ImportError, OSError):
+        return None
+
+
+def _own_version(version: str) -> str:
+    """Without the ``.post1`` of a wheel that was packed again: the library itself does not state it."""
+    return version.partition(".post")[0]
 
 
 def version_problem(name: str, version: str) -> str | None:
@@ -95,7 +107,7 @@ def _cuda_driver() -> tuple[Any, str | None]:
     try:
         driver = ctypes.CDLL(name)
     except OSError as error:
-        return None, f"no CUDA driver ({name} cannot be loaded: {error})"
+        return None, f"no CUDA driver ({error})"
     code = driver.cuInit(0)
     if code != 0:
         return None, f"the CUDA driver does not start (cuInit: {_driver_error(driver, code)})"
@@ -148,8 +160,8 @@ def load_library(name: LibraryName) -> TensorRTLibrary:
         name: ``"tensorrt"`` or ``"tensorrt_rtx"``.
 
     Raises:
-        RuntimeUnavailableError: Not installed, broken or too old; for full TensorRT also: no driver or no GPU, since
-            some of its calls abort the process then.
+        RuntimeUnavailableError: Not installed, broken or too old; for full TensorRT also: no driver or no
+            GPU, since some of its calls abort the process then.
     """
     if name not in LIBRARIES:
         raise ValueError(f"library must be one of {LIBRARIES}, got {name!r}")
@@ -167,8 +179,10 @@ def load_library(name: LibraryName) -> TensorRTLibrary:
     try:
         trt = importlib.import_module(name)
     except (ImportError, OSError) as error:  # a missing shared library is an OSError from ctypes
-        raise RuntimeUnavailableError(f"{name} {version} cannot be imported ({error})", fix=install) from error
-    version = str(getattr(trt, "__version__", version))
+        raise RuntimeUnavailableError(
+            f"{name} {version} cannot be imported ({error})", fix=install
+        ) from error
+    version = _own_version(str(getattr(trt, "__version__", version)))
     problem = version_problem(name, version)
     if problem is not None:
         raise RuntimeUnavailableError(problem, fix=install)
@@ -176,7 +190,7 @@ def load_library(name: LibraryName) -> TensorRTLibrary:
 
 
 def rtx_targets() -> tuple[str, ...]:
-    """Targets that the installed TensorRT-RTX can build for, ascending; the usual ones if it is not installed."""
+    """Targets that the installed TensorRT-RTX builds for, ascending; the usual ones without it."""
     if installed_version("tensorrt_rtx") is None:
         return RTX_TARGETS
     try:
@@ -189,7 +203,7 @@ def rtx_targets() -> tuple[str, ...]:
 
 @lru_cache(maxsize=2)
 def _logger(name: LibraryName) -> Any:
-    """One logger per library and process: TensorRT keeps the first it is given and ignores others while it lives."""
+    """One logger per library and process: TensorRT keeps the first and ignores others while it lives."""
     trt = importlib.import_module(name)
 
     class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]
@@ -217,18 +231,61 @@ def _logger(name: LibraryName) -> Any:
     return CollectingLogger()
 
 
+def progress_monitor(trt: Any, progress: Progress) -> Any:
+    """A library's progress monitor that reports the outermost phase.
+
+    Args:
+        trt: The library's module.
+        progress: Called with (phase, steps done, steps in all). If it raises, the build stops and the
+            exception waits in the monitor's ``failure``: it must not pass through the C++ that called us.
+    """
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
+        """See `progress_monitor`."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.failure: BaseException | None = None
+            self._totals: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self._totals[phase_name] = num_steps
+                self._report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self._totals and step + 1 < self._totals[phase_name]:
+                self._report(phase_name, step + 1)
+            return self.failure is None
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name in self._totals:
+                self._report(phase_name, self._totals[phase_name])
+
+        def _report(self, phase: str, done: int) -> None:
+            try:
+                if self.failure is None:
+                    progress(phase, done, self._totals[phase])
+            except BaseException as error:  # noqa: BLE001
+                self.failure = error
+
+    return Monitor()
+
+
 def summarise(messages: list[str], limit: int = 600) -> str:
     """Collected messages as one line: no duplicates, no frames around nodes, no echo of the missing driver.
 
-    Without a GPU every error is followed by a second one from ``catchCudaError`` that only says so; it is left out
-    unless nothing else was said.
+    Without a GPU every error is followed by a second one from ``catchCudaError`` that only says so; it is
+    left out unless nothing else was said.
 
     Args:
         messages: What `CollectingLogger.collect` gathered.
         limit: Longest result, in characters.
     """
     unique = list(dict.fromkeys(" ".join(message.split()) for message in messages))
-    unique = [message for message in unique if "--- Begin node" not in message and "--- End node" not in message]
+    unique = [
+        message for message in unique if "--- Begin node" not in message and "--- End node" not in message
+    ]
     said = [message for message in unique if "catchCudaError" not in message] or unique
     line = " | ".join(said) or "it gave no reason"
     return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -1,109 +1,36 @@
-"""COCO folders: find the splits, read the JSON, and refuse what cannot be trusted.
+"""COCO folders: find the splits, load them, divide them.
 
 Nothing here opens an image; `prunedeploy.data.loader` does, and `prunedeploy.data.check` looks at the files.
-
-Format: https://cocodataset.org/#format-data (section "Object Detection"). Boxes are ``[x, y, width, height]`` in
-absolute pixels of the image whose size the JSON states.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from prunedeploy.data.coco_json import read_coco
+from prunedeploy.data.records import CocoDataset, ImageRecord, content_key
 from prunedeploy_engines.errors import DataError
 
-EDGE_TOLERANCE_PX = 1.0
-"""A box that leaves its image by at most this much was rounded: it is clipped. Official COCO has such boxes."""
+__all__ = [
+    "CocoDataset",
+    "ImageRecord",
+    "SplitFiles",
+    "Splits",
+    "content_key",
+    "find_splits",
+    "load_coco",
+    "load_splits",
+    "load_test_split",
+    "train_test_subset",
+]
 
-# COCO renamed these when it grew from PASCAL VOC's classes; Darknet's coco.names kept the VOC names. Other
-# differences (``potted plant`` and ``pottedplant``) are spaces only.
-_DARKNET_NAME = {"motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa", "tv": "tvmonitor"}
-
-# The official instances_train2017.json has exactly two boxes of height zero: (image id, x, y). They are dropped;
-# everywhere else a box without area is an error. See github.com/cocodataset/cocoapi issue 355.
-_OFFICIAL_ZERO_AREA = {(200365, 296.65, 388.33), (550395, 9.98, 188.56)}
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong with a COCO folder.
-
-    Attributes:
-        file: The file it is wrong in.
-        what: What is wrong, naming image id and annotation id where there are any.
-        fix: What to do about it.
-    """
-
-    file: Path
-    what: str
-    fix: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.what}; {self.fix}"
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image and its annotations; ``n`` may be 0.
-
-    Attributes:
-        image_id: The JSON's id.
-        path: The image file (it need not exist: the loaders report that).
-        height: Height in pixels as the JSON says, the frame of the boxes.
-        width: Width in pixels as the JSON says.
-        boxes_xywh: ``(n, 4)`` float32, absolute pixels of the original image, inside it.
-        class_ids: ``(n,)`` int64, network class indices.
-        iscrowd: ``(n,)`` bool; crowd boxes are no training targets and are ignored regions in COCO's mAP.
-        areas: ``(n,)`` float32, COCO's ``area`` (of the segmentation) in square pixels; None: width * height.
-    """
-
-    image_id: int
-    path: Path
-    height: int
-    width: int
-    boxes_xywh: NDArray[np.float32]
-    class_ids: NDArray[np.int64]
-    iscrowd: NDArray[np.bool_]
-    areas: NDArray[np.float32] | None = None
-
-    @property
-    def boxes_xyxy(self) -> NDArray[np.float32]:
-        """``(n, 4)`` float32 corners in absolute pixels of the original image."""
-        return np.concatenate([self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1)
-
-
-@dataclass(frozen=True)
-class CocoDataset:
-    """A COCO split in memory, in the order of its JSON.
-
-    Attributes:
-        images: The images.
-        class_names: Name of each network class.
-        category_ids: The JSON's category id of each network class; -1 for a class that the JSON does not have.
-        json_path: Where it was read from.
-    """
-
-    images: list[ImageRecord]
-    class_names: list[str]
-    category_ids: list[int]
-    json_path: Path
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def content_key(self) -> str:
-        """See `content_key`."""
-        return content_key(self)
+TRAIN_FRACTION = 0.8
+"""Share of an undivided data set that is for training if no number is given."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +54,18 @@ def find_splits(folder: Path | str) -> Splits:
     """Find the JSON files and image folders of a COCO folder.
 
     Accepted: ``train.json`` + ``train/`` and ``test.json`` + ``test/``; official COCO
-    (``annotations/instances_train2017.json`` + ``train2017/``, ``instances_val2017.json`` + ``val2017/``, the newest
-    year there is); or a single JSON (in the folder or in ``annotations/``) + ``images/``, which is undivided. A
-    folder may hold only one of the two splits.
+    (``annotations/instances_train2017.json`` + ``train2017/``, ``instances_val2017.json`` + ``val2017/``, the
+    newest year there is); or a single JSON (in the folder or in ``annotations/``) + ``images/``, which is
+    undivided. A folder may hold only one of the two splits.
 
     Raises:
         DataError: No such folder, or nothing in it that is one of these layouts.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError("no such data folder", folder, "give the folder that holds the COCO JSON and the images")
+        raise DataError(
+            "no such data folder", folder, "give the folder that holds the COCO JSON and the images"
+        )
     own = {name: _own_split(folder, name) for name in ("train", "test")}
     if any(own.values()):
         return Splits(train=own["train"], test=own["test"])
@@ -147,8 +76,12 @@ def find_splits(folder: Path | str) -> Splits:
     if len(candidates) == 1:
         images = folder / "images"
         return Splits(undivided=SplitFiles(candidates[0], images if images.is_dir() else folder))
-    found = f"{len(candidates)} JSON files and none is train.json or test.json" if candidates else "no COCO JSON"
-    layouts = "train.json + train/ and test.json + test/, or annotations/instances_*.json, or one JSON + images/"
+    found = (
+        f"{len(candidates)} JSON files and none is train.json or test.json" if candidates else "no COCO JSON"
+    )
+    layouts = (
+        "train.json + train/ and test.json + test/, or annotations/instances_*.json, or one JSON + images/"
+    )
     raise DataError(f"{found} in this folder", folder, f"arrange it as {layouts}")
 
 
@@ -174,8 +107,9 @@ def load_coco(
     Args:
         json_path: The JSON.
         image_folder: The folder that ``file_name`` is relative to; its parent is tried too.
-        class_names: The network's classes; the JSON's categories are mapped to them by name (Darknet's and COCO's
-            names of the same class are the same). The JSON may have fewer. None: the JSON's categories by id.
+        class_names: The network's classes; the JSON's categories are mapped to them by name (Darknet's and
+            COCO's names of the same class are the same). The JSON may have fewer. None: the JSON's categories
+            by id.
 
     Returns:
         The split, boxes clipped to their images, crowd boxes flagged, images without boxes included.
@@ -189,6 +123,55 @@ def load_coco(
         rest = f" ({more} more problem{'s' * (more > 1)}: `prunedeploy data coco` lists them)" if more else ""
         raise DataError(first.what, first.file, first.fix + rest)
     return dataset
+
+
+def load_splits(
+    folder: Path | str,
+    class_names: Sequence[str] | None = None,
+    train_images: int | None = None,
+    seed: int = 0,
+) -> tuple[CocoDataset, CocoDataset]:
+    """Load what is for training and what is for test.
+
+    Args:
+        folder: See `find_splits`.
+        class_names: See `load_coco`; None: the training JSON's categories, for both splits.
+        train_images: Size of the training set. With both splits there, a seeded random subset of the training
+            split if that is larger (its rest is not used). With one JSON only, the rest is for test; None: 80
+            %.
+        seed: Of the draw.
+
+    Raises:
+        DataError: See `find_splits`, `load_coco` and `train_test_subset`.
+    """
+    splits = find_splits(folder)
+    if splits.train and splits.test:
+        train = load_coco(splits.train.json_path, splits.train.image_folder, class_names)
+        test = load_coco(splits.test.json_path, splits.test.image_folder, class_names or train.class_names)
+        if train_images is not None and train_images < len(train.images):
+            train, _ = train_test_subset(train, train_images, seed)
+        return train, test
+    only = splits.undivided or splits.train or splits.test
+    assert only is not None  # find_splits raises otherwise
+    dataset = load_coco(only.json_path, only.image_folder, class_names)
+    if train_images is None:
+        train_images = max(1, int(TRAIN_FRACTION * len(dataset.images)))
+    return train_test_subset(dataset, train_images, seed)
+
+
+def load_test_split(
+    folder: Path | str,
+    class_names: Sequence[str] | None = None,
+    train_images: int | None = None,
+    seed: int = 0,
+) -> CocoDataset:
+    """Load what is for test, as `load_splits` does; a folder that only has a test split gives all of it."""
+    splits = find_splits(folder)
+    if splits.test is None:
+        return load_splits(folder, class_names, train_images, seed)[1]
+    if class_names is None and splits.train is not None:
+        return load_splits(folder, None, train_images, seed)[1]
+    return load_coco(splits.test.json_path, splits.test.image_folder, class_names)
 
 
 def train_test_subset(dataset: CocoDataset, train_images: int, seed: int) -> tuple[CocoDataset, CocoDataset]:
@@ -210,24 +193,3 @@ def train_test_subset(dataset: CocoDataset, train_images: int, seed: int) -> tup
     train = [image for image, is_train in zip(dataset.images, chosen, strict=True) if is_train]
     test = [image for image, is_train in zip(dataset.images, chosen, strict=True) if not is_train]
     return replace(dataset, images=train), replace(dataset, images=test)
-
-
-def content_key(dataset: CocoDataset) -> str:
-    """Return 64 hex digits that change with the JSON, the classes, or any image's name, size or time of change.
-
-    A subset has a key of its own. Images are not read: 118,000 of them take about a second.
-    """
-    digest = hashlib.sha256()
-    try:
-        digest.update(hashlib.sha256(dataset.json_path.read_bytes()).digest())
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", dataset.json_path, "put it back") from error
-    digest.update(json.dumps([dataset.class_names, dataset.category_ids]).encode())
-    for image in dataset.images:
-        try:
-            status = image.path.stat()
-            size, changed = status.st_size, status.st_mtime_ns
-        except OSError:  # a missing image is content too: adding it later must change the key
-            size, changed = -1, -1
-        digest.update(json.dumps([image.image_id, image.path.name, size, changed]).encode())
-    return digest.hexdigest()

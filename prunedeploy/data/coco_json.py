@@ -1,11 +1,43 @@
+"""Read a COCO instances JSON, check every record, and collect everything that is wrong with it.
+
+Format: https://cocodataset.org/#format-data (section "Object Detection"). Boxes are ``[x, y, width, height]``
+in absolute pixels of the image whose size the JSON states.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn, TypeGuard
+
+import numpy as np
+
+from prunedeploy.data.records import CocoDataset, ImageRecord, Problem
+
+EDGE_TOLERANCE_PX = 1.0
+"""A box that leaves its image by at most this much was rounded, as some of official COCO: it is clipped."""
+
+# COCO renamed these when it grew from PASCAL VOC's classes; Darknet's coco.names kept the VOC names. Other
+# differences (``potted plant`` and ``pottedplant``) are spaces only.
+_DARKNET_NAME = {"motorcycle": "motorbike", "airplane": "aeroplane", "couch": "sofa", "tv": "tvmonitor"}
+
+# The official instances_train2017.json has exactly two boxes of height zero: (image id, x, y). They are
+# dropped; everywhere else a box without area is an error. See github.com/cocodataset/cocoapi issue 355.
+_OFFICIAL_ZERO_AREA = {(200365, 296.65, 388.33), (550395, 9.98, 188.56)}
+
+
 def read_coco(
     json_path: Path, image_folder: Path, class_names: Sequence[str] | None = None
 ) -> tuple[CocoDataset | None, list[Problem]]:
-    """As `load_coco`, but collect all problems; faulty records are left out. None if nothing could be read."""
+    """As `load_coco`, but collect all problems, leaving faulty records out. None if nothing can be read."""
     return _Reader(json_path, image_folder).read(class_names)
 
 
-class _Abort(Exception):
+class _UnreadableError(Exception):
     """The JSON cannot be read any further; the reason is already among the problems."""
 
 
@@ -16,13 +48,14 @@ class _Reader:
         self.json_path = json_path
         self.image_folder = image_folder
         self.problems: list[Problem] = []
+        self.faulty_images: set[int] = set()
 
     def note(self, what: str, fix: str) -> None:
         self.problems.append(Problem(self.json_path, what, fix))
 
     def abort(self, what: str, fix: str) -> NoReturn:
         self.note(what, fix)
-        raise _Abort
+        raise _UnreadableError
 
     def read(self, class_names: Sequence[str] | None) -> tuple[CocoDataset | None, list[Problem]]:
         try:
@@ -30,7 +63,7 @@ class _Reader:
             names, category_ids, class_of = self.categories(document["categories"], class_names)
             frames = self.frames(document["images"])
             boxes = self.annotations(document["annotations"], frames, class_of)
-        except _Abort:
+        except _UnreadableError:
             return None, self.problems
         images = [_record(frame, boxes.get(image_id, [])) for image_id, frame in frames.items()]
         return CocoDataset(images, names, category_ids, self.json_path), self.problems
@@ -43,22 +76,26 @@ class _Reader:
         except (ValueError, RecursionError) as error:  # JSON syntax and text encoding are ValueErrors
             self.abort(f"is not valid JSON ({error})", "export it again as COCO instances JSON")
         if not isinstance(document, dict):
-            self.abort(f"holds a {type(document).__name__}, not an object", "export it as COCO instances JSON")
+            self.abort(
+                f"holds a {type(document).__name__}, not an object", "export it as COCO instances JSON"
+            )
         for key, may_be_empty in (("images", False), ("annotations", True), ("categories", False)):
             value = document.get(key)
             if not isinstance(value, list):
                 self.abort(f"has no list {key!r}", "export it as COCO instances JSON")
             if not value and not may_be_empty:
                 self.abort(f"the list {key!r} is empty", "a data set needs at least one entry in it")
-            wrong = next((position for position, entry in enumerate(value) if not isinstance(entry, dict)), None)
+            wrong = next(
+                (position for position, entry in enumerate(value) if not isinstance(entry, dict)), None
+            )
             if wrong is not None:
                 self.abort(f"{key}[{wrong}] is not an object", "export it as COCO instances JSON")
         return document
 
     def categories(
         self, entries: list[dict[str, Any]], class_names: Sequence[str] | None
-    ) -> tuple[list[str], list[int], dict[int, int]]:
-        """Return class names, category id per class, and the class index of each category id."""
+    ) -> tuple[list[str], list[int], dict[int, int | None]]:
+        """Return class names, category id per class, and class index (or None) of each category id."""
         names: dict[int, str] = {}
         for position, entry in enumerate(entries):
             category_id, name = entry.get("id"), entry.get("name")
@@ -78,9 +115,9 @@ class _Reader:
                 f"the network ({len(class_names)} classes) does not have {word} {', '.join(unknown)}",
                 "use a network with these classes, or remove them from the JSON",
             )
-        class_of = {key: index for key, name in names.items() if (index := index_of[name]) is not None}
-        id_of = {index: key for key, index in class_of.items()}
-        if len(id_of) != len(class_of):
+        class_of = {key: index_of[name] for key, name in names.items()}
+        id_of = {index: key for key, index in class_of.items() if index is not None}
+        if len(id_of) + len(unknown) != len(class_of):
             self.abort("two categories have the name of one network class", "merge them in the JSON")
         return list(class_names), [id_of.get(index, -1) for index in range(len(class_names))], class_of
 
@@ -92,15 +129,23 @@ class _Reader:
             height, width = entry.get("height"), entry.get("width")
             if not _is_int(image_id):
                 self.note(f"images[{position}] has no integer id", "give it one")
-            elif image_id in frames:
+                continue
+            if image_id not in frames:
+                self.faulty_images.add(image_id)  # until shown to be sound
+            if image_id in frames:
                 self.note(f"image id {image_id} is there twice", "make image ids unique")
             elif not isinstance(name, str) or not name or "\0" in name:
                 self.note(f"image {image_id} has no file_name", "give it one")
             elif PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                self.note(f"image {image_id}: {name!r} leads out of the data folder", "use a relative file_name")
+                self.note(
+                    f"image {image_id}: {name!r} leads out of the data folder", "use a relative file_name"
+                )
             elif not (_is_int(height) and _is_int(width) and height > 0 and width > 0):
-                self.note(f"image {image_id} has height {height!r} and width {width!r}", "give positive integers")
+                self.note(
+                    f"image {image_id} has height {height!r} and width {width!r}", "give positive integers"
+                )
             else:
+                self.faulty_images.discard(image_id)
                 frames[image_id] = ImageRecord(image_id, self.locate(name), height, width, *_NO_BOXES)
         return frames
 
@@ -110,45 +155,59 @@ class _Reader:
         return beside if not path.exists() and beside.exists() else path
 
     def annotations(
-        self, entries: list[dict[str, Any]], frames: Mapping[int, ImageRecord], class_of: Mapping[int, int]
+        self,
+        entries: list[dict[str, Any]],
+        frames: Mapping[int, ImageRecord],
+        class_of: Mapping[int, int | None],
     ) -> dict[int, list[_Box]]:
         """Return the sound boxes of each image id."""
         boxes: dict[int, list[_Box]] = {}
         seen: set[int] = set()
         for position, entry in enumerate(entries):
-            annotation_id, image_id, category = entry.get("id"), entry.get("image_id"), entry.get("category_id")
+            annotation_id, image_id, category = (
+                entry.get("id"),
+                entry.get("image_id"),
+                entry.get("category_id"),
+            )
             if not _is_int(annotation_id):
                 self.note(f"annotations[{position}] has no integer id", "give it one")
             elif annotation_id in seen:
                 self.note(f"annotation id {annotation_id} is there twice", "make annotation ids unique")
+            elif _is_int(image_id) and image_id in self.faulty_images:
+                pass  # the image has been named already
             elif not _is_int(image_id) or image_id not in frames:
-                self.note(f"annotation {annotation_id} is of unknown image {image_id!r}", "add the image, or remove it")
+                self.note(
+                    f"annotation {annotation_id} is of unknown image {image_id!r}",
+                    "add the image, or remove it",
+                )
             elif not _is_int(category) or category not in class_of:
-                # A category that the network lacks has been named once already, in `categories`.
-                if not _is_int(category) or not self.problems:
-                    self.note(f"annotation {annotation_id} has unknown category {category!r}", "add the category")
+                self.note(f"annotation {annotation_id} has unknown category {category!r}", "add the category")
             else:
                 where = f"annotation {annotation_id} of image {image_id}"
-                box = self.box(where, entry, frames[image_id])
-                if box is not None:
-                    boxes.setdefault(image_id, []).append((box, class_of[category], *_crowd_and_area(entry, box)))
-            seen.add(annotation_id) if _is_int(annotation_id) else None
+                box, class_id = self.box(where, entry, frames[image_id]), class_of[category]
+                if box is not None and class_id is not None:  # None has been named once, in `categories`
+                    boxes.setdefault(image_id, []).append((box, class_id, *_crowd_and_area(entry, box)))
+            if _is_int(annotation_id):
+                seen.add(annotation_id)
         return boxes
 
     def box(self, where: str, entry: Mapping[str, Any], frame: ImageRecord) -> tuple[float, ...] | None:
         """Return ``(x, y, width, height)`` inside the image, or None after noting what is wrong with it."""
         bbox = entry.get("bbox")
-        numbers = isinstance(bbox, list) and len(bbox) == 4 and all(_is_number(value) for value in bbox)
-        if not isinstance(bbox, list) or not numbers:
-            self.note(f"{where} has bbox {bbox!r}", "give four numbers: x, y, width, height")
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
+            self.note(f"{where} has bbox {str(bbox)[:80]}", "give four numbers: x, y, width, height")
+            return None
+        if entry.get("iscrowd", 0) not in (0, 1):
+            self.note(f"{where} has iscrowd {entry['iscrowd']!r}", "give 0 or 1")
             return None
         x, y, width, height = (float(value) for value in bbox)
-        size = f"{frame.width} x {frame.height} (width x height)"
         if not all(math.isfinite(value) for value in (x, y, width, height)):
             self.note(f"{where} has NaN or infinity in its bbox {bbox}", "correct or remove it")
             return None
         if width < 0 or height < 0:
-            self.note(f"{where} has a negative size in its bbox {bbox}", "bbox is x, y, width, height, not corners")
+            self.note(
+                f"{where} has a negative size in its bbox {bbox}", "bbox is x, y, width, height, not corners"
+            )
             return None
         if width == 0 or height == 0:
             if (frame.image_id, x, y) not in _OFFICIAL_ZERO_AREA:
@@ -158,28 +217,40 @@ class _Reader:
         left, top = min(max(x, 0.0), frame.width), min(max(y, 0.0), frame.height)
         right, bottom = min(x + width, float(frame.width)), min(y + height, float(frame.height))
         if over > EDGE_TOLERANCE_PX or right <= left or bottom <= top:
-            self.note(f"{where} has bbox {bbox} outside its image of {size}", "bbox is x, y, width, height in pixels")
+            size = f"{frame.width} x {frame.height} (width x height)"
+            self.note(
+                f"{where} has bbox {bbox} outside its image of {size}",
+                "bbox is x, y, width, height in pixels",
+            )
             return None
         return (left, top, width, height) if over <= 0 else (left, top, right - left, bottom - top)
 
 
 _Box = tuple[tuple[float, ...], int, bool, float]
 
-_NO_BOXES = (np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.float32))
+_NO_BOXES = (
+    np.zeros((0, 4), np.float32),
+    np.zeros(0, np.int64),
+    np.zeros(0, np.bool_),
+    np.zeros(0, np.float32),
+)
 
 
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value: object) -> TypeGuard[float]:
+    if isinstance(value, int):  # JSON integers have no limit, floats have
+        return not isinstance(value, bool) and abs(value) < 2**53
+    return isinstance(value, float)
 
 
 def _crowd_and_area(entry: Mapping[str, Any], box: tuple[float, ...]) -> tuple[bool, float]:
     area = entry.get("area")
-    sound = isinstance(area, (int, float)) and math.isfinite(area) and area > 0
-    return bool(entry.get("iscrowd", 0)), float(area) if sound and area is not None else box[2] * box[3]
+    if not (_is_number(area) and math.isfinite(area) and area > 0):
+        area = box[2] * box[3]
+    return bool(entry.get("iscrowd", 0)), float(area)
 
 
 def _record(frame: ImageRecord, boxes: list[_Box]) -> ImageRecord:
@@ -194,10 +265,11 @@ def _record(frame: ImageRecord, boxes: list[_Box]) -> ImageRecord:
     )
 
 
-def match_categories(categories: Sequence[str] | Any, class_names: Sequence[str]) -> dict[str, int | None]:
+def match_categories(categories: Iterable[str], class_names: Sequence[str]) -> dict[str, int | None]:
     """Return the class index of each category name, None where the network has no such class.
 
-    Exact names first; then case, spaces, ``-`` and ``_`` do not count, and COCO's four renamed classes are known.
+    Exact names first; then case, spaces, ``-`` and ``_`` do not count, and COCO's four renamed classes are
+    known.
     """
     exact = {name: index for index, name in enumerate(class_names)}
     plain = {_plain(name): index for name, index in exact.items()}
@@ -207,5 +279,3 @@ def match_categories(categories: Sequence[str] | Any, class_names: Sequence[str]
 def _plain(name: str) -> str:
     squeezed = re.sub(r"[\s_-]+", "", name).lower()
     return _DARKNET_NAME.get(squeezed, squeezed)
-
-

@@ -1,23 +1,27 @@
 """Read an image in the frame that its annotations refer to.
 
-The JSON's width and height decide which frame that is. Labelling tools show a photo upright, as its EXIF tag says,
-so normally they equal the upright size, and the upright image is what the device sees too. Some data sets were
-annotated on the stored pixels instead: then the JSON's size equals the stored one, and the EXIF rotation is undone,
-so that boxes, detections and pycocotools all speak of the same pixels. Where the two sizes are the same (a half
-turn, a mirror image, a square) the upright image is taken. Any other size is an error.
+The JSON's width and height decide which frame that is. Labelling tools show a photo upright, as its EXIF tag
+says, so normally they equal the upright size, and the upright image is what the device sees too. Some data
+sets were annotated on the stored pixels instead: then the JSON's size equals the stored one, and the EXIF
+rotation is undone, so that boxes, detections and pycocotools all speak of the same pixels. Where the two
+sizes are the same (a half turn, a mirror image, a square) the upright image is taken. Any other size is an
+error.
 """
 
 from __future__ import annotations
+
+import warnings
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from prunedeploy.data.coco import ImageRecord
+from prunedeploy.data.records import ImageRecord
 from prunedeploy_engines.errors import DataError
-from prunedeploy_engines.images import read_image
+from prunedeploy_engines.images import MAX_PIXELS, read_image
 
 _ORIENTATION_TAG = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
 
 
 def read_record(record: ImageRecord, greyscale: bool = False) -> NDArray[np.uint8]:
@@ -40,10 +44,39 @@ def read_record(record: ImageRecord, greyscale: bool = False) -> NDArray[np.uint
     if pixels.shape[1::-1] == expected:
         with Image.open(record.path) as image:
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-        if orientation in (5, 6, 7, 8):
+        if orientation in _QUARTER_TURNS:
             return np.ascontiguousarray(undo_quarter_turn(pixels, orientation))
-    raise DataError(
-        f"the image is {pixels.shape[1]} x {pixels.shape[0]} (width x height), "
+    raise _size_error(record, pixels.shape[1], pixels.shape[0])
+
+
+def check_header(record: ImageRecord) -> None:
+    """Check that the file is an image of the size that the JSON says, without decoding it.
+
+    Raises:
+        DataError: As `read_record`, except that damage behind the header goes unnoticed.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(record.path) as image:
+                width, height = image.size
+                expected = (record.width, record.height)
+                # Asked for only where it matters: a PNG may hold it behind its pixels.
+                turned = (height, width) == expected and image.getexif().get(
+                    _ORIENTATION_TAG
+                ) in _QUARTER_TURNS
+    except Exception:  # noqa: BLE001  read_image words every way in which this fails, and it fails there too
+        read_record(record)
+        return
+    if width * height > MAX_PIXELS:
+        read_record(record)  # refuses it from its header, in its own words
+    if (width, height) != expected and not turned:
+        raise _size_error(record, width, height)
+
+
+def _size_error(record: ImageRecord, width: int, height: int) -> DataError:
+    return DataError(
+        f"the image is {width} x {height} (width x height), "
         f"the JSON says {record.width} x {record.height} for image {record.image_id}",
         record.path,
         "correct the JSON or put the right image there",
@@ -51,7 +84,7 @@ def read_record(record: ImageRecord, greyscale: bool = False) -> NDArray[np.uint
 
 
 def undo_quarter_turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn ``(H, W, 3)`` upright pixels back to how they are stored, ``(W, H, 3)``; EXIF orientation 5 to 8."""
+    """Turn ``(H, W, 3)`` upright pixels back to how they are stored, ``(W, H, 3)``; orientation is 5 to 8."""
     if orientation == 5:  # stored transposed
         return pixels.transpose(1, 0, 2)
     if orientation == 6:  # made upright by a quarter turn clockwise

@@ -1,7 +1,7 @@
 """Training augmentation, every draw keyed by (seed, epoch, image id).
 
-An image's augmentation depends on nothing else: not on the batch, the number of loader workers, or where training
-was resumed. Measuring never augments.
+An image's augmentation depends on nothing else: not on the batch, the number of loader workers, or where
+training was resumed. Measuring never augments.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,9 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.scale_min <= self.scale_max:
-            raise ValueError(f"0 < scale_min <= scale_max is needed, got {self.scale_min} and {self.scale_max}")
+            raise ValueError(
+                f"0 < scale_min <= scale_max is needed, got {self.scale_min} and {self.scale_max}"
+            )
         if min(self.aspect, self.saturation, self.exposure) < 1:
             raise ValueError("aspect, saturation and exposure are factors >= 1")
         if not (0 <= self.flip_probability <= 1 and 0 <= self.translate < 1 and 0 <= self.hue <= 0.5):
@@ -52,11 +56,11 @@ class AugmentSettings:
 
 def generator_for(seed: int, epoch: int, image_id: int) -> np.random.Generator:
     """Return the generator of one image in one epoch; the three numbers are any integers."""
-    # SeedSequence takes non-negative words only; two's complement keeps every id distinct.
+    # SeedSequence takes non-negative integers and cuts large ones into 32-bit words; two words for each of
+    # the three, in two's complement, keep every key apart from every other.
     words = [value & 0xFFFFFFFFFFFFFFFF for value in (seed, epoch, image_id)]
-    # PCG64 is numpy's default today; naming it keeps old results reproducible if that default changes. A fixed
-    # number of 64-bit words per key: [1, 0, 2] and [1, 2] must not mix, so each is split into two 32-bit words.
     halves = [half for word in words for half in (word & 0xFFFFFFFF, word >> 32)]
+    # PCG64 is named because NumPy may change its default.
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(halves)))
 
 
@@ -67,7 +71,7 @@ def augment(
     rng: np.random.Generator,
     settings: AugmentSettings,
     pad_colour: tuple[int, int, int] = (127, 127, 127),
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
+) -> tuple[Tensor, NDArray[np.float32], NDArray[np.int64]]:
     """Flip, zoom, shift and recolour one letterboxed image.
 
     Args:
@@ -80,13 +84,15 @@ def augment(
         pad_colour: Colour of what zooming out uncovers, uint8 RGB.
 
     Returns:
-        New image of the same shape, boxes clipped to it, and their classes. Boxes that lost too much are gone.
-        The inputs are not modified.
+        New image ``(3, H, W)`` uint8 (planes, as networks take them), boxes clipped to it, and their classes.
+        Boxes that lost too much are gone. The inputs are not modified.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     if boxes_xyxy.shape != (len(class_ids), 4):
-        raise ValueError(f"boxes_xyxy must be ({len(class_ids)}, 4) for as many class ids, got {boxes_xyxy.shape}")
+        raise ValueError(
+            f"boxes_xyxy must be ({len(class_ids)}, 4) for as many class ids, got {boxes_xyxy.shape}"
+        )
     draws = rng.random(9)
     height, width = image.shape[:2]
 
@@ -97,54 +103,89 @@ def augment(
     # Centred, then shifted by at most `translate` of the canvas to either side.
     shift_x = (1 - scale_x) * width / 2 + (2 * draws[3] - 1) * settings.translate * width
     shift_y = (1 - scale_y) * height / 2 + (2 * draws[4] - 1) * settings.translate * height
+    columns, rows = AxisMap.nearest(width, scale_x, shift_x), AxisMap.nearest(height, scale_y, shift_y)
 
-    picture = Image.fromarray(image)
     matrix = colour_matrix(
         hue=(2 * draws[5] - 1) * settings.hue,
         saturation=settings.saturation ** (2 * draws[6] - 1),
         exposure=settings.exposure ** (2 * draws[7] - 1),
     )
-    if not np.array_equal(matrix, np.eye(3)):
-        rows = [value for row in matrix for value in (*row, 0.0)]
-        picture = picture.convert("RGB", tuple(float(value) for value in rows))
-    picture = _zoom_and_shift(picture, scale_x, scale_y, shift_x, shift_y, pad_colour)
-    result = np.asarray(picture)
+    result = zoom_and_shift(recolour(image, matrix), rows, columns, pad_colour)
     if flip:
-        result = result[:, ::-1]
-    result = np.array(result, dtype=np.uint8, order="C")  # a copy: callers may write into it
+        result = result.flip(2)
 
     boxes = boxes_xyxy.astype(np.float32, copy=True)
-    boxes[:, 0::2] = boxes[:, 0::2] * scale_x + shift_x
-    boxes[:, 1::2] = boxes[:, 1::2] * scale_y + shift_y
+    boxes[:, 0::2] = boxes[:, 0::2] * columns.scale + columns.shift
+    boxes[:, 1::2] = boxes[:, 1::2] * rows.scale + rows.shift
     if flip:
         boxes[:, 0::2] = width - boxes[:, 2::-2]
     boxes, kept = clip_boxes(boxes, height, width, settings.min_area_kept, settings.min_side_px)
     return result, boxes, class_ids[kept]
 
 
-def _zoom_and_shift(
-    picture: Image.Image, scale_x: float, scale_y: float, shift_x: float, shift_y: float, pad: tuple[int, int, int]
-) -> Image.Image:
-    """Map pixel coordinates ``x -> scale_x * x + shift_x`` (y alike) on a canvas of the same size."""
-    width, height = picture.size
-    if scale_x == 1 and scale_y == 1 and shift_x == 0 and shift_y == 0:
-        return picture
-    # The part of the canvas that the image covers, in whole pixels ...
-    left, right = max(0, int(np.ceil(shift_x))), min(width, int(np.floor(shift_x + scale_x * width)))
-    top, bottom = max(0, int(np.ceil(shift_y))), min(height, int(np.floor(shift_y + scale_y * height)))
-    canvas = Image.new("RGB", (width, height), pad)
-    if right <= left or bottom <= top:
-        return canvas
-    # ... and exactly what lies under it, in fractions of a source pixel: boxes stay exact.
-    source = (
-        max(0.0, (left - shift_x) / scale_x),
-        max(0.0, (top - shift_y) / scale_y),
-        min(float(width), (right - shift_x) / scale_x),
-        min(float(height), (bottom - shift_y) / scale_y),
-    )
-    part = picture.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=source)
-    canvas.paste(part, (left, top))
+@dataclass(frozen=True)
+class AxisMap:
+    """Whole source pixels [source_start, source_stop) fill whole target pixels [target_start, target_stop).
+
+    Whole on both sides, so that pixels and boxes follow exactly the same map.
+    """
+
+    source_start: int
+    source_stop: int
+    target_start: int
+    target_stop: int
+
+    @classmethod
+    def nearest(cls, size: int, scale: float, shift: float) -> AxisMap:
+        """Return the map nearest to ``x -> scale * x + shift`` on an axis of ``size`` pixels."""
+        low, high = round(shift), round(shift + scale * size)
+        start = min(max(0, low), size - 1)
+        stop = max(min(size, high), start + 1)
+        # An end of the image that is in view is used up to its last pixel.
+        source_start = 0 if low >= 0 else min(max(0, round((start - shift) / scale)), size - 1)
+        source_stop = size if high <= size else min(size, round((stop - shift) / scale))
+        source_stop = max(source_stop, source_start + 1)
+        return cls(source_start, source_stop, start, stop)
+
+    @property
+    def scale(self) -> float:
+        """Target pixels per source pixel."""
+        return (self.target_stop - self.target_start) / (self.source_stop - self.source_start)
+
+    @property
+    def shift(self) -> float:
+        """Where source coordinate 0 comes to lie."""
+        return self.target_start - self.scale * self.source_start
+
+
+def zoom_and_shift(
+    image: NDArray[np.uint8], rows: AxisMap, columns: AxisMap, pad_colour: tuple[int, int, int]
+) -> Tensor:
+    """Move a part of ``(H, W, 3)`` uint8 pixels to a part of a new canvas ``(3, H, W)`` uint8.
+
+    Bilinear, antialiased when shrinking; a mere shift copies pixels.
+    """
+    source = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W), a view
+    part = source[:, rows.source_start : rows.source_stop, columns.source_start : columns.source_stop]
+    size = (rows.target_stop - rows.target_start, columns.target_stop - columns.target_start)
+    if part.shape[1:] != size:
+        # torch takes interleaved uint8 pixels and gives planes; three times as fast as Pillow and a
+        # transposition.
+        part = torch.nn.functional.interpolate(part[None], size=size, mode="bilinear", antialias=True)[0]
+    canvas = torch.empty(3, *image.shape[:2], dtype=torch.uint8)
+    if size != image.shape[:2]:
+        for channel, value in zip(canvas, pad_colour, strict=True):
+            channel.fill_(value)
+    canvas[:, rows.target_start : rows.target_stop, columns.target_start : columns.target_stop] = part
     return canvas
+
+
+def recolour(image: NDArray[np.uint8], matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Apply a 3 x 3 matrix to ``(H, W, 3)`` uint8 RGB pixels; rounds, and clips to [0, 255]."""
+    if np.array_equal(matrix, np.eye(3)):
+        return image
+    coefficients = tuple(float(value) for row in matrix for value in (*row, 0.0))
+    return np.array(Image.fromarray(image).convert("RGB", coefficients))
 
 
 def clip_boxes(
@@ -182,6 +223,6 @@ def colour_matrix(hue: float, saturation: float, exposure: float) -> NDArray[np.
     if hue == 0 and saturation == 1:
         return np.eye(3) * exposure
     cos, sin = np.cos(2 * np.pi * hue) * saturation, np.sin(2 * np.pi * hue) * saturation
-    turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
+    turn = np.array([[1.0, 0.0, 0.0], [0.0, cos, sin], [0.0, -sin, cos]])  # red towards green
     matrix: NDArray[np.float64] = exposure * (_RGB_FROM_YIQ @ turn @ _YIQ_FROM_RGB)
     return matrix

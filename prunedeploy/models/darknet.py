@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -119,6 +119,7 @@ class DarknetConv(nn.Module):
     def __init__(self, layer: Convolutional) -> None:
         super().__init__()
         self.layer = layer
+        self.momentum = BN_MOMENTUM
         self.weight = nn.Parameter(torch.empty(layer.weight_shape))
         nn.init.kaiming_normal_(self.weight, a=0.1, nonlinearity="leaky_relu")
         self.bias = nn.Parameter(torch.zeros(layer.out_channels))
@@ -158,7 +159,7 @@ class DarknetConv(nn.Module):
             return activate(y, layer.activation, inplace=True)
         y = conv2d(x, self.weight if weight is None else weight, None, layer)
         y = F.batch_norm(
-            y, self.mean, self.variance, self.scale, self.bias, training=True, momentum=BN_MOMENTUM, eps=1e-5
+            y, self.mean, self.variance, self.scale, self.bias, training=True, momentum=self.momentum, eps=1e-5
         )
         if channel_mask is not None:
             y = y * channel_mask.view(1, -1, 1, 1)
@@ -265,6 +266,21 @@ class FoldedDarknet(nn.Module):
                 weight, bias = model.conv(layer.index).folded()
                 weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
                 self.folded[layer.index] = (weight, bias.detach().to(dtype))
+
+    @classmethod
+    def from_folded(cls, cfg: DarknetCfg, folded: Mapping[int, tuple[Tensor, Tensor]]) -> FoldedDarknet:
+        """A network of given folded weights, which may carry gradients.
+
+        Args:
+            cfg: The graph.
+            folded: ``(weight, bias)`` of every convolution by layer index, all of one dtype.
+        """
+        network = cls.__new__(cls)
+        nn.Module.__init__(network)
+        network.cfg = cfg
+        network.folded = dict(folded)
+        network.dtype = next(iter(network.folded.values()))[0].dtype
+        return network
 
     def convolve(self, layer: Convolutional, x: Tensor) -> Tensor:
         """One folded layer."""

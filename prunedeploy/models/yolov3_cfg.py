@@ -1,4 +1,4 @@
-"""Writes the Darknet cfg text of the YOLOv3 family: YOLOv3, YOLOv3-SPP, YOLOv3-tiny and the slim demo network.
+"""Writes the Darknet cfg of the YOLOv3 family: YOLOv3, YOLOv3-SPP, YOLOv3-tiny and the slim demo network.
 
 The texts are ours, but layer for layer they are the published architectures, so the public
 weights load. Layer numbers in ``route`` are computed while the text is written, never typed.
@@ -26,7 +26,7 @@ COCO_TINY_ANCHORS_WH: AnchorsWh = ((10, 14), (23, 27), (37, 58), (81, 82), (135,
 """The six anchors of YOLOv3-tiny on COCO, (width, height) in pixels of a 416 x 416 input."""
 
 SLIM_ANCHORS_WH: AnchorsWh = (
-    (30, 34), (40, 56), (55, 42), (52, 78), (74, 62), (66, 100), (96, 84), (88, 124), (124, 112),
+    (57, 24), (26, 56), (76, 31), (59, 40), (45, 60), (36, 83), (86, 46), (63, 87), (90, 67),
 )  # fmt: skip
 """The nine anchors of the slim demo network, (width, height) in pixels of a 160 x 160 input."""
 
@@ -99,7 +99,9 @@ class _CfgText:
     def route(self, *layers: int) -> int:
         return self.section("route", layers=",".join(str(layer) for layer in layers))
 
-    def head(self, anchor_indices: Sequence[int], anchors_wh: AnchorsWh, classes: int, options: Mapping[str, str]) -> int:
+    def head(
+        self, anchor_indices: Sequence[int], anchors_wh: AnchorsWh, classes: int, options: Mapping[str, str]
+    ) -> int:
         """Append the linear output convolution and its yolo section."""
         filters = len(anchor_indices) * (5 + classes)
         self.section("convolutional", filters=filters, size=1, stride=1, pad=1, activation="linear")
@@ -129,7 +131,7 @@ def yolov3_cfg(
     """Write the cfg of YOLOv3: a Darknet-53 backbone and three detection scales.
 
     Args:
-        width: Factor on the filters of every convolution but the heads' outputs; 1.0 is the published network.
+        width: Factor on the filters of all convolutions but the heads' outputs; 1.0 is the published network.
         blocks: Residual blocks of the five backbone stages, strides 2 to 32; each at least 1.
         classes: Number of object classes.
         input_size: Width and height of the input in pixels, a multiple of 32.
@@ -161,7 +163,10 @@ def yolov3_cfg(
     cfg.conv(512, size=1)
     cfg.conv(1024, size=3)
     cfg.head((6, 7, 8), anchors_wh, classes, yolo)
-    for filters, stage_end, anchor_indices in ((256, stage_ends[3], (3, 4, 5)), (128, stage_ends[2], (0, 1, 2))):
+    for filters, stage_end, anchor_indices in (
+        (256, stage_ends[3], (3, 4, 5)),
+        (128, stage_ends[2], (0, 1, 2)),
+    ):
         cfg.route(-4)  # the last 1 x 1 convolution before the head above
         cfg.conv(filters, size=1)
         cfg.section("upsample", stride=2)
@@ -185,7 +190,7 @@ def yolov3_tiny_cfg(
     the published weights, which were trained so, decode rightly.
 
     Args:
-        width: Factor on the filters of every convolution but the heads' outputs; 1.0 is the published network.
+        width: Factor on the filters of all convolutions but the heads' outputs; 1.0 is the published network.
         classes: Number of object classes.
         input_size: Width and height of the input in pixels, a multiple of 32.
         anchors_wh: Six (width, height) pairs in input pixels, the small ones first.

@@ -1,0 +1,55 @@
+"""From a PyTorch detector to an ONNX file, and the proof that the file computes the same.
+
+In the order of the data's flow::
+
+    network          what an exporter needs to know of a network
+    onnx_from_torch  network -> model.onnx, fp32
+    parity           the gates an artefact passes before it is deployed
+
+Everything is imported at first use, so that the gates run where neither torch nor onnx is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .onnx_from_torch import OnnxFile, onnx_from_torch
+    from .parity import check_detection_parity, check_map_parity, check_tensor_parity
+
+__all__ = ["OnnxFile", "check_detection_parity", "check_map_parity", "check_tensor_parity", "onnx_from_torch"]
+
+_HOMES = {
+    "OnnxFile": "onnx_from_torch",
+    "check_detection_parity": "parity",
+    "check_map_parity": "parity",
+    "check_tensor_parity": "parity",
+    "onnx_from_torch": "onnx_from_torch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """Keeps ``onnx_from_torch`` a function: importing the module of this name would rebind it."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _HOMES and isinstance(value, ModuleType):
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

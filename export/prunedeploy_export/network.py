@@ -1,0 +1,160 @@
+"""What an exporter needs to know of a network.
+
+This package does not import the one that defines the networks, so it says here which attributes it reads.
+`prunedeploy.models.FoldedDarknet` has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Layer(Protocol):
+    """One layer; ``kind`` says which of the protocols below it follows as well."""
+
+    @property
+    def index(self) -> int:
+        """Position in the network, from 0."""
+
+    @property
+    def kind(self) -> str:
+        """``convolutional``, ``maxpool``, ``upsample``, ``route``, ``shortcut`` or ``yolo``."""
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """Indices of the layers it reads; -1 is the image."""
+
+    @property
+    def in_channels(self) -> tuple[int, ...]:
+        """Channels of each input."""
+
+    @property
+    def out_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)``."""
+
+
+class Convolutional(Layer, Protocol):
+    """Convolution with bias, then an activation."""
+
+    @property
+    def size(self) -> int:
+        """Side of the kernel."""
+
+    @property
+    def stride(self) -> int:
+        """Step of the kernel, both ways."""
+
+    @property
+    def padding(self) -> int:
+        """Zeros on each side."""
+
+    @property
+    def dilation(self) -> int:
+        """Distance of neighbouring kernel cells."""
+
+    @property
+    def groups(self) -> int:
+        """Number of independent convolutions side by side."""
+
+    @property
+    def activation(self) -> str:
+        """``linear``, ``leaky`` (slope 0.1), ``relu``, ``mish``, ``swish`` or ``logistic``."""
+
+
+class Maxpool(Layer, Protocol):
+    """Max pooling."""
+
+    @property
+    def size(self) -> int:
+        """Side of the window."""
+
+    @property
+    def stride(self) -> int:
+        """Step of the window, both ways."""
+
+    @property
+    def padding(self) -> int:
+        """Cells of -inf in all, ``padding // 2`` of them left and top."""
+
+
+class Upsample(Layer, Protocol):
+    """Nearest-neighbour upsampling."""
+
+    @property
+    def stride(self) -> int:
+        """Factor, both ways."""
+
+
+class Route(Layer, Protocol):
+    """Concatenation of one part of each input."""
+
+    @property
+    def groups(self) -> int:
+        """Into how many parts the channels of each input are cut."""
+
+    @property
+    def group_id(self) -> int:
+        """Which part is taken."""
+
+
+class Shortcut(Layer, Protocol):
+    """Sum of two inputs, then an activation."""
+
+    @property
+    def activation(self) -> str:
+        """As of a convolution."""
+
+
+class Yolo(Layer, Protocol):
+    """Detection head: decodes its input of ``A * (5 + C)`` channels."""
+
+    @property
+    def head_anchors_wh(self) -> tuple[tuple[float, float], ...]:
+        """The A anchors, (width, height) in input pixels."""
+
+    @property
+    def classes(self) -> int:
+        """C, the number of classes."""
+
+    @property
+    def scale_x_y(self) -> float:
+        """Stretch of the centre's logistic around 0.5."""
+
+
+class Cfg(Protocol):
+    """The layer graph."""
+
+    @property
+    def layers(self) -> Sequence[Layer]:
+        """All layers, each after those it reads."""
+
+    @property
+    def heads(self) -> Sequence[Yolo]:
+        """The yolo layers among them, in order."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of the image."""
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """``(height, width)`` of the image in pixels."""
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+
+
+class Network(Protocol):
+    """A layer graph and its weights, batch normalisation folded into them."""
+
+    @property
+    def cfg(self) -> Cfg:
+        """The layer graph."""
+
+    @property
+    def folded(self) -> Mapping[int, tuple[Tensor, Tensor]]:
+        """By layer index: weight ``(filters, in / groups, size, size)`` and bias ``(filters,)``."""

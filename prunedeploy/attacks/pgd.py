@@ -1,0 +1,154 @@
+"""Projected gradient descent on the detection loss.
+
+Two things make it fast without changing what it computes. Normalisation is folded into the convolutions once per
+attack, which leaves one operation per layer; and the folded weights are constants, so that the backward pass reaches
+the image only and never forms a weight gradient.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from prunedeploy.attacks.threat_model import ThreatModel, project_linf, start_noise
+from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.loss import yolo_loss
+
+Precision = Literal["fp32", "bf16"]
+
+
+class AttackWarning(UserWarning):
+    """An attack ran, but something about it makes its result doubtful; see docs/attacks.md."""
+
+
+class AttackInvariantError(RuntimeError):
+    """An attack broke a promise: left the ball or the pixel range, or changed the network. A bug of ours."""
+
+
+@dataclass(frozen=True)
+class Pgd:
+    """PGD against one network, folded once, for any number of batches.
+
+    Attributes:
+        model: The network under attack. It is attacked as it stands when `against` is called.
+        network: Its folded copy.
+        threat_model: The ball and the search.
+        precision: Of the folded copy. Anything that is reported is computed in fp32.
+        seed: Of random starts.
+    """
+
+    model: Darknet
+    network: FoldedDarknet
+    threat_model: ThreatModel
+    precision: Precision
+    seed: int
+
+    @classmethod
+    def against(
+        cls, model: Darknet, threat_model: ThreatModel, precision: Precision = "fp32", seed: int = 0
+    ) -> Pgd:
+        """Prepare an attack on ``model``, in evaluation mode whatever mode it is in."""
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        return cls(model, FoldedDarknet(model, dtype), threat_model, precision, seed)
+
+    def __call__(
+        self, images: Tensor, targets: Tensor, image_ids: list[int] | None = None, epoch: int = 0
+    ) -> Tensor:
+        """Attack a batch.
+
+        Args:
+            images: Clean images, ``(B, 3, H, W)`` float32, pixels in [0, 1].
+            targets: Ground truth ``(T, 6)`` as `yolo_loss` takes it.
+            image_ids: Key the random starts; default: the place in the batch.
+            epoch: Keys the random starts too.
+
+        Returns:
+            Attacked images, same shape and dtype, within ``eps`` of ``images`` and in [0, 1]; contiguous.
+
+        Raises:
+            AttackInvariantError: The result left the ball or the range, or the network changed meanwhile.
+        """
+        versions = _versions(self.model)
+        images = images.contiguous(memory_format=torch.channels_last)
+        ids = list(range(len(images))) if image_ids is None else image_ids
+        best, best_loss = images, None
+        for restart in range(self.threat_model.restarts):
+            start = images
+            if self.threat_model.random_start:
+                # Python integers may be negative; a key may not.
+                keys = [(self.seed, epoch, image_id % 2**63, restart) for image_id in ids]
+                noise = start_noise(tuple(images.shape), self.threat_model.eps, keys).to(images.device)
+                start = project_linf(images + noise, images, self.threat_model.eps)
+            candidate = self._ascend(images, start, targets)
+            if self.threat_model.restarts == 1:
+                best = candidate
+                break
+            loss = per_image_loss(self.network, candidate, targets)
+            if best_loss is None:
+                best, best_loss = candidate, loss
+            else:
+                better = loss > best_loss
+                best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
+                best_loss = torch.where(better, loss, best_loss)
+        check_invariants(best, images, self.threat_model.eps)
+        if _versions(self.model) != versions:
+            raise AttackInvariantError("the attacked network changed during the attack")
+        return best.contiguous()
+
+    def _ascend(self, images: Tensor, start: Tensor, targets: Tensor) -> Tensor:
+        x_adv = start
+        for _ in range(self.threat_model.steps):
+            x_adv = x_adv.detach().requires_grad_(True)
+            loss = yolo_loss(self.network(x_adv), targets, self.model.cfg).total
+            (gradient,) = torch.autograd.grad(loss, x_adv)
+            _check_gradient(gradient)
+            # x_{t+1} = clip(x_t + step * sign(grad)), Madry et al. 2018, equation in section 2.1.
+            x_adv = project_linf(
+                x_adv.detach() + self.threat_model.step_size * gradient.sign(), images, self.threat_model.eps
+            )
+        return x_adv.detach()
+
+
+def per_image_loss(network: FoldedDarknet, images: Tensor, targets: Tensor) -> Tensor:
+    """Detection loss of each image alone, ``(B,)``."""
+    with torch.no_grad():
+        heads = network(images)
+        losses = []
+        for index in range(len(images)):
+            own = targets[targets[:, 0] == index].clone()
+            own[:, 0] = 0
+            losses.append(yolo_loss([head[index : index + 1] for head in heads], own, network.cfg).total)
+        return torch.stack(losses)
+
+
+def check_invariants(x_adv: Tensor, images: Tensor, eps: float) -> None:
+    """Check that an attack kept its promises.
+
+    Raises:
+        AttackInvariantError: A pixel is outside the ball or outside [0, 1], or not a number.
+    """
+    # x + eps is rounded once and the difference once more: two units in the last place of 1.
+    slack = 2.4e-7
+    distance = float((x_adv - images).abs().max()) if x_adv.numel() else 0.0
+    if not distance <= eps + slack:
+        raise AttackInvariantError(f"the attack moved a pixel by {distance}, more than eps = {eps}")
+    if x_adv.numel() and not (float(x_adv.min()) >= 0 and float(x_adv.max()) <= 1):
+        raise AttackInvariantError("the attack left the pixel range [0, 1]")
+
+
+def _check_gradient(gradient: Tensor) -> None:
+    # One reduction on the hot path: the sum of magnitudes is 0 or not finite exactly when something is wrong.
+    total = float(gradient.abs().sum())
+    if total == 0.0:
+        warnings.warn("zero-gradient: the loss does not depend on the images", AttackWarning, stacklevel=3)
+    elif total != total or total == float("inf"):
+        raise AttackInvariantError("the gradient of the loss is not finite")
+
+
+def _versions(model: Darknet) -> list[int]:
+    """PyTorch's modification counter of every parameter and buffer."""
+    return [value._version for value in (*model.parameters(), *model.buffers())]

@@ -1,0 +1,630 @@
+"""The configuration of a build: frozen blocks of plain values, read once at the edge.
+
+Values come from, later ones winning: the defaults below, a YAML file, ``--set key=value``, and the options of
+the command line. A key that nobody knows, a wrong type or a value out of range is a `ConfigError` of one line
+that names the key and where it was given. Paths are relative to the current folder. Blocks first, reading
+below them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from prunedeploy.resources import config_path
+from prunedeploy_engines.errors import ConfigError
+
+BUNDLED = "demo"
+"""The value of ``model.weights`` and ``data.path`` that means: what comes with the package."""
+
+
+class Block(BaseModel):
+    """What all blocks share: no unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _as_tuple(value: object) -> object:
+    """Let ``a,b`` and a single value stand for a list, as on the command line; ``8,16`` are integers."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        return tuple(int(part) if part.isdecimal() else part for part in parts if part)
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, int) else value
+
+
+Precision = Literal["fp32", "fp16", "int8"]
+Runtime = Literal["torch", "onnxruntime", "tensorrt"]
+Target = Annotated[str, Field(pattern=r"^(cpu|sm\d{2,3})$")]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Precisions = Annotated[tuple[Precision, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Targets = Annotated[tuple[Target, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Batches = Annotated[tuple[AtLeastOne, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+Milestones = Annotated[tuple[Fraction, ...], BeforeValidator(_as_tuple)]
+
+
+class ModelConfig(Block):
+    """The network that is to be pruned.
+
+    Attributes:
+        cfg: Darknet cfg: a path, or the name of one that ships, e.g. ``yolov3-tiny``.
+        weights: Darknet weights: a path, or ``demo`` for the bundled ones. Not read when ``pretrain.from`` is
+            scratch.
+        names: File with one class name per line; null: the categories of the training data, by id.
+    """
+
+    cfg: str = "yolov3-slim"
+    weights: str | None = BUNDLED
+    names: str | None = None
+
+
+class DataConfig(Block):
+    """Images and boxes.
+
+    Attributes:
+        path: A COCO folder, or ``demo`` for the demo set, composed at first use.
+        train_images: Images drawn at random for training, the rest is for test; null: the split that the data
+            has.
+        greyscale: Rec. 601 luma in all three channels.
+        workers: Processes that load training images; 0: the training process itself. Changes no result.
+        allow_bad_images: Leave out test images that cannot be read instead of ending with an error.
+        eval_images: Measure on the first so many of a seeded order of the test images; null: all of them.
+        cache_mb: Memory for keeping letterboxed training images. Changes no result.
+    """
+
+    path: str = BUNDLED
+    train_images: AtLeastOne | None = None
+    greyscale: bool = False
+    workers: Count = 0
+    allow_bad_images: bool = False
+    eval_images: AtLeastOne | None = None
+    cache_mb: Count = 1024
+
+
+class AttackConfig(Block):
+    """PGD in the L-inf ball on pixels in [0, 1]; the defaults are the paper's (section III-B).
+
+    Attributes:
+        eps: Radius of the ball.
+        step_size: Length of a step.
+        steps: Gradient steps.
+        random_start: Start at a random point of the ball instead of the clean image.
+        restarts: Independent starts, of which the worst counts per image; more than one needs random_start.
+    """
+
+    eps: Fraction = 0.05
+    step_size: Annotated[float, Field(gt=0, le=1)] = 0.02
+    steps: AtLeastOne = 5
+    random_start: bool = False
+    restarts: AtLeastOne = 1
+
+    @model_validator(mode="after")
+    def _restarts_differ(self) -> AttackConfig:
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError("restarts > 1 needs random_start: true, or all restarts are the same")
+        return self
+
+
+class AugmentConfig(Block):
+    """What may happen to a training image: the fields of `prunedeploy.data.transforms.AugmentSettings`."""
+
+    flip_probability: Fraction = 0.5
+    scale_min: Positive = 0.7
+    scale_max: Positive = 1.4
+    aspect: Factor = 1.15
+    translate: BelowOne = 0.1
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    saturation: Factor = 1.5
+    exposure: Factor = 1.5
+    min_area_kept: Fraction = 0.35
+    min_side_px: NonNegative = 2.0
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> AugmentConfig:
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min {self.scale_min:g} is larger than scale_max {self.scale_max:g}")
+        return self
+
+
+class TrainingConfig(Block):
+    """One training against PGD. Lengths are steps, never seconds: a result must not depend on the machine.
+
+    Attributes:
+        steps: Optimiser steps on attacked images; 0: none.
+        batch_size: Images per step.
+        optimizer: ``sgd`` (momentum of Nesterov's kind is not used) or ``adamw``.
+        lr: Learning rate after the warm-up.
+        momentum: Of SGD; AdamW's first beta.
+        weight_decay: On weights, not on batch norm and biases.
+        schedule: ``cosine`` to 0, ``step`` (times step_factor at each milestone) or ``constant``.
+        milestones: Of ``step``: fractions of all steps.
+        step_factor: Of ``step``.
+        warmup_steps: Over which the learning rate rises linearly from 0.
+        clip_norm: Largest norm of the gradient; null: not clipped.
+        augment: Augmentation; null: none.
+        attack: The attack to train against. Keys left out are those of the top-level ``attack``.
+        precision: Of the forward and backward passes: ``fp32`` or ``bf16`` autocast.
+        ema: Decay of an exponential average of the weights, which is then the result; 0: off.
+        checkpoint_every: Steps between checkpoints. Changes no result.
+    """
+
+    steps: Count = 0
+    batch_size: AtLeastOne = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    momentum: BelowOne = 0.9
+    weight_decay: NonNegative = 5e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: Milestones = (0.5, 0.75)
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_steps: Count = 0
+    clip_norm: Positive | None = 10.0
+    augment: AugmentConfig | None = AugmentConfig()
+    attack: AttackConfig = AttackConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema: BelowOne = 0.0
+    checkpoint_every: AtLeastOne = 500
+
+
+class PretrainConfig(TrainingConfig):
+    """Step 1: make the network robust.
+
+    Attributes:
+        start: In YAML ``from``. ``bundled``: the adversarially pre-trained demo weights, nothing is trained;
+            ``given``: train ``model.weights`` against PGD; ``scratch``: random weights, first clean_steps on
+                clean images.
+        clean_steps: Steps on clean images before those against PGD; only from scratch. What they give is
+            ``original``.
+    """
+
+    start: Literal["bundled", "scratch", "given"] = Field(default="given", alias="from")
+    clean_steps: Count = 0
+    lr: Positive = 1e-3
+
+
+class ScoresConfig(Block):
+    """Step 2: one importance score per weight; ``scaled`` is HYDRA's, the others are for comparison."""
+
+    name: Literal["scaled", "magnitude", "random"] = "scaled"
+
+
+class ScoreOptimizationConfig(TrainingConfig):
+    """Step 3: optimise the scores with frozen weights. HYDRA: SGD, lr 0.1, cosine. Left out with 0 steps."""
+
+    lr: Positive = 0.1
+    weight_decay: NonNegative = 0.0
+
+
+class ChannelsConfig(Block):
+    """How many channels structured pruning leaves.
+
+    Attributes:
+        minimum: Fewest channels of a group.
+        multiple: Channels of a group are a multiple of it; 4, 2 and 1 are tried if the ratio cannot be
+            reached.
+    """
+
+    minimum: AtLeastOne = 8
+    multiple: AtLeastOne = 8
+
+
+class FinetuneConfig(TrainingConfig):
+    """Step 5: train the kept weights against PGD. HYDRA: lr 0.01.
+
+    Attributes:
+        bn_recalibration_images: Training images on which batch norm's statistics are taken again after the
+            cut; 0: off.
+        distillation_weight: Of the loss towards the robust network's outputs; 0: off.
+        distillation_temperature: Of that loss.
+    """
+
+    bn_recalibration_images: Count = 0
+    distillation_weight: NonNegative = 0.0
+    distillation_temperature: Positive = 1.0
+
+
+class EvaluationConfig(Block):
+    """How mAP is measured. Reported attacks always run in fp32 and are those of the top-level ``attack``.
+
+    Attributes:
+        score_threshold: The paper's threshold; mAP is reported at it and at map_score_threshold.
+        map_score_threshold: COCO's usual threshold.
+        iou_threshold: NMS, per class.
+        batch_size: Images per forward pass.
+        bootstrap: Resamplings of the test images for the interval of every mAP; 0: no interval.
+    """
+
+    score_threshold: Fraction = 0.5
+    map_score_threshold: Fraction = 0.001
+    iou_threshold: Fraction = 0.45
+    batch_size: AtLeastOne = 32
+    bootstrap: Count = 1000
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> EvaluationConfig:
+        if self.map_score_threshold > self.score_threshold:
+            raise ValueError("map_score_threshold is larger than score_threshold")
+        return self
+
+
+class LatencyConfig(Block):
+    """How long latency is measured, and where.
+
+    Attributes:
+        seconds: At least so long per model and runtime.
+        min_calls: And at least so many timed calls.
+        warmup_seconds: Untimed, before them.
+        warmup_calls: And at least so many calls.
+        threads: Of the runtime; null: as ``threads`` at the top.
+        batch: Batch sizes.
+        runtimes: One that cannot run on this machine is reported as null.
+    """
+
+    seconds: Positive = 10.0
+    min_calls: AtLeastOne = 200
+    warmup_seconds: NonNegative = 0.5
+    warmup_calls: Count = 10
+    threads: AtLeastOne | None = None
+    batch: Batches = (1,)
+    runtimes: Runtimes = ("torch", "onnxruntime", "tensorrt")
+
+
+class ExportConfig(Block):
+    """The ONNX file and the gates it must pass.
+
+    Attributes:
+        opset: ONNX operator set.
+        precisions: ONNX files to write.
+        uint8_input: Take NHWC uint8 images and normalise in the graph.
+        nms: NMS in the graph.
+        parity_tolerance: Gate 1: largest max|a - b| / max|a| per output of the fp32 file against PyTorch.
+        match_iou: Gate 2: after NMS every detection has a partner of its class with at least this IoU,
+        match_score: and a score that differs by at most this.
+        map_tolerance: Gate 3: largest difference of mAP against PyTorch, of the fp32 file.
+    """
+
+    opset: Annotated[int, Field(ge=13)] = 17
+    precisions: Precisions = ("fp32",)
+    uint8_input: bool = False
+    nms: bool = False
+    parity_tolerance: Positive = 1e-4
+    match_iou: Fraction = 0.99
+    match_score: Fraction = 1e-3
+    map_tolerance: Fraction = 1e-3
+
+
+class ReportConfig(Block):
+    """The page: grid_images is the number of test images shown with boxes."""
+
+    grid_images: Count = 8
+
+
+class BuildConfig(Block):
+    """Everything that a build depends on, apart from the content of the files it names.
+
+    Attributes:
+        name: Of the configuration; part of the default output folder's name.
+        seed: Of every random draw.
+        threads: Of PyTorch on the CPU, part of what makes a result repeatable; null: PyTorch's own choice,
+            resolved when the build starts and recorded.
+        device: ``auto`` is CUDA where there is one.
+        method: ``structured`` removes filters, ``unstructured`` zeroes weights.
+        ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1).
+        attack: What is reported, and what is trained against where a training block says nothing else.
+        targets: What engines are built for: ``cpu`` and compute capabilities such as ``sm86``.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "build"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threads: AtLeastOne | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    method: Literal["structured", "unstructured"] = "structured"
+    ratio: BelowOne = 0.75
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    attack: AttackConfig = AttackConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    scores: ScoresConfig = ScoresConfig()
+    score_optimization: ScoreOptimizationConfig = ScoreOptimizationConfig()
+    channels: ChannelsConfig = ChannelsConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    latency: LatencyConfig = LatencyConfig()
+    export: ExportConfig = ExportConfig()
+    targets: Targets = ("cpu",)
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trainings_inherit_the_attack(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("attack", {}), dict):
+            return data
+        filled = dict(data)
+        for name in TRAININGS:
+            block = filled.get(name, {})
+            if isinstance(block, dict) and isinstance(block.get("attack") or {}, dict):
+                filled[name] = {**block, "attack": {**data.get("attack", {}), **(block.get("attack") or {})}}
+        return filled
+
+    @model_validator(mode="after")
+    def _start_fits_the_weights(self) -> BuildConfig:
+        if self.pretrain.start == "given" and self.model.weights is None:
+            raise ValueError("model.weights is missing: give it, or use pretrain.from=scratch")
+        if self.pretrain.start == "bundled" and self.model.weights != BUNDLED:
+            raise ValueError(f"pretrain.from=bundled needs model.weights={BUNDLED}; use given or scratch")
+        return self
+
+
+TRAININGS = ("pretrain", "score_optimization", "finetune")
+CHANGES_NO_RESULT = frozenset({"workers", "cache_mb", "checkpoint_every"})
+OPTIONS = {
+    "ratio": "ratio",
+    "method": "method",
+    "scores": "scores.name",
+    "cfg": "model.cfg",
+    "weights": "model.weights",
+    "data": "data.path",
+    "precision": "export.precisions",
+    "target": "targets",
+    "seed": "seed",
+}
+"""The key that each option of ``prunedeploy build`` sets."""
+
+KeyPath = tuple[str | int, ...]
+
+
+def load_config(
+    source: str | Path = "demo", sets: Sequence[str] = (), options: Mapping[str, object] | None = None
+) -> BuildConfig:
+    """Read a configuration.
+
+    ``--cfg`` or ``--weights`` replace the network, so a configuration that starts from the bundled robust
+    weights then pre-trains the given ones, unless ``--set pretrain.from=...`` says something else.
+
+    Args:
+        source: Path of a YAML file, or the name of one that ships, e.g. ``demo``.
+        sets: ``key=value`` each, key dotted, value in YAML; a block as value is merged into what is there.
+        options: Values of the command line's options by name, see `OPTIONS`; None means: not given.
+
+    Raises:
+        ConfigError: Names the key, the file and line or the option, and what to write instead.
+    """
+    data, origins = _read_yaml(source)
+    for assignment in sets:
+        _set(data, origins, *_parse_set(assignment), f"--set {assignment}")
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    for name, value in given.items():
+        if name not in OPTIONS:
+            raise ValueError(f"there is no option {name!r} that sets a key; add it to OPTIONS")
+        plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
+        _set(data, origins, OPTIONS[name].split("."), plain, f"--{name}")
+    _start_from_given_network(data, origins, given)
+    try:
+        return BuildConfig.model_validate(data)
+    except ValidationError as error:
+        _raise_first(error, origins, str(source))
+
+
+def as_dict(block: BaseModel) -> dict[str, Any]:
+    """Return a block as plain JSON values, with the keys of the YAML file."""
+    return block.model_dump(mode="json", by_alias=True)
+
+
+def result_settings(block: BaseModel) -> dict[str, Any]:
+    """Return a block as `as_dict`, without the keys that change no result: what belongs in a stage's key."""
+    return _without(as_dict(block), CHANGES_NO_RESULT)
+
+
+def config_hash(config: BuildConfig) -> str:
+    """Return the SHA-256 of a configuration's values, as 64 hexadecimal digits."""
+    text = json.dumps(as_dict(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def default_out(config: BuildConfig) -> Path:
+    """Return the folder a build writes into by default: ``runs/<name>-<method>-<scores>-<ratio>-s<seed>``."""
+    name = f"{config.name}-{config.method}-{config.scores.name}-{config.ratio:g}-s{config.seed}"
+    return Path("runs") / name
+
+
+def _without(values: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    kept = {name: value for name, value in values.items() if name not in names}
+    return {key: _without(value, names) if isinstance(value, dict) else value for key, value in kept.items()}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which ``1e-3`` is a number, as in YAML 1.2 and unlike PyYAML's default."""
+
+
+# add_implicit_resolver copies the parent's table first, so PyYAML itself is left as it is.
+_EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _parse_yaml(text: str, where: object) -> tuple[Any, dict[KeyPath, int]]:
+    """Return the document and the line of every key in it, 1-based."""
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        lines = dict(_lines(node, (), where))
+        return (None if node is None else loader.construct_document(node)), lines
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}:{mark.line + 1}" if mark and isinstance(where, Path) else where
+        raise ConfigError(f"is not YAML: {error.problem or error.context}", place) from None
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(f"is not YAML: {error.reason} (at character {error.position})", where) from None
+    except (ValueError, RecursionError) as error:  # a date such as 2024-99-99; a block that contains itself
+        raise ConfigError(f"is not YAML: {error}", where) from None
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _lines(node: yaml.Node | None, path: KeyPath, where: object) -> Iterator[tuple[KeyPath, int]]:
+    if not isinstance(node, yaml.MappingNode):
+        return
+    seen: dict[str, int] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            continue
+        line = key.start_mark.line + 1
+        here = (*path, key.value)
+        if key.value in seen:
+            place = f"{where}:{line}" if isinstance(where, Path) else where
+            raise ConfigError(f"{_dotted(here)} stands here and in line {seen[key.value]}", place, "keep one")
+        seen[key.value] = line
+        yield here, line
+        yield from _lines(value, here, where)
+
+
+def _read_yaml(source: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    path = Path(source)
+    bare = isinstance(source, str) and path.name == source
+    if bare and not (path.suffix in {".yaml", ".yml"} and path.exists()):
+        path = config_path(path.name)
+    fix = "give a YAML file or a shipped name"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", path, fix) from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8 text", path, fix) from None
+    data, lines = _parse_yaml(text, path)
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError("is not a mapping of keys to values", path, "write lines such as `ratio: 0.75`")
+    return data, {key: f"{path}:{line}" for key, line in lines.items()}
+
+
+def _parse_set(assignment: str) -> tuple[list[str], Any]:
+    key, equals, text = assignment.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not equals or not all(names):
+        where, fix = f"--set {assignment}", "write e.g. --set finetune.lr=0.01"
+        raise ConfigError("is not of the form key=value", where, fix)
+    value, _ = _parse_yaml(text, f"--set {assignment}")
+    return names, value
+
+
+def _set(
+    data: dict[str, Any], origins: dict[KeyPath, str], names: Sequence[str], value: Any, where: str
+) -> None:
+    """Put a value at a dotted key; blocks on the way are made, a mapping is merged."""
+    for depth, name in enumerate(names[:-1]):
+        if data.get(name) is None:
+            data[name] = {}
+        if not isinstance(data[name], dict):
+            raise ConfigError(f"{_dotted(names[: depth + 1])} is a value, it has no keys in it", where)
+        data = data[name]
+    if isinstance(value, dict) and isinstance(data.get(names[-1]), dict):
+        for name, inner in value.items():
+            _set(data, {}, [*names[-1:], str(name)], inner, where)
+    else:
+        data[names[-1]] = value
+    origins[tuple(names)] = where
+    for key in [key for key in origins if key[: len(names)] == tuple(names)]:
+        origins[key] = where
+
+
+def _start_from_given_network(
+    data: dict[str, Any], origins: dict[KeyPath, str], given: Mapping[str, object]
+) -> None:
+    pretrain = data.get("pretrain")
+    start = pretrain.get("from") if isinstance(pretrain, dict) else None
+    has_weights = "weights" in given or origins.get(("model", "weights"), "").startswith("--set")
+    if "cfg" in given and not has_weights and start != "scratch":
+        fix = "add --weights, or --set pretrain.from=scratch"
+        raise ConfigError("needs the weights of that network", "--cfg", fix)
+    own_words = origins.get(("pretrain", "from"), "").startswith("--set")
+    if start == "bundled" and not own_words and given.keys() & {"cfg", "weights"}:
+        _set(data, origins, ["pretrain", "from"], "given", "--weights")
+
+
+def _raise_first(error: ValidationError, origins: Mapping[KeyPath, str], source: str) -> NoReturn:
+    # An inherited attack repeats its errors in every training block: what was really written comes first.
+    errors = error.errors()
+    written = [item for item in errors if item["loc"] in origins] or errors
+    first, more = written[0], len(written) - 1
+    location = first["loc"]
+    below = [origin for key, origin in origins.items() if key[: len(location)] == location]
+    above = [origins[location[:n]] for n in range(len(location), 0, -1) if location[:n] in origins]
+    where = next(iter(above), below[0] if location and below else source)
+    rest = f" ({more} more problem{'s' * (more > 1)} in it)" if more else ""
+    if first["type"] in {"extra_forbidden", "invalid_key"}:
+        near = _nearest(location)
+        fix = f"did you mean {near}?" if near else f"known here: {', '.join(_keys(location[:-1]))}"
+        raise ConfigError(f"unknown key {_dotted(location)}{rest}", where, fix) from None
+    if first["type"] == "value_error":
+        what = str(first["ctx"]["error"])
+        raise ConfigError((f"{_dotted(location)}: {what}" if location else what) + rest, where) from None
+    if first["type"] == "model_type":
+        what = f"is a block with keys, got {_shown(first['input'])}"
+        fix = f"its keys: {', '.join(_keys(location))}"
+        raise ConfigError(f"{_dotted(location)} {what}{rest}", where, fix) from None
+    what = first["msg"].removeprefix("Input ").replace("a valid ", "a ").replace("a integer", "an integer")
+    if first["type"] == "string_pattern_mismatch":
+        what = f"is not of the form {first['ctx']['pattern']}"
+    raise ConfigError(f"{_dotted(location)} {what}, got {_shown(first['input'])}{rest}", where) from None
+
+
+def _nearest(location: KeyPath) -> str | None:
+    wrong = str(location[-1])
+    close = difflib.get_close_matches(wrong, _keys(location[:-1]), n=1, cutoff=0.6)
+    if close:
+        return _dotted((*location[:-1], close[0]))
+    names = {key.rpartition(".")[2]: key for key in reversed(known_keys())}
+    if wrong in names:
+        return " or ".join([key for key in known_keys() if key.rpartition(".")[2] == wrong][:3])
+    return next((names[name] for name in difflib.get_close_matches(wrong, names, n=1, cutoff=0.75)), None)
+
+
+def known_keys() -> list[str]:
+    """Every dotted key, blocks included, in the order of the classes."""
+
+    def below(path: KeyPath) -> Iterator[str]:
+        for name in _keys(path):
+            yield _dotted((*path, name))
+            yield from below((*path, name))
+
+    return list(below(()))
+
+
+def _keys(path: KeyPath) -> list[str]:
+    """Return the names of the keys of the block at ``path``, none if that is a value."""
+    block: type[BaseModel] | None = BuildConfig
+    for name in path:
+        fields = (
+            {} if block is None else {field.alias or key: field for key, field in block.model_fields.items()}
+        )
+        annotation = fields[str(name)].annotation if name in fields else None
+        parts = [annotation, *getattr(annotation, "__args__", ())]
+        block = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+    return [] if block is None else [field.alias or key for key, field in block.model_fields.items()]
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    return ".".join(str(part) for part in path) or "the configuration"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,121 @@
+"""From batches to detections in pixels of the original images, whatever runs the network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from prunedeploy.data.loader import Batch
+from prunedeploy.data.records import CocoDataset
+from prunedeploy.evaluation.coco_map import MAX_DETECTIONS
+from prunedeploy.evaluation.detection_table import DetectionTable
+from prunedeploy_engines.errors import DataError
+from prunedeploy_engines.letterbox import unletterbox_boxes
+from prunedeploy_engines.nms import detections_from
+from prunedeploy_engines.runner import Float32Array, Runner
+
+IOU_THRESHOLD = 0.45
+"""Of NMS within a class."""
+SCORE_THRESHOLD = 0.001
+"""COCO's usual one."""
+
+Progress = Callable[[int, int], None]
+"""Called as ``progress(images done, images in all)`` after each batch."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What becomes a detection.
+
+    Attributes:
+        iou: NMS drops a box whose IoU with a better one of its class is greater, in [0, 1].
+        score: Detections have a score greater than this, in [0, 1].
+        max_detections: Per image, the best by score.
+    """
+
+    iou: float = IOU_THRESHOLD
+    score: float = SCORE_THRESHOLD
+    max_detections: int = MAX_DETECTIONS
+
+
+def detect_all(
+    runner: Runner,
+    batches: Iterable[Batch],
+    dataset: CocoDataset,
+    *,
+    iou_threshold: float = IOU_THRESHOLD,
+    score_threshold: float = SCORE_THRESHOLD,
+    max_detections: int = MAX_DETECTIONS,
+    progress: Progress | None = None,
+) -> DetectionTable:
+    """Run one detector over batches as they are.
+
+    Args:
+        runner: The detector.
+        batches: Of an `prunedeploy.data.loader.EvaluationLoader`, or with attacked images in their place
+            (`prunedeploy.evaluation.attacked_images.attacked_batches`).
+        dataset: Where the images are from; its classes are the network's.
+        iou_threshold: See `Thresholds`.
+        score_threshold: See `Thresholds`.
+        max_detections: See `Thresholds`.
+        progress: Called after each batch.
+
+    Raises:
+        DataError: The network has another number of classes, or the loader meets a bad image.
+    """
+    thresholds = Thresholds(iou_threshold, score_threshold, max_detections)
+    tables: list[DetectionTable] = []
+    done = 0
+    for batch in batches:
+        tables.append(detect_batch(runner, batch.images, batch, dataset, thresholds))
+        done += len(batch.image_ids)
+        if progress is not None:
+            progress(done, len(dataset.images))
+    return DetectionTable.concatenate(tables)
+
+
+def detect_batch(
+    runner: Runner, images: Tensor, batch: Batch, dataset: CocoDataset, thresholds: Thresholds
+) -> DetectionTable:
+    """Detect in one batch.
+
+    Args:
+        runner: The detector.
+        images: ``(B, 3, H, W)`` float32 in [0, 1]: the batch's own, or attacked ones.
+        batch: Says which images these are and where each lies in the input.
+        dataset: Where the images are from.
+        thresholds: What becomes a detection.
+
+    Returns:
+        Detections in pixels of the original images, clipped to them.
+    """
+    boxes, scores = runner.infer(as_array(images))
+    if scores.shape[2] != len(dataset.class_names):
+        raise DataError(
+            f"the network has {scores.shape[2]} classes, the data set {len(dataset.class_names)}",
+            dataset.json_path,
+            "use a network and a data set with the same classes",
+        )
+    tables = []
+    for one_boxes, one_scores, image_id, geometry in zip(
+        boxes, scores, batch.image_ids, batch.geometries, strict=True
+    ):
+        found, found_scores, class_ids = detections_from(
+            one_boxes,
+            one_scores,
+            score_threshold=thresholds.score,
+            iou_threshold=thresholds.iou,
+            max_detections=thresholds.max_detections,
+        )
+        original = unletterbox_boxes(found.astype(np.float64), geometry)
+        tables.append(DetectionTable.of_image(image_id, original, found_scores, class_ids))
+    return DetectionTable.concatenate(tables)
+
+
+def as_array(images: Tensor) -> Float32Array:
+    """The tensor as a contiguous NumPy array on the CPU."""
+    array: Float32Array = np.ascontiguousarray(images.detach().cpu().numpy())
+    return array

@@ -1,0 +1,74 @@
+"""A PyTorch network behind the contract of every runner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.decode import decode
+from prunedeploy_engines.runner import Float32Array, Runner
+
+
+class TorchRunner(Runner):
+    """A `Runner` on PyTorch in fp32: batch normalisation folded, no gradients, decoded boxes.
+
+    It runs a copy: later changes of the model are not seen. The copy is on the model's device.
+
+    Args:
+        model: The network; not modified.
+        threads: Threads of one operator while this runner infers (they are PyTorch's global setting, put back
+            after each call); None leaves that setting alone.
+
+    Attributes:
+        model: The network that was given.
+    """
+
+    def __init__(self, model: Darknet, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        self.model = model
+        self._folded: FoldedDarknet | None = FoldedDarknet(model)
+        self._input_size = model.cfg.input_size
+        self._device = next(model.parameters()).device
+        self._threads = threads
+
+    @property
+    def runtime(self) -> str:
+        """``"torch"``."""
+        return "torch"
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width), from the cfg."""
+        return self._input_size
+
+    def describe(self) -> dict[str, Any]:
+        """What runs: version, precision, device, threads."""
+        return {
+            "runtime": self.runtime,
+            "version": str(torch.__version__),
+            "precision": "fp32",
+            "device": self._device.type,
+            "threads": self._threads,
+        }
+
+    def _infer(self, images: Float32Array) -> tuple[Float32Array, Float32Array]:
+        assert self._folded is not None
+        ambient = torch.get_num_threads()
+        threads = ambient if self._threads is None else self._threads
+        try:
+            if threads != ambient:
+                torch.set_num_threads(threads)
+            with torch.inference_mode():
+                # A copy, because a read-only array (a memory map, say) cannot be shared with a tensor.
+                heads = self._folded(torch.tensor(images, device=self._device))
+                boxes, scores = decode(heads, self._folded)
+                return boxes.cpu().numpy(), scores.cpu().numpy()
+        finally:
+            if threads != ambient:
+                torch.set_num_threads(ambient)
+
+    def _release(self) -> None:
+        self._folded = None

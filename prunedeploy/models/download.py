@@ -1,0 +1,226 @@
+"""Fetch the public Darknet weights: resumable, checked, and never half there.
+
+A download grows in ``NAME.weights.part`` and gets its name only when its SHA-256 is right.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from prunedeploy_engines.errors import DownloadError
+from prunedeploy_engines.files import file_sha256
+from prunedeploy_engines.version import __version__
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes so far, bytes in all)."""
+
+_BLOCK = 1 << 18
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class PublicFile:
+    """A file on the network and what it must be.
+
+    Attributes:
+        url: Where it is.
+        size: Its length in bytes.
+        sha256: 64 hex digits.
+    """
+
+    url: str
+    size: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.url.rsplit("/", 1)[1]
+
+
+# The one table of what can be fetched. The author publishes no checksums. That of yolov3-tiny was computed from
+# a genuine file (its heads match C Darknet). Those of the other two are what several independent projects that
+# download from these URLs check against, Emgu CV among them; all of those have the same value for yolov3-tiny.
+WEIGHTS = {
+    "yolov3": PublicFile(
+        "https://pjreddie.com/media/files/yolov3.weights",
+        248_007_048,
+        "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297",
+    ),
+    "yolov3-tiny": PublicFile(
+        "https://pjreddie.com/media/files/yolov3-tiny.weights",
+        35_434_956,
+        "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
+    ),
+    "yolov3-spp": PublicFile(
+        "https://pjreddie.com/media/files/yolov3-spp.weights",
+        252_209_544,
+        "87a1e8c85c763316f34e428f2295e1db9ed4abcec59dd9544f8052f50de327b4",
+    ),
+}
+
+
+def fetch_weights(
+    name: str, folder: Path | str, *, base_url: str | None = None, progress: Progress | None = None
+) -> Path:
+    """Fetch the public weights of a network, unless they are there already.
+
+    Args:
+        name: A key of `WEIGHTS`.
+        folder: Where to put them; made if missing.
+        base_url: A mirror: the file is ``base_url/NAME.weights``.
+        progress: Called now and then with (bytes so far, bytes in all).
+
+    Returns:
+        The file.
+
+    Raises:
+        DownloadError: Unknown name; see also `fetch_file`.
+    """
+    if name not in WEIGHTS:
+        raise DownloadError(f"no public weights named {name!r}", fix=f"choose from {', '.join(WEIGHTS)}")
+    return fetch_file(WEIGHTS[name], folder, base_url=base_url, progress=progress)
+
+
+def fetch_file(
+    file: PublicFile, folder: Path | str, *, base_url: str | None = None, progress: Progress | None = None
+) -> Path:
+    """Fetch one file into ``folder``; see `fetch_weights` for the arguments.
+
+    An interrupted download is continued if the server can (HTTP Range), and started again if it cannot.
+
+    Raises:
+        DownloadError: No network, the server refuses, the connection breaks (what has arrived is kept), the
+            disk is full (likewise), the content is not the file's (what has arrived is removed), or another
+            file of that name is there (it is left alone).
+    """
+    folder = Path(folder)
+    url = file.url if base_url is None else f"{base_url.rstrip('/')}/{file.name}"
+    target = folder / file.name
+    part = folder / f"{file.name}.part"
+    try:
+        if target.exists():
+            if _difference(file, target) is None:
+                return target
+            raise DownloadError(
+                "another file of this name is there", target, "move it away, or choose another folder"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        done = part.stat().st_size if part.exists() else 0
+        if done > file.size:
+            part.unlink()
+            done = 0
+        if done < file.size:
+            _receive(file, url, part, done, progress)
+        difference = _difference(file, part)
+        if difference is not None:
+            part.unlink()
+            raise DownloadError(
+                f"the content is not that of {file.name}: {difference}", url, "try again later"
+            )
+        _publish(part, target)
+    except OSError as error:
+        kept = "; run the command again to continue" if part.exists() else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        what = "the disk is full" if full else f"cannot be written ({error.strerror or error})"
+        fix = ("free space" if full else "choose a folder that can be written to") + kept
+        raise DownloadError(what, folder, fix) from error
+    return target
+
+
+def _difference(file: PublicFile, path: Path) -> str | None:
+    """Return in what a file on disk is not the one meant, or None."""
+    size = path.stat().st_size
+    if size != file.size:
+        return f"{size} bytes instead of {file.size}"
+    if (found := file_sha256(path)) != file.sha256:
+        return f"SHA-256 {found} instead of {file.sha256}"
+    return None
+
+
+def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progress | None) -> None:
+    """Append what is missing to ``part``, or write it anew if the server sends everything."""
+    with _open(url, done) as response:
+        resumed = done > 0 and response.status == http.client.PARTIAL_CONTENT
+        if resumed and not (response.headers.get("Content-Range") or "").startswith(f"bytes {done}-"):
+            raise DownloadError("the server sent another range than was asked for", url, f"remove {part}")
+        if not resumed:
+            done = 0
+        length = response.headers.get("Content-Length")
+        if length is not None and length.isdigit() and done + int(length) != file.size:
+            raise DownloadError(
+                f"the server offers {done + int(length)} bytes, {file.name} has {file.size}",
+                url,
+                "try a mirror",
+            )
+        with part.open("ab" if resumed else "wb") as output:
+            while True:
+                block = _read(response, url)
+                if not block:
+                    break
+                output.write(block)
+                done += len(block)
+                if done > file.size:
+                    break  # the caller sees the wrong size
+                if progress is not None:
+                    progress(done, file.size)
+            output.flush()
+            os.fsync(output.fileno())
+    if done < file.size:
+        raise DownloadError(
+            f"the connection broke after {done} of {file.size} bytes",
+            url,
+            "run the command again to continue",
+        )
+
+
+def _open(url: str, done: int) -> http.client.HTTPResponse:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise DownloadError("this is not an http or https address", url, "give one")
+    # Asking for the identity encoding: the bytes counted are then the bytes of the file.
+    headers = {"User-Agent": f"prunedeploy/{__version__}", "Accept-Encoding": "identity"}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+    try:
+        response: http.client.HTTPResponse = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S
+        )
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise DownloadError(f"the server says {error.code} {error.reason}", url, "try again later") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
+        reason = getattr(error, "reason", None) or error
+        raise DownloadError(
+            f"cannot be reached ({reason})", url, "check the network connection and proxy settings"
+        ) from None
+    return response
+
+
+def _read(response: http.client.HTTPResponse, url: str) -> bytes:
+    """Read a block; an error of the network is not one of the disk, though both are OSErrors."""
+    try:
+        return response.read(_BLOCK)
+    except http.client.IncompleteRead as error:
+        return error.partial
+    except (OSError, http.client.HTTPException) as error:
+        reason = f"the connection broke ({error or type(error).__name__})"
+        raise DownloadError(reason, url, "run the command again to continue") from None
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Give the file its name, so that it survives a power cut."""
+    part.replace(target)
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,75 @@
+"""From scores to a smaller network.
+
+- `coupling`: which filters live and die together.
+- `importance`: scores per weight to importance per unit, and straight-through masks for score optimisation.
+- `ratio`: how many filters of each coupling group give a pruning ratio, and which live.
+- `unstructured`: which single weights live.
+- `masks`: pruning as zeros.
+- `shrink`: the smaller network.
+- `subnet`: size, sparsity and the pruning record.
+"""
+
+from prunedeploy.pruning.coupling import (
+    Coupling,
+    CouplingGroup,
+    GroupMember,
+    couple,
+    coupling_groups,
+    head_outputs,
+    prunable_convolutions,
+)
+from prunedeploy.pruning.importance import (
+    straight_through_channel_masks,
+    straight_through_weight_mask,
+    unit_importance,
+)
+from prunedeploy.pruning.masks import apply_structured, apply_unstructured, live_channels, weight_keep_masks
+from prunedeploy.pruning.ratio import (
+    LayerWidth,
+    StructuredPlan,
+    Widths,
+    ratio_tolerance,
+    solve_structured,
+    solve_widths,
+)
+from prunedeploy.pruning.shrink import shrink, shrink_cfg
+from prunedeploy.pruning.subnet import (
+    count_parameters,
+    count_prunable_weights,
+    pruning_record,
+    sparsity,
+    unstructured_record,
+)
+from prunedeploy.pruning.unstructured import keep_counts, solve_unstructured
+
+__all__ = [
+    "Coupling",
+    "CouplingGroup",
+    "GroupMember",
+    "LayerWidth",
+    "StructuredPlan",
+    "Widths",
+    "apply_structured",
+    "apply_unstructured",
+    "count_parameters",
+    "count_prunable_weights",
+    "couple",
+    "coupling_groups",
+    "head_outputs",
+    "keep_counts",
+    "live_channels",
+    "prunable_convolutions",
+    "pruning_record",
+    "ratio_tolerance",
+    "shrink",
+    "shrink_cfg",
+    "solve_structured",
+    "solve_unstructured",
+    "solve_widths",
+    "sparsity",
+    "straight_through_channel_masks",
+    "straight_through_weight_mask",
+    "unit_importance",
+    "unstructured_record",
+    "weight_keep_masks",
+]

@@ -1,0 +1,263 @@
+"""Which filters of a network live and die together.
+
+A filter can leave only if every layer that its output passes through stays consistent. So each
+channel of each layer is traced back to the filters it is a sum of, and filters are tied into
+**units**, the smallest sets that must be removed whole:
+
+- ``shortcut`` adds two maps channel by channel: the filters on both sides are tied.
+- ``route`` with ``groups`` takes one of several equal parts by position: after pruning the parts
+  must still be equal, so channels at the same offset in every part are tied.
+- a grouped convolution with more groups than input channels per group (depthwise in the limit)
+  loses whole groups: the inputs and the filters of a group are tied, and ``groups=`` shrinks.
+- any other grouped convolution keeps its ``groups=`` and loses the same offsets in every group:
+  inputs at one offset are tied across groups, and so are filters.
+- ``maxpool``, ``upsample`` and plain ``route`` hand channels on.
+
+Units that no constraint distinguishes form a **coupling group**; from a group any units may be
+chosen, only their number matters to the widths of the layers. Ties across the parts of a route or
+across groups cost freedom of choice, never exactness; YOLOv3, -tiny and -SPP have none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from prunedeploy.models.darknet import activate
+from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Maxpool, Route, Shortcut, Upsample, Yolo
+
+IntArray = NDArray[np.int64]
+IMAGE = -1
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMember:
+    """The filters of one convolution in a coupling group.
+
+    Attributes:
+        layer: Index of the convolution in the cfg.
+        filters: ``(units, filters per unit)`` int64; row ``u`` are the filters that belong to unit ``u``.
+    """
+
+    layer: int
+    filters: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CouplingGroup:
+    """Interchangeable units.
+
+    Attributes:
+        members: One entry per convolution with filters here, in cfg order; none for the image's channels.
+        channels: Number of units.
+        reason: Why none of them may be removed; None if they may.
+    """
+
+    members: tuple[GroupMember, ...]
+    channels: int
+    reason: str | None
+
+    @property
+    def prunable(self) -> bool:
+        """Whether units of this group may be removed."""
+        return self.reason is None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of the convolutions that have filters here."""
+        return tuple(member.layer for member in self.members)
+
+
+@dataclass(frozen=True, eq=False)
+class Coupling:
+    """How all channels of a network hang together.
+
+    Attributes:
+        groups: The coupling groups, in the order in which their first filter stands in the cfg.
+        channels_per_unit: By layer index (-1 is the image): ``(groups,)``, how many channels of the layer's
+            output every unit of each group accounts for. ``channels_per_unit[i] @ counts`` is the width of
+            layer ``i`` when ``counts`` units of each group live.
+    """
+
+    groups: tuple[CouplingGroup, ...]
+    channels_per_unit: dict[int, IntArray]
+
+    @property
+    def full_counts(self) -> tuple[int, ...]:
+        """Units of each group in the unpruned network."""
+        return tuple(group.channels for group in self.groups)
+
+
+def coupling_groups(cfg: DarknetCfg) -> tuple[CouplingGroup, ...]:
+    """The coupling groups of ``cfg``; see `couple`."""
+    return couple(cfg).groups
+
+
+def couple(cfg: DarknetCfg) -> Coupling:
+    """Trace every channel of every layer to the filters it comes from and tie what must stay together.
+
+    Args:
+        cfg: Any parsed cfg.
+
+    Returns:
+        Coupling in which every filter of every convolution belongs to exactly one unit.
+    """
+    trace = _Trace(cfg)
+    unit_of_filter, reasons = trace.units()
+    units = len(reasons)
+    unit_of = {index: unit_of_filter[channels] for index, channels in trace.channels.items()}
+
+    layers = sorted(unit_of)
+    # How often each unit occurs in each layer's output: units with equal rows are interchangeable.
+    occurrences = np.stack([np.bincount(unit_of[index], minlength=units) for index in layers], axis=1)
+    group_of_unit = np.empty(units, dtype=np.int64)
+    group_of_key: dict[tuple[bytes, str | None], int] = {}
+    first_unit: list[int] = []
+    for unit in range(units):
+        key = (occurrences[unit].tobytes(), reasons[unit])
+        if key not in group_of_key:
+            group_of_key[key] = len(first_unit)
+            first_unit.append(unit)
+        group_of_unit[unit] = group_of_key[key]
+
+    sizes = np.bincount(group_of_unit, minlength=len(first_unit))
+    members: list[list[GroupMember]] = [[] for _ in first_unit]
+    for layer in cfg.convolutions:
+        unit = unit_of[layer.index]
+        for number in np.unique(group_of_unit[unit]).tolist():
+            unsorted = np.flatnonzero(group_of_unit[unit] == number)
+            filters = unsorted[np.argsort(unit[unsorted], kind="stable")].reshape(sizes[number], -1)
+            members[number].append(GroupMember(layer.index, torch.from_numpy(filters)))
+    groups = tuple(
+        CouplingGroup(tuple(members[number]), int(sizes[number]), reasons[unit])
+        for number, unit in enumerate(first_unit)
+    )
+    per_unit = {index: occurrences[first_unit, at].astype(np.int64) for at, index in enumerate(layers)}
+    return Coupling(groups, per_unit)
+
+
+def loses_whole_groups(layer: Convolutional) -> bool:
+    """Whether a grouped convolution is pruned by whole groups instead of by offsets within each group."""
+    return layer.groups > 1 and layer.groups > layer.weight_shape[1]
+
+
+def head_outputs(cfg: DarknetCfg) -> frozenset[int]:
+    """Indices of the convolutions whose output reaches a yolo section without another convolution."""
+    found: set[int] = set()
+    for layer in cfg.heads:
+        pending = list(layer.inputs)
+        while pending:
+            index = pending.pop()
+            if index == IMAGE:
+                continue
+            source = cfg.layers[index]
+            if isinstance(source, Convolutional):
+                found.add(index)
+            else:
+                pending.extend(source.inputs)
+    return frozenset(found)
+
+
+def prunable_convolutions(cfg: DarknetCfg) -> tuple[Convolutional, ...]:
+    """The convolutions whose weights a pruning ratio counts: all but the outputs of the detection heads."""
+    excluded = head_outputs(cfg)
+    return tuple(layer for layer in cfg.convolutions if layer.index not in excluded)
+
+
+def is_zero_at_zero(activation: str) -> bool:
+    """Whether a dead filter stays dead behind this activation."""
+    return bool(activate(torch.zeros(1), activation).item() == 0.0)
+
+
+class _Trace:
+    """Follows channels from layer to layer and collects ties.
+
+    Every filter of every convolution and every channel of the image has a number. The filters
+    that a channel sums are tied, so one of them stands for all.
+
+    Attributes:
+        channels: By layer index, for each channel of the output one of the filters it comes from.
+    """
+
+    def __init__(self, cfg: DarknetCfg) -> None:
+        self.total = cfg.input_shape[0]
+        self.channels: dict[int, IntArray] = {IMAGE: np.arange(self.total)}
+        self.ties: list[tuple[IntArray, IntArray]] = []
+        self.frozen: list[tuple[IntArray, str]] = [(self.channels[IMAGE], "is a channel of the image")]
+        for layer in cfg.layers:
+            inputs = [self.channels[source] for source in layer.inputs]
+            if isinstance(layer, Convolutional):
+                self.channels[layer.index] = self._convolutional(layer, inputs[0])
+            elif isinstance(layer, Route):
+                self.channels[layer.index] = self._route(layer, inputs)
+            elif isinstance(layer, Shortcut):
+                self.ties.append((inputs[0], inputs[1]))
+                self._freeze_if_alive_at_zero(inputs[0], layer.index, layer.activation)
+                self.channels[layer.index] = inputs[0]
+            elif isinstance(layer, Yolo):
+                self.frozen.append((inputs[0], f"reaches the yolo section at layer {layer.index}"))
+                self.channels[layer.index] = inputs[0]
+            elif isinstance(layer, (Maxpool, Upsample)):
+                self.channels[layer.index] = inputs[0]
+            else:
+                raise TypeError(f"layer {layer.index}: cannot trace channels through [{layer.kind}]")
+
+    def _convolutional(self, layer: Convolutional, inputs: IntArray) -> IntArray:
+        filters = np.arange(self.total, self.total + layer.out_channels)
+        self.total += layer.out_channels
+        self._freeze_if_alive_at_zero(filters, layer.index, layer.activation)
+        if layer.groups > 1:
+            inputs_by_group = inputs.reshape(layer.groups, -1)
+            filters_by_group = filters.reshape(layer.groups, -1)
+            if loses_whole_groups(layer):
+                self._tie_rows(np.concatenate([inputs_by_group, filters_by_group], axis=1).T)
+            else:
+                self._tie_rows(inputs_by_group)
+                self._tie_rows(filters_by_group)
+        return filters
+
+    def _route(self, layer: Route, inputs: list[IntArray]) -> IntArray:
+        if layer.groups == 1:
+            return np.concatenate(inputs)
+        parts = [channels.reshape(layer.groups, -1) for channels in inputs]
+        for part in parts:
+            self._tie_rows(part)
+        return np.concatenate([part[layer.group_id] for part in parts])
+
+    def _tie_rows(self, rows: IntArray) -> None:
+        """Tie each entry of the first row to the entries below it."""
+        self.ties.extend((rows[0], row) for row in rows[1:])
+
+    def _freeze_if_alive_at_zero(self, channels: IntArray, index: int, activation: str) -> None:
+        if not is_zero_at_zero(activation):
+            reason = f"layer {index} turns zero into something else by activation {activation}"
+            self.frozen.append((channels, reason))
+
+    def units(self) -> tuple[IntArray, list[str | None]]:
+        """Connected components of the ties.
+
+        Returns:
+            For each filter its unit, units numbered in cfg order; for each unit why it is frozen, or None.
+        """
+        label = np.arange(self.total)
+        left = np.concatenate([tie[0] for tie in self.ties] or [label[:0]])
+        right = np.concatenate([tie[1] for tie in self.ties] or [label[:0]])
+        while True:
+            smallest = np.minimum(label[left], label[right])
+            new = label.copy()
+            np.minimum.at(new, left, smallest)
+            np.minimum.at(new, right, smallest)
+            new = new[new]
+            if np.array_equal(new, label):
+                break
+            label = new
+        roots, unit_of_filter = np.unique(label, return_inverse=True)
+        reasons: list[str | None] = [None] * len(roots)
+        for channels, reason in reversed(self.frozen):
+            for unit in np.unique(unit_of_filter[channels]):
+                reasons[unit] = reason
+        return unit_of_filter.astype(np.int64), reasons

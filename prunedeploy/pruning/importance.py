@@ -1,0 +1,150 @@
+"""From one score per weight to one importance per unit, and masks through which gradients reach the scores.
+
+Reference: Sehwag et al., HYDRA: Pruning Adversarially Robust Neural Networks, 2020, section 4: the
+forward pass uses the top-k scores, the backward pass hands the mask's gradient straight to all scores.
+As in the authors' code "straight through" ends at the score's absolute value, which is what is ranked: a
+gradient that wants a weight alive raises |score|, whatever the score's sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from prunedeploy.pruning.coupling import CouplingGroup
+
+
+def unit_importance(scores: Mapping[int, Tensor], groups: Sequence[CouplingGroup]) -> list[Tensor]:
+    """Mean of |score| over all weights of all filters of each unit.
+
+    Args:
+        scores: By layer index: float, weight-shaped. Needed for every convolution with a prunable filter.
+        groups: From `coupling_groups`.
+
+    Returns:
+        For every group ``(units,)``, differentiable with respect to the scores; zeros where a group is not
+        prunable.
+
+    Raises:
+        ValueError: A convolution has no scores, or its scores hold a NaN or infinity.
+    """
+    filter_sums: dict[int, Tensor] = {}
+    importance = []
+    for group in groups:
+        if not group.prunable:
+            importance.append(torch.zeros(group.channels))
+            continue
+        total: Tensor | None = None
+        weights = 0
+        for member in group.members:
+            layer_scores = scores.get(member.layer)
+            if layer_scores is None:
+                raise ValueError(f"no scores for layer {member.layer}; there are scores for {sorted(scores)}")
+            if member.layer not in filter_sums:
+                filter_sums[member.layer] = layer_scores.abs().flatten(1).sum(1)
+            # (filters,)[(units, filters per unit)] -> (units, filters per unit) -> (units,)
+            unit_sums = filter_sums[member.layer][member.filters.to(layer_scores.device)].sum(1)
+            total = unit_sums if total is None else total + unit_sums
+            weights += member.filters.shape[1] * layer_scores[0].numel()
+        assert total is not None, "a prunable group has members"
+        if not bool(torch.isfinite(total.detach()).all()):
+            raise ValueError(f"scores of layers {list(group.layers)} hold a value that is not finite")
+        importance.append(total / weights)
+    return importance
+
+
+def highest(values: Tensor, count: int) -> Tensor:
+    """Mark the ``count`` highest values; of equal ones the first.
+
+    Args:
+        values: ``(n,)`` float.
+        count: 0 to n.
+
+    Returns:
+        ``(n,)`` bool.
+
+    Raises:
+        ValueError: ``count`` is out of range.
+    """
+    if not 0 <= count <= values.numel():
+        raise ValueError(f"cannot keep {count} of {values.numel()} values")
+    mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
+    if count == 0:
+        return mask
+    # Selection is linear in n, where sorting every layer in every step of score optimisation would not be.
+    threshold = values.kthvalue(values.numel() - count + 1).values
+    mask = values > threshold
+    ties = (values == threshold).nonzero().flatten()
+    mask[ties[: count - int(mask.sum())]] = True
+    return mask
+
+
+def straight_through_weight_mask(scores: Tensor, keep_count: int) -> Tensor:
+    """Mask of the weights with the highest |score| of one layer.
+
+    Args:
+        scores: Weight-shaped float.
+        keep_count: Number of weights that live.
+
+    Returns:
+        Same shape, exactly 0.0 or 1.0; its gradient is handed on to |score| of every weight, living or dead.
+
+    Reference: HYDRA, 2020, section 4.
+    """
+    magnitude = scores.abs()
+    mask = highest(magnitude.detach().flatten(), keep_count).view_as(scores).to(scores.dtype)
+    return _StraightThrough.apply(magnitude, mask)
+
+
+def straight_through_channel_masks(
+    scores: Mapping[int, Tensor], counts: Sequence[int], groups: Sequence[CouplingGroup]
+) -> dict[int, Tensor]:
+    """Channel masks of the units with the highest importance in each group.
+
+    Args:
+        scores: By layer index: float, weight-shaped; as `unit_importance`.
+        counts: Units that live per group, e.g. ``StructuredPlan.counts``.
+        groups: From `coupling_groups`.
+
+    Returns:
+        By layer index: ``(filters,)``, exactly 0.0 or 1.0, for `DarknetConv`'s ``channel_mask``; only
+        convolutions with at least one filter that could be removed. The gradient of every filter's
+        entry is handed on to the importance of its unit, living or dead, and from there to all its scores.
+
+    Raises:
+        ValueError: ``counts`` has another length than ``groups``; or as `unit_importance`.
+
+    Reference: HYDRA, 2020, section 4, with units in the place of weights.
+    """
+    if len(counts) != len(groups):
+        raise ValueError(f"{len(counts)} counts for {len(groups)} groups")
+    masks: dict[int, Tensor] = {}
+    for group, importance, count in zip(groups, unit_importance(scores, groups), counts, strict=True):
+        if not group.prunable:
+            continue
+        mask = _StraightThrough.apply(importance, highest(importance.detach(), count).to(importance.dtype))
+        for member in group.members:
+            layer_scores = scores[member.layer]
+            if member.layer not in masks:
+                masks[member.layer] = layer_scores.new_ones(layer_scores.shape[0])
+            filters = member.filters.to(layer_scores.device)
+            masks[member.layer] = masks[member.layer].index_put(
+                (filters,), mask[:, None].expand(filters.shape), accumulate=False
+            )
+    return masks
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward: the mask. Backward: the mask's gradient, as if the values had been used instead."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor, mask: Tensor) -> Tensor:
+        """Return ``mask``."""
+        return mask.clone()
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        """Hand the gradient to ``values``."""
+        return gradient, None

@@ -1,0 +1,340 @@
+"""Solves for the number of filters per coupling group that gives a pruning ratio.
+
+The pruning ratio counts weights, filters are what can be removed, and a filter that leaves takes
+weights of the next convolution with it. So the same fraction of every group is kept, that fraction
+is solved for, and single groups are then moved by one step until the ratio fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd, lcm
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
+from prunedeploy.pruning.coupling import (
+    Coupling,
+    IntArray,
+    couple,
+    head_outputs,
+    loses_whole_groups,
+    prunable_convolutions,
+)
+from prunedeploy.pruning.importance import highest
+from prunedeploy_engines.errors import PruningError
+
+_BISECTIONS = 40
+
+
+@dataclass(frozen=True)
+class Widths:
+    """A solution: how many units of each coupling group live.
+
+    Attributes:
+        counts: Living units, in the order of the coupling groups.
+        ratio_requested: What was asked for.
+        ratio_achieved: Removed weights / weights, of all prunable convolutions.
+        multiple: What the number of kept filters of each convolution is a multiple of (or all are kept).
+    """
+
+    counts: tuple[int, ...]
+    ratio_requested: float
+    ratio_achieved: float
+    multiple: int
+
+
+@dataclass(frozen=True)
+class LayerWidth:
+    """One convolution before and after pruning.
+
+    Attributes:
+        layer: Index in the cfg.
+        filters_before: Number of filters of the unpruned network.
+        filters_after: Number that live.
+        weights_before: Convolution weights of the unpruned network.
+        weights_after: Weights of the shrunk network.
+        counted: Whether the pruning ratio counts this convolution.
+    """
+
+    layer: int
+    filters_before: int
+    filters_after: int
+    weights_before: int
+    weights_after: int
+    counted: bool
+
+
+@dataclass(frozen=True, eq=False)
+class StructuredPlan:
+    """Which filters live.
+
+    Attributes:
+        keep: For every convolution by layer index: ``(filters,)`` bool, True = lives.
+        counts: Living units, in the order of the coupling groups.
+        ratio_requested: What was asked for.
+        ratio_achieved: Removed weights / weights, of all prunable convolutions.
+        multiple: What the number of kept filters of each convolution is a multiple of (or all are kept).
+        per_layer: One row per convolution, in cfg order.
+    """
+
+    keep: dict[int, Tensor]
+    counts: tuple[int, ...]
+    ratio_requested: float
+    ratio_achieved: float
+    multiple: int
+    per_layer: tuple[LayerWidth, ...]
+
+
+def ratio_tolerance(ratio: float) -> float:
+    """How far the achieved ratio may be from the requested one."""
+    return 0.1 * (1.0 - ratio) if ratio >= 0.95 else 0.01
+
+
+def check_ratio(ratio: float) -> None:
+    """Refuse a ratio outside [0, 1).
+
+    Raises:
+        PruningError: Says what was given.
+    """
+    if not 0.0 <= ratio < 1.0:
+        raise PruningError(f"{ratio} is not a pruning ratio", "ratio", "give a number from 0 to below 1")
+
+
+def solve_structured(
+    cfg: DarknetCfg, importance: Sequence[Tensor], ratio: float, minimum: int | None = None, multiple: int = 8
+) -> StructuredPlan:
+    """Choose the filters that live: in each coupling group those of highest importance.
+
+    Args:
+        cfg: The unpruned network.
+        importance: Per coupling group ``(units,)``, from `unit_importance`.
+        ratio: Fraction of the weights of all prunable convolutions to remove, in [0, 1).
+        minimum: As `solve_widths`.
+        multiple: As `solve_widths`.
+
+    Raises:
+        PruningError: As `solve_widths`.
+        ValueError: ``importance`` does not fit the coupling groups of ``cfg``.
+    """
+    coupling = couple(cfg)
+    widths = solve_widths(cfg, ratio, minimum, multiple, coupling)
+    keep = {layer.index: torch.ones(layer.out_channels, dtype=torch.bool) for layer in cfg.convolutions}
+    given = [tuple(values.shape) for values in importance]
+    if given != [(count,) for count in coupling.full_counts]:
+        raise ValueError(f"importance has shapes {given}, the groups have {coupling.full_counts} units")
+    for group, values, count in zip(coupling.groups, importance, widths.counts, strict=True):
+        if not group.prunable:
+            continue
+        if bool(values.isnan().any()):
+            raise ValueError(f"the importance of layers {list(group.layers)} holds a NaN")
+        lives = highest(values.detach().cpu(), count)
+        for member in group.members:
+            keep[member.layer][member.filters] = lives[:, None]
+    return StructuredPlan(
+        keep, widths.counts, ratio, widths.ratio_achieved, widths.multiple,
+        layer_widths(cfg, widths.counts, coupling),
+    )  # fmt: skip
+
+
+def solve_widths(
+    cfg: DarknetCfg,
+    ratio: float,
+    minimum: int | None = None,
+    multiple: int = 8,
+    coupling: Coupling | None = None,
+) -> Widths:
+    """Solve for the number of living units of each coupling group.
+
+    Args:
+        cfg: The unpruned network.
+        ratio: Fraction of the weights of all prunable convolutions to remove, in [0, 1).
+        minimum: Fewest filters that a convolution keeps (all, where it has fewer); None: the multiple in use.
+        multiple: Each convolution keeps a multiple of this many filters, or all. Where that cannot reach the
+            ratio, half of it is tried, and so on down to 1.
+        coupling: ``couple(cfg)``, if the caller has it.
+
+    Returns:
+        A solution within `ratio_tolerance`.
+
+    Raises:
+        PruningError: The ratio is outside [0, 1) or cannot be reached; the message says what can.
+        ValueError: ``minimum`` or ``multiple`` is below 1.
+    """
+    check_ratio(ratio)
+    if multiple < 1 or (minimum is not None and minimum < 1):
+        raise ValueError(f"minimum and multiple must be at least 1, got {minimum} and {multiple}")
+    coupling = couple(cfg) if coupling is None else coupling
+    weights = _WeightCount(prunable_convolutions(cfg), coupling)
+    full = np.array(coupling.full_counts, dtype=np.int64)
+    total = float(weights(full[None])[0])
+    if ratio == 0.0:
+        return Widths(coupling.full_counts, ratio, 0.0, multiple)
+    reached: list[float] = [0.0]
+    candidate = multiple
+    while total:
+        fewest_filters = minimum or candidate
+        levels = [_levels(cfg, coupling, group, fewest_filters, candidate) for group in range(len(full))]
+        counts = _fit(weights, levels, (1.0 - ratio) * total, ratio_tolerance(ratio) * total)
+        achieved = 1.0 - float(weights(counts[None])[0]) / total
+        if abs(achieved - ratio) <= ratio_tolerance(ratio):
+            return Widths(tuple(int(count) for count in counts), ratio, achieved, candidate)
+        fewest = np.array([level[0] for level in levels])
+        reached += [achieved, 1.0 - float(weights(fewest[None])[0]) / total]
+        if candidate == 1:
+            break
+        candidate //= 2
+    nearest = min(reached, key=lambda value: abs(value - ratio))
+    raise PruningError(
+        f"pruning ratio {ratio:g} cannot be reached within {ratio_tolerance(ratio):.2g}: "
+        f"the highest reachable is {max(reached):.4f}, the nearest {nearest:.4f}",
+        cfg.where,
+        "ask for one of these or lower the minimum number of filters",
+    )
+
+
+def layer_widths(cfg: DarknetCfg, counts: Sequence[int], coupling: Coupling) -> tuple[LayerWidth, ...]:
+    """Filters and weights of every convolution before and after pruning.
+
+    Args:
+        cfg: The unpruned network.
+        counts: Living units per coupling group.
+        coupling: ``couple(cfg)``.
+    """
+    heads = head_outputs(cfg)
+    weights = _WeightCount(cfg.convolutions, coupling)
+    before = weights.per_layer(np.array([coupling.full_counts]))[0]
+    after = weights.per_layer(np.array([counts]))[0]
+    return tuple(
+        LayerWidth(
+            layer.index,
+            layer.out_channels,
+            int(coupling.channels_per_unit[layer.index] @ np.array(counts)),
+            int(old),
+            int(new),
+            layer.index not in heads,
+        )
+        for layer, old, new in zip(cfg.convolutions, before, after, strict=True)
+    )
+
+
+class _WeightCount:
+    """Convolution weights of the shrunk network as a function of the living units of each group."""
+
+    def __init__(self, layers: Sequence[Convolutional], coupling: Coupling) -> None:
+        groups = len(coupling.groups)
+        self.filters = np.zeros((len(layers), groups))
+        self.inputs = np.zeros((len(layers), groups))
+        self.fixed_inputs = np.zeros(len(layers))
+        self.area = np.array([layer.size**2 for layer in layers], dtype=float)
+        for row, layer in enumerate(layers):
+            self.filters[row] = coupling.channels_per_unit[layer.index]
+            if loses_whole_groups(layer):
+                self.fixed_inputs[row] = layer.weight_shape[1]
+            else:
+                self.inputs[row] = coupling.channels_per_unit[layer.inputs[0]] / layer.groups
+
+    def per_layer(self, counts: IntArray) -> np.ndarray:
+        """Weights of each convolution.
+
+        Args:
+            counts: ``(candidates, groups)`` living units.
+
+        Returns:
+            ``(candidates, convolutions)``.
+        """
+        return np.rint((counts @ self.filters.T) * (counts @ self.inputs.T + self.fixed_inputs) * self.area)
+
+    def __call__(self, counts: IntArray) -> np.ndarray:
+        """Weights of all convolutions: ``(candidates, groups)`` -> ``(candidates,)``."""
+        return self.per_layer(counts).sum(axis=1)
+
+
+def _levels(cfg: DarknetCfg, coupling: Coupling, index: int, minimum: int, multiple: int) -> IntArray:
+    """Numbers of living units that a coupling group may have, ascending; the last is all of them.
+
+    A convolution whose filters are all in this group may keep any multiple, or all. One that is spread
+    over several groups keeps a multiple in all if each group *removes* a multiple.
+    """
+    group = coupling.groups[index]
+    everything = np.array([group.channels], dtype=np.int64)
+    if not group.prunable:
+        return everything
+    step, fewest, spread = 1, 1, []
+    for member in group.members:
+        per_unit = member.filters.shape[1]
+        filters = cfg.layers[member.layer].out_channels
+        step = lcm(step, multiple // gcd(multiple, per_unit))
+        # Every group keeps its share of the minimum, so that the convolution keeps all of it.
+        fewest = max(fewest, -(-group.channels * min(minimum, filters) // filters))
+        spread.append(per_unit * group.channels != filters)
+    remainder = group.channels % step
+    if remainder and any(spread):
+        if not all(spread):
+            return everything
+        start = remainder
+    else:
+        start = step
+    levels = np.arange(start, group.channels + 1, step, dtype=np.int64)
+    return np.union1d(levels[levels >= fewest], everything)
+
+
+def _fit(weights: _WeightCount, levels: Sequence[IntArray], target: float, tolerance: float) -> IntArray:
+    """Living units per group such that ``target`` weights remain, as nearly as it gets.
+
+    Args:
+        weights: Weights remaining as a function of the counts.
+        levels: Per group the counts it may have.
+        target: Weights that shall remain.
+        tolerance: Weights; while the result is farther away, groups may move by more than one step.
+    """
+    full = np.array([level[-1] for level in levels])
+
+    def uniform(fraction: float) -> IntArray:
+        wanted = fraction * full
+        return np.array([np.abs(level - value).argmin() for level, value in zip(levels, wanted, strict=True)])
+
+    def counts_at(at: IntArray) -> IntArray:
+        return np.array([level[step] for level, step in zip(levels, at, strict=True)])
+
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if weights(counts_at(uniform(middle))[None])[0] > target:
+            high = middle
+        else:
+            low = middle
+    ends = [uniform(low), uniform(high)]
+    errors = [abs(weights(counts_at(at)[None])[0] - target) for at in ends]
+    start = ends[int(np.argmin(errors))]
+    at = _move_groups(weights, levels, start, target, within_one_of=start)
+    if abs(weights(counts_at(at)[None])[0] - target) > tolerance:
+        at = _move_groups(weights, levels, at, target)
+    return counts_at(at)
+
+
+def _move_groups(
+    weights: _WeightCount,
+    levels: Sequence[IntArray],
+    at: IntArray,
+    target: float,
+    within_one_of: IntArray | None = None,
+) -> IntArray:
+    """Move one group at a time by one level, always the one that helps most, until none helps."""
+    last = np.array([len(level) - 1 for level in levels])
+    lower = np.zeros_like(last) if within_one_of is None else np.maximum(within_one_of - 1, 0)
+    upper = last if within_one_of is None else np.minimum(within_one_of + 1, last)
+    error = np.inf
+    while True:
+        moves = np.concatenate([np.eye(len(at), dtype=np.int64), -np.eye(len(at), dtype=np.int64)])
+        moved = at + np.concatenate([np.zeros_like(moves[:1]), moves])
+        moved = moved[((moved >= lower) & (moved <= upper)).all(axis=1)]
+        counts = np.stack([level[moved[:, index]] for index, level in enumerate(levels)], axis=1)
+        errors = np.abs(weights(counts) - target)
+        best = int(errors.argmin())
+        if errors[best] >= error:
+            return at
+        at, error = moved[best], errors[best]

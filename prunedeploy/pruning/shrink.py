@@ -1,0 +1,89 @@
+"""Structured pruning for good: the smaller network in which dead filters do not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.darknet_cfg import DarknetCfg, Route
+from prunedeploy.pruning.masks import live_channels, live_inputs
+
+
+def shrink_cfg(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> DarknetCfg:
+    """The cfg of the smaller network; it differs in ``filters=`` (and ``groups=``) lines only.
+
+    Args:
+        cfg: The unpruned network.
+        keep: By layer index: ``(filters,)`` bool, True = lives. Convolutions not named keep all.
+
+    Raises:
+        ValueError: As `live_channels`; or a grouped convolution or a sliced route would be left with parts of
+            different sizes; or a convolution would lose all filters.
+    """
+    live = live_channels(cfg, keep)
+    filters, groups = {}, {}
+    for route in cfg.layers:
+        if isinstance(route, Route):
+            for source in route.inputs:
+                parts = live[source].view(route.groups, -1).sum(1).tolist()
+                if len(set(parts)) > 1:
+                    raise ValueError(f"layer {route.index}: the route's parts would keep {parts} channels")
+    for layer in cfg.convolutions:
+        kept = int(live[layer.index].sum())
+        if kept == 0:
+            raise ValueError(f"layer {layer.index} would lose all of its {layer.out_channels} filters")
+        if kept != layer.out_channels:
+            filters[layer.index] = kept
+        if layer.groups > 1:
+            per_filter = live_inputs(layer, live)[live[layer.index]].sum(1).unique()
+            inputs = int(live[layer.inputs[0]].sum())
+            if len(per_filter) > 1 or per_filter[0] == 0 or inputs % int(per_filter[0]):
+                raise ValueError(
+                    f"layer {layer.index}: its groups would keep {per_filter.tolist()} input channels"
+                )
+            new_groups = inputs // int(per_filter[0])
+            by_group = live[layer.index].view(layer.groups, -1).sum(1)
+            if len(by_group[by_group > 0].unique()) > 1 or int((by_group > 0).sum()) != new_groups:
+                raise ValueError(f"layer {layer.index}: its groups would keep {by_group.tolist()} filters")
+            if new_groups != layer.groups:
+                groups[layer.index] = new_groups
+    return cfg.with_filters(filters, groups)
+
+
+def shrink(model: Darknet, keep: Mapping[int, Tensor]) -> Darknet:
+    """Build the smaller network with the kept parameters.
+
+    In evaluation mode it computes what `apply_structured` computes with the same ``keep``.
+
+    Args:
+        model: The network, masked or not; not modified.
+        keep: By layer index: ``(filters,)`` bool, from a `StructuredPlan`.
+
+    Returns:
+        New network on the same device and of the same type, with ``model``'s header and training mode.
+
+    Raises:
+        ValueError: As `shrink_cfg`.
+    """
+    cfg = shrink_cfg(model.cfg, keep)
+    live = live_channels(model.cfg, keep)
+    with torch.random.fork_rng(devices=[]):
+        small = Darknet(cfg, model.header).to(next(model.parameters()))
+    with torch.no_grad():
+        for layer in model.cfg.convolutions:
+            source = model.conv(layer.index)
+            filters = live[layer.index].to(source.weight.device)
+            connected = live_inputs(layer, live).to(source.weight.device)[filters]
+            state = {}
+            for name, value in source.state_dict().items():
+                if name == "weight":
+                    # (kept, in / groups, k, k)[(kept, in / groups) bool] -> (kept * kept inputs, k, k)
+                    kept = value[filters][connected]
+                    state[name] = kept.view(filters.sum(), -1, layer.size, layer.size)
+                else:
+                    state[name] = value[filters]
+            small.conv(layer.index).load_state_dict(state)
+    return small.train(model.training)

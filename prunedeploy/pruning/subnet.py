@@ -1,0 +1,94 @@
+"""What a pruned network is: its size, its zeros, and the record of how it was pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pruning.coupling import prunable_convolutions
+from prunedeploy.pruning.ratio import StructuredPlan
+
+
+def count_parameters(model: Darknet) -> int:
+    """Number of trained values: weights, biases, normalisation scales and shifts; no running statistics."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_prunable_weights(cfg: DarknetCfg) -> int:
+    """Number of weights of all prunable convolutions: what a pruning ratio is a fraction of."""
+    total = 0
+    for layer in prunable_convolutions(cfg):
+        filters, per_group, height, width = layer.weight_shape
+        total += filters * per_group * height * width
+    return total
+
+
+def sparsity(model: Darknet) -> float:
+    """Zeros / weights, of all prunable convolutions; 0.0 where there are none."""
+    total = count_prunable_weights(model.cfg)
+    zeros = sum(
+        int((model.conv(layer.index).weight == 0).sum()) for layer in prunable_convolutions(model.cfg)
+    )
+    return zeros / total if total else 0.0
+
+
+def pruning_record(plan: StructuredPlan) -> dict[str, Any]:
+    """What the bundle says about a structured pruning; plain values for JSON."""
+    return {
+        "method": "structured",
+        "ratio_requested": plan.ratio_requested,
+        "ratio_achieved": plan.ratio_achieved,
+        "channel_multiple": plan.multiple,
+        "layers": [
+            {
+                "layer": row.layer,
+                "filters_before": row.filters_before,
+                "filters_after": row.filters_after,
+                "weights_before": row.weights_before,
+                "weights_after": row.weights_after,
+                "counted": row.counted,
+            }
+            for row in plan.per_layer
+        ],
+    }
+
+
+def unstructured_record(cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], ratio: float) -> dict[str, Any]:
+    """What the bundle says about an unstructured pruning; plain values for JSON.
+
+    Args:
+        cfg: The network.
+        keep_masks: By layer index: bool, weight-shaped, from `solve_unstructured`.
+        ratio: What was asked for.
+    """
+    counted = {layer.index for layer in prunable_convolutions(cfg)}
+    rows = []
+    removed = total = 0
+    for layer in cfg.convolutions:
+        filters, per_group, height, width = layer.weight_shape
+        before = filters * per_group * height * width
+        after = int(keep_masks[layer.index].sum()) if layer.index in keep_masks else before
+        rows.append(
+            {
+                "layer": layer.index,
+                "filters_before": filters,
+                "filters_after": filters,
+                "weights_before": before,
+                "weights_after": after,
+                "counted": layer.index in counted,
+            }
+        )
+        if layer.index in counted:
+            total += before
+            removed += before - after
+    return {
+        "method": "unstructured",
+        "ratio_requested": ratio,
+        "ratio_achieved": removed / total if total else 0.0,
+        "channel_multiple": None,
+        "layers": rows,
+    }

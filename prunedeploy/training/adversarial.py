@@ -1,0 +1,123 @@
+"""Adversarial training: minimise the detection loss on images attacked at every step."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from prunedeploy.attacks import Pgd, ThreatModel
+from prunedeploy.data.loader import Batch
+from prunedeploy.models.darknet import BN_MOMENTUM, Darknet, FoldedDarknet
+from prunedeploy.models.decode import split_head
+from prunedeploy.models.loss import LossTerms, yolo_loss
+from prunedeploy.training.distributed import shard
+from prunedeploy.training.loop import Objective
+from prunedeploy.training.optimisation import LoopSettings
+
+
+def robust_objective(
+    model: Darknet,
+    settings: LoopSettings,
+    threat_model: ThreatModel | None,
+    seed: int,
+    device: torch.device,
+    *,
+    teacher: FoldedDarknet | None = None,
+    distillation: float = 0.0,
+) -> Objective:
+    """The objective of adversarial training (Madry et al. 2018, equation 2.1) for `train`.
+
+    The attack sees the network in evaluation mode and in the precision of the training; the loss is taken in
+    training mode.
+
+    Args:
+        model: The network that is trained.
+        settings: Precision of the passes.
+        threat_model: The inner attack; None trains on clean images.
+        seed: Of random starts.
+        device: Where the batches go.
+        teacher: A frozen network whose predictions on the clean images are matched on the attacked ones.
+        distillation: Weight of that term; 0 leaves it out.
+
+    Reference: the distillation term follows Goldblum et al., Adversarially Robust Distillation, 2020, equation 4.
+    """
+
+    def objective(batch: Batch, step: int) -> dict[str, Tensor]:
+        batch = shard(batch)
+        clean, targets = batch.images.to(device), batch.targets.to(device)
+        images = clean
+        if threat_model is not None:
+            model.eval()
+            attack = Pgd.against(model, threat_model, settings.precision, seed)
+            images = attack(clean, targets, batch.image_ids, step)
+        model.train()
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            heads = model(images)
+        heads = [head.float() for head in heads]
+        terms = yolo_loss(heads, targets, model.cfg)
+        named = loss_terms(terms)
+        if teacher is not None and distillation > 0:
+            with torch.no_grad():
+                taught = teacher(clean)
+            named["distillation"] = distillation * distillation_loss(heads, taught, model)
+            named["loss"] = named["loss"] + named["distillation"]
+        return named
+
+    return objective
+
+
+def loss_terms(terms: LossTerms) -> dict[str, Tensor]:
+    """The detection loss as named terms for the log."""
+    return {"loss": terms.total, "box": terms.box, "objectness": terms.objectness, "classes": terms.classes}
+
+
+def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet) -> Tensor:
+    """How far predictions are from a teacher's, weighted by the teacher's objectness.
+
+    Cross-entropy to the teacher's objectness everywhere; to its class probabilities and squared distance to its
+    box offsets where it sees an object. Sum over predictions, mean over images, like the detection loss.
+
+    Args:
+        heads: The student's raw heads, each ``(B, A * (5 + C), H, W)``.
+        taught: The teacher's, same shapes.
+        model: Either network; gives the heads' layout.
+
+    Returns:
+        0-d tensor.
+    """
+    total = heads[0].new_zeros(())
+    for student, teacher, head in zip(heads, taught, model.cfg.heads, strict=True):
+        own, wanted = split_head(student, head), split_head(teacher, head)
+        weight = torch.sigmoid(wanted[..., 4])
+        objectness = F.binary_cross_entropy_with_logits(own[..., 4], weight, reduction="none")
+        classes = F.binary_cross_entropy_with_logits(own[..., 5:], wanted[..., 5:].sigmoid(), reduction="none").sum(-1)
+        boxes = (own[..., :4] - wanted[..., :4]).square().sum(-1)
+        total = total + (objectness + weight * (classes + boxes)).sum()
+    return total / heads[0].shape[0]
+
+
+@torch.no_grad()
+def recalibrate_normalisation(model: Darknet, batches: list[Tensor]) -> None:
+    """Replace running means and variances by their averages over ``batches``.
+
+    Args:
+        model: Modified in place; left in evaluation mode.
+        batches: Images, each ``(B, 3, H, W)`` in [0, 1]; attacked ones for a robust network.
+    """
+    convs = [model.conv(layer.index) for layer in model.cfg.convolutions if layer.batch_normalize]
+    sums = [(torch.zeros_like(conv.mean), torch.zeros_like(conv.variance)) for conv in convs]
+    model.train()
+    for conv in convs:
+        conv.momentum = 1.0
+    for images in batches:
+        model(images.contiguous(memory_format=torch.channels_last))
+        for conv, (mean, variance) in zip(convs, sums, strict=True):
+            mean += conv.mean
+            variance += conv.variance
+    for conv, (mean, variance) in zip(convs, sums, strict=True):
+        conv.momentum = BN_MOMENTUM
+        conv.mean.copy_(mean / len(batches))
+        conv.variance.copy_(variance / len(batches))
+    model.eval()

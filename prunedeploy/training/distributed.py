@@ -1,0 +1,68 @@
+"""Data-parallel training under an existing launcher: ``torchrun`` or ``accelerate launch``.
+
+The launcher starts one process per device and sets ``WORLD_SIZE``, ``RANK`` and ``LOCAL_RANK``. Every process
+computes on its share of each batch and the gradients are averaged; process 0 writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from prunedeploy.data.loader import Batch
+
+
+def start_process_group(device: torch.device) -> None:
+    """Join the launcher's process group; does nothing without a launcher."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def world() -> tuple[int, int]:
+    """``(rank, number of processes)``; ``(0, 1)`` without a launcher."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def is_main_process() -> bool:
+    """Whether this process writes logs, checkpoints and results."""
+    return world()[0] == 0
+
+
+def shard(batch: Batch) -> Batch:
+    """This process's share of a batch: images ``rank, rank + n, ...``.
+
+    The share's loss is a mean over fewer images; averaging the gradients of equal shares gives the gradient of
+    the whole batch, so batch sizes must be multiples of the number of processes.
+    """
+    rank, count = world()
+    if count == 1:
+        return batch
+    if len(batch.images) % count:
+        raise ValueError(f"a batch of {len(batch.images)} does not split over {count} processes")
+    own = torch.arange(rank, len(batch.images), count)
+    mine = batch.targets[:, 0].long() % count == rank
+    targets = batch.targets[mine].clone()
+    targets[:, 0] = (targets[:, 0] - rank) / count
+    return replace(batch, images=batch.images[own], targets=targets, image_ids=[batch.image_ids[i] for i in own.tolist()])
+
+
+def average_gradients(parameters: Sequence[Tensor]) -> None:
+    """Average gradients over all processes, in one flat reduction."""
+    _, count = world()
+    if count == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    flat /= count
+    at = 0
+    for gradient in gradients:
+        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
+        at += gradient.numel()

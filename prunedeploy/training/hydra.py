@@ -1,0 +1,117 @@
+"""HYDRA's third step: optimise importance scores against the robust loss while the weights stay frozen.
+
+The forward pass uses the top-k scores only; the backward pass hands the gradient straight through the selection to
+all scores. For structured pruning the selection is by coupled group of filters and multiplies the output of
+convolution and normalisation, which is exactly what the shrunk network will lack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from prunedeploy.attacks import Pgd, ThreatModel
+from prunedeploy.data.loader import Batch
+from prunedeploy.models.darknet import Darknet, FoldedDarknet, check_images
+from prunedeploy.models.loss import yolo_loss
+from prunedeploy.pruning.coupling import coupling_groups
+from prunedeploy.pruning.importance import straight_through_channel_masks, straight_through_weight_mask
+from prunedeploy.training.adversarial import loss_terms
+from prunedeploy.training.distributed import shard
+from prunedeploy.training.loop import Objective
+from prunedeploy.training.optimisation import LoopSettings
+
+
+class ScoredDarknet(nn.Module):
+    """A frozen network whose weights or filters are switched on by trainable scores.
+
+    Args:
+        model: The network, used in evaluation mode; not modified.
+        scores: By layer index, weight-shaped.
+        unit_counts: Structured: living units per coupling group, ``StructuredPlan.counts``.
+        weight_counts: Unstructured: living weights by layer index.
+
+    Attributes:
+        scores: The trainable scores by ``str(layer index)``.
+
+    Raises:
+        ValueError: Not exactly one of the two counts is given.
+
+    Reference: Sehwag et al., HYDRA, 2020, section 4.
+    """
+
+    def __init__(
+        self,
+        model: Darknet,
+        scores: Mapping[int, Tensor],
+        *,
+        unit_counts: Sequence[int] | None = None,
+        weight_counts: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        if (unit_counts is None) == (weight_counts is None):
+            raise ValueError("give unit_counts (structured) or weight_counts (unstructured)")
+        self.cfg = model.cfg
+        self.unit_counts = unit_counts
+        self.weight_counts = weight_counts
+        self._groups = coupling_groups(model.cfg)
+        frozen = FoldedDarknet(model)
+        self._folded = frozen.folded
+        self.scores = nn.ParameterDict({str(index): nn.Parameter(value.clone()) for index, value in scores.items()})
+
+    def score_tensors(self) -> dict[int, Tensor]:
+        """The scores by layer index, detached."""
+        return {int(index): value.detach().clone() for index, value in self.scores.items()}
+
+    def masked(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Folded weight and bias of every layer under the current selection; gradients reach the scores."""
+        scores = {int(index): value for index, value in self.scores.items()}
+        masked = dict(self._folded)
+        if self.unit_counts is not None:
+            for index, mask in straight_through_channel_masks(scores, self.unit_counts, self._groups).items():
+                weight, bias = self._folded[index]
+                masked[index] = weight * mask.view(-1, 1, 1, 1), bias * mask
+        else:
+            assert self.weight_counts is not None
+            for index, count in self.weight_counts.items():
+                weight, bias = self._folded[index]
+                masked[index] = weight * straight_through_weight_mask(scores[index], count), bias
+        return masked
+
+    def network(self) -> FoldedDarknet:
+        """The network under the current selection; gradients reach images and scores."""
+        return FoldedDarknet.from_folded(self.cfg, self.masked())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the raw heads under the current selection; see `Darknet.forward`."""
+        check_images(images, self.cfg)
+        return self.network()(images)
+
+
+def score_objective(
+    scored: ScoredDarknet, model: Darknet, settings: LoopSettings, threat_model: ThreatModel, seed: int, device: torch.device
+) -> Objective:
+    """The objective of score optimisation for `train`: robust loss of the selected subnetwork (HYDRA, equation 3).
+
+    Args:
+        scored: What is optimised.
+        model: The network it was made from.
+        settings: Precision of the inner attack.
+        threat_model: The inner attack, on the subnetwork.
+        seed: Of random starts.
+        device: Where the batches go.
+    """
+
+    def objective(batch: Batch, step: int) -> dict[str, Tensor]:
+        batch = shard(batch)
+        targets = batch.targets.to(device)
+        network = scored.network()
+        frozen = {index: (weight.detach(), bias.detach()) for index, (weight, bias) in network.folded.items()}
+        attacked = FoldedDarknet.from_folded(scored.cfg, frozen)
+        attack = Pgd(model, attacked, threat_model, settings.precision, seed)
+        images = attack(batch.images.to(device), targets, batch.image_ids, step)
+        return loss_terms(yolo_loss(network(images), targets, scored.cfg))
+
+    return objective

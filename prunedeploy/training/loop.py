@@ -1,0 +1,131 @@
+"""One training loop for every stage: adversarial training, score optimisation, fine-tuning."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from prunedeploy.data.loader import Batch
+from prunedeploy.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from prunedeploy.training.distributed import average_gradients, is_main_process
+from prunedeploy.training.optimisation import LoopSettings, WeightAverage, learning_rate, make_optimizer
+from prunedeploy_engines.errors import PrunedeployError
+
+Objective = Callable[[Batch, int], dict[str, Tensor]]
+Batches = Callable[[int], Iterable[Batch]]
+
+
+class DivergedError(PrunedeployError):
+    """The loss is not finite any more."""
+
+
+def train(
+    module: nn.Module,
+    parameters: Iterable[Tensor],
+    batches: Batches,
+    objective: Objective,
+    settings: LoopSettings,
+    *,
+    stage: str,
+    work: Path,
+    log: Path,
+    advance: Callable[[int, float], object] | None = None,
+) -> nn.Module:
+    """Minimise an objective, checkpointing so that a killed run goes on bit for bit.
+
+    Args:
+        module: What is checkpointed and averaged: parameters and buffers. Modified in place.
+        parameters: What is optimised, a subset of the module's.
+        batches: Given the first step, yields the batch of every step from there on.
+        objective: From a batch and its step (from 0) to named 0-d terms; ``loss`` is minimised, all are logged.
+        settings: Lengths, rates, precision.
+        stage: Name in the log.
+        work: Folder for checkpoints.
+        log: The ``log.jsonl`` to append to; cut back to the checkpoint's step on resume.
+        advance: Called after every step with 1 and the loss.
+
+    Returns:
+        ``module``, holding the average of weights if ``settings.ema_decay`` is above 0.
+
+    Raises:
+        DivergedError: The loss is not finite.
+    """
+    trained = list(parameters)
+    optimizer = make_optimizer(trained, settings)
+    average = WeightAverage(module, settings.ema_decay) if settings.ema_decay > 0 else None
+    checkpoint = work / "checkpoint.safetensors"
+    done = _resume(checkpoint, module, optimizer, average)
+    _cut_log(log, stage, done)
+    if advance is not None and done:
+        advance(done, math.nan)
+    with log.open("a", encoding="utf-8") if is_main_process() else contextlib.nullcontext() as lines:
+        for step, batch in zip(range(done, settings.steps), _from(batches, done, settings.steps), strict=False):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(settings, step)
+            optimizer.zero_grad(set_to_none=True)
+            terms = objective(batch, step)
+            terms["loss"].backward()
+            average_gradients(trained)
+            norm = nn.utils.clip_grad_norm_(trained, settings.clip_norm or math.inf)
+            values = {name: float(value.detach()) for name, value in terms.items()}
+            if not math.isfinite(values["loss"]) or not math.isfinite(float(norm)):
+                raise DivergedError(f"the loss of {stage} is not finite at step {step}", fix="lower its lr")
+            optimizer.step()
+            if average is not None:
+                average.update(module, step)
+            if lines is not None:
+                row = {"stage": stage, "step": step, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+                lines.write(json.dumps({**row, **values}) + "\n")
+            if advance is not None:
+                advance(1, values["loss"])
+            if (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps and lines is not None:
+                # The log first: a checkpoint never knows more steps than the log holds.
+                lines.flush()
+                groups = {"model": module.state_dict(), "optimizer": optimizer_tensors(optimizer)}
+                if average is not None:
+                    groups["average"] = average.values
+                save_checkpoint(checkpoint, step + 1, groups)
+    if average is not None:
+        module.load_state_dict(average.values)
+    return module
+
+
+def _from(batches: Batches, start: int, end: int) -> Iterator[Batch]:
+    # Nothing is loaded for a stage that has no steps left.
+    if start < end:
+        yield from batches(start)
+
+
+def _resume(
+    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: WeightAverage | None
+) -> int:
+    loaded = load_checkpoint(checkpoint)
+    if loaded is None:
+        return 0
+    step, groups = loaded
+    module.load_state_dict(groups["model"])
+    restore_optimizer(optimizer, groups.get("optimizer", {}))
+    if average is not None:
+        average.values = groups["average"]
+    return step
+
+
+def _cut_log(log: Path, stage: str, done: int) -> None:
+    """Drop what a killed run logged for ``stage`` beyond its checkpoint, half-written lines included."""
+    if not log.is_file() or not is_main_process():
+        return
+    kept = []
+    for line in log.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["stage"] != stage or row["step"] < done:
+            kept.append(line + "\n")
+    log.write_text("".join(kept), encoding="utf-8")

@@ -1,0 +1,96 @@
+"""Learning-rate schedules, optimisers and the exponential average of weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Optimizer = Literal["sgd", "adamw"]
+Schedule = Literal["cosine", "step", "constant"]
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """How one training stage runs; every length is in steps.
+
+    Attributes:
+        steps: Optimiser steps.
+        lr: Peak learning rate.
+        optimizer: ``sgd`` (Nesterov momentum) or ``adamw``.
+        momentum: Of SGD, or beta1 of AdamW.
+        weight_decay: On convolution weights only, never on biases and normalisation.
+        schedule: ``cosine`` to zero, ``step`` (a tenth at 80 % and again at 90 %, as Darknet's cfg), ``constant``.
+        warmup_steps: Linear warm-up from zero.
+        clip_norm: Largest norm of the gradient; 0 is no limit.
+        ema_decay: Of the exponential average of weights that the stage returns; 0 returns the last weights.
+        precision: Of forward and backward pass, ``bf16`` under autocast.
+        checkpoint_every: Steps between checkpoints.
+    """
+
+    steps: int
+    lr: float
+    optimizer: Optimizer = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 0
+    clip_norm: float = 0.0
+    ema_decay: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = 200
+
+
+def learning_rate(settings: LoopSettings, step: int) -> float:
+    """Learning rate of step ``step``, counted from 0.
+
+    The cosine is that of Loshchilov and Hutter, SGDR, 2017, equation 5, without restarts.
+    """
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    span = max(1, settings.steps - settings.warmup_steps)
+    done = (step - settings.warmup_steps) / span
+    if settings.schedule == "cosine":
+        return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if settings.schedule == "step":
+        return settings.lr * (0.01 if done >= 0.9 else 0.1 if done >= 0.8 else 1.0)
+    return settings.lr
+
+
+def make_optimizer(parameters: Iterable[Tensor], settings: LoopSettings) -> torch.optim.Optimizer:
+    """Optimiser over ``parameters``; only those of rank 4 (convolution weights, scores) decay."""
+    tensors = list(parameters)
+    groups = [
+        {"params": [p for p in tensors if p.ndim == 4], "weight_decay": settings.weight_decay},
+        {"params": [p for p in tensors if p.ndim != 4], "weight_decay": 0.0},
+    ]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+
+
+class WeightAverage:
+    """Exponential average of a module's parameters and floating-point buffers.
+
+    The decay grows from 0.1 to its value over the first steps (as in TensorFlow's
+    ``ExponentialMovingAverage(num_updates)``), so that the start is forgotten.
+
+    Args:
+        module: Whose state is averaged.
+        decay: Weight of the old average, in [0, 1).
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.values = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Take in the state after step ``step``, counted from 0."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, value in module.state_dict().items():
+            self.values[name].lerp_(value, 1 - decay)

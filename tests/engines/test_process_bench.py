@@ -1,0 +1,232 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prunedeploy_engines import bench_worker
+from prunedeploy_engines.bundle import BundleFile, write_bundle
+from prunedeploy_engines.errors import ConfigError, EngineError
+from prunedeploy_engines.process_bench import Worker, bench_models
+from tiny_detector import CLASS_NAMES, save_tiny_detector
+
+SHORT = {
+    "seconds": 0.02,
+    "min_calls": 4,
+    "warmup_s": 0.0,
+    "warmup_calls": 1,
+    "rounds": 2,
+    "round_warm_calls": 1,
+    "lock": False,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_detector(tmp_path_factory.mktemp("model") / "model.onnx")
+
+
+def test_models_are_measured_in_turns_each_in_its_process(model: Path) -> None:
+    turns: list[str] = []
+    spec = {"path": model, "threads": 1}
+    result = bench_models({"a": spec, "b": {**spec, "batch": 4}}, **SHORT, progress=turns.append)
+    assert turns == ["a", "b", "b", "a"]
+    for name, batch in (("a", 1), ("b", 4)):
+        row = result[name].summary()
+        assert row["n"] >= 4
+        assert len(result[name].latency.round_sizes) == 2
+        assert min(result[name].latency.samples_ms) > 0
+        assert row["batch"] == batch
+        assert row["images_per_s"] == pytest.approx(1000 * batch / row["mean"])
+        assert row["engine"]["runtime"] == "onnxruntime"
+        assert row["engine"]["threads"] == 1
+        json.dumps(row)
+
+
+def test_end_to_end_runs_a_bundle_on_real_images(model: Path, tmp_path: Path) -> None:
+    files = {"model.onnx": BundleFile(model, "onnx", "fp32")}
+    write_bundle(tmp_path / "bundle", files, class_names=CLASS_NAMES, input={"height": 32, "width": 48})
+    np.save(
+        tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
+    )
+    specs = {
+        "model": {"path": model, "images": tmp_path / "images.npy"},
+        "all": {"path": tmp_path / "bundle", "images": tmp_path / "images.npy", "kind": "end_to_end"},
+    }
+    result = bench_models(specs, **SHORT)
+    assert result["all"].latency.kind == "end_to_end"
+    assert result["model"].latency.kind == "host"
+
+
+def test_matmul_peak_is_measured_among_the_models(model: Path) -> None:
+    specs = {"model": {"path": model}, "peak": {"runtime": "matmul", "size": 64, "threads": 1}}
+    result = bench_models(specs, **SHORT)
+    assert result["peak"].describe["macs"] == 64**3
+    assert result["peak"].latency.samples_ms
+
+
+def test_any_runner_can_be_measured_by_its_factory(model: Path) -> None:
+    factory = "prunedeploy_engines.onnxruntime_runner:OnnxRuntimeRunner"
+    arguments = {"path": str(model), "threads": 1}
+    result = bench_models({"a": {"runtime": "other", "factory": factory, "arguments": arguments}}, **SHORT)
+    assert result["a"].describe["file"] == "model.onnx"
+
+
+def test_model_that_does_not_open_is_named(model: Path, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"garbage" * 9)
+    with pytest.raises(EngineError, match=r"garbage\.onnx: bad: ONNX Runtime cannot load") as caught:
+        bench_models({"good": {"path": model}, "bad": {"path": garbage}}, **SHORT)
+    assert "\n" not in str(caught.value)
+
+
+def test_process_that_dies_is_reported_with_its_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As a crash in a driver would end it.
+    (tmp_path / "crashing_factory.py").write_text("import os\ndef make():\n    os._exit(7)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineError, match=r"crash: the measuring process ended \(exit code 7"):
+        bench_models({"crash": {"runtime": "x", "factory": "crashing_factory:make"}}, **SHORT)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"path": "a.onnx", "batches": 3}, r"unknown keys \['batches'\]"),
+        ({"path": "a.onnx", "kind": "guess"}, "kind 'guess'"),
+        ({}, "no path"),
+    ],
+)
+def test_wrong_specification_is_refused_before_anything_starts(spec: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        bench_models({"a": spec}, **SHORT)
+
+
+@pytest.mark.parametrize(
+    "images", [np.zeros((2, 32, 48, 3), dtype=np.float32), np.zeros((32, 48, 3), dtype=np.uint8)]
+)
+def test_images_of_another_kind_are_refused(model: Path, tmp_path: Path, images: np.ndarray) -> None:
+    np.save(tmp_path / "images.npy", images)
+    with pytest.raises(EngineError, match=r"images\.npy: a: must hold \(K, H, W, 3\) uint8"):
+        bench_models({"a": {"path": model, "images": tmp_path / "images.npy"}}, **SHORT)
+
+
+def test_input_is_the_images_given_and_random_without() -> None:
+    random = bench_worker._images(None, (32, 48), seed=0)
+    assert random.shape[1:] == (32, 48, 3)
+    assert random.std() > 50, "never zeros: sparsity and denormals change what a kernel costs"
+    assert np.array_equal(random, bench_worker._images(None, (32, 48), seed=0))
+    assert not np.array_equal(random, bench_worker._images(None, (32, 48), seed=1))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_batches_use_every_image_in_turn(batch: int) -> None:
+    images = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1)
+    batches = bench_worker._batches(images, batch)
+    assert all(len(group) == batch for group in batches)
+    assert {float(image) for group in batches for image in group.ravel()} == {0.0, 1.0, 2.0}
+
+
+class SpinningProcess:
+    """Stands for `time` in a process whose threads spin until a moment; in seconds."""
+
+    def __init__(self, spins_until: float) -> None:
+        self.now = 0.0
+        self.spins_until = spins_until
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def process_time(self) -> float:
+        return min(self.now, self.spins_until)
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("spins", [0.0, 0.05, 1.4])
+def test_a_worker_waits_until_its_threads_are_idle(monkeypatch: pytest.MonkeyPatch, spins: float) -> None:
+    clock = SpinningProcess(spins)
+    monkeypatch.setattr(bench_worker, "time", clock)
+    bench_worker.wait_until_idle()
+    assert spins < clock.now <= spins + 0.1
+
+
+def test_a_worker_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SpinningProcess(1e9)
+    monkeypatch.setattr(bench_worker, "time", clock)
+    bench_worker.wait_until_idle()
+    assert clock.now == pytest.approx(5.0, abs=0.1)
+
+
+def test_idle_worker_uses_no_cpu_after_a_block(model: Path) -> None:
+    clock_ticks = Path("/proc/self/stat")
+    if not clock_ticks.exists():
+        pytest.skip("needs /proc to read another process's CPU time")
+
+    def cpu_ticks(pid: int) -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+    with Worker("peak") as worker:
+        spec = {
+            "runtime": "matmul",
+            "size": 256,
+            "threads": 2,
+            "providers": ["CPUExecutionProvider"],
+            "seed": 0,
+        }
+        worker.ask("open", spec=spec)
+        worker.ask("block", seconds=0.1, calls=5, warm_calls=0)
+        before = cpu_ticks(worker._process.pid)
+        time.sleep(0.3)
+        # A spinning thread would use all of .3 s, which is 30 ticks of 1 / 100 s.
+        assert (cpu_ticks(worker._process.pid) - before) / os.sysconf("SC_CLK_TCK") < 0.1
+
+
+def test_worker_ends_with_its_parent() -> None:
+    program = """
+import os
+from prunedeploy_engines.process_bench import Worker
+worker = Worker("a")
+worker.ask("open", spec={"runtime": "matmul", "size": 8, "threads": 1, "seed": 0,
+                         "providers": ["CPUExecutionProvider"]})
+print(worker._process.pid, flush=True)
+os._exit(0)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    # Nobody reads the worker's error stream through a pipe, so this run ends when the parent does.
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, timeout=60
+    )
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker outlived its parent")
+
+
+def test_what_libraries_print_does_not_disturb_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chatty_factory.py").write_text(
+        "import os\n"
+        "def make():\n"
+        "    print('hello')\n"
+        "    os.write(1, b'from C')\n"
+        "    raise RuntimeError('told you')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(EngineError, match="a: RuntimeError: told you"):
+        bench_models({"a": {"runtime": "x", "factory": "chatty_factory:make"}}, **SHORT)

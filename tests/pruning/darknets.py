@@ -1,0 +1,179 @@
+"""Networks for the pruning tests: random cfgs, random parameters, and counts made without the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.models.darknet_cfg import DarknetCfg, parse_cfg
+
+ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic")
+Shape = tuple[int, int, int]
+
+
+def network(*sections: str, size: int = 16, channels: int = 3) -> DarknetCfg:
+    """A cfg from sections in short form, ``"convolutional filters=8 size=3"``."""
+    blocks = [f"[net]\nwidth={size}\nheight={size}\nchannels={channels}\n"]
+    for section in sections:
+        kind, *options = section.split()
+        blocks.append("\n".join([f"[{kind}]", *options]) + "\n")
+    return parse_cfg("\n".join(blocks))
+
+
+def conv(filters: int, size: int = 1, norm: bool = True, activation: str = "leaky", groups: int = 1) -> str:
+    """A convolution in short form."""
+    text = f"convolutional filters={filters} size={size} pad=1 activation={activation}"
+    return text + (" batch_normalize=1" if norm else "") + (f" groups={groups}" if groups > 1 else "")
+
+
+HEAD = (conv(6, norm=False, activation="linear"), "yolo mask=0 anchors=4,5 classes=1")
+
+
+def randomise(model: Darknet, seed: int = 0) -> Darknet:
+    """Give every parameter, statistics included, a random value that keeps activations in a sane range."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=like.dtype)
+
+    with torch.no_grad():
+        for layer in model.cfg.convolutions:
+            module = model.conv(layer.index)
+            module.bias.copy_(uniform(module.bias, -1, 1))
+            if module.scale is not None:
+                module.scale.copy_(uniform(module.scale, 0.5, 1.5))
+                module.mean.copy_(uniform(module.mean, -0.5, 0.5))
+                module.variance.copy_(uniform(module.variance, 0.5, 2))
+    return model
+
+
+def random_network(cfg: DarknetCfg, seed: int = 0) -> Darknet:
+    """A network with random parameters, in evaluation mode."""
+    return randomise(load_darknet(cfg, seed=seed), seed)
+
+
+def largest_difference(model: Darknet, other: Darknet, images: Tensor) -> float:
+    """Largest difference of the heads, relative to the largest value of ``model``'s head; the worst head counts."""
+    with torch.no_grad():
+        pairs = list(zip(model(images), other(images), strict=True))
+    for head, _ in pairs:
+        assert bool(torch.isfinite(head).all())
+        assert float(head.abs().max()) > 1e-3
+    return max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs)
+
+
+def weights_but_head_outputs(model: Darknet, head_outputs: set[int]) -> int:
+    """Weights of all convolutions but those named, counted one convolution at a time."""
+    total = 0
+    for name, parameter in model.named_parameters():
+        _, index, kind = name.split(".")
+        if kind == "weight" and int(index) not in head_outputs:
+            total += parameter.numel()
+    return total
+
+
+@dataclass
+class RandomCfg:
+    """A cfg under construction; it does its own book-keeping of shapes."""
+
+    size: int
+    shapes: list[Shape] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)
+    head_outputs: set[int] = field(default_factory=set)
+
+    def add(self, section: str, shape: Shape) -> None:
+        self.sections.append(section)
+        self.shapes.append(shape)
+
+    @property
+    def cfg(self) -> DarknetCfg:
+        return network(*self.sections, size=self.size)
+
+
+def _divisors(*numbers: int) -> list[int]:
+    return [d for d in range(1, min(numbers) + 1) if all(number % d == 0 for number in numbers)]
+
+
+def _add_conv(draw: st.DrawFn, graph: RandomCfg, filters: int, grouped: bool) -> None:
+    channels, height, width = graph.shapes[-1] if graph.shapes else (3, graph.size, graph.size)
+    groups = 1
+    if grouped:
+        groups = draw(st.sampled_from(_divisors(channels, filters)))
+        if draw(st.booleans()):
+            groups, filters = channels, channels * draw(st.sampled_from([1, 1, 2]))
+    size, stride = draw(st.sampled_from([1, 3])), 1
+    if min(height, width) >= 8:
+        stride = draw(st.sampled_from([1, 1, 2]))
+    # logistic freezes what it touches, so it comes up less often
+    activation = draw(st.sampled_from(ACTIVATIONS[:5] * 2 + ACTIVATIONS))
+    text = conv(filters, size, draw(st.booleans()), activation, groups) + f" stride={stride}"
+    graph.add(text, (filters, -(-height // stride), -(-width // stride)))
+
+
+def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None:
+    index = len(graph.shapes)
+    channels, height, width = shape = graph.shapes[-1]
+    same_size = [
+        i for i, other in enumerate(graph.shapes) if other[1:] == shape[1:] and i not in graph.head_outputs
+    ]
+    same_shape = [i for i in same_size[:-1] if graph.shapes[i] == shape]
+    kinds = ["conv", "conv", "keep width", "route", "route", "maxpool"]
+    kinds += ["shortcut"] * 4 * bool(same_shape) + ["upsample"] * (height <= 8)
+    kind = draw(st.sampled_from(kinds))
+    if kind == "shortcut":
+        source = draw(st.sampled_from(same_shape))
+        activation = draw(st.sampled_from(("linear",) * 4 + ACTIVATIONS))
+        graph.add(f"shortcut from={source - index} activation={activation}", shape)
+    elif kind == "route":
+        sources = draw(st.lists(st.sampled_from(same_size), min_size=1, max_size=4))
+        widths = [graph.shapes[i][0] for i in sources]
+        groups = draw(st.sampled_from(_divisors(*widths)[:3])) if grouped else 1
+        if sum(widths) // groups > 80:
+            return
+        text = "route layers=" + ",".join(str(i if draw(st.booleans()) else i - index) for i in sources)
+        if groups > 1:
+            text += f" groups={groups} group_id={draw(st.integers(0, groups - 1))}"
+        graph.add(text, (sum(widths) // groups, height, width))
+    elif kind == "maxpool":
+        size, stride = draw(st.sampled_from([(2, 2), (2, 1), (3, 1), (5, 1)]))
+        if min(height, width) < 4:
+            stride = 1
+        padding = size - 1
+        out = ((height + padding - size) // stride + 1, (width + padding - size) // stride + 1)
+        graph.add(f"maxpool size={size} stride={stride}", (channels, *out))
+    elif kind == "upsample":
+        graph.add("upsample stride=2", (channels, 2 * height, 2 * width))
+    else:
+        filters = channels if kind == "keep width" else draw(st.sampled_from([4, 6, 8, 12, 16, 16, 24, 32]))
+        _add_conv(draw, graph, filters, grouped)
+
+
+@st.composite
+def random_cfgs(draw: st.DrawFn, grouped: bool = True) -> RandomCfg:
+    """A small network of every supported kind of layer, with one to three heads.
+
+    Args:
+        draw: From hypothesis.
+        grouped: Whether grouped convolutions and sliced routes occur.
+    """
+    graph = RandomCfg(size=draw(st.sampled_from([8, 12, 16])))
+    _add_conv(draw, graph, draw(st.sampled_from([8, 16, 24])), grouped)
+    for _ in range(draw(st.integers(1, 12))):
+        _add_layer(draw, graph, grouped)
+    body = len(graph.shapes)
+    for _ in range(draw(st.integers(1, 3))):
+        source = draw(st.integers(0, body - 1))
+        graph.add(f"route layers={source}", graph.shapes[source])
+        if draw(st.booleans()):
+            _add_conv(draw, graph, draw(st.sampled_from([8, 16])), False)
+        anchors = draw(st.integers(1, 2))
+        _, height, width = graph.shapes[-1]
+        graph.head_outputs.add(len(graph.shapes))
+        graph.add(conv(6 * anchors, 1, False, "linear"), (6 * anchors, height, width))
+        mask = ",".join(str(i) for i in range(anchors))
+        graph.add(f"yolo mask={mask} anchors=4,5,6,7 classes=1", graph.shapes[-1])
+    return graph
