@@ -386,7 +386,7 @@ OPTIONS = {
 }
 """The key that each option of ``prunedeploy build`` sets."""
 
-KeyPath = tuple[str | int, ...]
+KeyPath = tuple[str, ...]
 
 
 def load_config(
@@ -562,9 +562,9 @@ def _start_from_given_network(
 def _raise_first(error: ValidationError, origins: Mapping[KeyPath, str], source: str) -> NoReturn:
     # An inherited attack repeats its errors in every training block: what was really written comes first.
     errors = error.errors()
-    written = [item for item in errors if item["loc"] in origins] or errors
+    written = [item for item in errors if tuple(map(str, item["loc"])) in origins] or errors
     first, more = written[0], len(written) - 1
-    location = first["loc"]
+    location: KeyPath = tuple(map(str, first["loc"]))
     below = [origin for key, origin in origins.items() if key[: len(location)] == location]
     above = [origins[location[:n]] for n in range(len(location), 0, -1) if location[:n] in origins]
     where = next(iter(above), below[0] if location and below else source)
@@ -594,7 +594,7 @@ def _nearest(location: KeyPath) -> str | None:
     names = {key.rpartition(".")[2]: key for key in reversed(known_keys())}
     if wrong in names:
         return " or ".join([key for key in known_keys() if key.rpartition(".")[2] == wrong][:3])
-    return next((names[name] for name in difflib.get_close_matches(wrong, names, n=1, cutoff=0.75)), None)
+    return next((names[name] for name in difflib.get_close_matches(wrong, names, n=1, cutoff=0.85)), None)
 
 
 def known_keys() -> list[str]:

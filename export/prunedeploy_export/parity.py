@@ -120,7 +120,8 @@ def check_tensor_parity(
             at = np.unravel_index(int(difference.argmax()), difference.shape)
             raise GateError(
                 f"tensor parity: {name}{_index(at)} is {candidate[at]:.7g}, "
-                f"the parent's {reference[at]:.7g}: max|a - b| = {worst:.3g} is more than {tolerance:g} * max|a| = {tolerance * largest:.3g}",
+                f"the parent's {reference[at]:.7g}: max|a - b| = {worst:.3g} is more than "
+                f"{tolerance:g} * max|a| = {tolerance * largest:.3g}",
                 artefact,
                 _FIX,
             )
@@ -172,22 +173,20 @@ def check_detection_parity(
         reference = Detected(pair[0], pair[1], score_threshold - score_tolerance, iou_threshold)
         candidate = Detected(pair[2], pair[3], score_threshold - score_tolerance, iou_threshold)
         for side, one, other in (("parent", reference, candidate), ("artefact", candidate, reference)):
-            for detection in np.flatnonzero(one.scores > score_threshold + score_tolerance):
-                box, score, class_id = one.boxes[detection], one.scores[detection], one.classes[detection]
-                found = other.partner(box, score, class_id, min_iou, score_tolerance)
-                if found is None:
+            for match in one.matches(other, score_threshold + score_tolerance, min_iou, score_tolerance):
+                if match.iou is None:
+                    box = np.round(match.box_xyxy, 2).tolist()
                     raise GateError(
-                        f"matched detections: image {image}: the {side}'s detection of class {class_id}, "
-                        f"score {score:.4f}, box {np.round(box, 2).tolist()} has no partner with "
-                        f"IoU >= {min_iou:g} and a score within {score_tolerance:g}: "
-                        f"{other.nearest(box, class_id)}",
+                        f"matched detections: image {image}: the {side}'s detection of class {match.class_id}, "
+                        f"box {box}, score {match.score:.4f} has no partner with IoU >= {min_iou:g} and a "
+                        f"score within {score_tolerance:g}: {other.nearest(match.box_xyxy, match.class_id)}",
                         artefact,
                         _FIX,
                     )
-                iou, difference, flipped = found
                 detections += one is reference
-                coin_flips += flipped
-                lowest_iou, largest_difference = min(lowest_iou, iou), max(largest_difference, difference)
+                coin_flips += match.dropped
+                lowest_iou = min(lowest_iou, match.iou)
+                largest_difference = max(largest_difference, match.score_difference)
     compared = math.isfinite(lowest_iou)
     return DetectionParity(
         images=len(reference_outputs[0]),

@@ -194,11 +194,11 @@ class _Reader:
     def box(self, where: str, entry: Mapping[str, Any], frame: ImageRecord) -> tuple[float, ...] | None:
         """Return ``(x, y, width, height)`` inside the image, or None after noting what is wrong with it."""
         bbox = entry.get("bbox")
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
-            self.note(f"{where} has bbox {str(bbox)[:80]}", "give four numbers: x, y, width, height")
-            return None
         if entry.get("iscrowd", 0) not in (0, 1):
             self.note(f"{where} has iscrowd {entry['iscrowd']!r}", "give 0 or 1")
+            return None
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
+            self.note(f"{where} has bbox {str(bbox)[:80]}", "give four numbers: x, y, width, height")
             return None
         x, y, width, height = (float(value) for value in bbox)
         if not all(math.isfinite(value) for value in (x, y, width, height)):

@@ -196,17 +196,37 @@ class TrainingLoader:
             for step in _Steps(self.start_step):
                 yield self.batch(step)
             return
-        loader: DataLoader[Batch] = DataLoader(
-            self._steps,
+        loader: DataLoader[Batch | DataError] = DataLoader(
+            _InWorker(self._steps),
             batch_size=None,  # a step is a whole batch already
             sampler=_Steps(self.start_step),
             num_workers=self.workers,
             collate_fn=_unchanged,
             worker_init_fn=_one_thread,
         )
-        for batch in loader:
-            self.skipped.update(batch.skipped)
-            yield batch
+        made = iter(loader)
+        try:
+            while True:
+                batch = next(made)
+                if isinstance(batch, DataError):
+                    raise batch
+                self.skipped.update(batch.skipped)
+                yield batch
+        finally:
+            del made  # ends the workers now, not when somebody drops the error's traceback
+
+
+class _InWorker(Dataset["Batch | DataError"]):
+    """Hands an error over as a value: torch would turn it into another one whose text is a traceback."""
+
+    def __init__(self, steps: StepDataset) -> None:
+        self.steps = steps
+
+    def __getitem__(self, step: int) -> Batch | DataError:
+        try:
+            return self.steps[step]
+        except DataError as error:
+            return error
 
 
 def _unchanged(batch: Any) -> Any:

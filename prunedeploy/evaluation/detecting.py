@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prunedeploy.data.loader import Batch
@@ -14,13 +15,14 @@ from prunedeploy.evaluation.coco_map import MAX_DETECTIONS
 from prunedeploy.evaluation.detection_table import DetectionTable
 from prunedeploy_engines.errors import DataError
 from prunedeploy_engines.letterbox import unletterbox_boxes
-from prunedeploy_engines.nms import detections_from
+from prunedeploy_engines.nms import PRE_NMS_TOP_K, detections_from
 from prunedeploy_engines.runner import Float32Array, Runner
 
 IOU_THRESHOLD = 0.45
 """Of NMS within a class."""
 SCORE_THRESHOLD = 0.001
 """COCO's usual one."""
+_FIRST_CANDIDATES = 1000
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(images done, images in all)`` after each batch."""
@@ -103,16 +105,34 @@ def detect_batch(
     for one_boxes, one_scores, image_id, geometry in zip(
         boxes, scores, batch.image_ids, batch.geometries, strict=True
     ):
-        found, found_scores, class_ids = detections_from(
-            one_boxes,
-            one_scores,
-            score_threshold=thresholds.score,
-            iou_threshold=thresholds.iou,
-            max_detections=thresholds.max_detections,
-        )
+        found, found_scores, class_ids = _suppressed(one_boxes, one_scores, thresholds)
         original = unletterbox_boxes(found.astype(np.float64), geometry)
         tables.append(DetectionTable.of_image(image_id, original, found_scores, class_ids))
     return DetectionTable.concatenate(tables)
+
+
+def _suppressed(
+    boxes: Float32Array, scores: Float32Array, thresholds: Thresholds
+) -> tuple[Float32Array, Float32Array, NDArray[np.int64]]:
+    """`detections_from` for one image, ``(M, 4)`` and ``(M, C)``, without suppressing more than is kept.
+
+    An untrained or attacked network has tens of thousands of candidates above 0.001. Suppression goes by
+    descending score, so what survives among the best candidates does so whatever comes after them: once that
+    is enough, the rest cannot change the result.
+    """
+    many = np.count_nonzero(scores > thresholds.score) > _FIRST_CANDIDATES
+    for candidates in (_FIRST_CANDIDATES, PRE_NMS_TOP_K) if many else (PRE_NMS_TOP_K,):
+        found = detections_from(
+            boxes,
+            scores,
+            score_threshold=thresholds.score,
+            iou_threshold=thresholds.iou,
+            max_detections=thresholds.max_detections,
+            pre_nms_top_k=candidates,
+        )
+        if len(found[1]) >= thresholds.max_detections:
+            break
+    return found
 
 
 def as_array(images: Tensor) -> Float32Array:

@@ -7,7 +7,7 @@ above .5 among those above .001 are the detections at .5.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation.bootstrap import (
@@ -36,7 +36,7 @@ class Scored:
 
     result: MapResult
     intervals: MapIntervals | None
-    matches: ImageMatches
+    matches: ImageMatches = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Measurement:
         conf50: mAP of those above `PAPER_SCORE_THRESHOLD`.
     """
 
-    detections: DetectionTable
+    detections: DetectionTable = field(repr=False)
     usual: Scored
     conf50: Scored
 

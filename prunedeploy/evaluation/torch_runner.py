@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.darknet import Darknet, FoldedDarknet, load_darknet
 from prunedeploy.models.decode import decode
 from prunedeploy_engines.runner import Float32Array, Runner
 
@@ -72,3 +72,8 @@ class TorchRunner(Runner):
 
     def _release(self) -> None:
         self._folded = None
+
+
+def open_torch_runner(cfg: str, weights: str, threads: int | None = None) -> TorchRunner:
+    """A runner from Darknet files, for `prunedeploy_engines.process_bench`, which opens it in a process of its own."""
+    return TorchRunner(load_darknet(cfg, weights), threads)

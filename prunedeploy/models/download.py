@@ -46,9 +46,10 @@ class PublicFile:
         return self.url.rsplit("/", 1)[1]
 
 
-# The one table of what can be fetched. The author publishes no checksums. That of yolov3-tiny was computed from
-# a genuine file (its heads match C Darknet). Those of the other two are what several independent projects that
-# download from these URLs check against, Emgu CV among them; all of those have the same value for yolov3-tiny.
+# The one table of what can be fetched. The author publishes no checksums. That of yolov3-tiny was computed
+# from a genuine file (its heads match C Darknet). Those of the other two are what several independent
+# projects that download from these URLs check against, Emgu CV among them; those that list yolov3-tiny agree
+# with ours.
 WEIGHTS = {
     "yolov3": PublicFile(
         "https://pjreddie.com/media/files/yolov3.weights",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ ENTRIES = frozenset(
     {"bundle", "model.cfg", "model.weights", "results.json", "detections", "report.html", "log.jsonl"}
 )
 """What a build writes beside its ``build.json``. Anything else in the folder is somebody else's."""
+
+UNFINISHED = re.compile(r"^\.(.+)\.[0-9a-f]{32}\.tmp$")
+"""What `prunedeploy_engines.files.write_atomically` calls a file until it is whole."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def open_output_folder(
         out: The folder; made if it is not there.
         config_hash: Of the configuration, see `prunedeploy.config.config_hash`.
         provenance: More for ``build.json``, plain JSON values, e.g. the configuration.
-        overwrite: Remove what an earlier build wrote and start afresh; what no build writes stays.
+        overwrite: Remove what an earlier build wrote and start afresh; refused if the folder holds more.
 
     Raises:
         StoreError: The folder is a file, cannot be made, holds something that no build wrote or the build of
@@ -96,6 +100,7 @@ def open_output_folder(
                 what = f"holds the build of another configuration ({str(earlier['config_hash'])[:12]})"
                 raise StoreError(what, out, "choose another --out, or replace it with --overwrite")
             _clear(path)
+        _remove_unfinished(path)
         if not resumed:
             document = {"kind": KIND, "schema_version": SCHEMA_VERSION, "config_hash": config_hash}
             write_json(path / MARKER, {**document, **(provenance or {})})
@@ -157,8 +162,22 @@ def _clear(path: Path) -> None:
 
 
 def _is_ours_unfinished(name: str) -> bool:
-    """Return whether a file was left by a process that was killed while it wrote one atomically."""
-    return name.endswith(".tmp") and any(name.startswith(f".{entry}.") for entry in (MARKER, *ENTRIES))
+    """Return whether a name is that of a build's file that was being written when its process was killed."""
+    found = UNFINISHED.match(name)
+    return found is not None and found[1] in {MARKER, *ENTRIES}
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove what a killed build was writing; we have the lock, so nobody is writing it now."""
+    try:
+        for entry in path.iterdir():
+            if _is_ours_unfinished(entry.name):
+                entry.unlink()
+            elif entry.name in ENTRIES and entry.is_dir() and not entry.is_symlink():
+                for file in [file for file in entry.rglob(".*.tmp") if UNFINISHED.match(file.name)]:
+                    file.unlink()
+    except OSError as error:
+        raise _unusable(path, error) from None
 
 
 def _unusable(path: Path, error: OSError) -> StoreError:

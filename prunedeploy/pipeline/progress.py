@@ -131,7 +131,7 @@ class BarProgress:
         from rich.progress import Progress as RichProgress
 
         outermost = self._bars is None
-        # With rich's redirection, what is printed on stdout (the document of --json) would end up on the console.
+        # With rich's redirection, what is printed on stdout (the document of --json) would go to the bars.
         bars = self._bars or RichProgress(
             *_columns(), console=self._console, transient=True, redirect_stdout=False
         )

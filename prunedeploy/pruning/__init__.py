@@ -2,7 +2,8 @@
 
 - `coupling`: which filters live and die together.
 - `importance`: scores per weight to importance per unit, and straight-through masks for score optimisation.
-- `ratio`: how many filters of each coupling group give a pruning ratio, and which live.
+- `width_search`: how many filters of each coupling group give a number of weights.
+- `ratio`: the widths that meet a pruning ratio, and which filters live.
 - `unstructured`: which single weights live.
 - `masks`: pruning as zeros.
 - `shrink`: the smaller network.

@@ -127,11 +127,11 @@ def couple(cfg: DarknetCfg) -> Coupling:
     sizes = np.bincount(group_of_unit, minlength=len(first_unit))
     members: list[list[GroupMember]] = [[] for _ in first_unit]
     for layer in cfg.convolutions:
-        unit = unit_of[layer.index]
-        for number in np.unique(group_of_unit[unit]).tolist():
-            unsorted = np.flatnonzero(group_of_unit[unit] == number)
-            filters = unsorted[np.argsort(unit[unsorted], kind="stable")].reshape(sizes[number], -1)
-            members[number].append(GroupMember(layer.index, torch.from_numpy(filters)))
+        own = unit_of[layer.index]
+        for present in np.unique(group_of_unit[own]).tolist():
+            unsorted = np.flatnonzero(group_of_unit[own] == present)
+            filters = unsorted[np.argsort(own[unsorted], kind="stable")].reshape(sizes[present], -1)
+            members[present].append(GroupMember(layer.index, torch.from_numpy(filters)))
     groups = tuple(
         CouplingGroup(tuple(members[number]), int(sizes[number]), reasons[unit])
         for number, unit in enumerate(first_unit)

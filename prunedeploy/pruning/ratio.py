@@ -1,33 +1,24 @@
-"""Solves for the number of filters per coupling group that gives a pruning ratio.
+"""Chooses the filters that live so that a pruning ratio is met.
 
 The pruning ratio counts weights, filters are what can be removed, and a filter that leaves takes
-weights of the next convolution with it. So the same fraction of every group is kept, that fraction
-is solved for, and single groups are then moved by one step until the ratio fits.
+weights of the next convolution with it. So the number of filters per coupling group is solved for
+first (`width_search`); then the most important ones of each group are kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, lcm
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
-from prunedeploy.pruning.coupling import (
-    Coupling,
-    IntArray,
-    couple,
-    head_outputs,
-    loses_whole_groups,
-    prunable_convolutions,
-)
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pruning.coupling import Coupling, couple, head_outputs, prunable_convolutions
 from prunedeploy.pruning.importance import highest
+from prunedeploy.pruning.width_search import WeightCount, allowed_counts, nearest_counts
 from prunedeploy_engines.errors import PruningError
-
-_BISECTIONS = 40
 
 
 @dataclass(frozen=True)
@@ -168,7 +159,7 @@ def solve_widths(
     if multiple < 1 or (minimum is not None and minimum < 1):
         raise ValueError(f"minimum and multiple must be at least 1, got {minimum} and {multiple}")
     coupling = couple(cfg) if coupling is None else coupling
-    weights = _WeightCount(prunable_convolutions(cfg), coupling)
+    weights = WeightCount(prunable_convolutions(cfg), coupling)
     full = np.array(coupling.full_counts, dtype=np.int64)
     total = float(weights(full[None])[0])
     if ratio == 0.0:
@@ -177,8 +168,10 @@ def solve_widths(
     candidate = multiple
     while total:
         fewest_filters = minimum or candidate
-        levels = [_levels(cfg, coupling, group, fewest_filters, candidate) for group in range(len(full))]
-        counts = _fit(weights, levels, (1.0 - ratio) * total, ratio_tolerance(ratio) * total)
+        levels = [
+            allowed_counts(cfg, coupling, group, fewest_filters, candidate) for group in range(len(full))
+        ]
+        counts = nearest_counts(weights, levels, (1.0 - ratio) * total, ratio_tolerance(ratio) * total)
         achieved = 1.0 - float(weights(counts[None])[0]) / total
         if abs(achieved - ratio) <= ratio_tolerance(ratio):
             return Widths(tuple(int(count) for count in counts), ratio, achieved, candidate)
@@ -205,7 +198,7 @@ def layer_widths(cfg: DarknetCfg, counts: Sequence[int], coupling: Coupling) -> 
         coupling: ``couple(cfg)``.
     """
     heads = head_outputs(cfg)
-    weights = _WeightCount(cfg.convolutions, coupling)
+    weights = WeightCount(cfg.convolutions, coupling)
     before = weights.per_layer(np.array([coupling.full_counts]))[0]
     after = weights.per_layer(np.array([counts]))[0]
     return tuple(
@@ -219,122 +212,3 @@ def layer_widths(cfg: DarknetCfg, counts: Sequence[int], coupling: Coupling) -> 
         )
         for layer, old, new in zip(cfg.convolutions, before, after, strict=True)
     )
-
-
-class _WeightCount:
-    """Convolution weights of the shrunk network as a function of the living units of each group."""
-
-    def __init__(self, layers: Sequence[Convolutional], coupling: Coupling) -> None:
-        groups = len(coupling.groups)
-        self.filters = np.zeros((len(layers), groups))
-        self.inputs = np.zeros((len(layers), groups))
-        self.fixed_inputs = np.zeros(len(layers))
-        self.area = np.array([layer.size**2 for layer in layers], dtype=float)
-        for row, layer in enumerate(layers):
-            self.filters[row] = coupling.channels_per_unit[layer.index]
-            if loses_whole_groups(layer):
-                self.fixed_inputs[row] = layer.weight_shape[1]
-            else:
-                self.inputs[row] = coupling.channels_per_unit[layer.inputs[0]] / layer.groups
-
-    def per_layer(self, counts: IntArray) -> np.ndarray:
-        """Weights of each convolution.
-
-        Args:
-            counts: ``(candidates, groups)`` living units.
-
-        Returns:
-            ``(candidates, convolutions)``.
-        """
-        return np.rint((counts @ self.filters.T) * (counts @ self.inputs.T + self.fixed_inputs) * self.area)
-
-    def __call__(self, counts: IntArray) -> np.ndarray:
-        """Weights of all convolutions: ``(candidates, groups)`` -> ``(candidates,)``."""
-        return self.per_layer(counts).sum(axis=1)
-
-
-def _levels(cfg: DarknetCfg, coupling: Coupling, index: int, minimum: int, multiple: int) -> IntArray:
-    """Numbers of living units that a coupling group may have, ascending; the last is all of them.
-
-    A convolution whose filters are all in this group may keep any multiple, or all. One that is spread
-    over several groups keeps a multiple in all if each group *removes* a multiple.
-    """
-    group = coupling.groups[index]
-    everything = np.array([group.channels], dtype=np.int64)
-    if not group.prunable:
-        return everything
-    step, fewest, spread = 1, 1, []
-    for member in group.members:
-        per_unit = member.filters.shape[1]
-        filters = cfg.layers[member.layer].out_channels
-        step = lcm(step, multiple // gcd(multiple, per_unit))
-        # Every group keeps its share of the minimum, so that the convolution keeps all of it.
-        fewest = max(fewest, -(-group.channels * min(minimum, filters) // filters))
-        spread.append(per_unit * group.channels != filters)
-    remainder = group.channels % step
-    if remainder and any(spread):
-        if not all(spread):
-            return everything
-        start = remainder
-    else:
-        start = step
-    levels = np.arange(start, group.channels + 1, step, dtype=np.int64)
-    return np.union1d(levels[levels >= fewest], everything)
-
-
-def _fit(weights: _WeightCount, levels: Sequence[IntArray], target: float, tolerance: float) -> IntArray:
-    """Living units per group such that ``target`` weights remain, as nearly as it gets.
-
-    Args:
-        weights: Weights remaining as a function of the counts.
-        levels: Per group the counts it may have.
-        target: Weights that shall remain.
-        tolerance: Weights; while the result is farther away, groups may move by more than one step.
-    """
-    full = np.array([level[-1] for level in levels])
-
-    def uniform(fraction: float) -> IntArray:
-        wanted = fraction * full
-        return np.array([np.abs(level - value).argmin() for level, value in zip(levels, wanted, strict=True)])
-
-    def counts_at(at: IntArray) -> IntArray:
-        return np.array([level[step] for level, step in zip(levels, at, strict=True)])
-
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if weights(counts_at(uniform(middle))[None])[0] > target:
-            high = middle
-        else:
-            low = middle
-    ends = [uniform(low), uniform(high)]
-    errors = [abs(weights(counts_at(at)[None])[0] - target) for at in ends]
-    start = ends[int(np.argmin(errors))]
-    at = _move_groups(weights, levels, start, target, within_one_of=start)
-    if abs(weights(counts_at(at)[None])[0] - target) > tolerance:
-        at = _move_groups(weights, levels, at, target)
-    return counts_at(at)
-
-
-def _move_groups(
-    weights: _WeightCount,
-    levels: Sequence[IntArray],
-    at: IntArray,
-    target: float,
-    within_one_of: IntArray | None = None,
-) -> IntArray:
-    """Move one group at a time by one level, always the one that helps most, until none helps."""
-    last = np.array([len(level) - 1 for level in levels])
-    lower = np.zeros_like(last) if within_one_of is None else np.maximum(within_one_of - 1, 0)
-    upper = last if within_one_of is None else np.minimum(within_one_of + 1, last)
-    error = np.inf
-    while True:
-        moves = np.concatenate([np.eye(len(at), dtype=np.int64), -np.eye(len(at), dtype=np.int64)])
-        moved = at + np.concatenate([np.zeros_like(moves[:1]), moves])
-        moved = moved[((moved >= lower) & (moved <= upper)).all(axis=1)]
-        counts = np.stack([level[moved[:, index]] for index, level in enumerate(levels)], axis=1)
-        errors = np.abs(weights(counts) - target)
-        best = int(errors.argmin())
-        if errors[best] >= error:
-            return at
-        at, error = moved[best], errors[best]

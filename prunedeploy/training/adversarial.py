@@ -25,6 +25,7 @@ def robust_objective(
     *,
     teacher: FoldedDarknet | None = None,
     distillation: float = 0.0,
+    temperature: float = 1.0,
 ) -> Objective:
     """The objective of adversarial training (Madry et al. 2018, equation 2.1) for `train`.
 
@@ -39,6 +40,7 @@ def robust_objective(
         device: Where the batches go.
         teacher: A frozen network whose predictions on the clean images are matched on the attacked ones.
         distillation: Weight of that term; 0 leaves it out.
+        temperature: Of the teacher's and the student's logits in that term.
 
     Reference: the distillation term follows Goldblum et al., Adversarially Robust Distillation, 2020, equation 4.
     """
@@ -61,7 +63,7 @@ def robust_objective(
         if teacher is not None and distillation > 0:
             with torch.no_grad():
                 taught = teacher(clean)
-            named["distillation"] = distillation * distillation_loss(heads, taught, model)
+            named["distillation"] = distillation * distillation_loss(heads, taught, model, temperature)
             named["loss"] = named["loss"] + named["distillation"]
         return named
 
@@ -73,7 +75,9 @@ def loss_terms(terms: LossTerms) -> dict[str, Tensor]:
     return {"loss": terms.total, "box": terms.box, "objectness": terms.objectness, "classes": terms.classes}
 
 
-def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet) -> Tensor:
+def distillation_loss(
+    heads: list[Tensor], taught: list[Tensor], model: Darknet, temperature: float = 1.0
+) -> Tensor:
     """How far predictions are from a teacher's, weighted by the teacher's objectness.
 
     Cross-entropy to the teacher's objectness everywhere; to its class probabilities and squared distance to its
@@ -83,6 +87,8 @@ def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet)
         heads: The student's raw heads, each ``(B, A * (5 + C), H, W)``.
         taught: The teacher's, same shapes.
         model: Either network; gives the heads' layout.
+        temperature: T > 0; objectness and class logits are divided by it and their terms multiplied by T^2
+            (Hinton et al., Distilling the Knowledge in a Neural Network, 2015, section 2).
 
     Returns:
         0-d tensor.
@@ -91,8 +97,9 @@ def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet)
     for student, teacher, head in zip(heads, taught, model.cfg.heads, strict=True):
         own, wanted = split_head(student, head), split_head(teacher, head)
         weight = torch.sigmoid(wanted[..., 4])
-        objectness = F.binary_cross_entropy_with_logits(own[..., 4], weight, reduction="none")
-        classes = F.binary_cross_entropy_with_logits(own[..., 5:], wanted[..., 5:].sigmoid(), reduction="none").sum(-1)
+        soft = torch.sigmoid(wanted[..., 4:] / temperature)
+        logits = F.binary_cross_entropy_with_logits(own[..., 4:] / temperature, soft, reduction="none")
+        objectness, classes = logits[..., 0] * temperature**2, logits[..., 1:].sum(-1) * temperature**2
         boxes = (own[..., :4] - wanted[..., :4]).square().sum(-1)
         total = total + (objectness + weight * (classes + boxes)).sum()
     return total / heads[0].shape[0]

@@ -24,7 +24,9 @@ class LoopSettings:
         optimizer: ``sgd`` (Nesterov momentum) or ``adamw``.
         momentum: Of SGD, or beta1 of AdamW.
         weight_decay: On convolution weights only, never on biases and normalisation.
-        schedule: ``cosine`` to zero, ``step`` (a tenth at 80 % and again at 90 %, as Darknet's cfg), ``constant``.
+        schedule: ``cosine`` to zero, ``step`` (times ``step_factor`` at each milestone), ``constant``.
+        milestones: Of ``step``: fractions of all steps after the warm-up.
+        step_factor: Of ``step``.
         warmup_steps: Linear warm-up from zero.
         clip_norm: Largest norm of the gradient; 0 is no limit.
         ema_decay: Of the exponential average of weights that the stage returns; 0 returns the last weights.
@@ -43,6 +45,8 @@ class LoopSettings:
     ema_decay: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_every: int = 200
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    step_factor: float = 0.1
 
 
 def learning_rate(settings: LoopSettings, step: int) -> float:
@@ -57,7 +61,7 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     if settings.schedule == "cosine":
         return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
     if settings.schedule == "step":
-        return settings.lr * (0.01 if done >= 0.9 else 0.1 if done >= 0.8 else 1.0)
+        return settings.lr * settings.step_factor ** sum(done >= milestone for milestone in settings.milestones)
     return settings.lr
 
 

@@ -148,8 +148,10 @@ def test_a_stand_in_is_augmented_differently_from_the_image_itself(train):
 def test_all_images_bad_is_an_error(train, workers):
     for image in train.images:
         image.path.write_bytes(b"no image")
-    with pytest.raises(DataError, match="not one of the 10 images"):
+    with pytest.raises(DataError, match="not one of the 10 images") as caught:
         take(TrainingLoader(train, SIZE, 4, seed=0, workers=workers), 1)
+    assert caught.value.where == str(train.json_path)
+    assert "Traceback" not in str(caught.value)
     with pytest.raises(DataError, match="not one of the 10 images"):
         list(EvaluationLoader(train, SIZE, 4, allow_bad_images=True))
 

@@ -27,6 +27,7 @@ from prunedeploy.evaluation import (
 from prunedeploy.models import load_darknet, parse_cfg
 from prunedeploy_engines.errors import DataError
 from prunedeploy_engines.letterbox import letterbox_boxes
+from prunedeploy_engines.nms import detections_from
 from prunedeploy_engines.runner import Runner
 
 INPUT = (64, 96)
@@ -107,7 +108,7 @@ def model():
     model = load_darknet(parse_cfg(CFG), seed=3)
     with torch.no_grad():  # heads that answer to their input, some of them confidently
         for parameter in model.parameters():
-            parameter.mul_(6 if parameter.ndim == 4 else -0.3)
+            parameter.mul_(10 if parameter.ndim == 4 else 0.3)
     return model
 
 
@@ -220,6 +221,23 @@ def test_at_most_the_best_detections_of_an_image_are_kept(dataset, loader, model
     for image in dataset.images:
         assert len(everything.of(image.image_id)) > 7
         assert np.array_equal(best.of(image.image_id).scores, everything.of(image.image_id).scores[:7])
+
+
+@pytest.mark.parametrize("first", [3, 30, 150])
+def test_suppressing_no_more_than_is_kept_changes_nothing(dataset, loader, model, monkeypatch, first):
+    runner = TorchRunner(model)
+    monkeypatch.setattr("prunedeploy.evaluation.detecting._FIRST_CANDIDATES", first)
+    for kept in (10, 60):
+        ours = detect_all(runner, loader, dataset, score_threshold=0.0, max_detections=kept)
+        for batch in loader:
+            boxes, scores = runner.infer(batch.images.numpy())
+            for index, image_id in enumerate(batch.image_ids):
+                expected = detections_from(
+                    boxes[index], scores[index], score_threshold=0.0, iou_threshold=0.45, max_detections=kept
+                )
+                assert len(expected[1]) == kept
+                assert np.array_equal(ours.of(image_id).scores, expected[1])
+                assert np.array_equal(ours.of(image_id).class_ids, expected[2])
 
 
 def test_runners_share_the_attacked_images_and_only_the_models_own_is_no_transfer(dataset, loader, model):

@@ -124,7 +124,7 @@ activation=leaky
 layers=14
 
 [upsample]
-stride=2
+stride=3
 
 [convolutional]
 batch_normalize=1
@@ -147,7 +147,7 @@ num=3
 
 
 def random_network(cfg: str | DarknetCfg, seed: int = 0) -> Darknet:
-    """A network with random weights whose activations neither vanish nor explode, and some certain detections."""
+    """A network with random weights whose activations do not explode, and with detections."""
     parsed = cfg if isinstance(cfg, DarknetCfg) else parse_cfg(cfg)
     model = load_darknet(parsed, seed=seed)
     generator = torch.Generator().manual_seed(seed)
@@ -163,11 +163,12 @@ def random_network(cfg: str | DarknetCfg, seed: int = 0) -> Darknet:
         return conv(x)
 
     with torch.no_grad():
-        run_layers(parsed.layers, torch.rand((2, *parsed.input_shape), generator=generator), normalise_by_statistics)
+        images = torch.rand((2, *parsed.input_shape), generator=generator)
+        run_layers(parsed.layers, images, normalise_by_statistics)
         for head in parsed.heads:
             conv = model.conv(head.inputs[0])
             conv.weight.mul_(3.0)
-            conv.bias.view(len(head.anchor_indices), -1)[:, 4:] += 3.5
+            conv.bias.view(len(head.anchor_indices), -1)[:, 4:] += 3.0
     return model
 
 

@@ -75,6 +75,17 @@ def test_shipped_networks_compute_what_torch_computes(name, repository, tmp_path
         assert check_detection_parity(reference, exported).detections > 0
 
 
+@pytest.mark.slow
+def test_yolov3_of_62_million_parameters_is_exported(repository, tmp_path):
+    model = random_network(read_cfg(repository / "configs" / "darknet" / "yolov3.cfg"))
+    file = onnx_from_torch(folded(model), tmp_path / "model.onnx")
+    assert 0 <= file.bytes - 4 * 61_949_149 < 1_000_000  # the weights with normalisation folded, and the graph
+    images = random_images(model.cfg, 1)
+    reference, exported = torch_outputs(model, images), run(file.path, images)
+    check_tensor_parity(reference, exported)
+    assert check_detection_parity(reference, exported).detections > 0
+
+
 @pytest.mark.shared
 def test_genuine_yolov3_tiny_computes_what_c_darknet_computes(shared, tmp_path):
     folder = shared / "real" / "yolov3-tiny"
@@ -107,11 +118,9 @@ def test_file_is_bit_identical_when_exported_twice(odd, tmp_path):
 def test_memory_layout_and_precision_of_the_weights_do_not_matter(odd, tmp_path):
     model, file = odd
 
-    class Network:
-        cfg = model.cfg
-        folded = {i: (w.contiguous().double(), b) for i, (w, b) in FoldedDarknet(model).folded.items()}
-
-    assert onnx_from_torch(Network(), tmp_path / "again.onnx").sha256 == file.sha256
+    network = folded(model)
+    network.folded = {index: (w.contiguous().double(), b) for index, (w, b) in network.folded.items()}
+    assert onnx_from_torch(network, tmp_path / "again.onnx").sha256 == file.sha256
 
 
 def test_record_describes_the_file(odd):
@@ -132,8 +141,8 @@ def test_file_passes_checker_and_strict_shape_inference(odd):
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.graph.value_info, *inferred.graph.output)
     }
-    assert shapes["boxes"] == ["batch", 2 * 6 * 8 + 11 * 15, 4]
-    assert shapes["scores"] == ["batch", 2 * 6 * 8 + 11 * 15, 2]
+    assert shapes["boxes"] == ["batch", 2 * 6 * 8 + 17 * 23, 4]
+    assert shapes["scores"] == ["batch", 2 * 6 * 8 + 17 * 23, 2]
     checked = [layer for layer in model.cfg.layers if f"layer{layer.index}" in shapes]
     assert len(checked) > 15
     for layer in checked:
@@ -175,12 +184,10 @@ def test_contradictory_metadata_is_refused(odd, tmp_path):
 
 
 def test_weights_beyond_two_gigabytes_are_refused(odd, tmp_path):
-    class Network:
-        cfg = odd[0].cfg
-        folded = {0: (torch.zeros(1).expand(600_000_000), torch.zeros(1))}  # one float, seen 600 million times
-
+    network = folded(odd[0])
+    network.folded = {0: (torch.zeros(1).expand(600_000_000), torch.zeros(1))}  # one float in memory
     with pytest.raises(EngineError, match=r"2\.4 GB, and one ONNX file holds 2 GB"):
-        onnx_from_torch(Network(), tmp_path / "model.onnx")
+        onnx_from_torch(network, tmp_path / "model.onnx")
 
 
 def test_newer_opset_computes_the_same(odd, tmp_path):

@@ -57,7 +57,7 @@ def random_network(cfg: DarknetCfg, seed: int = 0) -> Darknet:
 
 
 def largest_difference(model: Darknet, other: Darknet, images: Tensor) -> float:
-    """Largest difference of the heads, relative to the largest value of ``model``'s head; the worst head counts."""
+    """Largest difference relative to the largest value of ``model``'s head, of the worst head."""
     with torch.no_grad():
         pairs = list(zip(model(images), other(images), strict=True))
     for head, _ in pairs:

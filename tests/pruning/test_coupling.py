@@ -31,17 +31,16 @@ def units_of(cfg: DarknetCfg) -> list[frozenset[Filter]]:
 def influence(cfg: DarknetCfg) -> list[tuple[str, set[Filter]]]:
     """Which filters each channel of each layer depends on, found by changing one filter at a time.
 
-    A convolution is put behind every layer so that every layer is observed, and no convolution is
-    computed: its output is a constant in which one channel is changed, so that a change only
+    A convolution and a head are put behind every layer so that every layer is observed, and no
+    convolution is computed: its output is a constant in which one channel is changed, so that a change only
     travels through the layers between convolutions. Each image of the batch changes another filter.
 
     Returns:
         Per observed channel whether a convolution (``conv``) or a head (``yolo``) reads it, and the filters.
     """
     filters = [(layer.index, f) for layer in cfg.convolutions for f in range(layer.out_channels)]
-    probes = [
-        f"[route]\nlayers={layer.index}\n[convolutional]\n" for layer in cfg.layers if layer.kind != "yolo"
-    ]
+    head = "[convolutional]\nfilters=6\n[yolo]\nmask=0\nanchors=4,5,6,7\nclasses=1\n"
+    probes = [f"[route]\nlayers={layer.index}\n{head}" for layer in cfg.layers if layer.kind != "yolo"]
     probed = parse_cfg(cfg.text + "".join(probes))
     observed: list[tuple[str, torch.Tensor]] = []
 
@@ -140,7 +139,8 @@ def test_residual_stage_of_yolov3_is_one_group(repository: Path) -> None:
 
 
 def test_a_concatenation_ties_part_of_a_convolution_to_each_source() -> None:
-    # layer 3 = [layer 0 | layer 2]; layer 5 adds it to layer 4: its filters 0-7 go with layer 0, 8-19 with layer 2.
+    # layer 3 = [layer 0 | layer 2]; layer 5 adds it to layer 4, whose filters 0-7 then go with layer 0
+    # and 8-19 with layer 2.
     cfg = network(
         conv(8), "route layers=-1", conv(12), "route layers=0,2", conv(20), "shortcut from=-2", *HEAD
     )

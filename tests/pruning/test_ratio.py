@@ -83,10 +83,10 @@ def test_unreachable_ratio_says_what_can_be_reached() -> None:
 
 
 def test_smaller_multiples_are_tried_and_recorded() -> None:
-    assert max(reachable(CHAIN, 8)) < 0.96 < max(reachable(CHAIN, 4))
-    widths = solve_widths(CHAIN, 0.96)
+    assert max(reachable(CHAIN, 8)) < 0.97 - 0.003 < max(reachable(CHAIN, 4))
+    widths = solve_widths(CHAIN, 0.97)
     assert widths.multiple == 4
-    assert abs(widths.ratio_achieved - 0.96) <= 0.004
+    assert abs(widths.ratio_achieved - 0.97) <= 0.003
 
 
 def test_minimum_holds_for_every_multiple() -> None:
@@ -132,11 +132,15 @@ def test_the_most_important_filters_live() -> None:
     groups = coupling_groups(CHAIN)
     importance = [torch.rand(group.channels, generator=torch.Generator().manual_seed(1)) for group in groups]
     plan = solve_structured(CHAIN, importance, 0.5)
+    cut = 0
     for group, values, count in zip(groups, importance, plan.counts, strict=True):
         if group.prunable:
             living = plan.keep[group.members[0].layer]
-            assert int(living.sum()) == count < group.channels
-            assert values[living].min() > values[~living].max()
+            assert int(living.sum()) == count
+            if count < group.channels:
+                cut += 1
+                assert values[living].min() > values[~living].max()
+    assert cut >= 2
 
 
 def test_importance_of_another_network_is_refused() -> None:

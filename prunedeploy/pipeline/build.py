@@ -1,0 +1,111 @@
+"""One build: from a trained detector to a pruned, measured, deployable one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
+from prunedeploy.models.darknet_cfg import read_cfg
+from prunedeploy.pipeline.context import open_context
+from prunedeploy.pipeline.measure_stages import (
+    ROWS,
+    compare_stage,
+    engine_stages,
+    evaluate_stage,
+    export_stage,
+    gallery_stage,
+    latency_stage,
+)
+from prunedeploy.pipeline.model_stages import (
+    finetune_stage,
+    optimise_stage,
+    original_stage,
+    pretrain_stage,
+    prune_stage,
+    score_stage,
+)
+from prunedeploy.pipeline.output_folder import open_output_folder
+from prunedeploy.pipeline.progress import Progress
+from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
+from prunedeploy.pipeline.store import Store, read_json
+from prunedeploy.pruning.ratio import check_ratio, solve_widths
+from prunedeploy.training.distributed import is_main_process
+
+
+@dataclass(frozen=True)
+class BuildOutcome:
+    """What a build did.
+
+    Attributes:
+        out: The output folder.
+        results: The content of its ``results.json``.
+        computed: Stages that were computed now; the others were in the store.
+    """
+
+    out: Path
+    results: dict[str, Any]
+    computed: tuple[str, ...]
+
+
+def build(
+    config: BuildConfig,
+    *,
+    store: Path,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress,
+    command: str | None = None,
+) -> BuildOutcome:
+    """Run every stage that the store does not hold yet and write the output folder.
+
+    Args:
+        config: What to build.
+        store: Folder of the stage store; made if it is not there.
+        out: Output folder; default: `default_out`.
+        overwrite: Replace another build in ``out``.
+        progress: Where long work says how far it is.
+        command: What was typed, for the record.
+
+    Raises:
+        PrunedeployError: Anything that the user can mend; finished stages stay in the store.
+    """
+    out = default_out(config) if out is None else out
+    provenance = {"command": command, "configuration": as_dict(config)}
+    with (
+        open_output_folder(out, config_hash(config), provenance=provenance, overwrite=overwrite) as folder,
+        Store(store, progress.message) as stages,
+    ):
+        context = open_context(config, stages, progress)
+        built = BuildResults()
+        original = original_stage(context)
+        _check_reachable(config, original.folder / "model.cfg")
+        robust = pretrain_stage(context, original)
+        scores = optimise_stage(context, robust, score_stage(context, robust))
+        built.prune = prune_stage(context, robust, scores)
+        pruned = finetune_stage(context, robust, built.prune)
+        built.models = dict(zip(ROWS, (original, robust, pruned), strict=True))
+        built.exports = {row: export_stage(context, model) for row, model in built.models.items()}
+        built.engines, built.missing_engines = engine_stages(context, built.exports["pruned"])
+        built.evaluations = {
+            row: evaluate_stage(context, model, built.exports[row]) for row, model in built.models.items()
+        }
+        built.comparison = compare_stage(context, built.evaluations)
+        built.gallery = gallery_stage(context, built.models)
+        built.latency = latency_stage(context, built.models, built.exports)
+        computed = tuple(result.name for result in context.results if result.computed)
+        if not is_main_process():
+            return BuildOutcome(folder.path, {}, computed)
+        if is_complete(folder, context):
+            return BuildOutcome(folder.path, read_json(folder.path / "results.json"), computed)
+        results = collect_results(context, built, command)
+        write_output(context, built, folder, results)
+        return BuildOutcome(folder.path, results, computed)
+
+
+def _check_reachable(config: BuildConfig, cfg: Path) -> None:
+    """Refuse an unreachable ratio before anything is trained."""
+    check_ratio(config.ratio)
+    if config.method == "structured":
+        solve_widths(read_cfg(cfg), config.ratio, config.channels.minimum, config.channels.multiple)

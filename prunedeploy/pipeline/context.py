@@ -1,0 +1,279 @@
+"""What the stages of one build share: configuration, data, device, store."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from prunedeploy.attacks import ThreatModel
+from prunedeploy.config import BUNDLED, AttackConfig, BuildConfig, TrainingConfig
+from prunedeploy.data import CocoDataset, content_key, load_splits, train_test_subset
+from prunedeploy.data.coco_names import COCO_NAMES
+from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
+from prunedeploy.data.loader import TrainingLoader
+from prunedeploy.data.transforms import AugmentSettings
+from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
+from prunedeploy.pipeline.progress import Progress
+from prunedeploy.pipeline.stages import StageKey, read_record
+from prunedeploy.pipeline.store import Store
+from prunedeploy.resources import asset_path, darknet_cfg_path
+from prunedeploy.training.distributed import is_main_process, start_process_group, world
+from prunedeploy.training.optimisation import LoopSettings
+from prunedeploy_engines.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stored result.
+
+    Attributes:
+        name: Of the stage.
+        folder: Where its files are.
+        digest: Of its key; what later stages take as their input.
+        computed: False if it was there already.
+        seconds: What computing it took.
+    """
+
+    name: str
+    folder: Path
+    digest: str
+    computed: bool
+    seconds: float
+
+
+@dataclass
+class BuildContext:
+    """Everything that a stage may read.
+
+    Attributes:
+        config: The build's configuration.
+        store: Where results are kept.
+        progress: Where long work says how far it is.
+        device: Where the network is trained.
+        threads: Of PyTorch on the CPU, resolved.
+        class_names: Of the network, in the order of its scores.
+        training: Training images.
+        test: Test images.
+        training_key: Content of the training images; ``test_key`` of the test images.
+        results: Results of this build's stages, in their order.
+    """
+
+    config: BuildConfig
+    store: Store
+    progress: Progress
+    device: torch.device
+    threads: int
+    class_names: list[str]
+    training: CocoDataset
+    test: CocoDataset
+    training_key: str
+    test_key: str
+    results: list[StageResult] = field(default_factory=list)
+
+    def run(
+        self,
+        name: str,
+        version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        compute: Callable[[Path, Path], None],
+        *,
+        machine: str | None = None,
+        collective: bool = False,
+    ) -> StageResult:
+        """Return a stage's result, computing it if the store does not have it.
+
+        Under a launcher with several processes the first one computes; a collective stage is computed by all of
+        them together, of which only the first one's files count.
+
+        Args:
+            name: Of the stage.
+            version: Raised whenever its code changes its result.
+            config: The settings it reads.
+            inputs: Digests of what it reads.
+            compute: Called with the result's folder and the folder for checkpoints.
+            machine: `machine_id` for a measurement.
+            collective: All processes take part, i.e. a training.
+        """
+        key = StageKey(name, version, config, inputs, machine)
+        computed = False
+
+        def compute_here(work: Path) -> None:
+            nonlocal computed
+            computed = True
+            compute(work, self.store.checkpoint_dir(key))
+
+        def compute_first() -> Path:
+            return self.store.get_or_compute(key, compute_here, description=name)
+
+        _, count = world()
+        if count == 1:
+            folder = compute_first()
+        else:
+            missing = torch.tensor([not self.store.has(key)])
+            dist.broadcast(missing, 0)
+            if is_main_process():
+                compute_first()
+            elif collective and bool(missing):
+                with tempfile.TemporaryDirectory() as scratch:
+                    compute(Path(scratch), self.store.checkpoint_dir(key))
+            dist.barrier()
+            folder = self.store.load(key)
+        record = read_record(folder)
+        result = StageResult(name, folder, key.digest, computed, float(record["seconds"]))
+        self.results.append(result)
+        return result
+
+    def threat_model(self, attack: AttackConfig | None = None) -> ThreatModel:
+        """The reported attack, or that of a training block."""
+        attack = attack or self.config.attack
+        return ThreatModel(attack.eps, attack.step_size, attack.steps, attack.random_start, attack.restarts)
+
+    def training_settings(self) -> dict[str, Any]:
+        """What every training's result depends on beside its own block."""
+        return {
+            "seed": self.config.seed,
+            "threads": self.threads,
+            "device": self.device.type,
+            "processes": world()[1],
+            "greyscale": self.config.data.greyscale,
+        }
+
+    def loader(self, block: TrainingConfig, cfg: DarknetCfg, start_step: int, clean: bool = False) -> TrainingLoader:
+        """Batches of a training block from ``start_step`` on."""
+        data = self.config.data
+        augment = None if block.augment is None else AugmentSettings(**block.augment.model_dump())
+        # A clean and a robust training of one seed must not see the same draws in the same order.
+        seed = self.config.seed * 2 + int(clean)
+        return TrainingLoader(
+            self.training, cfg.input_size, block.batch_size, seed, augment, data.workers, data.greyscale,
+            start_step=start_step, cache_bytes=data.cache_mb << 20,
+        )
+
+
+def loop_settings(block: TrainingConfig, steps: int | None = None) -> LoopSettings:
+    """A configuration block as the training loop takes it."""
+    return LoopSettings(
+        steps=block.steps if steps is None else steps,
+        lr=block.lr,
+        optimizer=block.optimizer,
+        momentum=block.momentum,
+        weight_decay=block.weight_decay,
+        schedule=block.schedule,
+        milestones=block.milestones,
+        step_factor=block.step_factor,
+        warmup_steps=block.warmup_steps,
+        clip_norm=block.clip_norm or 0.0,
+        ema_decay=block.ema,
+        precision=block.precision,
+        checkpoint_every=block.checkpoint_every,
+    )
+
+
+def open_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:
+    """Resolve device and threads, read the data, and check that it fits the network.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there, or the class names do not fit the network.
+        DataError: The data cannot be used.
+        DarknetFormatError: The cfg cannot be used.
+    """
+    device = _device(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    start_process_group(device)
+    cfg = read_cfg(original_cfg_path(config))
+    names = _class_names(config, cfg)
+    folder = _data_folder(config, store, progress)
+    training, test = load_splits(folder, names, config.data.train_images, config.seed)
+    names = names or list(training.class_names)
+    if len(names) != cfg.classes:
+        raise ConfigError(
+            f"the network has {cfg.classes} classes, the data {len(names)}", folder,
+            "give the network's class names with --set model.names=FILE",
+        )
+    if not training.images or not test.images:
+        raise DataError("has no images for training or none for test", folder, "add images")
+    test = _limited(test, config)
+    return BuildContext(
+        config, store, progress, device, torch.get_num_threads(), names, training, test,
+        content_key(training), content_key(test),
+    )
+
+
+def original_cfg_path(config: BuildConfig) -> Path:
+    """The cfg of the network that is pruned: a path, or a name that ships."""
+    given = Path(config.model.cfg)
+    if given.suffix == ".cfg" or given.exists():
+        return given
+    return darknet_cfg_path(config.model.cfg)
+
+
+def original_weights_path(config: BuildConfig) -> Path | None:
+    """The weights of the network that is pruned; None if none were given."""
+    if config.model.weights == BUNDLED:
+        return asset_path("demo-clean.weights")
+    return None if config.model.weights is None else Path(config.model.weights)
+
+
+def load_stage_model(folder: Path) -> Darknet:
+    """The network that a stage has written as ``model.cfg`` and ``model.weights``."""
+    return load_darknet(folder / "model.cfg", folder / "model.weights")
+
+
+def _device(config: BuildConfig) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not cuda:
+        raise ConfigError("CUDA was asked for and is not there", "device", "use --set device=cpu")
+    if config.device == "cpu" or not cuda:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:
+    if config.model.names is not None:
+        path = Path(config.model.names)
+        try:
+            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError):
+            raise ConfigError("cannot be read", path, "give a file with one class name per line") from None
+        if len(names) != cfg.classes:
+            raise ConfigError(f"has {len(names)} names, the network has {cfg.classes} classes", path, "correct it")
+        return names
+    if config.data.path == BUNDLED and cfg.classes == len(CLASS_NAMES):
+        return list(CLASS_NAMES)
+    if cfg.classes == len(COCO_NAMES):
+        return list(COCO_NAMES)
+    return None
+
+
+def _data_folder(config: BuildConfig, store: Store, progress: Progress) -> Path:
+    if config.data.path != BUNDLED:
+        return Path(config.data.path)
+    folder = store.root.parent / f"{store.root.name}-demo-data"
+    if not is_main_process():
+        dist.barrier()
+        return folder
+    settings = DemoSettings()
+    with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
+        write_demo(folder, settings, lambda done: advance(1))
+    if world()[1] > 1:
+        dist.barrier()
+    return folder
+
+
+def _limited(test: CocoDataset, config: BuildConfig) -> CocoDataset:
+    count = config.data.eval_images
+    if count is None or count >= len(test.images):
+        return test
+    return train_test_subset(test, count, config.seed)[0]

@@ -1,0 +1,271 @@
+"""From the results of the stages to what lies in the output folder: results.json, bundle, CSVs, report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from prunedeploy.config import as_dict
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.measure_stages import ENGINE
+from prunedeploy.pipeline.output_folder import OutputFolder
+from prunedeploy.pipeline.report import write_report
+from prunedeploy.pruning.subnet import count_parameters
+from prunedeploy_engines.bundle import BundleFile, write_bundle
+from prunedeploy_engines.engine_from_onnx import read_engine_file, sidecar_path
+from prunedeploy_engines.environment import library_versions, machine_info
+from prunedeploy_engines.files import file_sha256, write_atomically
+from prunedeploy_engines.letterbox import GREY
+
+SCHEMA_VERSION = 1
+TRAININGS = ("original", "pretrain", "optimise-scores", "finetune")
+
+
+class BuildResults:
+    """The results of one build's stages, by what they are of.
+
+    Attributes:
+        models: ``original``, ``robust`` and ``pruned``.
+        exports: ONNX of each row.
+        evaluations: mAP of each row.
+        prune: The cut.
+        comparison: Pruned against robust.
+        latency: All rows.
+        gallery: Pictures.
+        engines: GPU engines.
+        missing_engines: Target and reason of those that could not be built.
+    """
+
+    def __init__(self) -> None:
+        self.models: dict[str, StageResult] = {}
+        self.exports: dict[str, StageResult] = {}
+        self.evaluations: dict[str, StageResult] = {}
+        self.prune: StageResult
+        self.comparison: StageResult
+        self.latency: StageResult
+        self.gallery: StageResult
+        self.engines: list[StageResult] = []
+        self.missing_engines: list[dict[str, str]] = []
+
+
+def collect_results(context: BuildContext, built: BuildResults, command: str | None) -> dict[str, Any]:
+    """The document of ``results.json``."""
+    config = context.config
+    pruning = _read(built.prune.folder / "pruning.json")
+    latency = _read(built.latency.folder / "latency.json")
+    rows = {row: _model_row(row, built, latency) for row in built.models}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": config.name,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "ratio_requested": config.ratio,
+        "ratio_achieved": pruning["ratio_achieved"],
+        "method": config.method,
+        "scores": config.scores.name,
+        "seed": config.seed,
+        "models": list(rows.values()),
+        "speedup": _speedup(rows),
+        "engines": _engine_rows(built, rows),
+        "gates": [{"model": row, **gate} for row in built.models for gate in _gates(built, row)],
+        "pruning": pruning,
+        "comparisons": _read(built.comparison.folder / "comparison.json"),
+        "attack": {"name": "pgd", **config.attack.model_dump(), "precision": "fp32"},
+        "data": {
+            "path": config.data.path,
+            "train_images": len(context.training.images),
+            "test_images": len(context.test.images),
+            "greyscale": config.data.greyscale,
+            "skipped": _read(built.evaluations["pruned"].folder / "evaluation.json")["skipped"],
+        },
+        "latency_method": _latency_method(context, latency),
+        "environment": {**machine_info(), "training_device": context.device.type, "training_threads": context.threads},
+        "configuration": as_dict(config),
+        "stages": {result.name + _suffix(context.results, i): {"digest": result.digest, "seconds": result.seconds}
+                   for i, result in enumerate(context.results)},
+    }
+
+
+def write_output(
+    context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]
+) -> None:
+    """Write everything that a build leaves; ``results.json`` last, so that it stands for a whole folder."""
+    pruned = built.models["pruned"]
+    for name in ("model.cfg", "model.weights"):
+        write_atomically(out.file(name), (pruned.folder / name).read_bytes())
+    for row, evaluation in built.evaluations.items():
+        for kind in ("clean", "pgd"):
+            source = evaluation.folder / f"torch-{kind}.csv"
+            write_atomically(out.file(f"detections/{row}-{kind}.csv"), source.read_bytes())
+    for kind in ("clean", "pgd"):
+        source = built.evaluations["pruned"].folder / f"{ENGINE}-{kind}.csv"
+        write_atomically(out.file(f"detections/pruned-{ENGINE}-{kind}.csv"), source.read_bytes())
+    log = "".join(_training_logs(context))
+    write_atomically(out.file("log.jsonl"), log.encode())
+    _write_bundle(context, built, out, results)
+    rows = [json.loads(line) for line in log.splitlines()]
+    write_report(results, rows, built.gallery.folder, out.file("report.html"))
+    write_atomically(out.file("results.json"), (json.dumps(results, indent=2) + "\n").encode())
+
+
+def is_complete(out: OutputFolder, context: BuildContext) -> bool:
+    """Whether the folder already holds exactly the results of these stages."""
+    path = out.path / "results.json"
+    if not path.is_file():
+        return False
+    try:
+        stored = {stage["digest"] for stage in _read(path)["stages"].values()}
+    except (ValueError, KeyError, TypeError):
+        return False
+    return stored == {result.digest for result in context.results}
+
+
+def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
+    config, export = context.config, built.exports["pruned"]
+    height, width = load_stage_model(built.models["pruned"].folder).cfg.input_size
+    files = {"model.onnx": BundleFile(export.folder / "model.onnx", "onnx", "fp32")}
+    for engine in built.engines:
+        for plan in sorted(engine.folder.glob("*.plan")):
+            about = read_engine_file(plan)
+            name = f"engines/{about.target}/{plan.name}"
+            files[name] = BundleFile(plan, "engine", about.precision, about.target)
+            files[f"{name}.json"] = BundleFile(sidecar_path(plan), "metadata", None, about.target)
+    row = next(model for model in results["models"] if model["name"] == "pruned")
+    layers = results["pruning"].get("layers")
+    write_bundle(
+        out.file("bundle"),
+        files,
+        class_names=context.class_names,
+        input={
+            "height": height, "width": width, "letterbox_colour": list(GREY), "greyscale": config.data.greyscale
+        },
+        thresholds={"score": config.evaluation.score_threshold, "iou": config.evaluation.iou_threshold},
+        pruning={**results["pruning"], "scores": config.scores.name, "layers": layers},
+        metrics={key: value for key, value in row.items() if key != "name"},
+        provenance={
+            "commit": _commit(),
+            "configuration": as_dict(config),
+            "seeds": {"seed": config.seed},
+            "versions": library_versions(),
+        },
+        created=results["created"],
+        overwrite=True,
+    )
+
+
+def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dict[str, Any]:
+    model = load_stage_model(built.models[row].folder)
+    figures = _read(built.evaluations[row].folder / "evaluation.json")
+    engine = {"map_clean_onnxruntime": figures[ENGINE]["map_clean"], "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"]}
+    times: dict[str, Any] = {"onnxruntime": None, "torch": None, "tensorrt": None}
+    for name, summary in latency["rows"].items():
+        of, runtime, batch = name.split("|")
+        if of == row and (times[runtime] is None or batch == "1"):
+            times[runtime] = summary
+    own = {key: value for key, value in figures["torch"].items() if key != "transfer"}
+    weights = sum(model.conv(layer.index).weight.numel() for layer in model.cfg.convolutions)
+    zeros = sum(int((model.conv(layer.index).weight == 0).sum()) for layer in model.cfg.convolutions)
+    return {
+        "name": row,
+        "params": count_parameters(model),
+        "zero_weights": zeros,
+        "weights": weights,
+        "macs": model.cfg.macs,
+        "onnx_bytes": (built.exports[row].folder / "model.onnx").stat().st_size,
+        **own,
+        **engine,
+        "latency_ms": times,
+    }
+
+
+def _speedup(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Median of the original over the median of the pruned network, by runtime."""
+    found = {}
+    for runtime, dense in rows["original"]["latency_ms"].items():
+        pruned = rows["pruned"]["latency_ms"][runtime]
+        if dense is not None and pruned is not None:
+            found[runtime] = dense["p50"] / pruned["p50"]
+    return found
+
+
+def _engine_rows(built: BuildResults, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    onnx = built.exports["pruned"].folder / "model.onnx"
+    pruned = rows["pruned"]
+    found: list[dict[str, Any]] = [{
+        "runtime": "onnxruntime", "target": "cpu", "precision": "fp32", "file": "bundle/model.onnx",
+        "bytes": onnx.stat().st_size, "sha256": file_sha256(onnx), "map_clean": pruned["map_clean_onnxruntime"],
+        "map_pgd_transfer": pruned["map_pgd_transfer_onnxruntime"], "latency_ms": pruned["latency_ms"]["onnxruntime"],
+        "note": None,
+    }]  # fmt: skip
+    for engine in built.engines:
+        for plan in sorted(engine.folder.glob("*.plan")):
+            about = read_engine_file(plan)
+            found.append({
+                "runtime": about.library, "target": about.target, "precision": about.precision,
+                "file": f"bundle/engines/{about.target}/{plan.name}", "bytes": about.bytes, "sha256": about.sha256,
+                "map_clean": None, "map_pgd_transfer": None, "latency_ms": None,
+                "note": f"built ahead of time with {about.library} {about.version}; not run: no such GPU here",
+            })  # fmt: skip
+    for missing in built.missing_engines:
+        found.append({
+            "runtime": "tensorrt", "target": missing["target"], "precision": "fp32", "file": None, "bytes": None,
+            "map_clean": None, "map_pgd_transfer": None, "latency_ms": None, "note": missing["reason"],
+        })  # fmt: skip
+    return found
+
+
+def _gates(built: BuildResults, row: str) -> list[dict[str, Any]]:
+    gates: list[dict[str, Any]] = _read(built.exports[row].folder / "gates.json")
+    return gates + list(_read(built.evaluations[row].folder / "evaluation.json")["gates"])
+
+
+def _latency_method(context: BuildContext, latency: Mapping[str, Any]) -> dict[str, Any]:
+    peak = latency["rows"].get("peak|matmul|1")
+    gflops = None
+    if peak is not None:
+        gflops = 2 * peak["engine"]["macs"] / peak["p50"] / 1e6
+    return {
+        **context.config.latency.model_dump(mode="json"),
+        "threads": latency["threads"],
+        "input_size": latency["input_size"],
+        "kind": "host: tensors in, tensors out; on a CPU the same as compute",
+        "how": "a process per model, interleaved in rounds, every sample kept",
+        "peak_matmul_gflops": gflops,
+        "machine": latency["machine"],
+    }
+
+
+def _training_logs(context: BuildContext) -> list[str]:
+    logs = []
+    for result in context.results:
+        path = result.folder / "log.jsonl"
+        if result.name in TRAININGS and path.is_file():
+            logs.append(path.read_text(encoding="utf-8"))
+    return logs
+
+
+def _suffix(results: Sequence[StageResult], index: int) -> str:
+    """Number the stages that a build runs more than once: export, evaluate, engine."""
+    same = [i for i, result in enumerate(results) if result.name == results[index].name]
+    return f"-{same.index(index) + 1}" if len(same) > 1 else ""
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this runs from; None for an installed package."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists() or shutil.which("git") is None:
+        return None
+    done = subprocess.run(
+        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
+        capture_output=True, text=True, check=False,
+    )
+    return done.stdout.strip() or None
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

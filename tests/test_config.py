@@ -1,0 +1,395 @@
+"""What ships loads, what is written wins in order, every mistake is one line that says where."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunedeploy.config import (
+    OPTIONS,
+    AttackConfig,
+    AugmentConfig,
+    BuildConfig,
+    as_dict,
+    config_hash,
+    default_out,
+    known_keys,
+    load_config,
+    result_settings,
+)
+from prunedeploy_engines.errors import ConfigError
+
+SHIPPED = ["demo", "smoke", "yolov3-coco", "yolov3-tiny-coco"]
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Write ``my.yaml`` into the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> str:
+        Path("my.yaml").write_text(text, encoding="utf-8")
+        return "my.yaml"
+
+    return write
+
+
+# What ships
+
+
+def test_every_shipped_configuration_loads_and_carries_its_name(repository: Path) -> None:
+    assert sorted(path.stem for path in (repository / "configs").glob("*.yaml")) == SHIPPED
+    hashes = set()
+    for name in SHIPPED:
+        config = load_config(name)
+        assert config.name == name
+        assert config == load_config(f"{name}.yaml") == load_config(repository / "configs" / f"{name}.yaml")
+        hashes.add(config_hash(config))
+    assert len(hashes) == len(SHIPPED)
+
+
+@pytest.mark.parametrize("name", ["demo", "yolov3-coco", "yolov3-tiny-coco"])
+def test_shipped_configurations_report_the_papers_attack_and_train_against_it(name: str) -> None:
+    config = load_config(name)
+    paper = AttackConfig(eps=0.05, step_size=0.02, steps=5, random_start=False, restarts=1)
+    trainings = [config.pretrain, config.score_optimization, config.finetune]
+    assert [config.attack, *(training.attack for training in trainings)] == [paper] * 4
+    assert (config.evaluation.score_threshold, config.evaluation.iou_threshold) == (0.5, 0.45)
+    assert config.scores.name == "scaled"
+    assert (config.score_optimization.optimizer, config.score_optimization.lr) == ("sgd", 0.1)
+    assert config.score_optimization.schedule == "cosine"
+    assert config.finetune.lr == 0.01
+
+
+@pytest.mark.parametrize("name", ["yolov3-coco", "yolov3-tiny-coco"])
+def test_coco_configurations_train_for_twenty_epochs_of_the_papers_subset(name: str) -> None:
+    config = load_config(name)
+    assert config.data.train_images == 50_000
+    for training in (config.pretrain, config.score_optimization, config.finetune):
+        assert training.steps * training.batch_size / 50_000 == pytest.approx(20, rel=1e-2)
+
+
+def test_augment_block_is_what_the_loader_takes() -> None:
+    from prunedeploy.data.transforms import AugmentSettings
+
+    assert as_dict(AugmentConfig()) == dataclasses.asdict(AugmentSettings())
+
+
+def test_loading_imports_neither_torch_nor_numpy() -> None:
+    program = """
+import sys
+from prunedeploy.config import load_config
+load_config("demo")
+print({"torch", "numpy"} & set(sys.modules))
+"""
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert printed.stdout.strip() == "set()"
+
+
+# Who wins
+
+
+def test_options_win_over_set_and_set_over_the_file_and_the_file_over_defaults(written: Any) -> None:
+    path = written("ratio: 0.1\nseed: 1\nfinetune:\n  lr: 0.5\n  steps: 7\n")
+    config = load_config(
+        path, ["seed=2", "ratio=0.2", "finetune.lr=1e-3", "seed=3"], {"ratio": 0.3, "method": None}
+    )
+    assert (config.ratio, config.seed, config.method) == (0.3, 3, "structured")
+    assert (config.finetune.lr, config.finetune.steps, config.finetune.batch_size) == (1e-3, 7, 16)
+
+
+def test_every_option_sets_its_key() -> None:
+    options = {
+        "ratio": 0.5,
+        "method": "unstructured",
+        "scores": "magnitude",
+        "cfg": Path("a.cfg"),
+        "weights": "a.weights",
+        "data": "folder",
+        "precision": ("fp32", "fp16"),
+        "target": "cpu,sm86",
+        "seed": 7,
+    }
+    assert options.keys() == OPTIONS.keys()
+    config = load_config("demo", (), options)
+    assert (config.ratio, config.method, config.scores.name, config.seed) == (
+        0.5,
+        "unstructured",
+        "magnitude",
+        7,
+    )
+    assert (config.model.cfg, config.model.weights, config.data.path) == ("a.cfg", "a.weights", "folder")
+    assert (config.export.precisions, config.targets) == (("fp32", "fp16"), ("cpu", "sm86"))
+
+
+def test_values_of_set_are_yaml() -> None:
+    assignments = [
+        "finetune.augment=null",
+        "data.greyscale=true",
+        "latency.batch=1,8",
+        "targets=[cpu, sm89]",
+        "score_optimization.augment.hue=0",  # null in the file
+        "finetune={lr: 2e-2, ema: .5}",
+        "model.cfg=a=b.cfg",
+        "finetune.milestones=[]",
+    ]
+    config = load_config("demo", assignments)
+    assert config.finetune.augment is None
+    assert config.data.greyscale
+    assert config.latency.batch == (1, 8)
+    assert config.targets == ("cpu", "sm89")
+    assert config.score_optimization.augment == AugmentConfig(hue=0)
+    assert (config.finetune.lr, config.finetune.ema, config.finetune.batch_size) == (0.02, 0.5, 32)
+    assert config.model.cfg == "a=b.cfg"
+    assert config.finetune.milestones == ()
+
+
+def test_trainings_attack_as_reported_unless_they_say_otherwise(written: Any) -> None:
+    path = written(
+        "attack: {eps: 0.1, steps: 10}\nfinetune:\n  attack: {steps: 2}\npretrain: {attack: null}\n"
+    )
+    config = load_config(path)
+    assert (config.finetune.attack.eps, config.finetune.attack.steps) == (0.1, 2)
+    assert config.pretrain.attack == config.score_optimization.attack == config.attack
+    assert config.attack.step_size == 0.02
+
+
+def test_given_network_is_pretrained_instead_of_the_bundled_one() -> None:
+    assert load_config("demo").pretrain.start == "bundled"
+    given = load_config("demo", (), {"cfg": "a.cfg", "weights": "a.weights"})
+    assert given.pretrain.start == "given"
+    scratch = load_config("demo", ["pretrain.from=scratch"], {"cfg": "a.cfg"})
+    assert (scratch.pretrain.start, scratch.model.cfg) == ("scratch", "a.cfg")
+    with pytest.raises(ConfigError, match="--cfg: needs the weights of that network; add --weights"):
+        load_config("demo", (), {"cfg": "a.cfg"})
+    with pytest.raises(ConfigError, match=r"pretrain\.from=bundled needs model\.weights=demo"):
+        load_config("demo", ["pretrain.from=bundled"], {"weights": "a.weights"})
+
+
+def test_empty_file_is_all_defaults_and_shipped_name_stands_for_a_missing_file(written: Any) -> None:
+    assert load_config(written("")) == BuildConfig()
+    assert load_config("demo.yaml").name == "demo"
+    Path("demo.yaml").write_text("name: mine\n")
+    assert load_config("demo.yaml").name == "mine"
+    assert load_config("demo").name == "demo"
+
+
+# Hash
+
+
+def test_hash_changes_with_every_value_and_not_with_how_it_was_written(written: Any) -> None:
+    base = load_config("demo")
+    assert config_hash(base) == config_hash(load_config("demo", ["finetune.lr=0.010", "attack={eps: 5e-2}"]))
+    assert config_hash(base) == config_hash(
+        load_config(written(Path(_shipped("demo")).read_text() + "\n# end\n"))
+    )
+    seen = {config_hash(base)}
+    changes = [
+        "seed=1",
+        "ratio=0.5",
+        "finetune.lr=0.02",
+        "finetune.augment=null",
+        "attack.eps=0.04",
+        "threads=2",
+    ]
+    seen |= {config_hash(load_config("demo", [change])) for change in changes}
+    assert len(seen) == 1 + len(changes)
+    assert all(len(value) == 64 for value in seen)
+
+
+def _shipped(name: str) -> str:
+    from prunedeploy.resources import config_path
+
+    return str(config_path(name))
+
+
+def test_result_settings_leave_out_what_changes_no_result() -> None:
+    fast = load_config("demo", ["data.workers=4", "data.cache_mb=1", "finetune.checkpoint_every=7"])
+    slow = load_config("demo")
+    assert as_dict(fast) != as_dict(slow)
+    assert result_settings(fast) == result_settings(slow)
+    settings = result_settings(fast.pretrain)
+    assert settings["from"] == "bundled"
+    assert "checkpoint_every" not in settings
+
+
+def test_default_output_folder_says_what_was_built() -> None:
+    assert default_out(load_config("demo")) == Path("runs/demo-structured-scaled-0.75-s0")
+    other = load_config("demo", ["seed=3"], {"ratio": 0.0, "method": "unstructured", "scores": "random"})
+    assert default_out(other) == Path("runs/demo-unstructured-random-0-s3")
+
+
+def test_configuration_cannot_be_changed_after_loading() -> None:
+    config = load_config("demo")
+    with pytest.raises(ValueError, match="frozen"):
+        config.finetune.lr = 3.0  # type: ignore[misc]
+
+
+# Mistakes
+
+WRONG_FILES = [
+    ("seed: 1\nfinetune:\n  lrr: .1\n", "my.yaml:3: unknown key finetune.lrr; did you mean finetune.lr?"),
+    ("rato: 0.5\n", "my.yaml:1: unknown key rato; did you mean ratio?"),
+    (
+        "finetune:\n  attack: {step: 3}\n",
+        "my.yaml:2: unknown key finetune.attack.step; did you mean finetune.attack.steps?",
+    ),
+    (
+        "finetune:\n  augment:\n    flip: 1\n",
+        "my.yaml:3: unknown key finetune.augment.flip; known here: flip_probability, ",
+    ),
+    ("eval_images: 3\n", "my.yaml:1: unknown key eval_images; did you mean data.eval_images?"),
+    (
+        "lr: 1\n",
+        "my.yaml:1: unknown key lr; did you mean pretrain.lr or score_optimization.lr or finetune.lr?",
+    ),
+    ("pretrain: {start: given}\n", "my.yaml:1: unknown key pretrain.start; known here: steps, "),
+    ("zzz: 1\n", "my.yaml:1: unknown key zzz; known here: name, seed, "),
+    ("1: 2\n", "my.yaml:1: unknown key 1; known here: "),
+    (
+        "modle:\n  cfg: a\nfoo: 1\n",
+        "my.yaml:1: unknown key modle (1 more problem in it); did you mean model?",
+    ),
+    ("ratio: 1\n", "my.yaml:1: ratio should be less than 1, got 1"),
+    ("ratio: -0.1\n", "my.yaml:1: ratio should be greater than or equal to 0, got -0.1"),
+    ("ratio: '0.5'\n", "my.yaml:1: ratio should be a number, got '0.5'"),
+    ("ratio: .nan\n", "my.yaml:1: ratio should be a finite number, got nan"),
+    ("ratio:\n", "my.yaml:1: ratio should be a number, got None"),
+    ("seed: true\n", "my.yaml:1: seed should be an integer, got True"),
+    ("seed: 1.5\n", "my.yaml:1: seed should be an integer, got 1.5"),
+    ("seed: -1\n", "my.yaml:1: seed should be greater than or equal to 0, got -1"),
+    ("data:\n  greyscale: 1\n", "my.yaml:2: data.greyscale should be a boolean, got 1"),
+    ("method: kernels\n", "my.yaml:1: method should be 'structured' or 'unstructured', got 'kernels'"),
+    (
+        "finetune:\n  optimizer: adam\n",
+        "my.yaml:2: finetune.optimizer should be 'sgd' or 'adamw', got 'adam'",
+    ),
+    ("attack: {eps: 2}\n", "my.yaml:1: attack.eps should be less than or equal to 1, got 2"),
+    ("attack: {steps: 0}\n", "my.yaml:1: attack.steps should be greater than or equal to 1, got 0"),
+    (
+        "attack:\n  restarts: 3\n",
+        "my.yaml:1: attack: restarts > 1 needs random_start: true, or all restarts are the same",
+    ),
+    (
+        "finetune:\n  augment: {scale_min: 3}\n",
+        "my.yaml:2: finetune.augment: scale_min 3 is larger than scale_max 1.4",
+    ),
+    (
+        "evaluation: {score_threshold: 0}\n",
+        "my.yaml:1: evaluation: map_score_threshold is larger than score_threshold",
+    ),
+    ("finetune: 3\n", "my.yaml:1: finetune is a block with keys, got 3; its keys: steps, "),
+    ("model:\n", "my.yaml:1: model is a block with keys, got None; its keys: cfg, weights, names"),
+    ("model: {weights: null}\n", "my.yaml: model.weights is missing: give it, or use pretrain.from=scratch"),
+    ("name: a/b\n", "my.yaml:1: name is not of the form ^[A-Za-z0-9][A-Za-z0-9._-]*$, got 'a/b'"),
+    ("targets: [cpu, gpu]\n", r"my.yaml:1: targets.1 is not of the form ^(cpu|sm\d{2,3})$, got 'gpu'"),
+    ("targets: []\n", "my.yaml:1: targets "),
+    ("latency: {batch: [1, a]}\n", "my.yaml:1: latency.batch.1 should be an integer, got 'a'"),
+    ("seed: 1\nname: a\nseed: 2\n", "my.yaml:3: seed stands here and in line 1; keep one"),
+    ("a: b: c\n", "my.yaml:1: is not YAML: "),
+    ("seed: 1\nname: 'a\n", "my.yaml:3: is not YAML: "),
+    (
+        "seed: !!python/object/apply:os.getcwd []\n",
+        "my.yaml:1: is not YAML: could not determine a constructor",
+    ),
+    ("a: &a {b: *a}\n", "my.yaml: is not YAML: "),
+    ("name: 2024-99-99\n", "my.yaml: is not YAML: "),
+    ("a\x00b", "my.yaml: is not YAML: special characters are not allowed (at character 1)"),
+    ("seed: 1\n---\nseed: 2\n", "my.yaml:2: is not YAML: "),
+    ("[1, 2]\n", "my.yaml: is not a mapping of keys to values; write lines such as `ratio: 0.75`"),
+]
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG_FILES)
+def test_mistake_in_a_file_is_one_line_with_its_place(written: Any, text: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config(written(text))
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("assignment", "line"),
+    [
+        ("finetune.lrr=1", "--set finetune.lrr=1: unknown key finetune.lrr; did you mean finetune.lr?"),
+        ("finetune={lrr: 1}", "--set finetune={lrr: 1}: unknown key finetune.lrr; did you mean finetune.lr?"),
+        ("finetune.lr=fast", "--set finetune.lr=fast: finetune.lr should be a number, got 'fast'"),
+        ("finetune.lr=-1", "--set finetune.lr=-1: finetune.lr should be greater than 0, got -1"),
+        ("finetune.lr=", "--set finetune.lr=: finetune.lr should be a number, got None"),
+        ("finetune=3", "--set finetune=3: finetune is a block with keys, got 3"),
+        ("seed.x=1", "--set seed.x=1: seed is a value, it has no keys in it"),
+        ("device.x=1", "--set device.x=1: device should be 'auto', 'cpu' or 'cuda', got {'x': 1}"),
+        ("finetune.lr", "--set finetune.lr: is not of the form key=value; write e.g. --set finetune.lr=0.01"),
+        ("=1", "--set =1: is not of the form key=value"),
+        ("finetune..lr=1", "--set finetune..lr=1: is not of the form key=value"),
+        ("targets=[cpu", "--set targets=[cpu: is not YAML: "),
+        ("finetune={lr: 1, lr: 2}", "--set finetune={lr: 1, lr: 2}: lr stands here and in line 1; keep one"),
+    ],
+)
+def test_mistake_in_set_is_one_line_that_repeats_it(assignment: str, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("demo", [assignment])
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        ("ratio", 1.0, "--ratio: ratio should be less than 1, got 1.0"),
+        ("ratio", -0.5, "--ratio: ratio should be greater than or equal to 0, got -0.5"),
+        ("scores", "sclaed", "--scores: scores.name should be 'scaled', "),
+        ("target", "sm86,tpu", "--target: targets.1 is not of the form "),
+        (
+            "precision",
+            "fp8",
+            "--precision: export.precisions.0 should be 'fp32', 'fp16' or 'int8', got 'fp8'",
+        ),
+    ],
+)
+def test_mistake_in_an_option_names_the_option(option: str, value: object, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("demo", (), {option: value})
+    assert str(error.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        (
+            "dmeo",
+            "no configuration called 'dmeo' ships with prunedeploy; use one of: demo, smoke, yolov3-coco",
+        ),
+        ("none.yaml", "no configuration called 'none.yaml' ships with prunedeploy"),
+        ("sub/none.yaml", "sub/none.yaml: cannot be read (No such file or directory); give a YAML file"),
+        (Path("demo"), "demo: cannot be read (No such file or directory)"),
+        ("./folder.yaml", "folder.yaml: cannot be read (Is a directory)"),
+        ("./latin.yaml", "latin.yaml: is not UTF-8 text"),
+    ],
+)
+def test_file_that_cannot_be_read_is_one_line(written: Any, source: str | Path, line: str) -> None:
+    Path("folder.yaml").mkdir()
+    Path("latin.yaml").write_bytes("name: Müller\n".encode("latin-1"))
+    with pytest.raises(ConfigError) as error:
+        load_config(source)
+    assert line in str(error.value)
+
+
+def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
+    keys = known_keys()
+    assert {
+        "ratio",
+        "model",
+        "model.cfg",
+        "pretrain.from",
+        "finetune.augment.hue",
+        "pretrain.attack.eps",
+    } <= set(keys)
+    assert "pretrain.start" not in keys
+    assert len(keys) == len(set(keys))
