@@ -177,8 +177,8 @@ def check_detection_parity(
                 if match.iou is None:
                     box = np.round(match.box_xyxy, 2).tolist()
                     raise GateError(
-                        f"matched detections: image {image}: the {side}'s detection of class {match.class_id}, "
-                        f"box {box}, score {match.score:.4f} has no partner with IoU >= {min_iou:g} and a "
+                        f"matched detections: image {image}: the {side}'s detection of class "
+                        f"{match.class_id}, box {box}, score {match.score:.4f} has no partner with IoU >= {min_iou:g} and a "
                         f"score within {score_tolerance:g}: {other.nearest(match.box_xyxy, match.class_id)}",
                         artefact,
                         _FIX,

@@ -1,8 +1,8 @@
 """Projected gradient descent on the detection loss.
 
-Two things make it fast without changing what it computes. Normalisation is folded into the convolutions once per
-attack, which leaves one operation per layer; and the folded weights are constants, so that the backward pass reaches
-the image only and never forms a weight gradient.
+Two things make it fast without changing what it computes. Normalisation is folded into the convolutions once
+per attack, which leaves one operation per layer; and the folded weights are constants, so that the backward
+pass reaches the image only and never forms a weight gradient.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from prunedeploy.models.darknet import Darknet, FoldedDarknet
 from prunedeploy.models.loss import yolo_loss
 
 Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class AttackWarning(UserWarning):
@@ -52,8 +53,7 @@ class Pgd:
         cls, model: Darknet, threat_model: ThreatModel, precision: Precision = "fp32", seed: int = 0
     ) -> Pgd:
         """Prepare an attack on ``model``, in evaluation mode whatever mode it is in."""
-        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-        return cls(model, FoldedDarknet(model, dtype), threat_model, precision, seed)
+        return cls(model, FoldedDarknet(model, DTYPES[precision]), threat_model, precision, seed)
 
     def __call__(
         self, images: Tensor, targets: Tensor, image_ids: list[int] | None = None, epoch: int = 0

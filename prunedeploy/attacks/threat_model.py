@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,8 @@ class ThreatModel:
         step_size: Length of one step, same unit.
         steps: Number of steps.
         random_start: Start from a uniform point of the ball rather than the clean image.
-        restarts: Attempts per image; the one with the largest loss is kept. More than one needs random starts.
+        restarts: Attempts per image; the one with the largest loss is kept. More than one needs random
+            starts.
 
     Raises:
         ValueError: A value is out of range.
@@ -60,7 +62,7 @@ def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:
     return torch.minimum(torch.maximum(x_adv, x - eps), x + eps).clamp(0, 1)
 
 
-def start_noise(shape: tuple[int, ...], eps: float, keys: list[tuple[int, ...]]) -> Tensor:
+def start_noise(shape: tuple[int, ...], eps: float, keys: Sequence[tuple[int, ...]]) -> Tensor:
     """Uniform noise in [-eps, eps], drawn per image from its own key.
 
     Args:

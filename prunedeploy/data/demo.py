@@ -22,14 +22,23 @@ from PIL import Image
 from prunedeploy_engines.errors import DataError, StoreError
 from prunedeploy_engines.files import write_atomically
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 CLASS_NAMES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
 # Hue in turns of the classes that have one of their own; the others are neutral.
-CLASS_HUES = {"t-shirt": 0.0, "pullover": 1 / 6, "dress": 5 / 6, "coat": 2 / 3, "shirt": 1 / 3, "sneaker": 1 / 2}
+CLASS_HUES = {
+    "t-shirt": 0.0,
+    "pullover": 1 / 6,
+    "dress": 5 / 6,
+    "coat": 2 / 3,
+    "shirt": 1 / 3,
+    "sneaker": 1 / 2,
+}
 
 SPRITES = Path(__file__).parents[1] / "assets" / "fashion_mnist_subset.npz"
+# Mean absolute difference of an object's and its background's mean colour, in [0, 1], that the tint aims at.
+MIN_CONTRAST = 0.2
 # All files carry this time stamp, so that writing the set again gives the same content key.
 _MTIME = 1_500_000_000
 
@@ -54,10 +63,12 @@ class DemoSettings:
     test_scenes: int = 600
     size: int = 160
     max_objects: int = 4
-    object_size: tuple[int, int] = (48, 104)
+    object_size: tuple[int, int] = (44, 100)
 
 
-def write_demo(folder: str | Path, settings: DemoSettings | None = None, progress: Callable[[int], object] | None = None) -> Path:
+def write_demo(
+    folder: str | Path, settings: DemoSettings | None = None, progress: Callable[[int], object] | None = None
+) -> Path:
     """Write the demo set as a COCO folder: ``train.json``, ``test.json``, ``train/``, ``test/``.
 
     A folder that already holds the same set is left alone.
@@ -95,15 +106,23 @@ def write_demo(folder: str | Path, settings: DemoSettings | None = None, progres
             shutil.rmtree(folder)
         temporary.rename(folder)
     except OSError as error:
-        raise StoreError(f"cannot be written ({error.strerror})", folder, "free space or choose another folder") from None
+        raise StoreError(
+            f"cannot be written ({error.strerror})", folder, "free space or choose another folder"
+        ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
 def _write_split(
-    folder: Path, split: str, scenes: int, sprites: NDArray[np.uint8], labels: NDArray[np.uint8],
-    settings: DemoSettings, done: int, progress: Callable[[int], object] | None,
+    folder: Path,
+    split: str,
+    scenes: int,
+    sprites: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    settings: DemoSettings,
+    done: int,
+    progress: Callable[[int], object] | None,
 ) -> int:
     (folder / split).mkdir()
     cut_outs = [cut_out(sprite) for sprite in sprites]
@@ -127,7 +146,9 @@ def _write_split(
         if progress is not None:
             progress(done)
     document = {
-        "info": {"description": "prunedeploy demo: scenes composed from Fashion-MNIST photos (Zalando SE, MIT licence)"},
+        "info": {
+            "description": "prunedeploy demo: scenes composed from Fashion-MNIST photos (Zalando SE, MIT licence)"
+        },
         "images": images,
         "annotations": annotations,
         "categories": [{"id": index + 1, "name": name} for index, name in enumerate(CLASS_NAMES)],
@@ -194,9 +215,8 @@ def compose_scene(
         else:
             continue
         label = int(labels[index])
-        colour = tint(rng, CLASS_NAMES[label])
-        lit = (0.45 + 0.55 * shade)[..., None] * colour
         window = scene[y : y + height, x : x + width]
+        lit = _contrasting_object(rng, CLASS_NAMES[label], shade, window)
         window += alpha[..., None] * (lit - window)
         boxes.append(box)
         classes.append(label)
@@ -229,12 +249,29 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
     return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
+def _contrasting_object(
+    rng: np.random.Generator, class_name: str, shade: NDArray[np.float32], behind: Rgb
+) -> Rgb:
+    """Tint an object so that it differs from what is behind it: of a few draws the first that does, else the best."""
+    mean_behind = behind.mean((0, 1))
+    best: tuple[float, Rgb] | None = None
+    for _ in range(6):
+        lit = (0.4 + 0.6 * shade)[..., None] * tint(rng, class_name)
+        contrast = float(np.abs(lit.mean((0, 1)) - mean_behind).mean())
+        if best is None or contrast > best[0]:
+            best = contrast, lit
+        if contrast >= MIN_CONTRAST:
+            break
+    assert best is not None
+    return best[1]
+
+
 def tint(rng: np.random.Generator, class_name: str) -> NDArray[np.float32]:
-    """Colour of an object: its class's own hue, or a light neutral one. ``(3,)`` RGB in [0, 1]."""
+    """Colour of an object: its class's own hue, or a neutral one. ``(3,)`` RGB in [0, 1]."""
     hue = CLASS_HUES.get(class_name)
     if hue is None:
-        return (rng.uniform(0.8, 1.0) + rng.uniform(-0.06, 0.06, 3)).clip(0, 1).astype(np.float32)
-    return _hsv(hue + rng.uniform(-0.035, 0.035), rng.uniform(0.65, 0.95), rng.uniform(0.8, 1.0))
+        return (rng.uniform(0.55, 1.0) + rng.uniform(-0.08, 0.08, 3)).clip(0, 1).astype(np.float32)
+    return _hsv(hue + rng.uniform(-0.04, 0.04), rng.uniform(0.4, 0.8), rng.uniform(0.6, 1.0))
 
 
 def _hsv(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
@@ -246,8 +283,8 @@ def _hsv(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
 def background(
     rng: np.random.Generator, size: int, cut_outs: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 ) -> Rgb:
-    """A dark background ``(size, size, 3)`` in [0, 1]: gradient, noise, stripes, or an enlarged crop of a photo."""
-    base = (rng.uniform(0.06, 0.26) + rng.uniform(-0.05, 0.05, 3)).astype(np.float32)
+    """A background ``(size, size, 3)`` in [0, 1]: gradient, noise, stripes, or an enlarged crop of a photo."""
+    base = (rng.uniform(0.12, 0.55) + rng.uniform(-0.12, 0.12, 3)).astype(np.float32)
     kind = rng.integers(4)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
     if kind == 0:
@@ -263,8 +300,11 @@ def background(
     else:
         shade = cut_outs[int(rng.integers(len(cut_outs)))][0]
         height, width = shade.shape
-        crop = shade[height // 4 : max(height // 4 + 4, height * 3 // 4), width // 4 : max(width // 4 + 4, width * 3 // 4)]
+        crop = shade[
+            height // 4 : max(height // 4 + 4, height * 3 // 4),
+            width // 4 : max(width // 4 + 4, width * 3 // 4),
+        ]
         pattern = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)) - 0.5
-    amplitude = rng.uniform(0.05, 0.2)
+    amplitude = rng.uniform(0.1, 0.4)
     direction = (1 + rng.uniform(-0.3, 0.3, 3)).astype(np.float32)
-    return (base + amplitude * pattern[..., None] * direction).clip(0, 0.42).astype(np.float32)
+    return (base + amplitude * pattern[..., None] * direction).clip(0, 1).astype(np.float32)

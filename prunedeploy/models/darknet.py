@@ -95,7 +95,9 @@ def _maxpool(x: Tensor, layer: Maxpool) -> Tensor:
     if before == after and before <= size // 2:
         return F.max_pool2d(x, size, stride, before)
     # Cells beyond the last window that fits are never read, so an even map at 2/2 needs no padding.
-    need = [max(0, (side + padding - size) // stride * stride + size - side - before) for side in x.shape[-2:]]
+    need = [
+        max(0, (side + padding - size) // stride * stride + size - side - before) for side in x.shape[-2:]
+    ]
     if before or any(need):
         x = F.pad(x, (before, need[1], before, need[0]), value=float("-inf"))
     return F.max_pool2d(x, size, stride)
@@ -113,7 +115,8 @@ class DarknetConv(nn.Module):
     Attributes:
         weight: ``(filters, in / groups, size, size)``.
         bias: ``(filters,)``; with batch normalisation its shift.
-        scale: ``(filters,)``, or None without batch normalisation. So are ``mean`` and ``variance``.
+        scale: ``(filters,)``, or None without batch normalisation.
+        mean: ``(filters,)``, running; only with batch normalisation. So is ``variance``, without any epsilon.
     """
 
     def __init__(self, layer: Convolutional) -> None:
@@ -124,12 +127,12 @@ class DarknetConv(nn.Module):
         nn.init.kaiming_normal_(self.weight, a=0.1, nonlinearity="leaky_relu")
         self.bias = nn.Parameter(torch.zeros(layer.out_channels))
         self.scale: nn.Parameter | None = None
+        self.mean: Tensor
+        self.variance: Tensor
         if layer.batch_normalize:
             self.scale = nn.Parameter(torch.ones(layer.out_channels))
             self.register_buffer("mean", torch.zeros(layer.out_channels))
             self.register_buffer("variance", torch.ones(layer.out_channels))
-        self.mean: Tensor
-        self.variance: Tensor
 
     def folded(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution that equals convolution + normalisation in evaluation."""
@@ -159,7 +162,14 @@ class DarknetConv(nn.Module):
             return activate(y, layer.activation, inplace=True)
         y = conv2d(x, self.weight if weight is None else weight, None, layer)
         y = F.batch_norm(
-            y, self.mean, self.variance, self.scale, self.bias, training=True, momentum=self.momentum, eps=1e-5
+            y,
+            self.mean,
+            self.variance,
+            self.scale,
+            self.bias,
+            training=True,
+            momentum=self.momentum,
+            eps=1e-5,
         )
         if channel_mask is not None:
             y = y * channel_mask.view(1, -1, 1, 1)
@@ -213,7 +223,10 @@ class Darknet(nn.Module):
         """The parameters as they stand in a weight file."""
         parameters = []
         for layer in self.cfg.convolutions:
-            state = {name: value.detach().cpu().numpy() for name, value in self.conv(layer.index).state_dict().items()}
+            state = {
+                name: value.detach().cpu().numpy()
+                for name, value in self.conv(layer.index).state_dict().items()
+            }
             parameters.append(state)
         return WeightFile(self.header, tuple(parameters))
 

@@ -6,6 +6,7 @@ one differs in its ``filters=`` lines only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -16,8 +17,9 @@ from prunedeploy_engines.errors import DarknetFormatError
 ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic")
 
 _TRAINING_ONLY_NET = frozenset(
-    "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches policy "
-    "steps scales mosaic mixup cutmix flip power letter_box max_crop min_crop aspect time_steps".split()
+    "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches "
+    "policy steps scales mosaic mixup cutmix flip power letter_box max_crop min_crop aspect "
+    "time_steps".split()
 )
 _OPTIONS: Mapping[str, frozenset[str]] = {
     "net": frozenset("width height channels".split()) | _TRAINING_ONLY_NET,
@@ -29,8 +31,8 @@ _OPTIONS: Mapping[str, frozenset[str]] = {
     "route": frozenset("layers groups group_id".split()),
     "shortcut": frozenset("from activation".split()),
     "yolo": frozenset(
-        "mask anchors classes num ignore_thresh truth_thresh iou_thresh iou_loss iou_normalizer obj_normalizer "
-        "cls_normalizer scale_x_y jitter random nms_kind beta_nms max_delta resize max".split()
+        "mask anchors classes num ignore_thresh truth_thresh iou_thresh iou_loss iou_normalizer "
+        "obj_normalizer cls_normalizer scale_x_y jitter random nms_kind beta_nms max_delta resize max".split()
     ),
 }
 _OPTIONS_OF = {**_OPTIONS, "network": _OPTIONS["net"]}
@@ -249,7 +251,9 @@ def read_cfg(path: str | Path) -> DarknetCfg:
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise DarknetFormatError(f"cannot be read ({error.strerror})", path, "give an existing .cfg file") from None
+        raise DarknetFormatError(
+            f"cannot be read ({error.strerror})", path, "give an existing .cfg file"
+        ) from None
     except UnicodeDecodeError:
         raise DarknetFormatError("is not text", path, "give a Darknet .cfg file") from None
     return parse_cfg(text, str(path))
@@ -297,23 +301,28 @@ def _parse_sections(text: str, where: str) -> list[Section]:
             kind = line.strip("[]").strip().lower()
             if not line.endswith("]") or kind not in _OPTIONS_OF:
                 raise DarknetFormatError(
-                    f"unknown section {line}", at, f"supported are {', '.join(f'[{k}]' for k in _OPTIONS)}"
+                    f"unknown section {_short(line)}", at, f"supported are {', '.join(f'[{k}]' for k in _OPTIONS)}"
                 )
             options, option_lines = {}, {}
             sections.append(Section(kind, number, options, option_lines))
             continue
         key, separator, value = (part.strip() for part in line.partition("="))
         if not separator or not sections:
-            raise DarknetFormatError(f"expected key=value, got {line!r}", at, "correct the line")
+            raise DarknetFormatError(f"expected key=value, got {_short(line)!r}", at, "correct the line")
         allowed = _OPTIONS_OF[sections[-1].kind]
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"
-            raise DarknetFormatError(f"unknown option {key!r} in [{sections[-1].kind}]", at, hint)
+            raise DarknetFormatError(f"unknown option {_short(key)!r} in [{sections[-1].kind}]", at, hint)
         if key in options:
             raise DarknetFormatError(f"option {key!r} stands twice in one section", at, "remove one")
         options[key], option_lines[key] = value, number
     return sections
+
+
+def _short(text: str) -> str:
+    """Text from a file that may not be a cfg at all, fit for a message."""
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 class _Reader:
@@ -323,7 +332,9 @@ class _Reader:
         self.section = section
         self.where = where
 
-    def error(self, what: str, option: str | None = None, fix: str = "correct the line") -> DarknetFormatError:
+    def error(
+        self, what: str, option: str | None = None, fix: str = "correct the line"
+    ) -> DarknetFormatError:
         line = self.section.option_lines.get(option or "", self.section.line)
         return DarknetFormatError(what, f"{self.where}:{line}", fix)
 
@@ -346,16 +357,22 @@ class _Reader:
     def number(self, option: str, default: float) -> float:
         text = self.text(option, str(default))
         try:
-            return float(text)
+            return _finite(text)
         except ValueError:
             raise self.error(f"{option}={text} is not a number", option) from None
 
     def numbers(self, option: str) -> list[float]:
         text = self.text(option)
         try:
-            return [float(part) for part in text.split(",") if part.strip()]
+            return [_finite(part) for part in text.split(",") if part.strip()]
         except ValueError:
             raise self.error(f"{option}={text} is not a list of numbers", option) from None
+
+    def whole_numbers(self, option: str) -> list[int]:
+        values = self.numbers(option)
+        if any(value != int(value) for value in values):
+            raise self.error(f"{option}={self.text(option)} is not a list of whole numbers", option)
+        return [int(value) for value in values]
 
     def choice(self, option: str, default: str, choices: tuple[str, ...]) -> str:
         value = self.text(option, default)
@@ -366,11 +383,12 @@ class _Reader:
     def references(self, option: str, index: int, layers: list[Layer]) -> list[int]:
         """Layer references, negative ones relative to this layer, as absolute indices."""
         found = []
-        for number in self.numbers(option):
-            target = int(number) if number >= 0 else index + int(number)
-            if number != int(number) or not 0 <= target < index:
+        for number in self.whole_numbers(option):
+            target = number if number >= 0 else index + number
+            if not 0 <= target < index:
                 raise self.error(
-                    f"{option} points at layer {number:g}, but only layers 0 to {index - 1} come before it", option
+                    f"{option} points at layer {number}, but only layers 0 to {index - 1} come before it",
+                    option,
                 )
             if isinstance(layers[target], Yolo):
                 raise self.error(f"{option} points at layer {target}, a [yolo] section", option)
@@ -392,18 +410,35 @@ def _build_layer(reader: _Reader, layers: list[Layer], input_shape: tuple[int, i
     single = (index, kind, line, (previous,), (channels,))
 
     if kind == "convolutional":
-        size, stride, groups = reader.integer("size", 1), reader.integer("stride", 1), reader.integer("groups", 1)
+        size, stride, groups = (
+            reader.integer("size", 1),
+            reader.integer("stride", 1),
+            reader.integer("groups", 1),
+        )
         dilation = reader.integer("dilation", 1)
         padding = size // 2 * dilation if reader.integer("pad", 0, 0) else reader.integer("padding", 0, 0)
         filters = reader.integer("filters", 1)
         if channels % groups or filters % groups:
-            raise reader.error(f"groups={groups} does not divide {channels} input channels and {filters} filters", "groups")
+            raise reader.error(
+                f"groups={groups} does not divide {channels} input channels and {filters} filters", "groups"
+            )
         reach = dilation * (size - 1) + 1
-        out = (filters, (height + 2 * padding - reach) // stride + 1, (width + 2 * padding - reach) // stride + 1)
+        out = (
+            filters,
+            (height + 2 * padding - reach) // stride + 1,
+            (width + 2 * padding - reach) // stride + 1,
+        )
         _check_size(reader, out)
         return Convolutional(
-            *single, out, size, stride, padding, groups, dilation,
-            bool(reader.integer("batch_normalize", 0, 0)), reader.choice("activation", "logistic", ACTIVATIONS),
+            *single,
+            out,
+            size,
+            stride,
+            padding,
+            groups,
+            dilation,
+            bool(reader.integer("batch_normalize", 0, 0)),
+            reader.choice("activation", "logistic", ACTIVATIONS),
         )
     if kind == "maxpool":
         stride = reader.integer("stride", 1)
@@ -423,8 +458,10 @@ def _build_layer(reader: _Reader, layers: list[Layer], input_shape: tuple[int, i
             raise reader.error(f"joins feature maps of different sizes {sorted(sizes)}", "layers")
         in_channels = tuple(layers[source].out_channels for source in sources)
         if group_id >= groups or any(count % groups for count in in_channels):
-            raise reader.error(f"groups={groups}, group_id={group_id} do not fit channels {in_channels}", "groups")
-        (height, width), = sizes
+            raise reader.error(
+                f"groups={groups}, group_id={group_id} do not fit channels {in_channels}", "groups"
+            )
+        ((height, width),) = sizes
         out = (sum(in_channels) // groups, height, width)
         return Route(index, kind, line, tuple(sources), in_channels, out, groups, group_id)
     if kind == "shortcut":
@@ -433,7 +470,9 @@ def _build_layer(reader: _Reader, layers: list[Layer], input_shape: tuple[int, i
             raise reader.error("from= names more than one layer", "from")
         other = layers[sources[0]].out_shape
         if other != shape:
-            raise reader.error(f"adds shapes {shape} and {other}", "from", "point it at a layer of the same shape")
+            raise reader.error(
+                f"adds shapes {shape} and {other}", "from", "point it at a layer of the same shape"
+            )
         activation = reader.choice("activation", "linear", ACTIVATIONS)
         return Shortcut(index, kind, line, (previous, sources[0]), (channels, channels), shape, activation)
     if kind == "yolo":
@@ -442,7 +481,9 @@ def _build_layer(reader: _Reader, layers: list[Layer], input_shape: tuple[int, i
 
 
 def _build_yolo(
-    reader: _Reader, single: tuple[int, str, int, tuple[int, ...], tuple[int, ...]], shape: tuple[int, int, int]
+    reader: _Reader,
+    single: tuple[int, str, int, tuple[int, ...], tuple[int, ...]],
+    shape: tuple[int, int, int],
 ) -> Yolo:
     values = reader.numbers("anchors")
     anchors = tuple(zip(values[0::2], values[1::2], strict=False))
@@ -453,8 +494,9 @@ def _build_yolo(
     if num != len(anchors):
         raise reader.error(f"num={num}, but there are {len(anchors)} anchors", "num")
     mask = (
-        tuple(int(value) for value in reader.numbers("mask"))
-        if "mask" in reader.section.options else tuple(range(num))
+        tuple(reader.whole_numbers("mask"))
+        if "mask" in reader.section.options
+        else tuple(range(num))
     )
     if not mask or any(not 0 <= index < num for index in mask):
         raise reader.error(f"mask= names an anchor outside 0 to {num - 1}", "mask")
@@ -465,12 +507,26 @@ def _build_yolo(
             fix=f"set filters={expected} in the convolution before it",
         )
     return Yolo(
-        *single, shape, mask, anchors, classes,
-        ignore_thresh=reader.number("ignore_thresh", 0.5), iou_thresh=reader.number("iou_thresh", 1.0),
+        *single,
+        shape,
+        mask,
+        anchors,
+        classes,
+        ignore_thresh=reader.number("ignore_thresh", 0.5),
+        iou_thresh=reader.number("iou_thresh", 1.0),
         iou_loss=reader.choice("iou_loss", "mse", ("mse", "ciou")),
-        iou_normalizer=reader.number("iou_normalizer", 1.0), obj_normalizer=reader.number("obj_normalizer", 1.0),
-        cls_normalizer=reader.number("cls_normalizer", 1.0), scale_x_y=reader.number("scale_x_y", 1.0),
+        iou_normalizer=reader.number("iou_normalizer", 1.0),
+        obj_normalizer=reader.number("obj_normalizer", 1.0),
+        cls_normalizer=reader.number("cls_normalizer", 1.0),
+        scale_x_y=reader.number("scale_x_y", 1.0),
     )
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"not finite: {text}")
+    return value
 
 
 def _check_size(reader: _Reader, out: tuple[int, int, int]) -> None:

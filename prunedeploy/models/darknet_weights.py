@@ -39,7 +39,7 @@ class WeightFile:
 def parameter_shapes(layer: Convolutional) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a convolution's parameters in the order of the file."""
     names = ("bias", "scale", "mean", "variance") if layer.batch_normalize else ("bias",)
-    return {**{name: (layer.out_channels,) for name in names}, "weight": layer.weight_shape}
+    return {**dict.fromkeys(names, (layer.out_channels,)), "weight": layer.weight_shape}
 
 
 def weight_count(cfg: DarknetCfg) -> int:
@@ -53,15 +53,20 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
     """Read a weight file that belongs to ``cfg``.
 
     Raises:
-        DarknetFormatError: The file is missing, too short, too long, or holds a value that is not finite.
+        DarknetFormatError: The file is missing, too short, too long, or holds a value that is not finite, or a
+            negative variance.
     """
     path = Path(path)
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DarknetFormatError(f"cannot be read ({error.strerror})", path, "give an existing .weights file") from None
+        raise DarknetFormatError(
+            f"cannot be read ({error.strerror})", path, "give an existing .weights file"
+        ) from None
     if len(data) < 16:
-        raise DarknetFormatError(f"has {len(data)} bytes, not even a header", path, "download or export it again")
+        raise DarknetFormatError(
+            f"has {len(data)} bytes, not even a header", path, "download or export it again"
+        )
     major, minor = np.frombuffer(data, "<i4", count=2)
     header_bytes = 20 if int(major) * 10 + int(minor) >= 2 else 16
     expected = header_bytes + 4 * weight_count(cfg)
@@ -76,7 +81,9 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
     values = np.frombuffer(data, "<f4", offset=header_bytes)
     if not np.isfinite(values).all():
         raise DarknetFormatError(
-            f"value {int(np.argmin(np.isfinite(values)))} is not a finite number", path, "fetch or export it again"
+            f"value {int(np.argmin(np.isfinite(values)))} is not a finite number",
+            path,
+            "fetch or export it again",
         )
     parameters, at = [], 0
     for layer in cfg.convolutions:
@@ -85,6 +92,13 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
             count = int(np.prod(shape))
             current[name] = values[at : at + count].reshape(shape)
             at += count
+        if layer.batch_normalize and current["variance"].min() < 0:
+            # As long as this cfg's file by chance, but laid out for other layers.
+            raise DarknetFormatError(
+                f"has a negative variance for layer {layer.index} of {Path(cfg.where).name}",
+                path,
+                "give the weights that belong to this cfg",
+            )
         parameters.append(current)
     return WeightFile(data[:header_bytes], tuple(parameters))
 

@@ -32,7 +32,9 @@ def split_head(raw: Tensor, head: Yolo) -> Tensor:
     batch, channels, height, width = raw.shape
     anchors, values = len(head.anchor_indices), 5 + head.classes
     if channels != anchors * values:
-        raise ValueError(f"head at layer {head.index}: expected {anchors * values} channels, got {tuple(raw.shape)}")
+        raise ValueError(
+            f"head at layer {head.index}: expected {anchors * values} channels, got {tuple(raw.shape)}"
+        )
     return raw.view(batch, anchors, values, height, width).permute(0, 1, 3, 4, 2)
 
 
@@ -52,7 +54,9 @@ def decode_boxes(predictions: Tensor, head: Yolo, input_size: tuple[int, int]) -
     _, _, height, width, _ = predictions.shape
     device, dtype = predictions.device, predictions.dtype
     cell_y, cell_x = torch.meshgrid(
-        torch.arange(height, device=device, dtype=dtype), torch.arange(width, device=device, dtype=dtype), indexing="ij"
+        torch.arange(height, device=device, dtype=dtype),
+        torch.arange(width, device=device, dtype=dtype),
+        indexing="ij",
     )
     anchors = torch.tensor(head.head_anchors_wh, device=device, dtype=dtype).view(1, -1, 1, 1, 2)
     stretch = head.scale_x_y

@@ -66,7 +66,7 @@ def yolo_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> LossTerm
     matches = _match_anchors(boxes[:, 2:], cfg)
     box = objectness = classes = heads[0].new_zeros(())
     for raw, head in zip(heads, cfg.heads, strict=True):
-        terms = _head_loss(split_head(raw.float(), head), head, cfg, targets, boxes, image, padded, matches)
+        terms = _head_loss(split_head(raw if raw.dtype == torch.float64 else raw.float(), head), head, cfg, targets, boxes, image, padded, matches)
         box, objectness, classes = box + terms[0], objectness + terms[1], classes + terms[2]
     return LossTerms(box / batch, objectness / batch, classes / batch)
 
@@ -76,10 +76,12 @@ def _match_anchors(sizes_wh: Tensor, cfg: DarknetCfg) -> dict[int, Tensor]:
     anchors = sizes_wh.new_tensor(cfg.heads[0].anchors_wh)  # (anchors of the network, 2)
     overlap = torch.minimum(sizes_wh[:, None], anchors[None]).prod(-1)
     iou = overlap / (sizes_wh.prod(-1)[:, None] + anchors.prod(-1)[None] - overlap)
-    best = F.one_hot(iou.argmax(1), len(anchors)).bool() if len(sizes_wh) else torch.zeros_like(iou, dtype=torch.bool)
-    return {
-        head.index: (best | (iou > head.iou_thresh))[:, list(head.anchor_indices)] for head in cfg.heads
-    }
+    best = (
+        F.one_hot(iou.argmax(1), len(anchors)).bool()
+        if len(sizes_wh)
+        else torch.zeros_like(iou, dtype=torch.bool)
+    )
+    return {head.index: (best | (iou > head.iou_thresh))[:, list(head.anchor_indices)] for head in cfg.heads}
 
 
 def _pad_per_image(boxes_cxcywh: Tensor, image: Tensor, batch: int) -> Tensor:
@@ -96,8 +98,14 @@ def _pad_per_image(boxes_cxcywh: Tensor, image: Tensor, batch: int) -> Tensor:
 
 
 def _head_loss(
-    predictions: Tensor, head: Yolo, cfg: DarknetCfg, targets: Tensor, boxes: Tensor, image: Tensor,
-    padded: Tensor, matches: dict[int, Tensor],
+    predictions: Tensor,
+    head: Yolo,
+    cfg: DarknetCfg,
+    targets: Tensor,
+    boxes: Tensor,
+    image: Tensor,
+    padded: Tensor,
+    matches: dict[int, Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     _, _, rows, columns, _ = predictions.shape
     height, width = cfg.input_size
@@ -135,7 +143,9 @@ def _head_loss(
         box = ((xy + wh) * weight).sum()
     else:
         stretch = head.scale_x_y
-        centre = torch.sigmoid(chosen[:, :2]) * stretch - (stretch - 1) / 2 + torch.stack((column, row), dim=1)
+        centre = (
+            torch.sigmoid(chosen[:, :2]) * stretch - (stretch - 1) / 2 + torch.stack((column, row), dim=1)
+        )
         centre = centre * truth.new_tensor([width / columns, height / rows])
         box = (1 - complete_iou(torch.cat((centre, anchors * log_size.exp()), dim=1), truth)).sum()
     return box * head.iou_normalizer, objectness, classes

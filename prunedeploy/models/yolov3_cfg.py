@@ -26,7 +26,7 @@ COCO_TINY_ANCHORS_WH: AnchorsWh = ((10, 14), (23, 27), (37, 58), (81, 82), (135,
 """The six anchors of YOLOv3-tiny on COCO, (width, height) in pixels of a 416 x 416 input."""
 
 SLIM_ANCHORS_WH: AnchorsWh = (
-    (57, 24), (26, 56), (76, 31), (59, 40), (45, 60), (36, 83), (86, 46), (63, 87), (90, 67),
+    (25, 54), (55, 27), (38, 51), (48, 61), (36, 82), (74, 40), (56, 77), (86, 59), (71, 90),
 )  # fmt: skip
 """The nine anchors of the slim demo network, (width, height) in pixels of a 160 x 160 input."""
 

@@ -1,7 +1,7 @@
 """Importance scores that follow from the weights alone: one float per weight.
 
-Every function maps a network to scores by layer index, one for each convolution that a method may prune or that
-shares its channels with one; a score's absolute value is the importance.
+Every function maps a network to scores by layer index, one for each convolution; a score's absolute value is
+the importance.
 """
 
 from __future__ import annotations
@@ -37,7 +37,17 @@ def scaled_scores(model: Darknet) -> Scores:
 
 
 def magnitude_scores(model: Darknet) -> Scores:
-    """The weights themselves, least weight magnitude (Han et al., Learning both Weights and Connections, 2015)."""
+    """The weights themselves: the smallest go first.
+
+    Args:
+        model: The network.
+
+    Returns:
+        By layer index: a copy of the weight.
+
+    Reference: Han et al., Learning both Weights and Connections for Efficient Neural Networks, 2015,
+    section 3.
+    """
     return {layer.index: model.conv(layer.index).weight.detach().clone() for layer in model.cfg.convolutions}
 
 

@@ -1,0 +1,7 @@
+"""Training stages.
+
+- `loop`: one resumable loop for every stage; `optimisation` and `checkpoint` are its parts.
+- `adversarial`: pre-training and fine-tuning against PGD.
+- `hydra`: score optimisation.
+- `distributed`: more than one process.
+"""

@@ -29,8 +29,8 @@ def robust_objective(
 ) -> Objective:
     """The objective of adversarial training (Madry et al. 2018, equation 2.1) for `train`.
 
-    The attack sees the network in evaluation mode and in the precision of the training; the loss is taken in
-    training mode.
+    The attack sees the network in evaluation mode and in the precision of the training; the loss is taken
+    in training mode.
 
     Args:
         model: The network that is trained.
@@ -42,7 +42,8 @@ def robust_objective(
         distillation: Weight of that term; 0 leaves it out.
         temperature: Of the teacher's and the student's logits in that term.
 
-    Reference: the distillation term follows Goldblum et al., Adversarially Robust Distillation, 2020, equation 4.
+    Reference: the distillation term follows Goldblum et al., Adversarially Robust Distillation, 2020,
+    equation 4.
     """
 
     def objective(batch: Batch, step: int) -> dict[str, Tensor]:
@@ -80,8 +81,8 @@ def distillation_loss(
 ) -> Tensor:
     """How far predictions are from a teacher's, weighted by the teacher's objectness.
 
-    Cross-entropy to the teacher's objectness everywhere; to its class probabilities and squared distance to its
-    box offsets where it sees an object. Sum over predictions, mean over images, like the detection loss.
+    Cross-entropy to the teacher's objectness everywhere; to its class probabilities and squared distance to
+    its box offsets where it sees an object. Sum over predictions, mean over images, like the detection loss.
 
     Args:
         heads: The student's raw heads, each ``(B, A * (5 + C), H, W)``.

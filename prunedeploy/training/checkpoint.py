@@ -61,9 +61,15 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """Undo `optimizer_tensors`."""
     document = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         number, _, entry = name.partition(".")
+        parameter = parameters[int(number)]
+        if value.shape == parameter.shape:
+            # A file knows no memory layout, and fused AdamW pairs values by their place in memory: with a
+            # channels-last parameter a contiguous moment would be read in the wrong order.
+            value = torch.empty_like(parameter, requires_grad=False).copy_(value)
         state.setdefault(int(number), {})[entry] = value
     document["state"] = state
     optimizer.load_state_dict(document)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunedeploy.data.loader import Batch
 
@@ -38,8 +38,11 @@ def is_main_process() -> bool:
 def shard(batch: Batch) -> Batch:
     """This process's share of a batch: images ``rank, rank + n, ...``.
 
-    The share's loss is a mean over fewer images; averaging the gradients of equal shares gives the gradient of
-    the whole batch, so batch sizes must be multiples of the number of processes.
+    The share's loss is a mean over fewer images; averaging the gradients of equal shares gives the gradient
+    of the whole batch, so batch sizes must be multiples of the number of processes.
+
+    Raises:
+        ValueError: The batch does not split into equal shares.
     """
     rank, count = world()
     if count == 1:
@@ -50,19 +53,35 @@ def shard(batch: Batch) -> Batch:
     mine = batch.targets[:, 0].long() % count == rank
     targets = batch.targets[mine].clone()
     targets[:, 0] = (targets[:, 0] - rank) / count
-    return replace(batch, images=batch.images[own], targets=targets, image_ids=[batch.image_ids[i] for i in own.tolist()])
+    return replace(
+        batch, images=batch.images[own], targets=targets, image_ids=[batch.image_ids[i] for i in own.tolist()]
+    )
 
 
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Average gradients over all processes, in one flat reduction."""
+    _average([p.grad for p in parameters if p.grad is not None])
+
+
+def average_buffers(module: nn.Module) -> None:
+    """Average buffers (running means and variances) over all processes.
+
+    Each process has seen its own share only. Without this they would attack different networks, and a resumed
+    run, which restores what process 0 knew, would differ from an undisturbed one.
+    """
+    _average(list(module.buffers()))
+
+
+@torch.no_grad()
+def _average(values: Sequence[Tensor]) -> None:
+    """Average tensors of one dtype over all processes, in place."""
     _, count = world()
-    if count == 1:
+    if count == 1 or not values:
         return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = torch.cat([value.flatten() for value in values])
     dist.all_reduce(flat)
     flat /= count
     at = 0
-    for gradient in gradients:
-        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
-        at += gradient.numel()
+    for value in values:
+        value.copy_(flat[at : at + value.numel()].view_as(value))
+        at += value.numel()

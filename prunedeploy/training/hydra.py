@@ -1,7 +1,7 @@
 """HYDRA's third step: optimise importance scores against the robust loss while the weights stay frozen.
 
-The forward pass uses the top-k scores only; the backward pass hands the gradient straight through the selection to
-all scores. For structured pruning the selection is by coupled group of filters and multiplies the output of
+The forward pass uses the top-k scores only; the backward pass hands the gradient straight through the selection
+to all scores. For structured pruning the selection is by coupled group of filters and multiplies the output of
 convolution and normalisation, which is exactly what the shrunk network will lack.
 """
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunedeploy.attacks import Pgd, ThreatModel
+from prunedeploy.attacks.pgd import DTYPES
 from prunedeploy.data.loader import Batch
 from prunedeploy.models.darknet import Darknet, FoldedDarknet, check_images
 from prunedeploy.models.loss import yolo_loss
@@ -59,7 +60,9 @@ class ScoredDarknet(nn.Module):
         self._groups = coupling_groups(model.cfg)
         frozen = FoldedDarknet(model)
         self._folded = frozen.folded
-        self.scores = nn.ParameterDict({str(index): nn.Parameter(value.clone()) for index, value in scores.items()})
+        self.scores = nn.ParameterDict(
+            {str(index): nn.Parameter(value.clone()) for index, value in scores.items()}
+        )
 
     def score_tensors(self) -> dict[int, Tensor]:
         """The scores by layer index, detached."""
@@ -91,27 +94,40 @@ class ScoredDarknet(nn.Module):
 
 
 def score_objective(
-    scored: ScoredDarknet, model: Darknet, settings: LoopSettings, threat_model: ThreatModel, seed: int, device: torch.device
+    scored: ScoredDarknet,
+    model: Darknet,
+    settings: LoopSettings,
+    threat_model: ThreatModel,
+    seed: int,
+    device: torch.device,
 ) -> Objective:
-    """The objective of score optimisation for `train`: robust loss of the selected subnetwork (HYDRA, equation 3).
+    """The objective of score optimisation for `train`: the robust loss of the selected subnetwork.
 
     Args:
         scored: What is optimised.
         model: The network it was made from.
-        settings: Precision of the inner attack.
+        settings: Precision of the inner attack and of the passes.
         threat_model: The inner attack, on the subnetwork.
         seed: Of random starts.
         device: Where the batches go.
+
+    Reference: Sehwag et al., HYDRA, 2020, equation 3.
     """
+    dtype = DTYPES[settings.precision]
 
     def objective(batch: Batch, step: int) -> dict[str, Tensor]:
         batch = shard(batch)
         targets = batch.targets.to(device)
         network = scored.network()
-        frozen = {index: (weight.detach(), bias.detach()) for index, (weight, bias) in network.folded.items()}
+        frozen = {
+            index: (weight.detach().to(dtype), bias.detach().to(dtype))
+            for index, (weight, bias) in network.folded.items()
+        }
         attacked = FoldedDarknet.from_folded(scored.cfg, frozen)
         attack = Pgd(model, attacked, threat_model, settings.precision, seed)
         images = attack(batch.images.to(device), targets, batch.image_ids, step)
-        return loss_terms(yolo_loss(network(images), targets, scored.cfg))
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            heads = network(images)
+        return loss_terms(yolo_loss(heads, targets, scored.cfg))
 
     return objective

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from prunedeploy.data.loader import Batch
-from prunedeploy.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from prunedeploy.training.distributed import average_gradients, is_main_process
+from prunedeploy.training.checkpoint import (
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from prunedeploy.training.distributed import average_buffers, average_gradients, is_main_process
 from prunedeploy.training.optimisation import LoopSettings, WeightAverage, learning_rate, make_optimizer
 from prunedeploy_engines.errors import PrunedeployError
+from prunedeploy_engines.files import write_atomically
 
 Objective = Callable[[Batch, int], dict[str, Tensor]]
 Batches = Callable[[int], Iterable[Batch]]
@@ -43,7 +49,8 @@ def train(
         module: What is checkpointed and averaged: parameters and buffers. Modified in place.
         parameters: What is optimised, a subset of the module's.
         batches: Given the first step, yields the batch of every step from there on.
-        objective: From a batch and its step (from 0) to named 0-d terms; ``loss`` is minimised, all are logged.
+        objective: From a batch and its step (from 0) to named 0-d terms; ``loss`` is minimised, all are
+            logged.
         settings: Lengths, rates, precision.
         stage: Name in the log.
         work: Folder for checkpoints.
@@ -55,6 +62,7 @@ def train(
 
     Raises:
         DivergedError: The loss is not finite.
+        ValueError: ``batches`` ended before the last step.
     """
     trained = list(parameters)
     optimizer = make_optimizer(trained, settings)
@@ -65,7 +73,9 @@ def train(
     if advance is not None and done:
         advance(done, math.nan)
     with log.open("a", encoding="utf-8") if is_main_process() else contextlib.nullcontext() as lines:
-        for step, batch in zip(range(done, settings.steps), _from(batches, done, settings.steps), strict=False):
+        for step, batch in zip(
+            range(done, settings.steps), _from(batches, done, settings.steps), strict=False
+        ):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step)
             optimizer.zero_grad(set_to_none=True)
@@ -77,14 +87,24 @@ def train(
             if not math.isfinite(values["loss"]) or not math.isfinite(float(norm)):
                 raise DivergedError(f"the loss of {stage} is not finite at step {step}", fix="lower its lr")
             optimizer.step()
+            average_buffers(module)
             if average is not None:
                 average.update(module, step)
             if lines is not None:
-                row = {"stage": stage, "step": step, "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+                row = {
+                    "stage": stage,
+                    "step": step,
+                    "lr": optimizer.param_groups[0]["lr"],
+                    "grad_norm": float(norm),
+                }
                 lines.write(json.dumps({**row, **values}) + "\n")
             if advance is not None:
                 advance(1, values["loss"])
-            if (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps and lines is not None:
+            if (
+                (step + 1) % settings.checkpoint_every == 0
+                and step + 1 < settings.steps
+                and lines is not None
+            ):
                 # The log first: a checkpoint never knows more steps than the log holds.
                 lines.flush()
                 groups = {"model": module.state_dict(), "optimizer": optimizer_tensors(optimizer)}
@@ -112,7 +132,8 @@ def _resume(
     module.load_state_dict(groups["model"])
     restore_optimizer(optimizer, groups.get("optimizer", {}))
     if average is not None:
-        average.values = groups["average"]
+        for name, value in average.values.items():
+            value.copy_(groups["average"][name])
     return step
 
 
@@ -128,4 +149,4 @@ def _cut_log(log: Path, stage: str, done: int) -> None:
             continue
         if row["stage"] != stage or row["step"] < done:
             kept.append(line + "\n")
-    log.write_text("".join(kept), encoding="utf-8")
+    write_atomically(log, "".join(kept).encode())

@@ -79,7 +79,7 @@ def test_shipped_networks_compute_what_torch_computes(name, repository, tmp_path
 def test_yolov3_of_62_million_parameters_is_exported(repository, tmp_path):
     model = random_network(read_cfg(repository / "configs" / "darknet" / "yolov3.cfg"))
     file = onnx_from_torch(folded(model), tmp_path / "model.onnx")
-    assert 0 <= file.bytes - 4 * 61_949_149 < 1_000_000  # the weights with normalisation folded, and the graph
+    assert 0 <= file.bytes - 4 * 61_949_149 < 1_000_000  # folded weights, and the graph
     images = random_images(model.cfg, 1)
     reference, exported = torch_outputs(model, images), run(file.path, images)
     check_tensor_parity(reference, exported)

@@ -254,6 +254,10 @@ def build():
     with Store(root) as store:
         store.get_or_compute(KEY, compute)
 
+def gc():
+    with Store(root) as store:
+        store.gc(older_than_days=0)
+
 def forked(at):
     global fatal, seen
     sys.stdout.flush()
@@ -261,7 +265,7 @@ def forked(at):
     if child == 0:
         fatal, seen = at, 0
         sys.addaudithook(count)
-        build()
+        gc() if sys.argv[2] == "gc" else build()
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -269,6 +273,8 @@ fatal = -1
 at, kills = 1, 0
 while True:
     shutil.rmtree(root, ignore_errors=True)
+    if sys.argv[2] == "gc":
+        build()
     ended = forked(at)
     if root.exists() and (root / "store.json").exists():
         with Store(root) as store:
@@ -291,9 +297,12 @@ print(kills)
 """
 
 
-def test_kill_9_at_every_single_file_operation_leaves_nothing_that_reads_as_whole(tmp_path: Path) -> None:
-    kills = int(finish(start(KILLED_AT_EVERY_STEP, tmp_path / "store")))
-    assert kills > 25, "the operations of one run were not seen"
+@pytest.mark.parametrize(("action", "operations"), [("build", 25), ("gc", 10)])
+def test_kill_9_at_every_single_file_operation_leaves_nothing_that_reads_as_whole(
+    tmp_path: Path, action: str, operations: int
+) -> None:
+    kills = int(finish(start(KILLED_AT_EVERY_STEP, tmp_path / "store", action)))
+    assert kills > operations, "the operations of one run were not seen"
 
 
 def test_kill_9_while_computing_frees_the_lock_though_a_forked_worker_lives_on(tmp_path: Path) -> None:
@@ -489,7 +498,7 @@ sys.stdin.readline()
         folder = Path(user.stdout.readline().strip())
         with Store(tmp_path) as store:
             assert store.ls()[0].in_use
-            assert store.gc(older_than_days=0) == []
+            assert store.gc(older_than_days=0) == store.gc(older_than_days=0, dry_run=True) == []
             check_result(folder, KEY.digest)
     finally:
         user.kill()

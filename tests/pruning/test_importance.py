@@ -69,9 +69,10 @@ def test_equal_scores_keep_exactly_the_count_and_the_first(keep: int) -> None:
     assert mask.tolist() == [1.0] * keep + [0.0] * (5 - keep)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("keep", [1, 2, 6, 9])
-def test_ties_at_the_threshold_never_displace_a_higher_score(keep: int) -> None:
-    scores = torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0, 0.0, 2.0, 0.0, 1.0])
+def test_ties_at_the_threshold_never_displace_a_higher_score(keep: int, dtype: torch.dtype) -> None:
+    scores = torch.tensor([1.0, 2.0, 1.0, 3.0, 1.0, 0.0, 2.0, 0.0, 1.0], dtype=dtype)
     mask = straight_through_weight_mask(scores, keep)
     order = torch.argsort(scores, descending=True, stable=True)[:keep]
     assert sorted(mask.nonzero().flatten().tolist()) == sorted(order.tolist())
@@ -111,3 +112,5 @@ def test_wrong_input_is_refused() -> None:
         unit_importance({0: scores[0] * float("nan"), 1: scores[1]}, groups)
     with pytest.raises(ValueError, match="cannot keep 7 of 4"):
         straight_through_weight_mask(torch.rand(4), 7)
+    with pytest.raises(ValueError, match="NaN"):
+        straight_through_weight_mask(torch.full((4,), float("nan")), 2)

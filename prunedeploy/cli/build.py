@@ -1,0 +1,181 @@
+"""``prunedeploy build``: the main job."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunedeploy.cli.group import Command, Session, examples
+from prunedeploy.cli.output import MISSING, amount, json_option, number, print_json, print_table, quiet_stdout
+
+
+@click.command(
+    "build",
+    cls=Command,
+    epilog=examples(
+        "prunedeploy build --ratio 0.75",
+        "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
+        "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
+    ),
+)
+@click.option(
+    "--config",
+    "source",
+    default="demo",
+    show_default=True,
+    metavar="F",
+    help="YAML file, or the name of one that ships: demo, smoke, yolov3-coco, yolov3-tiny-coco.",
+)
+@click.option(
+    "--ratio",
+    type=float,
+    metavar="R",
+    help="Fraction of the weights of all prunable convolutions to remove, in [0, 1).",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["structured", "unstructured"]),
+    help="Remove whole filters and rebuild the network smaller, or zero single weights.",
+)
+@click.option(
+    "--scores",
+    type=click.Choice(["scaled", "magnitude", "random"]),
+    help="Where importance scores start: HYDRA's scaled weights; the others are for comparison.",
+)
+@click.option(
+    "--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships."
+)
+@click.option("--weights", metavar="F", help="Its Darknet weights.")
+@click.option("--data", metavar="DIR", help="COCO folder; `prunedeploy data coco DIR` checks one.")
+@click.option("--precision", metavar="P,...", help="ONNX files to write: fp32.")
+@click.option("--target", metavar="T,...", help="What to build engines for: cpu, sm75, sm86, ...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to write; default: runs/<config>-<method>-<scores>-<ratio>-s<seed>.",
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=Path("runs/.store"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the results of stages are kept and shared between builds.",
+)
+@click.option("--seed", type=int, metavar="N", help="Seed of every random draw.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change any key of the configuration, e.g. --set finetune.steps=1000; may be repeated.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace what another build has written into --out.")
+@json_option
+@click.pass_obj
+def command(
+    session: Session,
+    /,
+    source: str,
+    out: Path | None,
+    store: Path,
+    sets: tuple[str, ...],
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a detector robust, prune it, export it and measure it.
+
+    Trains against PGD, optimises importance scores, prunes, fine-tunes, shrinks, exports ONNX, builds
+    engines, and measures mAP (clean and attacked) and latency before and after. Without options it does so
+    with the demo: a bundled network and a small data set, about 10 minutes on two cores.
+
+    Killed or interrupted, the same command goes on where it was; a second identical build computes nothing.
+    Values come from, the later winning: the defaults, --config, --set, the other options.
+    """
+    from prunedeploy.process_setup import keep_freed_memory
+
+    keep_freed_memory()
+    from prunedeploy.config import load_config
+    from prunedeploy.pipeline.progress import make_progress
+
+    main_process = os.environ.get("RANK", "0") == "0"  # set by launchers of several processes
+    config = load_config(source, sets, options)  # before torch is loaded: a typing error is told at once
+    from prunedeploy.pipeline.build import build
+
+    with quiet_stdout():
+        outcome = build(
+            config,
+            store=store,
+            out=out,
+            overwrite=overwrite,
+            command=session.command,
+            progress=make_progress(quiet=not main_process),
+        )
+    if not main_process:
+        return
+    if as_json:
+        print_json({"out": outcome.out, "computed": outcome.computed, **outcome.results})
+    else:
+        print_results(outcome.results)
+        print_places(outcome.out, outcome.computed)
+
+
+def print_results(results: Mapping[str, Any]) -> None:
+    """Print the rows of a ``results.json`` side by side."""
+    models = results.get("models", [])
+    runtimes = [
+        name
+        for name in ("torch", "onnxruntime", "tensorrt")
+        if any((model.get("latency_ms") or {}).get(name) for model in models)
+    ]
+    rows = [
+        [
+            str(model["name"]),
+            amount(model.get("params")),
+            amount(model.get("macs")),
+            *(number(model.get(key)) for key in ("map_clean", "map_pgd", "map50_clean", "map50_pgd")),
+            *(_latency(model, runtime) for runtime in runtimes),
+        ]
+        for model in models
+    ]
+    headings = ["network", "weights", "MACs", "mAP clean", "mAP PGD", "mAP50 clean", "mAP50 PGD"]
+    print_table([*headings, *(f"{runtime} ms" for runtime in runtimes)], rows)
+    ratio = f"ratio {number(results.get('ratio_achieved'), 4)} (asked for {results.get('ratio_requested')})"
+    speedup = ", ".join(
+        f"{value:.2f} x on {runtime}"
+        for runtime, value in (results.get("speedup") or {}).items()
+        if isinstance(value, (int, float))
+    )
+    click.echo(f"\n{results.get('method')} pruning by {results.get('scores')} scores, {ratio}")
+    if speedup:
+        click.echo(f"faster than the original: {speedup} (mean latency)")
+
+
+def _latency(model: Mapping[str, Any], runtime: str) -> str:
+    row = (model.get("latency_ms") or {}).get(runtime)
+    return MISSING if not row else number(row.get("mean"), 2) + ("*" if row.get("noisy") else "")
+
+
+PLACES = {
+    "report.html": "to look at",
+    "results.json": "the same for programs",
+    "bundle": "to copy to the device",
+    "model.cfg": "the pruned network, with model.weights",
+    "detections": "every detection, as CSV",
+}
+
+
+def print_places(out: Path, computed: tuple[str, ...]) -> None:
+    """Say where things are, and what had to be computed."""
+    click.echo()
+    for name, what in PLACES.items():
+        if (out / name).exists():
+            click.echo(f"  {out / name}{'/' * (out / name).is_dir()}  {what}")
+    stages = ", ".join(computed)
+    click.echo(f"\ncomputed: {stages}" if stages else "\nnothing had to be computed")

@@ -1,0 +1,142 @@
+"""``prunedeploy data``: make the demo set, check a COCO folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from prunedeploy.cli.failures import USER
+from prunedeploy.cli.group import Group, examples
+from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+
+if TYPE_CHECKING:
+    from prunedeploy.data.records import Problem
+
+EXAMPLES_PER_GROUP = 3
+
+
+@click.group("data", cls=Group)
+def command() -> None:
+    """Make the demo set, or check a COCO folder."""
+
+
+@command.command("demo", epilog=examples("prunedeploy data demo demo-data"))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@json_option
+def demo(folder: Path, as_json: bool) -> None:
+    """Write the demo set into DIR as a COCO folder.
+
+    Scenes of 160 x 160 pixels with one to four objects of ten classes, composed from real product photos
+    (Fashion-MNIST, Zalando SE, MIT licence); the same on every machine. A DIR that already holds it is left
+    as it is, one that holds something else is refused.
+    """
+    from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
+    from prunedeploy.pipeline.progress import make_progress
+
+    settings = DemoSettings()
+    scenes = settings.train_scenes + settings.test_scenes
+    with quiet_stdout(), make_progress().task("compose the demo set", scenes) as advance:
+        write_demo(folder, settings, lambda done: advance(1))
+    if as_json:
+        print_json(
+            {
+                "folder": folder,
+                "train_images": settings.train_scenes,
+                "test_images": settings.test_scenes,
+                "class_names": CLASS_NAMES,
+            }
+        )
+    else:
+        click.echo(f"{folder}: {settings.train_scenes} training and {settings.test_scenes} test images")
+
+
+@command.command(
+    "coco",
+    epilog=examples(
+        "prunedeploy data coco coco/", "prunedeploy data coco my-photos/ --names classes.txt --decode --all"
+    ),
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--names", type=click.Path(path_type=Path), help="File with the network's class names, one per line."
+)
+@click.option(
+    "--decode", is_flag=True, help="Decode every image, to find damage behind the header: 5 ms per photo."
+)
+@click.option("--all", "show_all", is_flag=True, help="Show every problem, not three of each kind.")
+@click.pass_context
+@json_option
+def coco(
+    ctx: click.Context, folder: Path, names: Path | None, decode: bool, show_all: bool, as_json: bool
+) -> None:
+    """Check a COCO folder: say everything that is wrong with it, and what is in it.
+
+    DIR holds train.json + train/ and test.json + test/, or annotations/instances_*.json with the image
+    folders of official COCO, or one JSON + images/. Exits with 2 if anything is wrong.
+    """
+    from prunedeploy.data.check import inspect_coco
+
+    class_names = None if names is None else read_names(names)
+    with quiet_stdout():
+        report = inspect_coco(folder, class_names, decode)
+    if as_json:
+        print_json(report.as_json())
+    else:
+        for line in report.lines():
+            if line in {str(problem) for problem in report.problems}:
+                break
+            click.echo(line)
+        if report.problems:
+            for line in grouped(report.problems, None if show_all else EXAMPLES_PER_GROUP):
+                click.echo(line)
+            count = len(report.problems)
+            click.echo(f"{folder}: {count} problem{'s' * (count > 1)}", err=True)
+    if report.problems:
+        ctx.exit(USER)
+
+
+def grouped(problems: Iterable[Problem], examples: int | None) -> Iterator[str]:
+    """Yield the lines that list problems, those of a kind together, the most frequent kind first.
+
+    Args:
+        problems: Problems of one folder.
+        examples: How many of a kind are shown; None: all.
+    """
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(kind_of(problem.what), []).append(problem)
+    for same in sorted(kinds.values(), key=len, reverse=True):
+        yield f"{len(same)} x {same[0].fix}:" if len(same) > 1 else f"{same[0].fix}:"
+        for problem in same[:examples]:
+            yield f"  {problem.file}: {problem.what}"
+        if examples is not None and len(same) > examples:
+            yield f"  and {len(same) - examples} more (--all shows them)"
+
+
+def kind_of(what: str) -> str:
+    """Return a problem's text without what differs between two of a kind: numbers and quoted names."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|-?\d+(\.\d+)?(e-?\d+)?|\b(nan|inf)\b", "#", what)
+
+
+def read_names(path: Path) -> list[str]:
+    """Read a file with one class name per line.
+
+    Raises:
+        ConfigError: It cannot be read, or is empty.
+    """
+    from prunedeploy_engines.errors import ConfigError
+
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(
+            f"cannot be read ({reason})", path, "give a file with one class name per line"
+        ) from None
+    if not names:
+        raise ConfigError("holds no class name", path, "give a file with one class name per line")
+    return names

@@ -1,0 +1,153 @@
+"""``prunedeploy detect``: needs the base install and a runtime only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunedeploy.cli.failures import USER
+from prunedeploy.cli.group import Command, examples
+from prunedeploy.cli.output import json_option, print_json, print_table, quiet_stdout
+
+if TYPE_CHECKING:
+    from prunedeploy_engines.bundle import Bundle
+    from prunedeploy_engines.runner import Runner
+
+
+@click.command(
+    "detect",
+    cls=Command,
+    epilog=examples(
+        "prunedeploy detect runs/demo-structured-scaled-0.75-s0 photo.jpg",
+        "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
+        "prunedeploy detect bundle/ photo.jpg --json",
+    ),
+)
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write every image there as <name>.png with its boxes drawn.",
+)
+@click.option(
+    "--score-threshold",
+    type=click.FloatRange(0, 1),
+    metavar="T",
+    help="Show detections with a score above it; default: the bundle's.",
+)
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs the bundle.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Of ONNX Runtime; default: one per core."
+)
+@json_option
+@click.pass_context
+def command(
+    ctx: click.Context,
+    bundle: Path,
+    images: tuple[Path, ...],
+    out: Path | None,
+    score_threshold: float | None,
+    runtime: str,
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    """Find objects in images, and draw them.
+
+    BUNDLE is a bundle or a build's output folder. Boxes are printed in pixels of the image. An image that
+    cannot be read is named, the others are still done, and the exit code is 2.
+    """
+    from prunedeploy.cli.model_source import find_model
+
+    rows: list[dict[str, Any]] = []
+    with quiet_stdout(), find_model(bundle).load_bundle() as opened:
+        names = _drawn_names(images)
+        with opened.runner(runtime, threads=threads) as runner:
+            for image in images:
+                drawn = None if out is None else out / names[image]
+                rows.append(_detect(opened, runner, image, drawn, score_threshold))
+    for row in rows:
+        if "error" in row:
+            click.echo(f"prunedeploy: error: {row['error']}", err=True)
+    if as_json:
+        print_json(rows)
+    else:
+        _print(rows)
+    if any("error" in row for row in rows):
+        ctx.exit(USER)
+
+
+def _detect(
+    bundle: Bundle, runner: Runner, image: Path, drawn: Path | None, score_threshold: float | None
+) -> dict[str, Any]:
+    """Detect in one image; an image that cannot be read gives a row with ``error``."""
+    from prunedeploy_engines.errors import DataError
+    from prunedeploy_engines.images import read_image
+
+    try:
+        pixels = read_image(image)
+    except DataError as error:
+        return {"image": str(image), "error": str(error)}
+    found = bundle.detect(pixels, runner=runner, score_threshold=score_threshold)
+    row: dict[str, Any] = {
+        "image": str(image),
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+        "detections": found.to_rows(),
+    }
+    if drawn is not None:
+        import io
+
+        from PIL import Image
+
+        from prunedeploy_engines.drawing import draw_detections
+        from prunedeploy_engines.files import write_atomically
+
+        png = io.BytesIO()
+        Image.fromarray(draw_detections(pixels, found)).save(png, "PNG")
+        write_atomically(drawn, png.getvalue())
+        row["drawn"] = str(drawn)
+    return row
+
+
+def _drawn_names(images: tuple[Path, ...]) -> dict[Path, str]:
+    """Name the drawn file of each image; images of the same name from several folders get numbers."""
+    names: dict[Path, str] = {}
+    for image in images:
+        taken = [name for other, name in names.items() if other != image]
+        name, number = f"{image.stem}.png", 1
+        while name in taken:
+            number += 1
+            name = f"{image.stem}-{number}.png"
+        names.setdefault(image, name)
+    return names
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        if "error" in row:
+            continue
+        count = len(row["detections"])
+        where = f" -> {row['drawn']}" if "drawn" in row else ""
+        click.echo(
+            f"{row['image']} ({row['width']} x {row['height']}): {count} detection{'s' * (count != 1)}{where}"
+        )
+        if count:
+            cells = [
+                [
+                    f"  {found['class_name']}",
+                    f"{found['score']:.3f}",
+                    *(f"{found[key]:.0f}" for key in ("x_min", "y_min", "width", "height")),
+                ]
+                for found in row["detections"]
+            ]
+            print_table(["  class", "score", "x", "y", "width", "height"], cells)

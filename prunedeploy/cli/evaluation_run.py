@@ -1,0 +1,304 @@
+"""What ``prunedeploy evaluate`` does: find the data and the parent, open the runners, measure.
+
+Imports torch; the command loads it when it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunedeploy.attacks import Pgd, ThreatModel
+from prunedeploy.cli.data import read_names
+from prunedeploy.cli.model_source import ModelSource, find_model
+from prunedeploy.config import BUNDLED, AttackConfig, EvaluationConfig
+from prunedeploy.data.coco import load_test_split, train_test_subset
+from prunedeploy.data.coco_names import COCO_NAMES
+from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
+from prunedeploy.data.loader import EvaluationLoader
+from prunedeploy.data.records import CocoDataset
+from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, write_detections
+from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.pipeline.progress import Progress, make_progress
+from prunedeploy_engines.bundle import Bundle
+from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.letterbox import GREY
+from prunedeploy_engines.runner import Runner
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line, checked; None means: not given."""
+
+    source: ModelSource
+    runtimes: tuple[str, ...]
+    data: str | None
+    names: Path | None
+    attack: str
+    eps: float | None
+    steps: int | None
+    step_size: float | None
+    random_start: bool | None
+    restarts: int | None
+    parent_cfg: Path | None
+    parent_weights: Path | None
+    precision: str
+    threads: int | None
+    batch: int
+    limit: int | None
+    seed: int | None
+    bootstrap: int
+    allow_bad_images: bool
+    csv_folder: Path | None
+    store: Path
+
+
+def run(request: Request) -> dict[str, Any]:
+    """Measure; the document of ``--json``.
+
+    Raises:
+        PrunedeployError: Anything that the user can mend.
+    """
+    source, progress = request.source, make_progress()
+    configuration = source.configuration()
+    seed = int(configuration.get("seed", 0)) if request.seed is None else request.seed
+    bundle = None if source.bundle is None else source.load_bundle()
+    threat_model = _threat_model(request, configuration) if request.attack == "pgd" else None
+    parent = _parent(request) if "torch" in request.runtimes or threat_model is not None else None
+    with contextlib.ExitStack() as stack:
+        runners = {
+            name: stack.enter_context(_runner(name, request, bundle, parent)) for name in request.runtimes
+        }
+        first = next(iter(runners.values()))
+        for runner in runners.values():
+            if runner.input_size != first.input_size or (
+                parent and parent.cfg.input_size != first.input_size
+            ):
+                raise ConfigError(
+                    "parent and engine have inputs of different sizes", source.given, "give its own parent"
+                )
+        dataset, path = _dataset(
+            request, configuration, _class_names(request, bundle, parent), seed, progress
+        )
+        loader = EvaluationLoader(
+            dataset,
+            first.input_size,
+            request.batch,
+            _greyscale(configuration, bundle),
+            allow_bad_images=request.allow_bad_images,
+            letterbox_colour=GREY if bundle is None else bundle.manifest.input.letterbox_colour,
+        )
+        settings = EvaluationConfig.model_validate(configuration.get("evaluation") or {})
+        with progress.task("evaluate", len(dataset.images)) as advance:
+            results = evaluate(
+                runners,
+                loader,
+                dataset,
+                attack=None if threat_model is None else folded_once(threat_model, seed),
+                attacked_model=None if threat_model is None else parent,
+                iou_threshold=settings.iou_threshold,
+                score_threshold=settings.map_score_threshold,
+                resamples=request.bootstrap,
+                seed=seed,
+                progress=_steps_of(advance),
+            )
+    if request.csv_folder is not None:
+        _write_csvs(request.csv_folder, results, dataset)
+    attack = None
+    if threat_model is not None:
+        attack = {
+            "name": "pgd",
+            **asdict(threat_model),
+            "precision": "fp32",
+            "seed": seed,
+            "parent": _parent_name(request),
+        }
+    return {
+        "model": str(source.given),
+        "kind": source.kind,
+        "data": {
+            "path": path,
+            "images": next(iter(results.values())).n_images,
+            "skipped": {str(file): reason for file, reason in loader.skipped.items()},
+        },
+        "attack": attack,
+        "thresholds": {"map_score": settings.map_score_threshold, "iou": settings.iou_threshold},
+        "results": [result_row(name, result) for name, result in results.items()],
+    }
+
+
+def folded_once(threat_model: ThreatModel, seed: int) -> Callable[[Darknet, Tensor, Tensor], Tensor]:
+    """PGD as `prunedeploy.evaluation.evaluate` calls it; the network is folded at the first batch.
+
+    An image's random starts are keyed by its place in the data set, whatever the batch size.
+    """
+    prepared: list[Pgd] = []
+    seen = 0
+
+    def attack(model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
+        nonlocal seen
+        if not prepared:
+            prepared.append(Pgd.against(model, threat_model, "fp32", seed))
+        device = next(model.parameters()).device
+        places = list(range(seen, seen + len(images)))
+        seen += len(images)
+        return prepared[0](images.to(device), targets.to(device), places).to(images.device)
+
+    return attack
+
+
+def result_row(name: str, result: Evaluation) -> dict[str, Any]:
+    """One runtime's figures; those of attacked images made with another model end in ``_transfer``."""
+
+    def named(key: str) -> str:
+        return f"{key}_transfer" if result.transfer and "pgd" in key else key
+
+    intervals = {
+        named(key): None if one is None else [one.low, one.high] for key, one in result.intervals().items()
+    }
+    return {
+        "runtime": name,
+        "transfer": result.transfer,
+        **{named(key): value for key, value in result.metrics().items()},
+        "intervals": intervals,
+        "n_images": result.n_images,
+        "engine": result.runner,
+    }
+
+
+def _threat_model(request: Request, configuration: dict[str, Any]) -> ThreatModel:
+    """The build's attack, or the paper's, changed by what was given."""
+    given = {
+        name: getattr(request, name)
+        for name in ("eps", "steps", "step_size", "random_start", "restarts")
+        if getattr(request, name) is not None
+    }
+    values = {**AttackConfig().model_dump(), **(configuration.get("attack") or {}), **given}
+    if values["restarts"] > 1 and not values["random_start"]:
+        raise ConfigError("are all the same without --random-start", "--restarts", "add it")
+    return ThreatModel(**values)
+
+
+def _parent(request: Request) -> Darknet:
+    source = request.source
+    cfg, weights = source.cfg, source.weights
+    if request.parent_cfg is not None:
+        parent = find_model(request.parent_cfg, request.parent_weights)
+        cfg, weights = parent.cfg, parent.weights
+    if cfg is None or weights is None:
+        needs = "has no PyTorch network to run"
+        if request.attack == "pgd":
+            needs = "is an engine, and an engine has no gradients to attack it with"
+        fix = "give the build's output folder instead, or its parent with --parent-cfg and --parent-weights"
+        raise ConfigError(needs, source.given, fix)
+    return load_darknet(cfg, weights).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _parent_name(request: Request) -> str:
+    return str(request.parent_cfg or request.source.cfg)
+
+
+def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet | None) -> Runner:
+    source = request.source
+    if name == "torch":
+        assert parent is not None
+        return TorchRunner(parent, request.threads)
+    if name == "onnxruntime" and source.onnx is not None:
+        from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
+
+        return OnnxRuntimeRunner(source.onnx, threads=request.threads)
+    if bundle is None:
+        raise ConfigError(
+            f"cannot run on {name}", source.given, "give a bundle or a build's output folder, or use torch"
+        )
+    if name == "tensorrt":
+        from prunedeploy_engines.tensorrt_library import cuda_device
+
+        device = cuda_device()
+        return bundle.runner(name, request.precision, target=None if device is None else device.target)
+    return bundle.runner(name, request.precision, threads=request.threads)
+
+
+def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None) -> list[str] | None:
+    """The network's class names; None if nothing says them, so that the data's are taken."""
+    if request.names is not None:
+        return read_names(request.names)
+    if bundle is not None:
+        return list(bundle.class_names)
+    if request.source.onnx is not None:
+        from prunedeploy_engines.onnxruntime_runner import open_session
+
+        session = open_session(
+            request.source.onnx, threads=1, providers=("CPUExecutionProvider",), allow_spinning=False
+        )
+        stored = session.get_modelmeta().custom_metadata_map.get("class_names")
+        return None if stored is None else [str(name) for name in json.loads(stored)]
+    classes = None if parent is None else parent.cfg.classes
+    if classes == len(COCO_NAMES):
+        return list(COCO_NAMES)
+    return list(CLASS_NAMES) if classes == len(CLASS_NAMES) and (request.data or BUNDLED) == BUNDLED else None
+
+
+def _greyscale(configuration: dict[str, Any], bundle: Bundle | None) -> bool:
+    if bundle is not None:
+        return bundle.manifest.input.greyscale
+    return bool((configuration.get("data") or {}).get("greyscale", False))
+
+
+def _dataset(
+    request: Request,
+    configuration: dict[str, Any],
+    class_names: list[str] | None,
+    seed: int,
+    progress: Progress,
+) -> tuple[CocoDataset, str]:
+    """The test images, and what they are called."""
+    own = configuration.get("data") or {}
+    path = request.data or own.get("path") or BUNDLED
+    # Another data set has nothing to do with how the build divided its own.
+    divided = own if path == own.get("path") else {}
+    folder = Path(path)
+    if path == BUNDLED and not folder.is_dir():
+        folder = demo_folder(request.store, progress)
+    dataset = load_test_split(
+        folder, class_names, divided.get("train_images"), int(configuration.get("seed", 0))
+    )
+    limit = request.limit or divided.get("eval_images")
+    if limit is not None and limit < len(dataset.images):
+        dataset = train_test_subset(dataset, limit, seed)[0]
+    return dataset, str(path)
+
+
+def demo_folder(store: Path, progress: Progress) -> Path:
+    """Compose the demo set where a build keeps it, unless it is there."""
+    folder = store.parent / f"{store.name}-demo-data"
+    settings = DemoSettings()
+    with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
+        write_demo(folder, settings, lambda done: advance(1))
+    return folder
+
+
+def _steps_of(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """Turn (done, in all) into steps."""
+    seen = 0
+
+    def report(done: int, _total: int) -> None:
+        nonlocal seen
+        advance(done - seen)
+        seen = done
+
+    return report
+
+
+def _write_csvs(folder: Path, results: dict[str, Evaluation], dataset: CocoDataset) -> None:
+    for name, result in results.items():
+        write_detections(folder / f"{name}-clean.csv", result.clean.detections, dataset)
+        if result.attacked is not None:
+            write_detections(folder / f"{name}-pgd.csv", result.attacked.detections, dataset)

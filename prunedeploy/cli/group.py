@@ -1,0 +1,190 @@
+"""The commands by name, each loaded when it is used, and what surrounds every one of them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from prunedeploy.cli.failures import handle
+from prunedeploy_engines.version import __version__
+
+# In the order of use. The short help stands here, so that `prunedeploy --help` loads no command.
+COMMANDS = {
+    "build": "Make a detector robust, prune it, export it and measure it.",
+    "evaluate": "Measure mAP of a model, on clean and on attacked images.",
+    "bench": "Measure the latency of bundles or ONNX files against each other.",
+    "detect": "Find objects in images, and draw them.",
+    "engine": "Build TensorRT engines from a bundle or an ONNX file.",
+    "report": "Write a build's report.html again.",
+    "data": "Make the demo set, or check a COCO folder.",
+    "weights": "Download public Darknet weights, checked and resumable.",
+    "store": "Show or tidy the results that builds share.",
+    "doctor": "Say what works on this machine, and what to install.",
+}
+
+
+@dataclass
+class Session:
+    """What all commands of one call share; ``ctx.find_object(Session)``.
+
+    Attributes:
+        debug: Show tracebacks.
+        command: The command line, as it could be typed again.
+    """
+
+    debug: bool = False
+    command: str = "prunedeploy"
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    session = ctx.find_object(Session)
+    if value and session is not None:
+        session.debug = True
+
+
+def _debug_option() -> click.Option:
+    return click.Option(
+        ["--debug"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_set_debug,
+        help="Show the traceback of an error (also: PRUNEDEPLOY_DEBUG=1).",
+    )
+
+
+class Command(click.Command):
+    """A command that takes ``--debug``."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params.append(_debug_option())
+
+
+class Group(click.Group):
+    """A group that takes ``--debug``, as do its commands; without a command it shows its help."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"invoke_without_command": True, **kwargs})
+        self.params.append(_debug_option())
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named, or show the help."""
+        result = super().invoke(ctx)
+        if ctx.invoked_subcommand is None:
+            click.echo(ctx.get_help())
+        return result
+
+
+class RootGroup(Group):
+    """Loads a command when it is used, and turns every failure into a line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Load a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"prunedeploy.cli.{cmd_name}").command
+        command.short_help = COMMANDS[cmd_name]
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run, and exit with 0, 2 (the user can mend it), 130 (interrupted) or 1 (a bug)."""
+        given = list(sys.argv[1:] if args is None else args)
+        session = Session(
+            debug=os.environ.get("PRUNEDEPLOY_DEBUG", "") not in ("", "0"),
+            command=shlex.join(["prunedeploy", *given]),
+        )
+        extra.setdefault("obj", session)
+        try:
+            code = super().main(
+                given, prog_name or "prunedeploy", complete_var, standalone_mode=False, **extra
+            )
+            sys.stdout.flush()  # a reader that is gone is noticed here, not when the interpreter ends
+        except _FailedError as failed:
+            code = handle(failed.error, session.debug)
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  whatever it is, it gets its line
+            code = handle(error, session.debug)
+        if standalone_mode:
+            sys.exit(code if isinstance(code, int) else 0)
+        return code
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except (KeyboardInterrupt, EOFError, OSError) as error:
+            # click has words of its own for these three, and they are not ours.
+            raise _FailedError(error) from error
+
+
+class _FailedError(Exception):
+    """Carries an error past click."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def examples(*lines: str) -> str:
+    """Return the epilog that lists command lines, not wrapped."""
+    return "\n".join(["\b", f"Example{'s' * (len(lines) > 1)}:", *(f"  {line}" for line in lines)])
+
+
+EPILOG = f"""{
+    examples(
+        "prunedeploy build --ratio 0.75          the demo: about 10 minutes",
+        "prunedeploy build --cfg yolov3-tiny --weights yolov3-tiny.weights --data DIR",
+        "prunedeploy detect runs/demo-structured-scaled-0.75-s0 photo.jpg --out drawn",
+    )
+}
+
+Exit codes: 0 success, 2 something that you can mend (one line says what), 1 a bug, 130 interrupted.
+"""
+
+
+@click.command(cls=RootGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="prunedeploy", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Prune YOLO detectors so that they stay right under attack, and deploy them, measured.
+
+    A detector goes in as Darknet cfg and weights; out comes a smaller one, trained against PGD, exported to
+    ONNX and TensorRT, with its accuracy (clean and attacked) and latency before and after.
+    """
+
+
+def main() -> None:
+    """Run the program ``prunedeploy``."""
+    warnings.formatwarning = _one_line_warning
+    cli()
+
+
+def _one_line_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"prunedeploy: warning: {' '.join(str(message).split())}\n"

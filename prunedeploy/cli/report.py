@@ -1,0 +1,97 @@
+"""``prunedeploy report``: write a build's page again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunedeploy.cli.group import Command, examples
+from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+
+
+@click.command(
+    "report", cls=Command, epilog=examples("prunedeploy report runs/demo-structured-scaled-0.75-s0")
+)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=Path("runs/.store"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the build's stages are: the test images with boxes come from there.",
+)
+@json_option
+def command(folder: Path, store: Path, as_json: bool) -> None:
+    """Write report.html of a build's output folder again, from its results.json and log.jsonl.
+
+    The grid of test images is taken from the store; if it is no longer there, the page is written without it.
+    """
+    from prunedeploy_engines.errors import ConfigError
+
+    results = _read(folder / "results.json")
+    rows = read_log(folder / "log.jsonl")
+    gallery = find_gallery(results, store)
+    path = folder / "report.html"
+    from prunedeploy.pipeline.report import write_report
+
+    with quiet_stdout():
+        try:
+            write_report(results, rows, gallery, path)
+        except (KeyError, TypeError) as error:
+            what = f"is not what a build writes ({type(error).__name__}: {error})"
+            raise ConfigError(what, folder / "results.json", "run the build again") from error
+    if as_json:
+        print_json({"report": path, "gallery": gallery})
+        return
+    click.echo(path)
+    if gallery is None:
+        click.echo(f"without test images: {store} does not hold them (give --store)", err=True)
+
+
+def find_gallery(results: dict[str, Any], store: Path) -> Path | None:
+    """Return the folder with the build's pictures; None if the store does not have it."""
+    stage = (results.get("stages") or {}).get("gallery") or {}
+    digest = stage.get("digest")
+    folder = store / "results" / f"gallery-{digest}"
+    return folder if digest and (folder / "gallery.json").is_file() else None
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read a log of one JSON object per line; a missing one is empty.
+
+    Raises:
+        ConfigError: A line is something else.
+    """
+    from prunedeploy_engines.errors import ConfigError
+
+    if not path.is_file():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise ConfigError("is not a JSON object", f"{path}:{number}", "run the build again")
+        rows.append(row)
+    return rows
+
+
+def _read(path: Path) -> dict[str, Any]:
+    from prunedeploy_engines.errors import ConfigError
+
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fix = "give the output folder of a build that has ended"
+        raise ConfigError(f"cannot be read ({error.strerror})", path, fix) from None
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise ConfigError("is not a JSON object", path, "run the build again")
+    return document
