@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from prunedeploy.models import Darknet
+from prunedeploy.models import Darknet, FoldedDarknet
 from prunedeploy.models.darknet import DARKNET_BN_EPS, activate, run_layers
 from prunedeploy.models.darknet_cfg import Convolutional
 from prunedeploy.pruning.coupling import prunable_convolutions
+from prunedeploy_export import onnx_from_torch
 
 
 class PlainDarknet(nn.Module):
@@ -52,7 +53,7 @@ class PlainDarknet(nn.Module):
 
 
 def torch_pruning_cut(dense: Darknet, ratio: float, path: Path) -> tuple[int, float]:
-    """Cut with group magnitude importance to the same share of prunable weights, export raw heads.
+    """Cut with group magnitude importance to the same share of prunable weights, and export.
 
     Returns:
         MACs of the result and seconds of the cut.
@@ -85,14 +86,21 @@ def torch_pruning_cut(dense: Darknet, ratio: float, path: Path) -> tuple[int, fl
         low, high = (share, high) if achieved < ratio else (low, share)
     assert best is not None
     achieved, network, seconds = best
-    macs, _ = tp.utils.count_ops_and_params(network, example)
     print(f"Torch-Pruning asked for {ratio}, removed {achieved:.4f} of the prunable weights")
-    for block in network.blocks.values():
+    # The same widths through our exporter, so that both cuts are measured as the same kind of graph, decoding included.
+    cfg = dense.cfg.with_filters({int(i): block[0].out_channels for i, block in network.blocks.items()})
+    folded = {}
+    for index, block in network.blocks.items():
+        conv = block[0]
         if len(block) == 2:
-            conv, norm = block
+            norm = block[1]
             factor = norm.weight / (norm.running_var.sqrt() + norm.eps)
-            conv.weight.data.mul_(factor.view(-1, 1, 1, 1))
-            conv.bias = nn.Parameter(norm.bias - norm.running_mean * factor)
-            del block[1]
-    torch.onnx.export(network, (example,), str(path), input_names=["images"], dynamo=False)
-    return int(macs), seconds
+            folded[int(index)] = (
+                conv.weight * factor.view(-1, 1, 1, 1),
+                norm.bias - norm.running_mean * factor,
+            )
+        else:
+            folded[int(index)] = conv.weight, conv.bias
+    detached = {index: (weight.detach(), bias.detach()) for index, (weight, bias) in folded.items()}
+    onnx_from_torch(FoldedDarknet.from_folded(cfg, detached), path)
+    return cfg.macs, seconds

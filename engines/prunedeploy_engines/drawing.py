@@ -29,7 +29,7 @@ def draw_detections(
 ) -> Image8:
     """Draw boxes with labels such as "dog 0.87"; a class always has the same colour.
 
-    Lines and letters are in proportion to the image. A label stands above its box; where that would leave the
+    Lines and letters grow with the image. A label stands above its box; where that would leave the
     image or cover the label of a better detection, it stands inside the box or below it.
 
     Args:
@@ -54,7 +54,9 @@ def draw_detections(
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     draw.fontmode = "L"
-    line = max(1, round(min(height, width) / 220))
+    # Slower than in proportion: nobody looks at a large image from afar. 640 pixels give 19, 1080 give 28.
+    size = 0.15 * min(height, width) ** 0.75
+    line = max(1, round(0.18 * size))
     shown = []
     for box, score, class_id in zip(
         detections.boxes_xyxy, detections.scores, detections.class_ids, strict=True
@@ -65,7 +67,7 @@ def draw_detections(
     for pixels, _, colour in reversed(shown):  # the best on top
         _draw_box(draw, pixels, colour, line)
     taken: list[Rectangle] = []
-    font = _font(max(_SMALLEST_FONT, round(min(height, width) / 34)))
+    font = _font(max(_SMALLEST_FONT, round(size)))
     for pixels, label, colour in shown:
         taken.append(_draw_label(draw, pixels, label, colour, font, line, taken))
     return np.array(picture)
@@ -141,7 +143,7 @@ def _colours(count: int = 96) -> tuple[Colour, ...]:
 
 
 def _linear(rgb: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    """sRGB in [0, 255] to linear light in [0, 1] (IEC 61966-2-1)."""
+    """Turn sRGB in [0, 255] to linear light in [0, 1] (IEC 61966-2-1)."""
     value = rgb.astype(np.float64) / 255
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
 
@@ -151,7 +153,7 @@ def _luminance(rgb: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
 
 
 def _lab(rgb: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
-    """sRGB ``(N, 3)`` to CIELAB ``(N, 3)``, white point D65 (CIE 15)."""
+    """Turn sRGB ``(N, 3)`` to CIELAB ``(N, 3)``, white point D65 (CIE 15)."""
     to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
     ratio = _linear(rgb) @ to_xyz.T / np.array([0.95047, 1.0, 1.08883])
     f = np.where(ratio > (6 / 29) ** 3, np.cbrt(ratio), ratio / (3 * (6 / 29) ** 2) + 4 / 29)

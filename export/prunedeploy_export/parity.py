@@ -170,16 +170,16 @@ def check_detection_parity(
     list(_paired(reference_outputs, candidate_outputs, artefact))  # the checks only
     detections, coin_flips, lowest_iou, largest_difference = 0, 0, math.inf, -math.inf
     for image, pair in enumerate(zip(*reference_outputs, *candidate_outputs, strict=True)):
-        reference = Detected(pair[0], pair[1], score_threshold - score_tolerance, iou_threshold)
-        candidate = Detected(pair[2], pair[3], score_threshold - score_tolerance, iou_threshold)
+        reference = Detected(pair[0], pair[1], score_threshold, iou_threshold)
+        candidate = Detected(pair[2], pair[3], score_threshold, iou_threshold)
         for side, one, other in (("parent", reference, candidate), ("artefact", candidate, reference)):
             for match in one.matches(other, score_threshold + score_tolerance, min_iou, score_tolerance):
                 if match.iou is None:
                     box = np.round(match.box_xyxy, 2).tolist()
                     raise GateError(
                         f"matched detections: image {image}: the {side}'s detection of class "
-                        f"{match.class_id}, box {box}, score {match.score:.4f} has no partner with IoU >= {min_iou:g} and a "
-                        f"score within {score_tolerance:g}: {other.nearest(match.box_xyxy, match.class_id)}",
+                        f"{match.class_id}, box {box}, score {match.score:.4f} has no partner with "
+                        f"IoU >= {min_iou:g} and a score within {score_tolerance:g}: {other.nearest(match.box_xyxy, match.class_id)}",
                         artefact,
                         _FIX,
                     )

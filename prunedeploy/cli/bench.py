@@ -265,7 +265,7 @@ def _print(rows: list[dict[str, Any]], peak: float | None) -> None:
     print_table(headings, cells, left=2)
     if peak is not None:
         click.echo(
-            f"\npeak: {peak:.0f} GFLOP/s, by ONNX Runtime on a MatMul in the same run; rates are of the median"
+            f"\npeak: {peak:.0f} GFLOP/s, ONNX Runtime on a MatMul in the same run; rates are of the median"
         )
     if any(row["latency_ms"] is not None and row["latency_ms"]["noisy"] for row in rows):
         click.echo(

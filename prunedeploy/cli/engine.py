@@ -133,7 +133,7 @@ def whole_numbers_in_order(text: str) -> tuple[int, int, int]:
 def _into_bundle(
     bundle: Bundle, onnx: Path, precision: str, target: str, library: str | None, sizes: tuple[int, int, int]
 ) -> EngineFile:
-    """Build beside the bundle, then put plan and sidecar into it: it never holds a file that it does not list."""
+    """Build beside the bundle, then put plan and sidecar into it: it never holds a file it does not list."""
     from dataclasses import replace
 
     from prunedeploy_engines.bundle_files import BundleFile

@@ -161,7 +161,7 @@ def _print(document: dict[str, Any], request: Request) -> None:
     print_table(["runtime", "images", "mAP", "95 % interval", "mAP50", "mAP at score 0.5"], rows, left=2)
     if any(result["transfer"] for result in document["results"]):
         click.echo(
-            "\ntransfer: an engine has no gradients, so its attacked images were made with its PyTorch parent, "
+            "\ntransfer: an engine has no gradients, so its attacked images were made with its parent, "
             f"{attack['parent']}; its own robustness may be lower"
         )
     if request.csv_folder is not None:

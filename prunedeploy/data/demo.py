@@ -1,7 +1,7 @@
 """The demo set: detection scenes composed from real product photos (Fashion-MNIST, Zalando SE, MIT licence).
 
 Call it what it is: the objects are photos, the scenes are composed. Training and test scenes
-share no photo. Six classes carry a hue of their own, the other four any light neutral tint, so that a
+share no photo. Six classes carry a hue of their own, the other four any neutral tint, so that a
 detector that sees greyscale only loses accuracy, as it does on COCO. Everything follows from the seed.
 """
 
@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,16 +83,16 @@ def write_demo(
         The folder.
 
     Raises:
-        DataError: The folder holds something else.
+        DataError: The folder holds something else, be it beside a demo set.
         StoreError: The file system refuses.
     """
-    folder = Path(folder)
+    # Resolved, so that "." has a name and a link is followed rather than replaced.
+    folder = Path(folder).resolve()
     settings = settings or DemoSettings()
     description = json.dumps({"demo_version": DEMO_VERSION, **asdict(settings)}, sort_keys=True)
-    marker = folder / "demo.json"
-    if marker.is_file() and marker.read_text() == description:
+    if _is_demo_set(folder, description):
         return folder
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not marker.is_file())):
+    if not _is_replaceable(folder):
         raise DataError("holds something other than a demo set", folder, "choose an empty or a new folder")
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -102,6 +103,8 @@ def write_demo(
                 images, labels = sprites[f"{split}_images"], sprites[f"{split}_labels"]
                 done = _write_split(temporary, split, scenes, images, labels, settings, done, progress)
         write_atomically(temporary / "demo.json", description.encode())
+        if _is_demo_set(folder, description):
+            return folder  # another process was faster, and somebody may be reading what it wrote
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -112,6 +115,27 @@ def write_demo(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _is_demo_set(folder: Path, description: str) -> bool:
+    marker = folder / "demo.json"
+    return marker.is_file() and marker.read_bytes() == description.encode()
+
+
+def _is_replaceable(folder: Path) -> bool:
+    """Whether ``folder`` is missing, empty, or holds a demo set and nothing else."""
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        return False
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return True
+    try:
+        ours = "demo_version" in json.loads((folder / "demo.json").read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
+    return ours and names <= {"demo.json", "train", "test", "train.json", "test.json"}
 
 
 def _write_split(
@@ -126,7 +150,8 @@ def _write_split(
 ) -> int:
     (folder / split).mkdir()
     cut_outs = [cut_out(sprite) for sprite in sprites]
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(scenes):
         rng = np.random.default_rng((settings.seed, DEMO_VERSION, split == "test", number))
         scene, boxes, classes = compose_scene(rng, cut_outs, labels, settings)
@@ -147,7 +172,8 @@ def _write_split(
             progress(done)
     document = {
         "info": {
-            "description": "prunedeploy demo: scenes composed from Fashion-MNIST photos (Zalando SE, MIT licence)"
+            "description": "prunedeploy demo: scenes composed from Fashion-MNIST photos "
+            "(Zalando SE, MIT licence)"
         },
         "images": images,
         "annotations": annotations,
@@ -178,7 +204,7 @@ def cut_out(sprite: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
         solid = np.isin(parts, 1 + np.flatnonzero(sizes >= 0.1 * sizes.max()))
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
     window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    shade = padded[window].astype(np.float32) / 255
+    shade = padded[window].astype(np.float32) / np.float32(255)
     return shade, solid[window].astype(np.float32)
 
 
@@ -252,7 +278,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
 def _contrasting_object(
     rng: np.random.Generator, class_name: str, shade: NDArray[np.float32], behind: Rgb
 ) -> Rgb:
-    """Tint an object so that it differs from what is behind it: of a few draws the first that does, else the best."""
+    """Tint an object so that it differs from what is behind it: the first draw that does, else the best."""
     mean_behind = behind.mean((0, 1))
     best: tuple[float, Rgb] | None = None
     for _ in range(6):
@@ -283,7 +309,16 @@ def _hsv(hue: float, saturation: float, value: float) -> NDArray[np.float32]:
 def background(
     rng: np.random.Generator, size: int, cut_outs: list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 ) -> Rgb:
-    """A background ``(size, size, 3)`` in [0, 1]: gradient, noise, stripes, or an enlarged crop of a photo."""
+    """A background: gradient, noise, stripes, or an enlarged crop of a photo.
+
+    Args:
+        rng: Draws everything.
+        size: Height and width in pixels.
+        cut_outs: Shade and alpha of each photo.
+
+    Returns:
+        ``(size, size, 3)`` float32 RGB in [0, 1].
+    """
     base = (rng.uniform(0.12, 0.55) + rng.uniform(-0.12, 0.12, 3)).astype(np.float32)
     kind = rng.integers(4)
     y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size

@@ -301,7 +301,9 @@ def _parse_sections(text: str, where: str) -> list[Section]:
             kind = line.strip("[]").strip().lower()
             if not line.endswith("]") or kind not in _OPTIONS_OF:
                 raise DarknetFormatError(
-                    f"unknown section {_short(line)}", at, f"supported are {', '.join(f'[{k}]' for k in _OPTIONS)}"
+                    f"unknown section {_short(line)}",
+                    at,
+                    f"supported are {', '.join(f'[{k}]' for k in _OPTIONS)}",
                 )
             options, option_lines = {}, {}
             sections.append(Section(kind, number, options, option_lines))
@@ -493,11 +495,7 @@ def _build_yolo(
     num = reader.integer("num", len(anchors))
     if num != len(anchors):
         raise reader.error(f"num={num}, but there are {len(anchors)} anchors", "num")
-    mask = (
-        tuple(reader.whole_numbers("mask"))
-        if "mask" in reader.section.options
-        else tuple(range(num))
-    )
+    mask = tuple(reader.whole_numbers("mask")) if "mask" in reader.section.options else tuple(range(num))
     if not mask or any(not 0 <= index < num for index in mask):
         raise reader.error(f"mask= names an anchor outside 0 to {num - 1}", "mask")
     expected = len(mask) * (5 + classes)

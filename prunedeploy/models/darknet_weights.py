@@ -53,8 +53,8 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
     """Read a weight file that belongs to ``cfg``.
 
     Raises:
-        DarknetFormatError: The file is missing, too short, too long, or holds a value that is not finite, or a
-            negative variance.
+        DarknetFormatError: The file is missing, too short, too long, or holds a value that is not finite or
+            a negative variance.
     """
     path = Path(path)
     try:

@@ -66,7 +66,8 @@ def yolo_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> LossTerm
     matches = _match_anchors(boxes[:, 2:], cfg)
     box = objectness = classes = heads[0].new_zeros(())
     for raw, head in zip(heads, cfg.heads, strict=True):
-        terms = _head_loss(split_head(raw if raw.dtype == torch.float64 else raw.float(), head), head, cfg, targets, boxes, image, padded, matches)
+        predictions = split_head(raw if raw.dtype == torch.float64 else raw.float(), head)
+        terms = _head_loss(predictions, head, cfg, targets, boxes, image, padded, matches)
         box, objectness, classes = box + terms[0], objectness + terms[1], classes + terms[2]
     return LossTerms(box / batch, objectness / batch, classes / batch)
 
@@ -132,22 +133,24 @@ def _head_loss(
 
     truth = boxes[target_index]
     anchors = truth.new_tensor(head.head_anchors_wh)[anchor]
-    log_size = chosen[:, 2:4].clamp(max=_MAX_LOG_SIZE)
+    stretch = head.scale_x_y
     if head.iou_loss == "mse":
         # Darknet scales by 2 - w * h, so that small boxes are not forgotten; its delta on x and y is the
         # gradient of the logistic cross-entropy, on w and h that of half the squared error.
         weight = (2 - truth[:, 2:].prod(-1) / (width * height))[:, None]
         offset = position - torch.stack((column, row), dim=1)
-        xy = F.binary_cross_entropy_with_logits(chosen[:, :2], offset, reduction="none")
-        wh = (log_size - (truth[:, 2:] / anchors).log()) ** 2 / 2
+        # The logistic that `decode_boxes` would stretch to this offset; for YOLOv3 the offset itself.
+        logistic = (offset + (stretch - 1) / 2) / stretch
+        xy = F.binary_cross_entropy_with_logits(chosen[:, :2], logistic, reduction="none")
+        wh = (chosen[:, 2:4] - (truth[:, 2:] / anchors).log()) ** 2 / 2
         box = ((xy + wh) * weight).sum()
     else:
-        stretch = head.scale_x_y
         centre = (
             torch.sigmoid(chosen[:, :2]) * stretch - (stretch - 1) / 2 + torch.stack((column, row), dim=1)
         )
         centre = centre * truth.new_tensor([width / columns, height / rows])
-        box = (1 - complete_iou(torch.cat((centre, anchors * log_size.exp()), dim=1), truth)).sum()
+        size = anchors * chosen[:, 2:4].clamp(max=_MAX_LOG_SIZE).exp()
+        box = (1 - complete_iou(torch.cat((centre, size), dim=1), truth)).sum()
     return box * head.iou_normalizer, objectness, classes
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
 from prunedeploy.models.darknet_cfg import read_cfg
-from prunedeploy.pipeline.context import open_context
+from prunedeploy.pipeline.context import open_context, original_cfg_path
 from prunedeploy.pipeline.measure_stages import (
     ROWS,
     compare_stage,
@@ -26,11 +29,12 @@ from prunedeploy.pipeline.model_stages import (
     prune_stage,
     score_stage,
 )
-from prunedeploy.pipeline.output_folder import open_output_folder
+from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
 from prunedeploy.pipeline.store import Store, read_json
 from prunedeploy.pruning.ratio import check_ratio, solve_widths
+from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy.training.distributed import is_main_process
 
 
@@ -74,13 +78,13 @@ def build(
     out = default_out(config) if out is None else out
     provenance = {"command": command, "configuration": as_dict(config)}
     with (
-        open_output_folder(out, config_hash(config), provenance=provenance, overwrite=overwrite) as folder,
+        _claimed(out, config, provenance, overwrite) as folder,
         Store(store, progress.message) as stages,
     ):
+        _check_reachable(config)
         context = open_context(config, stages, progress)
         built = BuildResults()
         original = original_stage(context)
-        _check_reachable(config, original.folder / "model.cfg")
         robust = pretrain_stage(context, original)
         scores = optimise_stage(context, robust, score_stage(context, robust))
         built.prune = prune_stage(context, robust, scores)
@@ -104,8 +108,32 @@ def build(
         return BuildOutcome(folder.path, results, computed)
 
 
-def _check_reachable(config: BuildConfig, cfg: Path) -> None:
-    """Refuse an unreachable ratio before anything is trained."""
+@contextmanager
+def _claimed(
+    out: Path, config: BuildConfig, provenance: dict[str, Any], overwrite: bool
+) -> Iterator[OutputFolder]:
+    """The output folder for the time of the build, given back if the build ends before it wrote anything.
+
+    So a command with a mistake in it can be corrected and given again. Of several processes under a launcher only
+    the first one claims the folder.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield OutputFolder(out, resumed=False)
+        return
+    with open_output_folder(out, config_hash(config), provenance=provenance, overwrite=overwrite) as folder:
+        try:
+            yield folder
+        except BaseException:
+            if {path.name for path in folder.path.iterdir()} <= {MARKER, LOCK}:
+                (folder.path / MARKER).unlink(missing_ok=True)
+            raise
+
+
+def _check_reachable(config: BuildConfig) -> None:
+    """Refuse an unreachable ratio before anything is read or trained."""
     check_ratio(config.ratio)
+    cfg = read_cfg(original_cfg_path(config))
     if config.method == "structured":
-        solve_widths(read_cfg(cfg), config.ratio, config.channels.minimum, config.channels.multiple)
+        solve_widths(cfg, config.ratio, config.channels.minimum, config.channels.multiple)
+    else:
+        keep_counts(cfg, config.ratio)

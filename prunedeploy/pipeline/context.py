@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.stages import StageKey, read_record
-from prunedeploy.pipeline.store import Store
+from prunedeploy.pipeline.store import FileLock, Store
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy.training.distributed import is_main_process, start_process_group, world
 from prunedeploy.training.optimisation import LoopSettings
@@ -147,15 +148,24 @@ class BuildContext:
             "greyscale": self.config.data.greyscale,
         }
 
-    def loader(self, block: TrainingConfig, cfg: DarknetCfg, start_step: int, clean: bool = False) -> TrainingLoader:
+    def loader(
+        self, block: TrainingConfig, cfg: DarknetCfg, start_step: int, clean: bool = False
+    ) -> TrainingLoader:
         """Batches of a training block from ``start_step`` on."""
         data = self.config.data
         augment = None if block.augment is None else AugmentSettings(**block.augment.model_dump())
         # A clean and a robust training of one seed must not see the same draws in the same order.
         seed = self.config.seed * 2 + int(clean)
         return TrainingLoader(
-            self.training, cfg.input_size, block.batch_size, seed, augment, data.workers, data.greyscale,
-            start_step=start_step, cache_bytes=data.cache_mb << 20,
+            self.training,
+            cfg.input_size,
+            block.batch_size,
+            seed,
+            augment,
+            data.workers,
+            data.greyscale,
+            start_step=start_step,
+            cache_bytes=data.cache_mb << 20,
         )
 
 
@@ -197,15 +207,24 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     names = names or list(training.class_names)
     if len(names) != cfg.classes:
         raise ConfigError(
-            f"the network has {cfg.classes} classes, the data {len(names)}", folder,
+            f"the network has {cfg.classes} classes, the data {len(names)}",
+            folder,
             "give the network's class names with --set model.names=FILE",
         )
     if not training.images or not test.images:
         raise DataError("has no images for training or none for test", folder, "add images")
     test = _limited(test, config)
     return BuildContext(
-        config, store, progress, device, torch.get_num_threads(), names, training, test,
-        content_key(training), content_key(test),
+        config,
+        store,
+        progress,
+        device,
+        torch.get_num_threads(),
+        names,
+        training,
+        test,
+        content_key(training),
+        content_key(test),
     )
 
 
@@ -248,7 +267,9 @@ def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:
         except (OSError, UnicodeDecodeError):
             raise ConfigError("cannot be read", path, "give a file with one class name per line") from None
         if len(names) != cfg.classes:
-            raise ConfigError(f"has {len(names)} names, the network has {cfg.classes} classes", path, "correct it")
+            raise ConfigError(
+                f"has {len(names)} names, the network has {cfg.classes} classes", path, "correct it"
+            )
         return names
     if config.data.path == BUNDLED and cfg.classes == len(CLASS_NAMES):
         return list(CLASS_NAMES)
@@ -265,8 +286,12 @@ def _data_folder(config: BuildConfig, store: Store, progress: Progress) -> Path:
         dist.barrier()
         return folder
     settings = DemoSettings()
-    with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
-        write_demo(folder, settings, lambda done: advance(1))
+    # Composing replaces the folder: of two builds that start at once, the second one waits and finds it.
+    with FileLock(store.root / "locks" / "demo-data"):
+        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed build
+            shutil.rmtree(leftover, ignore_errors=True)
+        with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
+            write_demo(folder, settings, lambda done: advance(1))
     if world()[1] > 1:
         dist.barrier()
     return folder

@@ -125,7 +125,9 @@ def evaluate_stage(context: BuildContext, model: StageResult, export: StageResul
                 progress=report,
             )
         clean = {name: result.clean.usual.result.map_50_95 for name, result in results.items()}
-        gate = check_map_parity(clean["torch"], clean[ENGINE], config.export.map_tolerance, artefact="model.onnx")
+        gate = check_map_parity(
+            clean["torch"], clean[ENGINE], config.export.map_tolerance, artefact="model.onnx"
+        )
         document: dict[str, Any] = {
             "gates": [{"gate": "map", **asdict(gate)}],
             "skipped": {str(path): reason for path, reason in loader.skipped.items()},
@@ -156,18 +158,24 @@ def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult])
 
     def compute(work: Path, _: Path) -> None:
         document = {}
+        skipped = json.loads((evaluations["pruned"].folder / "evaluation.json").read_text())["skipped"]
+        measured = [image.image_id for image in context.test.images if str(image.path) not in skipped]
         for kind in ("clean", "pgd"):
             matches = {}
             for row in ("robust", "pruned"):
                 table = read_detections(evaluations[row].folder / f"torch-{kind}.csv", context.test)
-                matches[row] = matches_from(run_cocoeval(context.test, table, None))
+                matches[row] = matches_from(run_cocoeval(context.test, table, measured))
             resamples = max(1, config.bootstrap)
-            pair = paired_interval(matches["robust"], matches["pruned"], resamples=resamples, seed=context.config.seed)
+            pair = paired_interval(
+                matches["robust"], matches["pruned"], resamples=resamples, seed=context.config.seed
+            )
             document[f"map_{kind}_kept"] = None if pair.ratio is None else asdict(pair.ratio)
         (work / "comparison.json").write_text(json.dumps(document, indent=2))
 
     inputs = {row: evaluations[row].digest for row in ("robust", "pruned")}
-    return context.run("compare", 1, {"bootstrap": config.bootstrap}, {**inputs, "data": context.test_key}, compute)
+    return context.run(
+        "compare", 1, {"bootstrap": config.bootstrap}, {**inputs, "data": context.test_key}, compute
+    )
 
 
 def latency_stage(
@@ -189,7 +197,9 @@ def latency_stage(
             for row in models:
                 if "onnxruntime" in settings.runtimes:
                     specs[f"{row}|onnxruntime|{batch}"] = {
-                        **common, "runtime": "onnxruntime", "path": str(exports[row].folder / "model.onnx")
+                        **common,
+                        "runtime": "onnxruntime",
+                        "path": str(exports[row].folder / "model.onnx"),
                     }
                 if "torch" in settings.runtimes:
                     folder = models[row].folder
@@ -197,7 +207,9 @@ def latency_stage(
                         **common,
                         "factory": "prunedeploy.evaluation.torch_runner:open_torch_runner",
                         "arguments": {
-                            "cfg": str(folder / "model.cfg"), "weights": str(folder / "model.weights"), "threads": threads
+                            "cfg": str(folder / "model.cfg"),
+                            "weights": str(folder / "model.weights"),
+                            "threads": threads,
                         },
                     }
         if "onnxruntime" in settings.runtimes:
@@ -205,8 +217,13 @@ def latency_stage(
         rounds = 10
         with context.progress.task("measure latency", rounds * len(specs)) as advance:
             results = bench_models(
-                specs, seconds=settings.seconds, min_calls=settings.min_calls, warmup_s=settings.warmup_seconds,
-                warmup_calls=settings.warmup_calls, rounds=rounds, progress=lambda name: advance(1),
+                specs,
+                seconds=settings.seconds,
+                min_calls=settings.min_calls,
+                warmup_s=settings.warmup_seconds,
+                warmup_calls=settings.warmup_calls,
+                rounds=rounds,
+                progress=lambda name: advance(1),
             )
         images.unlink()
         document = {
@@ -219,11 +236,19 @@ def latency_stage(
         (work / "latency.json").write_text(json.dumps(document))
 
     config = {"latency": result_settings(settings), "threads": threads}
-    inputs = {f"{row}-{kind}": results[row].digest for kind, results in (("model", models), ("export", exports)) for row in results}
-    return context.run("latency", 1, config, {**inputs, "data": context.test_key}, compute, machine=machine_id())
+    inputs = {
+        f"{row}-{kind}": results[row].digest
+        for kind, results in (("model", models), ("export", exports))
+        for row in results
+    }
+    return context.run(
+        "latency", 1, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
+    )
 
 
-def engine_stages(context: BuildContext, export: StageResult) -> tuple[list[StageResult], list[dict[str, str]]]:
+def engine_stages(
+    context: BuildContext, export: StageResult
+) -> tuple[list[StageResult], list[dict[str, str]]]:
     """TensorRT engines for the GPU targets; and which could not be built here, and why."""
     built, missing = [], []
     for target in context.config.targets:
@@ -263,7 +288,9 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
                             rows.append({"image_id": image_id, "file_name": name})
                         found = Detections(
                             *detections_from(
-                                boxes[number], scores[number], score_threshold=config.evaluation.score_threshold,
+                                boxes[number],
+                                scores[number],
+                                score_threshold=config.evaluation.score_threshold,
                                 iou_threshold=config.evaluation.iou_threshold,
                             ),
                             tuple(context.class_names),
@@ -288,12 +315,23 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
 
 
 def _figures(result: Evaluation) -> dict[str, Any]:
-    intervals = {name: None if one is None else [one.low, one.high] for name, one in result.intervals().items()}
-    return {**result.metrics(), "intervals": intervals, "n_images": result.n_images, "transfer": result.transfer}
+    intervals = {
+        name: None if one is None else [one.low, one.high] for name, one in result.intervals().items()
+    }
+    return {
+        **result.metrics(),
+        "intervals": intervals,
+        "n_images": result.n_images,
+        "transfer": result.transfer,
+    }
 
 
 def _test_loader(context: BuildContext, network: Darknet, batch_size: int) -> EvaluationLoader:
     data = context.config.data
     return EvaluationLoader(
-        context.test, network.cfg.input_size, batch_size, data.greyscale, allow_bad_images=data.allow_bad_images
+        context.test,
+        network.cfg.input_size,
+        batch_size,
+        data.greyscale,
+        allow_bad_images=data.allow_bad_images,
     )

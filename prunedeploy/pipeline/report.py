@@ -1,10 +1,10 @@
 """``report.html``: what a build did, in one file that needs nothing else.
 
-Every number comes from ``results.json``; this only says it in words, tables and charts. Charts are inline SVG,
-pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
+Every number comes from ``results.json``; this only says it in words, tables and charts. Charts are inline
+SVG, pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
 
 - `report_words`: the headline, and what the numbers do not say.
-- `report_tables`, `report_figures`: what is shown.
+- `report_models`, `report_tables`, `report_figures`: what is shown.
 - `report_charts`, `report_format`, `report_html`, `report_style`: how.
 """
 
@@ -15,14 +15,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunedeploy.pipeline.report_figures import curves, gallery_figure, latency_chart, map_chart, pruning_figure
+from prunedeploy.pipeline.report_figures import (
+    curves,
+    gallery_figure,
+    latency_chart,
+    map_chart,
+    pruning_figure,
+)
 from prunedeploy.pipeline.report_format import look_up, mapping, number, three_digits, without_nan
 from prunedeploy.pipeline.report_html import Html, Node, join, tag
+from prunedeploy.pipeline.report_models import models_table
 from prunedeploy.pipeline.report_style import STYLE
 from prunedeploy.pipeline.report_tables import (
     engines_table,
     gates_table,
-    models_table,
     stages_table,
     values_list,
 )
@@ -30,6 +36,7 @@ from prunedeploy.pipeline.report_words import (
     Results,
     caveats,
     headline,
+    is_noisy,
     kept_interval,
     model_named,
     quotient,
@@ -43,8 +50,16 @@ ATTACK_NAMES = {
     "random_start": "random start",
 }
 ENVIRONMENT_KEYS = (
-    "cpu", "memory_bytes", "gpus", "os", "python", "prunedeploy", "libraries", "training_device", "training_threads"
-)  # fmt: skip
+    "cpu",
+    "memory_bytes",
+    "gpus",
+    "os",
+    "python",
+    "prunedeploy",
+    "libraries",
+    "training_device",
+    "training_threads",
+)
 
 
 def write_report(
@@ -53,8 +68,8 @@ def write_report(
     """Write the report of a build.
 
     Args:
-        results: The document of ``results.json``. Any key may be missing and any value null: what is not known
-            is shown as not known.
+        results: The document of ``results.json``. Any key may be missing and any value null: what is not
+            known is shown as not known.
         log_rows: Rows of ``log.jsonl``: ``stage``, ``step``, ``lr``, ``loss`` and its terms.
         gallery: Folder with ``gallery.json`` and PNG files with boxes drawn; None: no pictures.
         path: The HTML file, written atomically.
@@ -93,7 +108,10 @@ def report_html(results: Results, log_rows: Sequence[Mapping[str, Any]], gallery
         tag("p", headline(results), cls="headline"),
         _tiles(results),
         tag("nav", *(join(tag("a", title, href=f"#{anchor}"), " ") for anchor, title, _ in sections)),
-        tag("main", *(tag("section", tag("h2", title), content, id=anchor) for anchor, title, content in sections)),
+        tag(
+            "main",
+            *(tag("section", tag("h2", title), content, id=anchor) for anchor, title, content in sections),
+        ),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
@@ -143,12 +161,16 @@ def _tiles(results: Results) -> Html | None:
     for runtime, value in mapping(results.get("speedup")).items():
         factor = number(value)
         if factor is not None:
-            rows = [mapping(look_up(model_named(results, n), "latency_ms", runtime)) for n in ("original", "pruned")]
-            noisy = "; noisy" if any(row.get("noisy") is True for row in rows) else ""
-            tiles.append(("speed-up", f"{three_digits(factor)} ×", f"{runtime_name(runtime)}, median latency{noisy}"))
+            noisy = "; noisy" if is_noisy(results, runtime) else ""
+            tiles.append(
+                ("speed-up", f"{three_digits(factor)} ×", f"{runtime_name(runtime)}, median latency{noisy}")
+            )
     if not tiles:
         return None
-    shown = (tag("div", tag("span", name, cls="name"), tag("b", big), tag("span", more), cls="tile") for name, big, more in tiles)
+    shown = (
+        tag("div", tag("span", name, cls="name"), tag("b", big), tag("span", more), cls="tile")
+        for name, big, more in tiles
+    )
     return tag("div", *shown, cls="tiles")
 
 
@@ -156,9 +178,9 @@ def _comparison(results: Results) -> Html:
     charts = [chart for chart in (map_chart(results), latency_chart(results)) if chart is not None]
     explained = tag(
         "p",
-        "Original is the network as given, robust the same after adversarial training, pruned what comes out. "
-        "PGD images are made with the gradients of the very network under test; for an ONNX file they come from "
-        "its PyTorch parent (transfer).",
+        "Original is the network as given, robust the same after adversarial training, pruned what comes "
+        "out. PGD images are made with the gradients of the very network under test; for an ONNX file they "
+        "come from its PyTorch parent (transfer).",
         cls="note",
     )
     return join(tag("div", *charts, cls="grid") if charts else None, models_table(results), explained)
@@ -174,8 +196,8 @@ def _limits(results: Results) -> Html:
 def _engines(results: Results) -> Html:
     gates = tag(
         "p",
-        "Every exported file passed these gates before it was written into the bundle: its outputs, its detections "
-        "after NMS and its mAP against those of the PyTorch network.",
+        "What an exported file has to pass before it is written into the bundle: its outputs, its detections "
+        "after NMS and its mAP, against those of the PyTorch network.",
         cls="note",
     )
     some = bool(results.get("gates"))
@@ -184,7 +206,9 @@ def _engines(results: Results) -> Html:
 
 def _pruning(results: Results) -> Html:
     pruning = mapping(results.get("pruning"))
-    about = values_list({key: value for key, value in pruning.items() if not isinstance(value, (list, Mapping))})
+    about = values_list(
+        {key: value for key, value in pruning.items() if not isinstance(value, (list, Mapping))}
+    )
     return join(about, pruning_figure(results))
 
 
@@ -202,12 +226,13 @@ def _method(results: Results) -> Html:
     shown = (tag("div", tag("h3", title), content, cls="card") for title, content in cards)
     noisy = tag(
         "p",
-        "Latency rows whose coefficient of variation is above 0.1 are marked noisy; no sample is left out. GFLOP/s "
-        "are at the median, with two FLOPs per MAC; the peak is what the same runtime reaches on a large MatMul. "
-        "Intervals are percentile bootstraps over test images, for pruned : robust over the same resamples of both.",
+        "Latency rows whose coefficient of variation (CV) is above 0.1 are marked noisy; no sample is left "
+        "out. GFLOP/s are at the median, with two FLOPs per MAC; the peak is what ONNX Runtime reaches on a "
+        "large MatMul. Intervals are percentile bootstraps over test images, for pruned : robust over the "
+        "same resamples of both.",
         cls="note",
     )
-    return join(tag("div", *shown, cls="grid"), noisy)
+    return join(tag("div", *shown, cls="cards"), noisy)
 
 
 def _everything(results: Results) -> Html:

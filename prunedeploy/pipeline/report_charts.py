@@ -84,7 +84,13 @@ def bar_chart(groups: Sequence[tuple[str, Sequence[Bar]]], *, describe: str, uni
     grid = [
         join(
             tag("line", x1=left + span * t, x2=left + span * t, y1=4.0, y2=y, cls="grid"),
-            tag("text", f"{t:g}{unit if t == scale[-1] else ''}", x=left + span * t, y=y + 15, cls="tick middle"),
+            tag(
+                "text",
+                f"{t:g}{unit if t == scale[-1] else ''}",
+                x=left + span * t,
+                y=y + 15,
+                cls="tick middle",
+            ),
         )
         for t in scale
     ]
@@ -97,10 +103,15 @@ def _bar(bar: Bar, left: float, y: float, height: float, span: float) -> Html:
     if bar.value is None:
         return join(label, tag("text", bar.shown, x=left + 6, y=middle + 4.5, cls="tick"))
     end = left + span * max(bar.value, 0)
-    parts = [label, tag("rect", x=left, y=y + 3, width=max(end - left, 1.0), height=height - 6, rx=2.0, cls=bar.tone)]
+    parts = [
+        label,
+        tag("rect", x=left, y=y + 3, width=max(end - left, 1.0), height=height - 6, rx=2.0, cls=bar.tone),
+    ]
     if bar.low is not None and bar.high is not None:
         low, high = left + span * bar.low, left + span * bar.high
-        path = f"M{low:.1f} {middle - 4:.1f}v8M{high:.1f} {middle - 4:.1f}v8M{low:.1f} {middle:.1f}H{high:.1f}"
+        path = (
+            f"M{low:.1f} {middle - 4:.1f}v8M{high:.1f} {middle - 4:.1f}v8M{low:.1f} {middle:.1f}H{high:.1f}"
+        )
         parts.append(tag("path", d=path, cls="whisker"))
         end = max(end, high)
     parts.append(tag("text", bar.shown, x=end + 7, y=middle + 4.5, cls="value"))
@@ -183,7 +194,9 @@ def line_chart(lines: Sequence[Line], *, describe: str, top: float, x_axis: str)
 def legend(entries: Sequence[tuple[str, str]]) -> Html:
     """Name the colours: (label, tone) of each."""
     return tag(
-        "p", *(join(tag("span", tag("i", cls=f"key {tone}"), label), " ") for label, tone in entries), cls="legend"
+        "p",
+        *(join(tag("span", tag("i", cls=f"key {tone}"), label), " ") for label, tone in entries),
+        cls="legend",
     )
 
 
@@ -202,18 +215,16 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most so many points: of each stretch the lowest and the highest, so that no spike is lost."""
+    """At most so many points: both ends, and of each stretch lowest and highest, so no spike is lost."""
     if len(points) <= most:
         return list(points)
-    stretch = math.ceil(len(points) / (most // 2))
-    kept: list[tuple[float, float]] = []
-    for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
+    stretch = math.ceil((len(points) - 2) / (most // 2 - 1))
+    kept = [points[0]]
+    for start in range(1, len(points) - 1, stretch):
+        part = points[start : min(start + stretch, len(points) - 1)]
         kept += sorted({min(part, key=lambda p: p[1]), max(part, key=lambda p: p[1])})
-    return kept
+    return [*kept, points[-1]]
 
 
 def _svg(width: float, height: float, describe: str, content: Html) -> Html:
-    return tag(
-        "svg", content, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=describe
-    )
+    return tag("svg", content, viewBox=f"0 0 {width:g} {height:g}", role="img", aria_label=describe)

@@ -96,19 +96,27 @@ def pruning_figure(results: Results) -> Html:
         if by_weights:
             before, after = number(row.get("weights_before")), number(row.get("weights_after"))
             share = 100 * (after or 0) / before if before else 0.0
-            columns.append((name, 100.0, share, f"layer {name}: {share:.1f} % of {before or 0:,.0f} weights are not zero"))
+            columns.append(
+                (
+                    name,
+                    100.0,
+                    share,
+                    f"layer {name}: {share:.1f} % of {before or 0:,.0f} weights are not zero",
+                )
+            )
         else:
             before, after = number(row.get("filters_before")), number(row.get("filters_after"))
             hint = f"layer {name}: {after or 0:.0f} of {before or 0:.0f} filters"
             columns.append((name, before or 0.0, after or 0.0, hint))
     axis = "weights that are not zero, %" if by_weights else "filters"
     chart = column_chart(
-        columns, describe=f"Each convolution before and after pruning: {axis}", axis=axis, x_axis="layer of the cfg"
+        columns,
+        describe=f"Each convolution before and after pruning: {axis}",
+        axis=axis,
+        x_axis="layer of the cfg",
     )
     names = [("before", "before"), ("after pruning", "after")]
-    return join(
-        tag("div", chart, cls="scroll columns", tabindex="0"), legend(names), _layers_table(layers)
-    )
+    return join(tag("div", chart, cls="scroll columns", tabindex="0"), legend(names), _layers_table(layers))
 
 
 def _layers_table(layers: Sequence[Mapping[str, Any]]) -> Html:
@@ -161,8 +169,10 @@ def _curve(stage: str, rows: Sequence[Mapping[str, Any]]) -> Html | None:
         highest = max(rate for _, rate in rates)
         caption.append(f"; learning rate at most {highest:.3g}, {rates[-1][1]:.3g} at the end")
     if above and top < ordered[-1]:
-        caption.append(f"; the scale ends below {above} of {len(loss)} values, the highest {three_digits(ordered[-1])}")
-    names = [(line.label, line.tone) for line in reversed(lines) if line.label]
+        caption.append(
+            f"; the scale ends below {above} of {len(loss)} values, the highest {three_digits(ordered[-1])}"
+        )
+    names = [("loss", "loss"), *((line.label, line.tone) for line in lines[1:-1])]
     title = join(f"{stage} ", tag("small", f"{len(loss):,} steps"))
     return _figure(title, join(chart, legend(names)), "".join(caption) + ".")
 
@@ -199,7 +209,9 @@ def gallery_figure(gallery: Path | None) -> Html:
             for row in ROWS:
                 where = f"{entry.get('file_name') or 'image'}, {row}, {label}"
                 cells.append(_picture(gallery, entry.get(f"{row}_{kind}"), where))
-        caption = join(tag("code", str(entry.get("file_name") or "unnamed")), ", image ", plain(entry.get("image_id")))
+        caption = join(
+            tag("code", str(entry.get("file_name") or "unnamed")), ", image ", plain(entry.get("image_id"))
+        )
         figures.append(tag("figure", tag("figcaption", caption), *cells, cls="pictures"))
     return join(*figures) if figures else tag("p", "No pictures were made.", cls="note")
 

@@ -109,7 +109,9 @@ def map_cell(value: object, ends: object = None, why: str = NOT_MEASURED) -> Htm
     between = interval(ends)
     if between is None:
         return text(map_text(found))
-    return join(map_text(found), tag("small", f"{map_text(between[0])} to {map_text(between[1])}", cls="interval"))
+    return join(
+        map_text(found), tag("small", f"{map_text(between[0])} to {map_text(between[1])}", cls="interval")
+    )
 
 
 def plain(value: object) -> Html:
@@ -126,7 +128,16 @@ def plain(value: object) -> Html:
             parts += [", " if parts else "", plain(item)]
         return join(*parts) if parts else text("none")
     if isinstance(value, Mapping):
-        return join(*(join(", " if i else "", f"{key} ", plain(item)) for i, (key, item) in enumerate(value.items())))
+        return (
+            text("none")
+            if not value
+            else join(
+                *(
+                    join(", " if i else "", f"{key} ", plain(item))
+                    for i, (key, item) in enumerate(value.items())
+                )
+            )
+        )
     return text(value) if value != "" else dash("empty")
 
 

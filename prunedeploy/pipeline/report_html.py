@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from typing import Union
 
 VOID = frozenset({"br", "col", "hr", "img", "link", "meta"})
 
@@ -15,7 +14,7 @@ class Html(str):
     __slots__ = ()
 
 
-Node = Union[str, None, Iterable["Node"]]
+Node = str | Iterable["Node"] | None
 """Markup, text, nothing, or several of them."""
 
 
@@ -30,8 +29,8 @@ def tag(name: str, /, *children: Node, **attributes: str | float | None) -> Html
     Args:
         name: Of the element.
         *children: Text is escaped, markup is not.
-        **attributes: ``cls`` is ``class``; in other names ``_`` is ``-``; None leaves the attribute out; numbers are
-            rounded to two decimals, as coordinates of pictures are.
+        **attributes: ``cls`` is ``class``; in other names ``_`` is ``-``; None leaves the attribute out;
+            floats are rounded to two decimals, as coordinates of pictures are.
     """
     written = "".join(
         f' {"class" if key == "cls" else key.replace("_", "-")}="{_attribute(value)}"'
@@ -46,7 +45,9 @@ def tag(name: str, /, *children: Node, **attributes: str | float | None) -> Html
 def text(value: object) -> Html:
     """Escape; characters that no HTML file may hold become the replacement character."""
     legal = "".join(
-        "\N{REPLACEMENT CHARACTER}" if (c < " " and c not in "\t\n") or "\ud800" <= c <= "\udfff" or c == "\x7f" else c
+        "\N{REPLACEMENT CHARACTER}"
+        if (c < " " and c not in "\t\n") or "\ud800" <= c <= "\udfff" or c == "\x7f"
+        else c
         for c in str(value)
     )
     return Html(html.escape(legal, quote=True))

@@ -20,22 +20,27 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 html { background: var(--paper); }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 70rem; color: var(--ink); background: var(--paper);
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 70rem; color: var(--ink); background:
+  var(--paper);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: .9rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 0 0 .5rem; }
-p { margin: .5rem 0; max-width: 48rem; }
+p { margin: .5rem 0; max-width: 52rem; }
 a { color: inherit; text-underline-offset: .2em; }
-code, pre { font: .84em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .9rem; overflow: auto;
+code, pre { font: .84em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap:
+  anywhere; }
+pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .9rem; overflow:
+  auto;
   max-height: 34rem; white-space: pre-wrap; }
 .about, .note, figcaption, .legend { color: var(--soft); font-size: .9rem; }
-.headline { font-size: 1.12rem; margin: 1.1rem 0; }
+.headline { font-size: 1.12rem; margin: 1.1rem 0; max-width: 60rem; }
 nav { font-size: .9rem; color: var(--soft); margin: 1rem 0 0; }
 nav a { margin-right: 1rem; white-space: nowrap; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; margin: 1.25rem 0; }
-.tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem 1rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .75rem; margin:
+  1.25rem 0; }
+.tile, .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem
+  1rem; }
 .tile b { display: block; font-size: 1.65rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: .84rem; color: var(--soft); }
 .tile span.name { color: var(--ink); font-weight: 600; }
@@ -51,13 +56,17 @@ tr.main td, tr.main th { font-weight: 600; }
 td.wide { color: var(--soft); min-width: 14rem; }
 small { font-weight: 400; color: var(--soft); font-size: .8em; }
 small.interval { display: block; }
+td code { white-space: nowrap; }
+small.warn { color: var(--warn); }
 .unknown { color: var(--soft); cursor: help; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .warn { color: var(--warn); font-weight: 600; }
 ul.plain { padding-left: 1.15rem; max-width: 50rem; } ul.plain li { margin: .3rem 0; }
-dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem .9rem; margin: 0; font-size: .9rem; }
+dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .2rem .9rem; margin: 0;
+  font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 details { margin: .75rem 0; } summary { cursor: pointer; }
+.cards { columns: 2 24rem; column-gap: 1rem; } .cards .card { break-inside: avoid; margin: 0 0 1rem; }
 figure { margin: 0; break-inside: avoid; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font-size: 12px; fill: var(--soft); font-variant-numeric: tabular-nums; }
@@ -69,17 +78,21 @@ svg .whisker { stroke: var(--ink); stroke-width: 1.3; fill: none; opacity: .8; }
 svg .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
 svg .curve.raw { stroke-width: 1; opacity: .3; }
 svg .before { fill: var(--original); opacity: .35; } svg .after { fill: var(--pruned); }
-rect.original { fill: var(--original); } rect.robust { fill: var(--robust); } rect.pruned { fill: var(--pruned); }
+rect.original { fill: var(--original); } rect.robust { fill: var(--robust); } rect.pruned { fill:
+  var(--pruned); }
 rect.clean { fill: var(--clean); } rect.pgd { fill: var(--pgd); } rect.other { fill: var(--other2); }
-.curve.loss { stroke: var(--robust); } .curve.term1 { stroke: var(--pgd); } .curve.term2 { stroke: var(--other1); }
+.curve.loss { stroke: var(--robust); } .curve.term1 { stroke: var(--pgd); } .curve.term2 { stroke:
+  var(--other1); }
 .curve.term3 { stroke: var(--other2); } .curve.term4 { stroke: var(--other3); }
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin: 0 .35em 0 0; }
 .legend span { margin-right: .6rem; white-space: nowrap; }
-.key.original, .key.before { background: var(--original); } .key.robust, .key.loss { background: var(--robust); }
+.key.original, .key.before { background: var(--original); } .key.robust, .key.loss { background:
+  var(--robust); }
 .key.pruned, .key.after, .key.term2 { background: var(--pruned); } .key.clean { background: var(--clean); }
 .key.pgd, .key.term1 { background: var(--pgd); } .key.other, .key.term3 { background: var(--other2); }
 .key.term4 { background: var(--other3); } .key.before { opacity: .5; }
-.pictures { display: grid; grid-template-columns: 3.2rem repeat(3, minmax(0, 20rem)); gap: .4rem; margin: .5rem 0 1.75rem;
+.pictures { display: grid; grid-template-columns: 3.2rem repeat(3, minmax(0, 20rem)); gap: .4rem; margin:
+  .5rem 0 1.75rem;
   break-inside: avoid; font-size: .88rem; color: var(--soft); }
 .pictures img { display: block; width: 100%; height: auto; border-radius: 4px; }
 .pictures .row { align-self: center; } .pictures figcaption { grid-column: 1 / -1; overflow-wrap: anywhere; }
@@ -96,6 +109,7 @@ rect.clean { fill: var(--clean); } rect.pgd { fill: var(--pgd); } rect.other { f
 @media print {
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   nav { display: none; } h2 { break-after: avoid; } .tile, .card, tr { break-inside: avoid; }
-  .scroll { overflow: visible; } pre { max-height: none; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .scroll { overflow: visible; } pre { max-height: none; } * { print-color-adjust: exact;
+    -webkit-print-color-adjust: exact; }
 }
 """

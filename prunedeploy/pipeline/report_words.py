@@ -1,4 +1,4 @@
-"""What the report says in words: the headline, and what its numbers do not say. Both follow from the numbers."""
+"""What the report says in words: the headline, and what its numbers do not say. Both follow from them."""
 
 from __future__ import annotations
 
@@ -63,9 +63,16 @@ def headline(results: Results) -> str:
 
 
 def _size(results: Results) -> Iterator[str]:
-    robust, pruned = model_named(results, "robust") or model_named(results, "original"), model_named(results, "pruned")
+    robust, pruned = (
+        model_named(results, "robust") or model_named(results, "original"),
+        model_named(results, "pruned"),
+    )
     ratio = number(results.get("ratio_achieved"))
-    cut = "" if ratio is None else f"{results.get('method') or 'pruning'} pruning removed {100 * ratio:.1f} % of the weights"
+    cut = (
+        ""
+        if ratio is None
+        else f"{results.get('method') or 'pruning'} pruning removed {100 * ratio:.1f} % of the weights"
+    )
     params = quotient(robust.get("params"), pruned.get("params"))
     macs = quotient(robust.get("macs"), pruned.get("macs"))
     smaller = []
@@ -87,14 +94,26 @@ def _speed(results: Results) -> Iterator[str]:
         if value is None:
             continue
         before, after = (
-            number(look_up(model_named(results, name), "latency_ms", runtime, "p50")) for name in ("original", "pruned")
+            number(look_up(model_named(results, name), "latency_ms", runtime, "p50"))
+            for name in ("original", "pruned")
         )
         times = ""
         if before is not None and after is not None:
             times = f" (median {three_digits(after)} ms instead of {three_digits(before)} ms)"
-        how = f"{_factor(value)} faster" if value >= 1 else f"slower, by {_factor(1 / value) if value else 'far'}"
-        yield f"With {runtime_name(runtime)} it is {how}{times}."
+        how = (
+            f"{_factor(value)} faster"
+            if value >= 1
+            else f"slower, by {_factor(1 / value) if value else 'far'}"
+        )
+        flag = ", a noisy measurement" if is_noisy(results, runtime) else ""
+        yield f"With {runtime_name(runtime)} it is {how}{times}{flag}."
         return
+
+
+def is_noisy(results: Results, runtime: str) -> bool:
+    """Whether either of the two medians in a runtime's speed-up is of samples that vary too much."""
+    rows = (look_up(model_named(results, name), "latency_ms", runtime) for name in ("original", "pruned"))
+    return any(mapping(row).get("noisy") is True for row in rows)
 
 
 def _accuracy(results: Results) -> Iterator[str]:
@@ -111,8 +130,8 @@ def _accuracy(results: Results) -> Iterator[str]:
         ends = kept_interval(results)
         if ends is not None:
             between = f", interval {100 * ends[0]:.0f} to {100 * ends[1]:.0f} %"
-        share = "" if kept is None else f" ({100 * kept:.0f} %{between})"
-        yield f"Under PGD it has mAP {map_text(pgd)} of the robust network's {map_text(parent)}{share}."
+        share = "" if kept is None else f" ({100 * kept:.0f} % kept{between})"
+        yield f"Under PGD its mAP is {map_text(pgd)}, the robust network's {map_text(parent)}{share}."
     clean, attacked = number(original.get("map_clean")), number(original.get("map_pgd"))
     if clean is not None and attacked is not None:
         yield f"The original falls from {map_text(clean)} on clean images to {map_text(attacked)} under PGD."
@@ -142,14 +161,18 @@ def _about_latency(results: Results) -> Iterator[str]:
         rows = [mapping(look_up(model, "latency_ms", runtime)) for model in models]
         if not any(rows):
             yield f"Latency with {runtime_name(runtime)}: {why_not_measured(results, runtime)}."
-        noisy = [str(model.get("name")) for model, row in zip(models, rows, strict=True) if row.get("noisy") is True]
+        noisy = [
+            str(model.get("name"))
+            for model, row in zip(models, rows, strict=True)
+            if row.get("noisy") is True
+        ]
         if noisy:
             yield (
-                f"Latency with {runtime_name(runtime)} was noisy for {', '.join(noisy)} (coefficient of variation "
-                "above 0.1): something else used the machine. Do not quote these figures or the speed-up from them."
+                f"Latency with {runtime_name(runtime)} was noisy for {', '.join(noisy)} (coefficient of "
+                "variation above 0.1). Do not quote these figures, nor the speed-up from them."
             )
     if models and number(look_up(results, "latency_method", "peak_matmul_gflops")) is None:
-        yield "The machine's peak on a large MatMul was not measured, so it is not known how far from it these latencies are."
+        yield "The machine's peak was not measured, so it is not known how far from it these latencies are."
     then = look_up(results, "latency_method", "machine", "cpu", "name")
     now = look_up(results, "environment", "cpu", "name")
     if then and now and then != now:
@@ -157,22 +180,23 @@ def _about_latency(results: Results) -> Iterator[str]:
     pruned = model_named(results, "pruned")
     if results.get("method") == "structured" or not pruned:
         return
-    yield "The pruned network has zeros in place of weights: dense kernels do as much work as before and gain nothing."
+    yield "The pruned network has zeros for weights: dense kernels do the same work as before and gain nothing."
 
 
 def _about_accuracy(results: Results) -> Iterator[str]:
     models = rows_of(results.get("models"))
     images = {value for model in models if (value := number(model.get("n_images"))) is not None}
     if images and min(images) < FEW_IMAGES:
-        yield f"mAP comes from only {min(images):.0f} test images; fewer than {FEW_IMAGES} say little about small differences."
+        few = f"{min(images):.0f} test images"
+        yield f"mAP comes from only {few}; fewer than {FEW_IMAGES} say little about small differences."
     if models and not all(mapping(model.get("intervals")) for model in models):
         yield "Some mAPs have no bootstrap interval, so it is not known how much chance is in them."
     if look_up(results, "data", "path") == "demo":
-        yield "The demo's images are scenes composed from real product photos; mAP on them says nothing about mAP on COCO."
+        yield "The demo's scenes are composed from real product photos; mAP on them says nothing about COCO."
     if models:
         yield (
-            "Robust means: against this attack, with these parameters and gradients of the very model under test. "
-            "A stronger or another attack was not tried unless it is named below."
+            "Robust means: against this attack, with these parameters, by gradients of the model under test. "
+            "What a stronger or another attack would do is not known."
         )
     skipped = look_up(results, "data", "skipped")
     if isinstance(skipped, (list, Mapping)) and skipped:
@@ -186,7 +210,7 @@ def _about_artefacts(results: Results) -> Iterator[str]:
         if number(engine.get("map_clean")) is None and engine.get("file")
     ]
     if unmeasured:
-        yield f"{len(unmeasured)} of the engines were built but not run here: their mAP and latency are not known."
+        yield f"Engines built but not run here, so their mAP and latency are not known: {len(unmeasured)}."
     gates = rows_of(results.get("gates"))
     if not gates and rows_of(results.get("models")):
         yield "No gates were recorded: that the ONNX files compute what PyTorch does was not shown."

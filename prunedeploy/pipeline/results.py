@@ -13,11 +13,12 @@ from typing import Any
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.measure_stages import ENGINE
-from prunedeploy.pipeline.output_folder import OutputFolder
+from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
 from prunedeploy.pipeline.report import write_report
 from prunedeploy.pruning.subnet import count_parameters
-from prunedeploy_engines.bundle import BundleFile, write_bundle
+from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.engine_from_onnx import read_engine_file, sidecar_path
+from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.environment import library_versions, machine_info
 from prunedeploy_engines.files import file_sha256, write_atomically
 from prunedeploy_engines.letterbox import GREY
@@ -84,10 +85,16 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
             "skipped": _read(built.evaluations["pruned"].folder / "evaluation.json")["skipped"],
         },
         "latency_method": _latency_method(context, latency),
-        "environment": {**machine_info(), "training_device": context.device.type, "training_threads": context.threads},
+        "environment": {
+            **machine_info(),
+            "training_device": context.device.type,
+            "training_threads": context.threads,
+        },
         "configuration": as_dict(config),
-        "stages": {result.name + _suffix(context.results, i): {"digest": result.digest, "seconds": result.seconds}
-                   for i, result in enumerate(context.results)},
+        "stages": {
+            result.name + _suffix(context.results, i): {"digest": result.digest, "seconds": result.seconds}
+            for i, result in enumerate(context.results)
+        },
     }
 
 
@@ -95,6 +102,7 @@ def write_output(
     context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]
 ) -> None:
     """Write everything that a build leaves; ``results.json`` last, so that it stands for a whole folder."""
+    out.file("results.json").unlink(missing_ok=True)
     pruned = built.models["pruned"]
     for name in ("model.cfg", "model.weights"):
         write_atomically(out.file(name), (pruned.folder / name).read_bytes())
@@ -114,18 +122,24 @@ def write_output(
 
 
 def is_complete(out: OutputFolder, context: BuildContext) -> bool:
-    """Whether the folder already holds exactly the results of these stages."""
-    path = out.path / "results.json"
-    if not path.is_file():
+    """Whether the folder already holds exactly the results of these stages, with nothing missing or changed."""
+    if not all((out.path / name).exists() for name in ENTRIES):
         return False
     try:
-        stored = {stage["digest"] for stage in _read(path)["stages"].values()}
-    except (ValueError, KeyError, TypeError):
+        stored = {stage["digest"] for stage in _read(out.path / "results.json")["stages"].values()}
+        load_bundle(out.path / "bundle")
+    except (ValueError, KeyError, TypeError, AttributeError, BundleError):
         return False
-    return stored == {result.digest for result in context.results}
+    pruned = next(result for result in reversed(context.results) if result.name == "finetune").folder
+    whole = all(
+        file_sha256(out.path / name) == file_sha256(pruned / name) for name in ("model.cfg", "model.weights")
+    )
+    return whole and stored == {result.digest for result in context.results}
 
 
-def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
+def _write_bundle(
+    context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]
+) -> None:
     config, export = context.config, built.exports["pruned"]
     height, width = load_stage_model(built.models["pruned"].folder).cfg.input_size
     files = {"model.onnx": BundleFile(export.folder / "model.onnx", "onnx", "fp32")}
@@ -142,7 +156,10 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
         files,
         class_names=context.class_names,
         input={
-            "height": height, "width": width, "letterbox_colour": list(GREY), "greyscale": config.data.greyscale
+            "height": height,
+            "width": width,
+            "letterbox_colour": list(GREY),
+            "greyscale": config.data.greyscale,
         },
         thresholds={"score": config.evaluation.score_threshold, "iou": config.evaluation.iou_threshold},
         pruning={**results["pruning"], "scores": config.scores.name, "layers": layers},
@@ -161,7 +178,10 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
 def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dict[str, Any]:
     model = load_stage_model(built.models[row].folder)
     figures = _read(built.evaluations[row].folder / "evaluation.json")
-    engine = {"map_clean_onnxruntime": figures[ENGINE]["map_clean"], "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"]}
+    engine = {
+        "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
+        "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
+    }
     times: dict[str, Any] = {"onnxruntime": None, "torch": None, "tensorrt": None}
     for name, summary in latency["rows"].items():
         of, runtime, batch = name.split("|")
@@ -262,7 +282,9 @@ def _commit() -> str | None:
         return None
     done = subprocess.run(
         ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True, text=True, check=False,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.stdout.strip() or None
 

@@ -1,8 +1,8 @@
 """HYDRA's third step: optimise importance scores against the robust loss while the weights stay frozen.
 
-The forward pass uses the top-k scores only; the backward pass hands the gradient straight through the selection
-to all scores. For structured pruning the selection is by coupled group of filters and multiplies the output of
-convolution and normalisation, which is exactly what the shrunk network will lack.
+The forward pass uses the top-k scores only; the backward pass hands the gradient straight through the
+selection to all scores. For structured pruning the selection is by coupled group of filters and multiplies
+the output of convolution and normalisation, which is exactly what the shrunk network will lack.
 """
 
 from __future__ import annotations

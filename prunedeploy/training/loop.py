@@ -73,9 +73,7 @@ def train(
     if advance is not None and done:
         advance(done, math.nan)
     with log.open("a", encoding="utf-8") if is_main_process() else contextlib.nullcontext() as lines:
-        for step, batch in zip(
-            range(done, settings.steps), _from(batches, done, settings.steps), strict=False
-        ):
+        for step, batch in _numbered(batches, done, settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(settings, step)
             optimizer.zero_grad(set_to_none=True)
@@ -116,10 +114,15 @@ def train(
     return module
 
 
-def _from(batches: Batches, start: int, end: int) -> Iterator[Batch]:
-    # Nothing is loaded for a stage that has no steps left.
-    if start < end:
-        yield from batches(start)
+def _numbered(batches: Batches, start: int, end: int) -> Iterator[tuple[int, Batch]]:
+    """Steps ``start`` to ``end - 1`` with their batches; loads none beyond them."""
+    if start >= end:
+        return
+    for step, batch in enumerate(batches(start), start):
+        yield step, batch
+        if step + 1 == end:
+            return
+    raise ValueError(f"the batches ended before step {end}")
 
 
 def _resume(

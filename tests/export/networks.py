@@ -14,7 +14,7 @@ from prunedeploy.models.decode import decode
 # Every kind of layer, every activation, groups, dilation, odd and unequal sides, all paddings of pooling.
 ODD_CFG = """[net]
 height=45
-width=61
+width=63
 channels=3
 
 [convolutional]

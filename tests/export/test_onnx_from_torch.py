@@ -166,7 +166,7 @@ def test_metadata_names_classes_and_input(odd, tmp_path):
     session = onnxruntime.InferenceSession(file.path)
     entries = session.get_modelmeta().custom_metadata_map
     assert json.loads(entries["class_names"]) == ["Äpfel", "pears"]
-    assert json.loads(entries["input_size"]) == [45, 61]
+    assert json.loads(entries["input_size"]) == [45, 63]
     assert (entries["precision"], entries["pruning"]) == ("fp32", "{}")
     proto = onnx.load(file.path)
     assert (proto.producer_name, proto.producer_version) == ("prunedeploy", __version__)

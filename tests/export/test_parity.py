@@ -182,7 +182,7 @@ def test_detection_gate_names_image_box_and_what_is_nearest():
 
 
 def test_score_at_the_threshold_may_fall_on_either_side():
-    above, below = outputs(A, (*B[:4], 0.2504)), outputs(A, (*B[:4], 0.2496))
+    above, below = outputs(A, (*B[:4], 0.2509)), outputs(A, (*B[:4], 0.2491))
     for pair in ((above, below), (below, above)):
         assert check_detection_parity(*pair, score_threshold=0.25).coin_flips == 0
     with pytest.raises(GateError, match="matched detections"):  # clear of the threshold, and gone
