@@ -148,7 +148,7 @@ class TrainingConfig(Block):
     Attributes:
         steps: Optimiser steps on attacked images; 0: none.
         batch_size: Images per step.
-        optimizer: ``sgd`` (momentum of Nesterov's kind is not used) or ``adamw``.
+        optimizer: ``sgd`` (with plain momentum) or ``adamw``.
         lr: Learning rate after the warm-up.
         momentum: Of SGD; AdamW's first beta.
         weight_decay: On weights, not on batch norm and biases.

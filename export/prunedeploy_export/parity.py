@@ -179,7 +179,8 @@ def check_detection_parity(
                     raise GateError(
                         f"matched detections: image {image}: the {side}'s detection of class "
                         f"{match.class_id}, box {box}, score {match.score:.4f} has no partner with "
-                        f"IoU >= {min_iou:g} and a score within {score_tolerance:g}: {other.nearest(match.box_xyxy, match.class_id)}",
+                        f"IoU >= {min_iou:g} and a score within {score_tolerance:g}: "
+                        f"{other.nearest(match.box_xyxy, match.class_id)}",
                         artefact,
                         _FIX,
                     )

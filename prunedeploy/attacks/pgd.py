@@ -8,6 +8,7 @@ pass reaches the image only and never forms a weight gradient.
 from __future__ import annotations
 
 import warnings
+import zlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -63,7 +64,8 @@ class Pgd:
         Args:
             images: Clean images, ``(B, 3, H, W)`` float32, pixels in [0, 1].
             targets: Ground truth ``(T, 6)`` as `yolo_loss` takes it.
-            image_ids: Key the random starts; default: the place in the batch.
+            image_ids: Key the random starts; default: a checksum of each image's pixels, so that an image's start
+                does not depend on its batch.
             epoch: Keys the random starts too.
 
         Returns:
@@ -74,11 +76,11 @@ class Pgd:
         """
         versions = _versions(self.model)
         images = images.contiguous(memory_format=torch.channels_last)
-        ids = list(range(len(images))) if image_ids is None else image_ids
         best, best_loss = images, None
         for restart in range(self.threat_model.restarts):
             start = images
             if self.threat_model.random_start:
+                ids = _pixel_keys(images) if image_ids is None else image_ids
                 # Python integers may be negative; a key may not.
                 keys = [(self.seed, epoch, image_id % 2**63, restart) for image_id in ids]
                 noise = start_noise(tuple(images.shape), self.threat_model.eps, keys).to(images.device)
@@ -152,3 +154,8 @@ def _check_gradient(gradient: Tensor) -> None:
 def _versions(model: Darknet) -> list[int]:
     """PyTorch's modification counter of every parameter and buffer."""
     return [value._version for value in (*model.parameters(), *model.buffers())]
+
+
+def _pixel_keys(images: Tensor) -> list[int]:
+    """A key per image that follows from its pixels."""
+    return [zlib.crc32(image.contiguous().cpu().numpy().tobytes()) for image in images]

@@ -154,7 +154,7 @@ def print_results(results: Mapping[str, Any]) -> None:
     )
     click.echo(f"\n{results.get('method')} pruning by {results.get('scores')} scores, {ratio}")
     if speedup:
-        click.echo(f"faster than the original: {speedup} (mean latency)")
+        click.echo(f"faster than the original: {speedup} (median latency)")
 
 
 def _latency(model: Mapping[str, Any], runtime: str) -> str:

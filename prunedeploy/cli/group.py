@@ -168,7 +168,9 @@ Exit codes: 0 success, 2 something that you can mend (one line says what), 1 a b
 """
 
 
-@click.command(cls=RootGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "prunedeploy", cls=RootGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="prunedeploy", message="%(prog)s %(version)s")
 def cli() -> None:
     """Prune YOLO detectors so that they stay right under attack, and deploy them, measured.

@@ -75,5 +75,5 @@ class TorchRunner(Runner):
 
 
 def open_torch_runner(cfg: str, weights: str, threads: int | None = None) -> TorchRunner:
-    """A runner from Darknet files, for `prunedeploy_engines.process_bench`, which opens it in a process of its own."""
+    """A runner from Darknet files; `prunedeploy_engines.process_bench` opens it in a process of its own."""
     return TorchRunner(load_darknet(cfg, weights), threads)

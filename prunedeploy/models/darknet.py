@@ -277,8 +277,8 @@ class FoldedDarknet(nn.Module):
         with torch.no_grad():
             for layer in model.cfg.convolutions:
                 weight, bias = model.conv(layer.index).folded()
-                weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
-                self.folded[layer.index] = (weight, bias.detach().to(dtype))
+                weight = weight.detach().to(dtype, copy=True).contiguous(memory_format=torch.channels_last)
+                self.folded[layer.index] = (weight, bias.detach().to(dtype, copy=True))
 
     @classmethod
     def from_folded(cls, cfg: DarknetCfg, folded: Mapping[int, tuple[Tensor, Tensor]]) -> FoldedDarknet:

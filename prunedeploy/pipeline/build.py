@@ -36,6 +36,7 @@ from prunedeploy.pipeline.store import Store, read_json
 from prunedeploy.pruning.ratio import check_ratio, solve_widths
 from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy.training.distributed import is_main_process
+from prunedeploy_engines.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def build(
     Raises:
         PrunedeployError: Anything that the user can mend; finished stages stay in the store.
     """
+    _check_supported(config)
     out = default_out(config) if out is None else out
     provenance = {"command": command, "configuration": as_dict(config)}
     with (
@@ -93,7 +95,7 @@ def build(
         built.exports = {row: export_stage(context, model) for row, model in built.models.items()}
         built.engines, built.missing_engines = engine_stages(context, built.exports["pruned"])
         built.evaluations = {
-            row: evaluate_stage(context, model, built.exports[row]) for row, model in built.models.items()
+            row: evaluate_stage(context, row, model, built.exports[row]) for row, model in built.models.items()
         }
         built.comparison = compare_stage(context, built.evaluations)
         built.gallery = gallery_stage(context, built.models)
@@ -137,3 +139,12 @@ def _check_reachable(config: BuildConfig) -> None:
         solve_widths(cfg, config.ratio, config.channels.minimum, config.channels.multiple)
     else:
         keep_counts(cfg, config.ratio)
+
+
+def _check_supported(config: BuildConfig) -> None:
+    """Refuse what a configuration can say and a build cannot do yet."""
+    if config.export.precisions != ("fp32",):
+        raise ConfigError("only fp32 can be exported so far", "export.precisions", "leave --precision out")
+    for option in ("uint8_input", "nms"):
+        if getattr(config.export, option):
+            raise ConfigError("cannot be exported so far", f"export.{option}", "set it to false")

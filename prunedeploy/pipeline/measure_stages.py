@@ -84,7 +84,7 @@ def export_stage(context: BuildContext, model: StageResult) -> StageResult:
     return context.run("export", 1, config, {"model": model.digest, "data": context.test_key}, compute)
 
 
-def evaluate_stage(context: BuildContext, model: StageResult, export: StageResult) -> StageResult:
+def evaluate_stage(context: BuildContext, row: str, model: StageResult, export: StageResult) -> StageResult:
     """MAP of a network and of its exported engine, clean and under PGD, with every detection as CSV.
 
     The attacked images are made in fp32 with the network's own gradients; the engine sees the very same ones.
@@ -103,7 +103,7 @@ def evaluate_stage(context: BuildContext, model: StageResult, export: StageResul
         with (
             TorchRunner(network) as parent,
             engine,
-            context.progress.task(f"evaluate ({model.name})", len(context.test.images)) as advance,
+            context.progress.task(f"evaluate {row}", len(context.test.images)) as advance,
         ):
             seen = 0
 

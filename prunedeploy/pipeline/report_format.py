@@ -65,7 +65,8 @@ def three_digits(value: float) -> str:
     """A number with three significant digits, whole from 100 on."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else "–"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    # Of the rounded value: 99.96 becomes 100, not 100.0.
+    digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
     return f"{value:,.{min(digits, 6)}f}" if digits <= 6 else f"{value:.2e}"
 
 

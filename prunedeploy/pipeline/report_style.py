@@ -44,7 +44,7 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 .tile b { display: block; font-size: 1.65rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { display: block; font-size: .84rem; color: var(--soft); }
 .tile span.name { color: var(--ink); font-weight: 600; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr)); gap: 1rem; }
 .scroll { overflow-x: auto; margin: .75rem 0; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { padding: .36rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
@@ -100,8 +100,9 @@ rect.clean { fill: var(--clean); } rect.pgd { fill: var(--pgd); } rect.other { f
 .columns svg { min-width: 40rem; }
 @media (max-width: 40rem) {
   body { padding: 1.25rem .9rem 3rem; }
-  th, td { padding: .34rem .4rem; }
-  table { font-size: .84rem; }
+  .tiles { grid-template-columns: 1fr 1fr; } .tile { padding: .7rem .8rem; }
+  table { font-size: .8rem; } th, td { padding: .32rem .28rem; }
+  td.number, th.number, thead th { white-space: normal; } small { font-size: .88em; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .45rem; }
   .pictures { grid-template-columns: repeat(3, minmax(0, 1fr)); } .pictures .corner { display: none; }
   .pictures .row { grid-column: 1 / -1; }

@@ -20,7 +20,7 @@ FEW_IMAGES = 500
 
 def runtime_name(runtime: object) -> str:
     """Name of a runtime for people."""
-    return RUNTIMES.get(str(runtime), str(runtime))
+    return "unknown" if runtime is None else RUNTIMES.get(str(runtime), str(runtime))
 
 
 def model_named(results: Results, name: str) -> Mapping[str, Any]:
@@ -180,7 +180,7 @@ def _about_latency(results: Results) -> Iterator[str]:
     pruned = model_named(results, "pruned")
     if results.get("method") == "structured" or not pruned:
         return
-    yield "The pruned network has zeros for weights: dense kernels do the same work as before and gain nothing."
+    yield "The pruned network has zeros for weights: dense kernels do the same work and gain nothing."
 
 
 def _about_accuracy(results: Results) -> Iterator[str]:

@@ -21,7 +21,7 @@ class LoopSettings:
     Attributes:
         steps: Optimiser steps.
         lr: Peak learning rate.
-        optimizer: ``sgd`` (Nesterov momentum) or ``adamw``.
+        optimizer: ``sgd`` (plain momentum) or ``adamw``.
         momentum: Of SGD, or beta1 of AdamW.
         weight_decay: On convolution weights only, never on biases and normalisation.
         schedule: ``cosine`` to zero, ``step`` (times ``step_factor`` at each milestone), ``constant``.
@@ -76,7 +76,7 @@ def make_optimizer(parameters: Iterable[Tensor], settings: LoopSettings) -> torc
     ]
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
-    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 
 class WeightAverage:

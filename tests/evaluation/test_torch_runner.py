@@ -8,6 +8,7 @@ import torch
 
 from contracts import RunnerContract
 from prunedeploy.evaluation import TorchRunner
+from prunedeploy.evaluation.torch_runner import open_torch_runner
 from prunedeploy.models import Darknet, decode, load_darknet, parse_cfg
 
 CFG = """[net]
@@ -130,3 +131,11 @@ def test_memory_map_can_be_inferred(model, tmp_path):
 def test_no_threads_are_refused(model):
     with pytest.raises(ValueError, match="got 0"):
         TorchRunner(model, threads=0)
+
+
+def test_runner_opened_from_files_is_the_models(model, tmp_path):
+    cfg, weights = tmp_path / "model.cfg", tmp_path / "model.weights"
+    model.save(cfg, weights)
+    images = images_for(model)
+    opened = open_torch_runner(str(cfg), str(weights), threads=1)
+    assert np.array_equal(opened.infer(images)[1], TorchRunner(model, threads=1).infer(images)[1])
