@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunedeploy.data.demo import DemoSettings, SPRITES, compose_scene, cut_out
+from prunedeploy.data.demo import SPRITES, DemoSettings, compose_scene, cut_out
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.resources import darknet_cfg_path
 from prunedeploy.training.adversarial import recalibrate_normalisation
@@ -29,7 +29,9 @@ def scenes(count: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         labels = sprites["test_labels"]
     images, targets = [], []
     for number in range(count):
-        image, boxes, classes = compose_scene(np.random.default_rng((seed, number)), cut_outs, labels, settings)
+        image, boxes, classes = compose_scene(
+            np.random.default_rng((seed, number)), cut_outs, labels, settings
+        )
         images.append(torch.from_numpy(image).permute(2, 0, 1).float() / 255)
         for (x0, y0, x1, y1), label in zip(boxes, classes, strict=True):
             box = ((x0 + x1) / 2 / size, (y0 + y1) / 2 / size, (x1 - x0) / size, (y1 - y0) / size)

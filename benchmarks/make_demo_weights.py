@@ -33,10 +33,22 @@ CFG = Path(__file__).parents[1] / "configs" / "darknet" / "yolov3-slim.cfg"
 AUGMENT = AugmentSettings(hue=0.02, saturation=1.3, exposure=1.2)
 BATCH_SIZE = 32
 CLEAN = LoopSettings(
-    steps=1400, lr=2e-3, optimizer="adamw", weight_decay=0.02, warmup_steps=100, clip_norm=50.0, ema_decay=0.998
+    steps=1400,
+    lr=2e-3,
+    optimizer="adamw",
+    weight_decay=0.02,
+    warmup_steps=100,
+    clip_norm=50.0,
+    ema_decay=0.998,
 )
 ROBUST = LoopSettings(
-    steps=2600, lr=1.5e-3, optimizer="adamw", weight_decay=0.02, warmup_steps=100, clip_norm=50.0, ema_decay=0.998
+    steps=1800,
+    lr=1.5e-3,
+    optimizer="adamw",
+    weight_decay=0.02,
+    warmup_steps=100,
+    clip_norm=50.0,
+    ema_decay=0.998,
 )
 # Two long random-start steps cost half of the five short ones that the evaluation uses and find nearly the same loss.
 TRAINING_ATTACK = ThreatModel(eps=0.05, step_size=0.04, steps=2, random_start=True)

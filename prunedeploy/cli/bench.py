@@ -100,12 +100,8 @@ def command(
         sources = [find_model(path) for path in dict.fromkeys(bundles)]
         specs, rows = _plan(sources, runtimes, batches, threads, precision)
         # One turn of each of ten rounds, per row.
-        with click.progressbar(
-            length=10 * len(specs), label=f"measuring, {len(specs)} rows", file=sys.stderr
-        ) as bar:
-            measured = bench_models(
-                specs, seconds=seconds, min_calls=min_calls, progress=lambda _: bar.update(1)
-            )
+        with click.progressbar(length=10 * len(specs), label=f"measuring, {len(specs)} rows", file=sys.stderr) as bar:
+            measured = bench_models(specs, seconds=seconds, min_calls=min_calls, progress=lambda _: bar.update(1))
     peak = None
     if PEAK in measured:
         probe = measured[PEAK]
@@ -208,10 +204,7 @@ def _spec(source: ModelSource, runtime: str, precision: str, threads: int | None
 def _names(sources: Sequence[ModelSource]) -> list[str]:
     """Name the rows: short names, or whole paths where those are the same."""
     short = [source.name for source in sources]
-    return [
-        name if short.count(name) == 1 else str(source.given)
-        for name, source in zip(short, sources, strict=True)
-    ]
+    return [name if short.count(name) == 1 else str(source.given) for name, source in zip(short, sources, strict=True)]
 
 
 def _figures(summary: dict[str, Any], row: dict[str, Any], peak: float | None) -> dict[str, Any]:
@@ -264,12 +257,8 @@ def _print(rows: list[dict[str, Any]], peak: float | None) -> None:
     ]
     print_table(headings, cells, left=2)
     if peak is not None:
-        click.echo(
-            f"\npeak: {peak:.0f} GFLOP/s, ONNX Runtime on a MatMul in the same run; rates are of the median"
-        )
+        click.echo(f"\npeak: {peak:.0f} GFLOP/s, ONNX Runtime on a MatMul in the same run; rates are of the median")
     if any(row["latency_ms"] is not None and row["latency_ms"]["noisy"] for row in rows):
-        click.echo(
-            "* noisy: the coefficient of variation is above 0.1; close other programs, or measure longer"
-        )
+        click.echo("* noisy: the coefficient of variation is above 0.1; close other programs, or measure longer")
     for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):
         click.echo(f"not measured: {reason}")

@@ -46,9 +46,7 @@ from prunedeploy.cli.output import MISSING, amount, json_option, number, print_j
     type=click.Choice(["scaled", "magnitude", "random"]),
     help="Where importance scores start: HYDRA's scaled weights; the others are for comparison.",
 )
-@click.option(
-    "--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships."
-)
+@click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
 @click.option("--weights", metavar="F", help="Its Darknet weights.")
 @click.option("--data", metavar="DIR", help="COCO folder; `prunedeploy data coco DIR` checks one.")
 @click.option("--precision", metavar="P,...", help="ONNX files to write: fp32.")
@@ -155,11 +153,13 @@ def print_results(results: Mapping[str, Any]) -> None:
     click.echo(f"\n{results.get('method')} pruning by {results.get('scores')} scores, {ratio}")
     if speedup:
         click.echo(f"faster than the original: {speedup} (median latency)")
+    if any("*" in cell for row in rows for cell in row):
+        click.echo("* noisy: the coefficient of variation is above 0.1")
 
 
 def _latency(model: Mapping[str, Any], runtime: str) -> str:
     row = (model.get("latency_ms") or {}).get(runtime)
-    return MISSING if not row else number(row.get("mean"), 2) + ("*" if row.get("noisy") else "")
+    return MISSING if not row else number(row.get("p50"), 2) + ("*" if row.get("noisy") else "")
 
 
 PLACES = {
@@ -173,9 +173,14 @@ PLACES = {
 
 def print_places(out: Path, computed: tuple[str, ...]) -> None:
     """Say where things are, and what had to be computed."""
+    here = Path.cwd()
+    shown = out.relative_to(here) if out.is_relative_to(here) else out
+    places = [(f"{shown / name}{'/' * (out / name).is_dir()}", what) for name, what in PLACES.items()]
     click.echo()
-    for name, what in PLACES.items():
-        if (out / name).exists():
-            click.echo(f"  {out / name}{'/' * (out / name).is_dir()}  {what}")
-    stages = ", ".join(computed)
-    click.echo(f"\ncomputed: {stages}" if stages else "\nnothing had to be computed")
+    for place, what in places:
+        click.echo(f"  {place:<{max(len(place) for place, _ in places)}}  {what}")
+    counts = [
+        stage if computed.count(stage) == 1 else f"{computed.count(stage)} x {stage}"
+        for stage in dict.fromkeys(computed)
+    ]
+    click.echo(f"\ncomputed: {', '.join(counts)}" if counts else "\nnothing had to be computed")

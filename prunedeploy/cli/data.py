@@ -61,18 +61,12 @@ def demo(folder: Path, as_json: bool) -> None:
     ),
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--names", type=click.Path(path_type=Path), help="File with the network's class names, one per line."
-)
-@click.option(
-    "--decode", is_flag=True, help="Decode every image, to find damage behind the header: 5 ms per photo."
-)
+@click.option("--names", type=click.Path(path_type=Path), help="File with the network's class names, one per line.")
+@click.option("--decode", is_flag=True, help="Decode every image, to find damage behind the header: 5 ms per photo.")
 @click.option("--all", "show_all", is_flag=True, help="Show every problem, not three of each kind.")
 @click.pass_context
 @json_option
-def coco(
-    ctx: click.Context, folder: Path, names: Path | None, decode: bool, show_all: bool, as_json: bool
-) -> None:
+def coco(ctx: click.Context, folder: Path, names: Path | None, decode: bool, show_all: bool, as_json: bool) -> None:
     """Check a COCO folder: say everything that is wrong with it, and what is in it.
 
     DIR holds train.json + train/ and test.json + test/, or annotations/instances_*.json with the image
@@ -134,9 +128,7 @@ def read_names(path: Path) -> list[str]:
         names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(
-            f"cannot be read ({reason})", path, "give a file with one class name per line"
-        ) from None
+        raise ConfigError(f"cannot be read ({reason})", path, "give a file with one class name per line") from None
     if not names:
         raise ConfigError("holds no class name", path, "give a file with one class name per line")
     return names

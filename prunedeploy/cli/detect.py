@@ -46,9 +46,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="What runs the bundle.",
 )
-@click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="Of ONNX Runtime; default: one per core."
-)
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of ONNX Runtime; default: one per core.")
 @json_option
 @click.pass_context
 def command(
@@ -138,9 +136,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
             continue
         count = len(row["detections"])
         where = f" -> {row['drawn']}" if "drawn" in row else ""
-        click.echo(
-            f"{row['image']} ({row['width']} x {row['height']}): {count} detection{'s' * (count != 1)}{where}"
-        )
+        click.echo(f"{row['image']} ({row['width']} x {row['height']}): {count} detection{'s' * (count != 1)}{where}")
         if count:
             cells = [
                 [

@@ -30,7 +30,5 @@ def command(as_json: bool) -> None:
         click.echo(f"{finding.name:<{width}}  {finding.status:<7}  {finding.detail}")
         if finding.advice:
             click.echo(f"{'':<{width}}  {'':<7}  -> {finding.advice}")
-    counts = [
-        sum(finding.status == status for finding in findings) for status in ("ok", "limited", "missing")
-    ]
+    counts = [sum(finding.status == status for finding in findings) for status in ("ok", "limited", "missing")]
     click.echo(f"\n{counts[0]} ok, {counts[1]} limited, {counts[2]} missing")

@@ -87,9 +87,7 @@ def command(
     with quiet_stdout():
         if source.bundle is not None:
             if out is not None:
-                raise ConfigError(
-                    "is for a plain .onnx file; engines of a bundle go into it", "--out", "leave it out"
-                )
+                raise ConfigError("is for a plain .onnx file; engines of a bundle go into it", "--out", "leave it out")
             bundle = source.load_bundle()
             path = bundle.model_path(precision) if source.onnx is None else source.onnx
             for one in targets:
@@ -139,9 +137,7 @@ def _into_bundle(
     from prunedeploy_engines.bundle_files import BundleFile
     from prunedeploy_engines.engine_from_onnx import sidecar_path
 
-    with tempfile.TemporaryDirectory(
-        dir=bundle.path.parent, prefix=f".{bundle.path.name}.", suffix=".tmp"
-    ) as scratch:
+    with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=f".{bundle.path.name}.", suffix=".tmp") as scratch:
         for name, entry in bundle.manifest.files.items():
             if name.startswith("engines/") and entry.role != "onnx":  # so that none is built again
                 copy = Path(scratch) / Path(name).relative_to("engines")
@@ -172,9 +168,7 @@ def _build(onnx: Path, folder: Path, target: str, library: Any, sizes: tuple[int
             raise RuntimeUnavailableError("there is no GPU to build for", fix="name one, e.g. --target sm86")
         target = device.target
     with _progress(target) as advance:
-        return engine_from_onnx(
-            onnx, folder / target, target=target, library=library, batch=sizes, progress=advance
-        )
+        return engine_from_onnx(onnx, folder / target, target=target, library=library, batch=sizes, progress=advance)
 
 
 @contextmanager

@@ -45,33 +45,19 @@ PATH = click.Path(path_type=Path)
 @click.option("--steps", type=click.IntRange(1), metavar="N", help="Gradient steps; the paper: 5.")
 @click.option("--step-size", type=click.FloatRange(0, 1, min_open=True), metavar="S", help="The paper: 0.02.")
 @click.option("--random-start/--no-random-start", default=None, help="Start at a random point of the ball.")
-@click.option(
-    "--restarts", type=click.IntRange(1), metavar="N", help="Random starts; the worst counts, per image."
-)
-@click.option(
-    "--parent-cfg", type=PATH, metavar="F", help="PyTorch parent of a bundle or .onnx, for its gradients."
-)
-@click.option(
-    "--parent-weights", type=PATH, metavar="F", help="Its weights; default: the .weights beside the cfg."
-)
+@click.option("--restarts", type=click.IntRange(1), metavar="N", help="Random starts; the worst counts, per image.")
+@click.option("--parent-cfg", type=PATH, metavar="F", help="PyTorch parent of a bundle or .onnx, for its gradients.")
+@click.option("--parent-weights", type=PATH, metavar="F", help="Its weights; default: the .weights beside the cfg.")
 @click.option(
     "--runtime",
     metavar="R,...",
     help="torch, onnxruntime, tensorrt; default: torch for a .cfg or a build, else onnxruntime.",
 )
 @click.option("--precision", default="fp32", show_default=True, help="Which of a bundle's models.")
-@click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="Of the runtime; default: its own choice."
-)
-@click.option(
-    "--batch", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Images per call."
-)
-@click.option(
-    "--limit", type=click.IntRange(1), metavar="N", help="Measure on N images, drawn with the seed."
-)
-@click.option(
-    "--seed", type=click.IntRange(0), metavar="N", help="Of that draw, random starts and the bootstrap."
-)
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of the runtime; default: its own choice.")
+@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Images per call.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Measure on N images, drawn with the seed.")
+@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of that draw, random starts and the bootstrap.")
 @click.option(
     "--bootstrap",
     type=click.IntRange(0),
@@ -80,9 +66,7 @@ PATH = click.Path(path_type=Path)
     metavar="N",
     help="Resamplings for the 95 % interval of every mAP; 0: none.",
 )
-@click.option(
-    "--allow-bad-images", is_flag=True, help="Leave out images that cannot be read; they are named."
-)
+@click.option("--allow-bad-images", is_flag=True, help="Leave out images that cannot be read; they are named.")
 @click.option("--csv", "csv_folder", type=PATH, metavar="DIR", help="Write every detection as CSV into DIR.")
 @click.option(
     "--store",
@@ -138,7 +122,9 @@ def _print(document: dict[str, Any], request: Request) -> None:
     click.echo(f"{document['model']} on {data['images']} test images of {data['path']}")
     if attack is not None:
         starts = f", {attack['restarts']} random start(s)" if attack["random_start"] else ""
-        size = f"{attack['steps']} steps of {attack['step_size']:g} within {attack['eps']:g}"
+        size = (
+            f"{attack['steps']} step{'s' * (attack['steps'] > 1)} of {attack['step_size']:g} within {attack['eps']:g}"
+        )
         click.echo(f"PGD in fp32: {size}{starts}")
     rows = []
     for result in document["results"]:

@@ -73,20 +73,14 @@ def run(request: Request) -> dict[str, Any]:
     threat_model = _threat_model(request, configuration) if request.attack == "pgd" else None
     parent = _parent(request) if "torch" in request.runtimes or threat_model is not None else None
     with contextlib.ExitStack() as stack:
-        runners = {
-            name: stack.enter_context(_runner(name, request, bundle, parent)) for name in request.runtimes
-        }
+        runners = {name: stack.enter_context(_runner(name, request, bundle, parent)) for name in request.runtimes}
         first = next(iter(runners.values()))
         for runner in runners.values():
-            if runner.input_size != first.input_size or (
-                parent and parent.cfg.input_size != first.input_size
-            ):
+            if runner.input_size != first.input_size or (parent and parent.cfg.input_size != first.input_size):
                 raise ConfigError(
                     "parent and engine have inputs of different sizes", source.given, "give its own parent"
                 )
-        dataset, path = _dataset(
-            request, configuration, _class_names(request, bundle, parent), seed, progress
-        )
+        dataset, path = _dataset(request, configuration, _class_names(request, bundle, parent), seed, progress)
         loader = EvaluationLoader(
             dataset,
             first.input_size,
@@ -160,9 +154,7 @@ def result_row(name: str, result: Evaluation) -> dict[str, Any]:
     def named(key: str) -> str:
         return f"{key}_transfer" if result.transfer and "pgd" in key else key
 
-    intervals = {
-        named(key): None if one is None else [one.low, one.high] for key, one in result.intervals().items()
-    }
+    intervals = {named(key): None if one is None else [one.low, one.high] for key, one in result.intervals().items()}
     return {
         "runtime": name,
         "transfer": result.transfer,
@@ -267,9 +259,7 @@ def _dataset(
     folder = Path(path)
     if path == BUNDLED and not folder.is_dir():
         folder = demo_folder(request.store, progress)
-    dataset = load_test_split(
-        folder, class_names, divided.get("train_images"), int(configuration.get("seed", 0))
-    )
+    dataset = load_test_split(folder, class_names, divided.get("train_images"), int(configuration.get("seed", 0)))
     limit = request.limit or divided.get("eval_images")
     if limit is not None and limit < len(dataset.images):
         dataset = train_test_subset(dataset, limit, seed)[0]
@@ -280,6 +270,8 @@ def demo_folder(store: Path, progress: Progress) -> Path:
     """Compose the demo set where a build keeps it, unless it is there."""
     folder = store.parent / f"{store.name}-demo-data"
     settings = DemoSettings()
+    if (folder / "demo.json").is_file():
+        return write_demo(folder, settings)
     with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
         write_demo(folder, settings, lambda done: advance(1))
     return folder

@@ -122,9 +122,7 @@ class RootGroup(Group):
         )
         extra.setdefault("obj", session)
         try:
-            code = super().main(
-                given, prog_name or "prunedeploy", complete_var, standalone_mode=False, **extra
-            )
+            code = super().main(given, prog_name or "prunedeploy", complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()  # a reader that is gone is noticed here, not when the interpreter ends
         except _FailedError as failed:
             code = handle(failed.error, session.debug)
@@ -168,9 +166,7 @@ Exit codes: 0 success, 2 something that you can mend (one line says what), 1 a b
 """
 
 
-@click.command(
-    "prunedeploy", cls=RootGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]}
-)
+@click.command("prunedeploy", cls=RootGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="prunedeploy", message="%(prog)s %(version)s")
 def cli() -> None:
     """Prune YOLO detectors so that they stay right under attack, and deploy them, measured.

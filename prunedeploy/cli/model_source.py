@@ -44,11 +44,7 @@ class ModelSource:
     def name(self) -> str:
         """A short name for tables."""
         path = self.given.absolute()
-        return (
-            f"{path.parent.name}/{path.name}"
-            if path.name in ("bundle", "model.onnx", "model.cfg")
-            else path.name
-        )
+        return f"{path.parent.name}/{path.name}" if path.name in ("bundle", "model.onnx", "model.cfg") else path.name
 
     def load_bundle(self) -> Bundle:
         """Open the bundle, verified.
@@ -60,9 +56,7 @@ class ModelSource:
         from prunedeploy_engines.bundle import load_bundle
 
         if self.bundle is None:
-            raise ConfigError(
-                "is not a bundle and has none", self.given, "give a bundle or a build's output folder"
-            )
+            raise ConfigError("is not a bundle and has none", self.given, "give a bundle or a build's output folder")
         return load_bundle(self.bundle)
 
     def configuration(self) -> dict[str, Any]:
@@ -107,9 +101,7 @@ def find_model(path: Path, weights: Path | None = None) -> ModelSource:
             raise ConfigError("there are no such weights", weights, "give them with --weights")
         return ModelSource(path, "darknet", cfg=path, weights=weights)
     if path.suffix == ".weights":
-        raise ConfigError(
-            "are weights without a network", path, "give the .cfg file, and these with --weights"
-        )
+        raise ConfigError("are weights without a network", path, "give the .cfg file, and these with --weights")
     raise ConfigError("is not a model that prunedeploy knows", path, f"give {KINDS}")
 
 

@@ -82,12 +82,7 @@ def print_table(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, name in enumerate(columns):
         text = number < left
-        table.add_column(
-            Text(name),
-            justify="left" if text else "right",
-            no_wrap=not text,
-            overflow="fold" if text else "ignore",
-        )
+        table.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)

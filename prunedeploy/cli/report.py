@@ -12,9 +12,7 @@ from prunedeploy.cli.group import Command, examples
 from prunedeploy.cli.output import json_option, print_json, quiet_stdout
 
 
-@click.command(
-    "report", cls=Command, epilog=examples("prunedeploy report runs/demo-structured-scaled-0.75-s0")
-)
+@click.command("report", cls=Command, epilog=examples("prunedeploy report runs/demo-structured-scaled-0.75-s0"))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--store",
@@ -33,6 +31,8 @@ def command(folder: Path, store: Path, as_json: bool) -> None:
     from prunedeploy_engines.errors import ConfigError
 
     results = _read(folder / "results.json")
+    if not results.get("models") or not results.get("configuration"):
+        raise ConfigError("is not what a build writes", folder / "results.json", "run the build again")
     rows = read_log(folder / "log.jsonl")
     gallery = find_gallery(results, store)
     path = folder / "report.html"

@@ -49,9 +49,7 @@ def ls(root: Path, as_json: bool) -> None:
     click.echo(f"{root}: {_count(rows)}")
 
 
-@command.command(
-    "gc", epilog=examples("prunedeploy store gc", "prunedeploy store gc --older-than 30 --dry-run")
-)
+@command.command("gc", epilog=examples("prunedeploy store gc", "prunedeploy store gc --older-than 30 --dry-run"))
 @store_option
 @click.option(
     "--older-than",
@@ -60,9 +58,7 @@ def ls(root: Path, as_json: bool) -> None:
     metavar="DAYS",
     help="Also remove results and checkpoints not used for so long; 0: all that are not in use.",
 )
-@click.option(
-    "--keep", multiple=True, metavar="DIGEST", help="Results that stay, by the first digits of their key."
-)
+@click.option("--keep", multiple=True, metavar="DIGEST", help="Results that stay, by the first digits of their key.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
 @json_option
 def gc(root: Path, days: float | None, keep: tuple[str, ...], dry_run: bool, as_json: bool) -> None:

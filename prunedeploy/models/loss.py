@@ -23,8 +23,8 @@ from torch import Tensor
 from prunedeploy.models.darknet_cfg import DarknetCfg, Yolo
 from prunedeploy.models.decode import cxcywh_to_xyxy, decode_boxes, split_head
 
-# exp(8) anchors is far beyond any image; keeps the loss finite for wild predictions early in training.
-_MAX_LOG_SIZE = 8.0
+# exp(8) anchors is far beyond any image and exp(-16) far below a pixel; keeps CIoU finite for wild predictions.
+_MIN_LOG_SIZE, _MAX_LOG_SIZE = -16.0, 8.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _head_loss(
             torch.sigmoid(chosen[:, :2]) * stretch - (stretch - 1) / 2 + torch.stack((column, row), dim=1)
         )
         centre = centre * truth.new_tensor([width / columns, height / rows])
-        size = anchors * chosen[:, 2:4].clamp(max=_MAX_LOG_SIZE).exp()
+        size = anchors * chosen[:, 2:4].clamp(_MIN_LOG_SIZE, _MAX_LOG_SIZE).exp()
         box = (1 - complete_iou(torch.cat((centre, size), dim=1), truth)).sum()
     return box * head.iou_normalizer, objectness, classes
 

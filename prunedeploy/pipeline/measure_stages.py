@@ -297,7 +297,7 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
                         )
                         pixels = (images[number].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
                         file = f"{number:02d}-{row}-{kind}.png"
-                        scale = max(1, round(320 / max(pixels.shape[:2])))
+                        scale = max(1, round(480 / max(pixels.shape[:2])))
                         Image.fromarray(draw_detections(pixels, found, scale=scale)).save(work / file)
                         rows[number][f"{row}_{kind}"] = file
         (work / "gallery.json").write_text(json.dumps(rows, indent=2))

@@ -90,25 +90,8 @@ def pruning_figure(results: Results) -> Html:
         return tag("p", "Nothing is known about single layers.", cls="note")
     by_filters = any(row.get("filters_before") != row.get("filters_after") for row in layers)
     by_weights = not by_filters and any(row.get("weights_before") is not None for row in layers)
-    columns = []
-    for row in layers:
-        name = str(row["layer"])
-        if by_weights:
-            before, after = number(row.get("weights_before")), number(row.get("weights_after"))
-            share = 100 * (after or 0) / before if before else 0.0
-            columns.append(
-                (
-                    name,
-                    100.0,
-                    share,
-                    f"layer {name}: {share:.1f} % of {before or 0:,.0f} weights are not zero",
-                )
-            )
-        else:
-            before, after = number(row.get("filters_before")), number(row.get("filters_after"))
-            hint = f"layer {name}: {after or 0:.0f} of {before or 0:.0f} filters"
-            columns.append((name, before or 0.0, after or 0.0, hint))
-    axis = "weights that are not zero, %" if by_weights else "filters"
+    columns = [_column(row, by_weights) for row in layers]
+    axis = "weights kept, %" if by_weights else "filters"
     chart = column_chart(
         columns,
         describe=f"Each convolution before and after pruning: {axis}",
@@ -117,6 +100,19 @@ def pruning_figure(results: Results) -> Html:
     )
     names = [("before", "before"), ("after pruning", "after")]
     return join(tag("div", chart, cls="scroll columns", tabindex="0"), legend(names), _layers_table(layers))
+
+
+def _column(row: Mapping[str, Any], by_weights: bool) -> tuple[str, float, float, str]:
+    """Label, height before, height after, and what to say when pointed at."""
+    name = "?" if row["layer"] is None else str(row["layer"])
+    what = "weights" if by_weights else "filters"
+    before, after = number(row.get(f"{what}_before")), number(row.get(f"{what}_after"))
+    if before is None or after is None:
+        return name, 0.0, 0.0, f"layer {name}: not known"
+    hint = f"layer {name}: {after:,.0f} of {before:,.0f} {what}"
+    if not by_weights:
+        return name, before, after, hint
+    return name, 100.0, 100 * after / before if before else 0.0, hint
 
 
 def _layers_table(layers: Sequence[Mapping[str, Any]]) -> Html:

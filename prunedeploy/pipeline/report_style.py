@@ -56,7 +56,7 @@ tr.main td, tr.main th { font-weight: 600; }
 td.wide { color: var(--soft); min-width: 14rem; }
 small { font-weight: 400; color: var(--soft); font-size: .8em; }
 small.interval { display: block; }
-td code { white-space: nowrap; }
+td code, .whole { white-space: nowrap; }
 small.warn { color: var(--warn); }
 .unknown { color: var(--soft); cursor: help; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }

@@ -172,7 +172,9 @@ _GATES: dict[str, Callable[[Model], _Judged]] = {
 
 
 def _small(value: float | None) -> Node:
-    return dash() if value is None else ("0" if value == 0 else f"{value:.1e}")
+    if value is None:
+        return dash()
+    return tag("span", "0" if value == 0 else f"{value:.1e}", cls="whole")
 
 
 def _images(gate: Model) -> Node:

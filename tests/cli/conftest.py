@@ -97,8 +97,7 @@ def coco_document(images: int, classes: int, size: int) -> dict[str, Any]:
     boxes = [(8.0 + number, 6.0, 16.0, 20.0) for number in range(images)]
     return {
         "images": [
-            {"id": number + 1, "file_name": f"{number}.png", "width": size, "height": size}
-            for number in range(images)
+            {"id": number + 1, "file_name": f"{number}.png", "width": size, "height": size} for number in range(images)
         ],
         "annotations": [
             {

@@ -55,9 +55,7 @@ def test_detect_draws_into_out_and_keeps_images_of_one_name_apart(
 ) -> None:
     (tmp_path / "other").mkdir()
     Image.fromarray(np.zeros((32, 48, 3), np.uint8)).save(tmp_path / "other" / "red.jpg")
-    done = run(
-        "detect", bundle, red_cell, tmp_path / "other" / "red.jpg", "--out", tmp_path / "drawn", "--json"
-    )
+    done = run("detect", bundle, red_cell, tmp_path / "other" / "red.jpg", "--out", tmp_path / "drawn", "--json")
     assert done.exit_code == 0
     drawn = [Path(row["drawn"]) for row in json.loads(done.stdout)]
     assert [path.name for path in drawn] == ["red.png", "red-2.png"]
@@ -129,7 +127,7 @@ def test_bench_measures_bundles_builds_and_onnx_files_without_torch_and_onnx(
 ) -> None:
     folder = build_folder(tmp_path / "build", bundle)
     done = run_process(
-        "bench", bundle, folder, tmp_path / "source.onnx", "--batch", "1,2", *QUICK, "--json",
+        "bench", bundle, folder, tmp_path / "source.onnx", "--batch", "2", *QUICK, "--json",
         blocked=NOT_ON_THE_DEVICE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -242,9 +240,7 @@ def test_engine_out_is_not_for_bundles(run: Any, bundle: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("json_option", [(), ("--json",)])
-def test_doctor_works_without_torch_onnx_and_any_runtime(
-    run_process: Any, json_option: tuple[str, ...]
-) -> None:
+def test_doctor_works_without_torch_onnx_and_any_runtime(run_process: Any, json_option: tuple[str, ...]) -> None:
     done = run_process("doctor", *json_option)
     assert done.returncode == 0, done.stderr
     if json_option:

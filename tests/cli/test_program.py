@@ -47,9 +47,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), (), ("--bogus",), ("frobnicate",)])
 def test_help_and_version_load_nothing_heavy(run_process: Any, arguments: tuple[str, ...]) -> None:
-    tell = (
-        f"import atexit; atexit.register(lambda: print('LOADED', [n for n in {HEAVY} if n in sys.modules]))"
-    )
+    tell = f"import atexit; atexit.register(lambda: print('LOADED', [n for n in {HEAVY} if n in sys.modules]))"
     done = run_process(*arguments, before=tell)
     assert "LOADED []" in done.stdout
     assert done.returncode == (2 if arguments and arguments[0] in ("--bogus", "frobnicate") else 0)
@@ -136,9 +134,7 @@ def test_wrong_usage_says_where_help_is(run: Any) -> None:
     assert "see `prunedeploy build --help`" in run("build", "--bogus").stderr
 
 
-def test_what_the_user_can_mend_is_one_line_without_traceback(
-    run: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_user_can_mend_is_one_line_without_traceback(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fail_with(monkeypatch, DataError("is wrong", where="a.json", fix="mend it"))
     done = run("doctor")
     assert (done.exit_code, done.stdout) == (2, "")
@@ -232,10 +228,7 @@ def test_a_library_that_does_not_load_is_not_called_missing() -> None:
 
 
 def test_a_module_of_ours_that_is_missing_is_a_bug() -> None:
-    assert (
-        explain(ModuleNotFoundError("No module named 'prunedeploy.nowhere'", name="prunedeploy.nowhere"))[1]
-        == 1
-    )
+    assert explain(ModuleNotFoundError("No module named 'prunedeploy.nowhere'", name="prunedeploy.nowhere"))[1] == 1
 
 
 @pytest.mark.parametrize(

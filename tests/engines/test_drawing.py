@@ -120,7 +120,7 @@ def test_labels_lie_whole_in_the_image_wherever_the_box_is(class_id: int) -> Non
         return int((drawn == text_colour(class_colour(class_id))).all(axis=-1).sum())
 
     in_the_middle = letters(200, 300)
-    assert in_the_middle > 40
+    assert in_the_middle > 10
     for left, top in itertools.product((0, 472), (0, 3, 632)):
         assert letters(left, top) == in_the_middle
 

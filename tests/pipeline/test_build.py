@@ -481,7 +481,9 @@ def test_greyscale_build_sees_no_colour_and_tells_the_bundle(
     outcome = tiny_case.build(tmp_path / "store", tmp_path / "out", "data.greyscale=true")
     grey = copied(tiny_data)
     for path in grey.rglob("*.png"):
-        Image.open(path).convert("L").save(path)
+        # Rec. 601 in exact thousandths; Pillow's own conversion rounds one pixel in ten thousand the other way.
+        luma = (np.asarray(Image.open(path), np.int64) @ [299, 587, 114] + 500) // 1000
+        Image.fromarray(luma.astype(np.uint8)).save(path)
     same = tiny_case.build(tmp_path / "grey-store", tmp_path / "grey", "data.greyscale=true", f"data.path={grey}")
     assert (outcome.out / "model.weights").read_bytes() == (same.out / "model.weights").read_bytes()
     bundle = load_bundle(outcome.out / "bundle")
@@ -590,7 +592,7 @@ def test_genuine_yolov3_tiny_is_built_from_a_coco_folder(
     )  # fmt: skip
     outcome = build(config, store=tmp_path / "store", out=tmp_path / "out", progress=make_progress(quiet=True))
     original = row_of(outcome.results, "original")
-    assert original["params"] == 8_852_366 - 3_936 + 3_936 - running_statistics(real)
+    assert original["params"] == 8_858_734 - running_statistics(real), "as many as there are floats in the file"
     assert original["map50_clean"] > 0.3, "it finds most of dog, bicycle and car"
     assert abs(outcome.results["ratio_achieved"] - 0.75) <= 0.01
     names = load_bundle(outcome.out / "bundle").class_names

@@ -62,9 +62,20 @@ class Page(HTMLParser):
 
 def latency(p50: float, **more: Any) -> dict[str, Any]:
     return {
-        "mean": p50 * 1.03, "p50": p50, "p90": p50 * 1.08, "p95": p50 * 1.12, "p99": p50 * 1.31, "min": p50 * 0.9,
-        "max": p50 * 2.2, "n": 1403, "images_per_s": 1000 / p50, "cv": 0.049, "noisy": False, "batch": 1, **more,
-    }  # fmt: skip
+        "mean": p50 * 1.03,
+        "p50": p50,
+        "p90": p50 * 1.08,
+        "p95": p50 * 1.12,
+        "p99": p50 * 1.31,
+        "min": p50 * 0.9,
+        "max": p50 * 2.2,
+        "n": 1403,
+        "images_per_s": 1000 / p50,
+        "cv": 0.049,
+        "noisy": False,
+        "batch": 1,
+        **more,
+    }
 
 
 def model(name: str, params: int, macs: int, clean: float, pgd: float, p50: float) -> dict[str, Any]:
@@ -102,38 +113,96 @@ def results() -> dict[str, Any]:
         "speedup": {"onnxruntime": 4.87 / 1.72, "torch": 2.44},
         "engines": [
             {
-                "runtime": "onnxruntime", "target": "cpu", "precision": "fp32", "file": "bundle/model.onnx",
-                "bytes": 2340001, "map_clean": 0.2541, "map_pgd_transfer": 0.0867, "latency_ms": latency(1.72), "note": None,
+                "runtime": "onnxruntime",
+                "target": "cpu",
+                "precision": "fp32",
+                "file": "bundle/model.onnx",
+                "bytes": 2340001,
+                "map_clean": 0.2541,
+                "map_pgd_transfer": 0.0867,
+                "latency_ms": latency(1.72),
+                "note": None,
             },
             {
-                "runtime": "tensorrt_rtx", "target": "sm86", "precision": "fp16", "file": "bundle/engines/sm86/m.plan",
-                "bytes": 1720442, "map_clean": None, "map_pgd_transfer": None, "latency_ms": None, "note": "no such GPU here",
+                "runtime": "tensorrt_rtx",
+                "target": "sm86",
+                "precision": "fp16",
+                "file": "bundle/engines/sm86/m.plan",
+                "bytes": 1720442,
+                "map_clean": None,
+                "map_pgd_transfer": None,
+                "latency_ms": None,
+                "note": "no such GPU here",
             },
         ],
         "gates": [
-            {"model": "pruned", "gate": "tensor", "boxes": 1.8e-7, "scores": 1.4e-6, "tolerance": 1e-4, "images": 8},
             {
-                "model": "pruned", "gate": "detections", "images": 8, "detections": 412, "min_iou": 0.99987,
-                "max_score_difference": 2.6e-6, "coin_flips": 2, "allowed_iou": 0.99, "allowed_score_difference": 1e-3,
-                "score_threshold": 0.001, "iou_threshold": 0.45,
+                "model": "pruned",
+                "gate": "tensor",
+                "boxes": 1.8e-7,
+                "scores": 1.4e-6,
+                "tolerance": 1e-4,
+                "images": 8,
             },
-            {"model": "pruned", "gate": "map", "reference": 0.2544, "candidate": 0.2541, "deviation": -3e-4, "tolerance": 0.005},
+            {
+                "model": "pruned",
+                "gate": "detections",
+                "images": 8,
+                "detections": 412,
+                "min_iou": 0.99987,
+                "max_score_difference": 2.6e-6,
+                "coin_flips": 2,
+                "allowed_iou": 0.99,
+                "allowed_score_difference": 1e-3,
+                "score_threshold": 0.001,
+                "iou_threshold": 0.45,
+            },
+            {
+                "model": "pruned",
+                "gate": "map",
+                "reference": 0.2544,
+                "candidate": 0.2541,
+                "deviation": -3e-4,
+                "tolerance": 0.005,
+            },
         ],
         "pruning": {
-            "method": "structured", "ratio_requested": 0.75, "ratio_achieved": 0.7513, "channel_multiple": 8,
+            "method": "structured",
+            "ratio_requested": 0.75,
+            "ratio_achieved": 0.7513,
+            "channel_multiple": 8,
             "layers": [
-                {"layer": 0, "filters_before": 16, "filters_after": 8, "weights_before": 432, "weights_after": 216},
-                {"layer": 12, "filters_before": 136, "filters_after": 56, "weights_before": 73728, "weights_after": 9216},
+                {
+                    "layer": 0,
+                    "filters_before": 16,
+                    "filters_after": 8,
+                    "weights_before": 432,
+                    "weights_after": 216,
+                },
+                {
+                    "layer": 12,
+                    "filters_before": 136,
+                    "filters_after": 56,
+                    "weights_before": 73728,
+                    "weights_after": 9216,
+                },
             ],
         },
         "comparisons": {"robust_map_kept": {"value": 0.679, "low": 0.641, "high": 0.7182}},
-        "attack": {"name": "pgd", "eps": 0.05, "step_size": 0.02, "steps": 5, "random_start": False, "restarts": 1},
+        "attack": {
+            "name": "pgd",
+            "eps": 0.05,
+            "step_size": 0.02,
+            "steps": 5,
+            "random_start": False,
+            "restarts": 1,
+        },
         "data": {"path": "demo", "train_images": 4021, "test_images": 617, "greyscale": False},
         "latency_method": {"seconds": 10.0, "min_calls": 200, "peak_matmul_gflops": 88.25, "threads": 2},
         "environment": {"cpu": {"name": "Some CPU", "cores": 2}, "gpus": [], "prunedeploy": "9.8.7"},
         "configuration": {"model": {"cfg": "yolov3-slim", "weights": "demo"}, "finetune": {"lr": 0.0123}},
         "stages": {"finetune": {"digest": "ab" * 32, "seconds": 421.37}},
-    }  # fmt: skip
+    }
 
 
 def log(stage: str = "finetune", steps: int = 60) -> list[dict[str, Any]]:
@@ -203,11 +272,39 @@ def test_every_number_of_the_rows_is_shown_as_people_read_it(results: dict[str, 
             for key in ("p50", "p90", "p99"):
                 assert f"{three_digits(row['latency_ms'][runtime][key])} ms" in before_the_raw_document
     for expected in (
-        "177 M", "52.7 M", "2.83 ×", "2.44 ×", "67.9 %", "64.1 to 71.8 %", "617 test images", "2.34 MB", "1.72 MB", "0.254",
-        "0.087", "1.8e-07", "1.4e-06", "0.99987", "2.6e-06", "412 detections", "2 coin flips", "0.7513", "73,728", "9,216",
-        "136", "56", "0.05", "0.02", "4021", "88.25", "Some CPU", "421.4 s", "1,403", "prunedeploy build --ratio 0.75",
-        "2031-05-06T07:08:09+00:00", "9.8.7",
-    ):  # fmt: skip
+        "177 M",
+        "52.7 M",
+        "2.83 ×",
+        "2.44 ×",
+        "67.9 %",
+        "64.1 to 71.8 %",
+        "617 test images",
+        "2.34 MB",
+        "1.72 MB",
+        "0.254",
+        "0.087",
+        "1.8e-07",
+        "1.4e-06",
+        "0.99987",
+        "2.6e-06",
+        "412 detections",
+        "2 coin flips",
+        "0.7513",
+        "73,728",
+        "9,216",
+        "136",
+        "56",
+        "0.05",
+        "0.02",
+        "4021",
+        "88.25",
+        "Some CPU",
+        "421.4 s",
+        "1,403",
+        "prunedeploy build --ratio 0.75",
+        "2031-05-06T07:08:09+00:00",
+        "9.8.7",
+    ):
         assert expected in before_the_raw_document, expected
 
 
@@ -243,8 +340,8 @@ def test_unstructured_pruning_is_not_sold_as_faster(results: dict[str, Any]) -> 
     assert "dense kernels do the same work and gain nothing" in shown
     assert "keeps its shape" in shown
     assert "1,690,000" in shown
-    assert "weights that are not zero, %" in shown
-    assert "12.5 % of 73,728 weights" in shown
+    assert "weights kept, %" in shown
+    assert "9,216 of 73,728 weights" in shown
 
 
 def test_what_was_not_measured_says_why(results: dict[str, Any]) -> None:
@@ -333,14 +430,14 @@ def nulled_at_every_place(document: Any) -> list[Any]:
     return copies
 
 
-def looks_unknown(page: Page) -> list[str]:
+def looks_unknown(text: str) -> list[str]:
     """Words that no reader should see; the JSON at the end says null, as JSON does."""
-    return re.findall(r"(?<!L-)\b(?:None|nan|NaN|inf|Infinity)\b", page.text)
+    return re.findall(r"(?<!L-)\b(?:None|nan|NaN|inf|Infinity)\b", text)
 
 
 def test_nulls_everywhere_are_shown_as_unknown(results: dict[str, Any]) -> None:
     page = Page(report_html(all_null(results), [], None))
-    assert looks_unknown(page) == []
+    assert looks_unknown(report_html(all_null(results), [])) == []
     assert "–" in page.text
     reasons = [value for tag_, key, value in page.attributes if tag_ == "span" and key == "title"]
     assert reasons
@@ -351,7 +448,7 @@ def test_a_null_at_any_single_place_is_shown_as_unknown(results: dict[str, Any])
     variants = nulled_at_every_place(results)
     assert len(variants) > 200
     for variant in variants:
-        assert looks_unknown(Page(report_html(variant, []))) == []
+        assert looks_unknown(report_html(variant, [])) == []
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -362,7 +459,7 @@ def test_numbers_that_are_none_are_shown_as_unknown(results: dict[str, Any], val
         row["intervals"]["map_clean"] = [value, value]
     results["speedup"]["torch"] = value
     rows = [{**row, "loss": value} for row in log(steps=5)]
-    assert looks_unknown(Page(report_html(results, [*rows, *log()]))) == []
+    assert looks_unknown(report_html(results, [*rows, *log()])) == []
 
 
 @pytest.mark.parametrize("document", [{}, {"models": []}, {"models": None, "engines": None, "stages": []}])
@@ -468,8 +565,14 @@ def test_markup_is_escaped_unless_it_was_built() -> None:
 
 def test_numbers_keep_their_meaning_when_shortened() -> None:
     assert [three_digits(x) for x in (0, 0.0123456, 1.716, 99.96, 61.29, 412.3, 12345.6)] == [
-        "0", "0.0123", "1.72", "100", "61.3", "412", "12,346",
-    ]  # fmt: skip
+        "0",
+        "0.0123",
+        "1.72",
+        "100",
+        "61.3",
+        "412",
+        "12,346",
+    ]
     assert [map_text(x) for x in (0.0, 0.4253, 0.0003, 0.00001, 1.0)] == [
         "0.000",
         "0.425",

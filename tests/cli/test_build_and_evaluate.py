@@ -1,0 +1,197 @@
+"""`build`, `evaluate`, `report` on a network and data set so small that a whole build takes seconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMOKE = (
+    "--config", "smoke", "--set", "data.train_images=null", "--set", "data.eval_images=null", "--set",
+    "latency.runtimes=onnxruntime", "--set", "channels.minimum=1", "--set", "channels.multiple=1",
+    "--set", "export.map_tolerance=1.0",
+)  # fmt: skip
+
+
+def build_arguments(coco: Path, darknet: Path, folder: Path) -> tuple[object, ...]:
+    return (
+        "build", *SMOKE, "--ratio", "0.5", "--cfg", darknet, "--weights", darknet.with_suffix(".weights"),
+        "--data", coco, "--out", folder / "out", "--store", folder / "store",
+    )  # fmt: skip
+
+
+def test_a_build_end_to_end_and_what_reads_its_folder(
+    run: Any, run_process: Any, coco: Path, darknet: Path, tmp_path: Path
+) -> None:
+    arguments = build_arguments(coco, darknet, tmp_path)
+    out = tmp_path / "out"
+
+    done = run_process(*arguments, "--json")  # as a process: stdout must stay pure whatever is printed below
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["out"] == str(out)
+    assert "finetune" in document["computed"]
+    stored = json.loads((out / "results.json").read_text())
+    assert {key: value for key, value in document.items() if key not in ("out", "computed")} == stored
+    assert stored["command"].startswith("prunedeploy build --config smoke")
+
+    again = run(*arguments)
+    assert again.exit_code == 0, again.stderr
+    assert "nothing had to be computed" in again.stdout
+    rows = [line.split()[0] for line in again.stdout.splitlines() if line.strip()][2:5]
+    assert rows == ["original", "robust", "pruned"]
+    for name in ("report.html", "results.json", "bundle/", "model.cfg", "detections/"):
+        assert f"{out / name}" in again.stdout
+
+    other = run(*arguments, "--seed", "1")
+    assert other.exit_code == 2
+    assert "holds the build of another configuration" in other.stderr
+    assert json.loads((out / "results.json").read_text()) == stored
+
+    both = run(
+        "evaluate", out, "--attack", "pgd", "--runtime", "torch,onnxruntime", "--csv", tmp_path / "csv", "--json"
+    )
+    assert both.exit_code == 0, both.stderr
+    document = json.loads(both.stdout)
+    own, engine = document["results"]
+    pruned = stored["models"][2]
+    assert (own["transfer"], engine["transfer"]) == (False, True)
+    assert own["map_clean"] == pytest.approx(pruned["map_clean"], abs=1e-9)
+    assert own["map_pgd"] == pytest.approx(pruned["map_pgd"], abs=1e-9)
+    assert "map_pgd" not in engine
+    assert engine["map_pgd_transfer"] == pytest.approx(pruned["map_pgd_transfer_onnxruntime"], abs=1e-9)
+    assert document["attack"]["steps"] == 2  # the build's own
+    assert document["data"]["images"] == 4
+    with (tmp_path / "csv" / "torch-pgd.csv").open() as file:
+        assert next(csv.reader(file))[:3] == ["image_id", "category_id", "category"]
+
+    shown = run("evaluate", out / "bundle", "--data", coco, "--attack", "pgd", "--steps", "1", "--parent-cfg",
+                out / "model.cfg", "--bootstrap", "0")  # fmt: skip
+    assert shown.exit_code == 0, shown.stderr
+    assert "PGD (transfer)" in shown.stdout
+    assert "transfer: an engine has no gradients" in shown.stdout
+    assert "1 step of 0.02 within 0.05" in shown.stdout
+
+    alone = run("evaluate", out / "bundle", "--data", coco, "--attack", "pgd")
+    assert (alone.exit_code, alone.stdout) == (2, "")
+    assert "an engine has no gradients" in alone.stderr
+    assert "--parent-cfg" in alone.stderr
+
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    assert run("report", out, "--store", tmp_path / "store").exit_code == 0
+    assert (out / "report.html").read_bytes() == page
+    without = run("report", out, "--store", tmp_path / "nowhere")
+    assert without.exit_code == 0
+    assert "without test images" in without.stderr
+    assert 0 < (out / "report.html").stat().st_size < len(page)
+
+    listed = json.loads(run("store", "ls", "--store", tmp_path / "store", "--json").stdout)
+    assert {"pretrain", "prune", "finetune"} <= {row["name"] for row in listed}
+    gone = run("store", "gc", "--store", tmp_path / "store", "--older-than", "0", "--dry-run", "--json")
+    assert len(json.loads(gone.stdout)["removed"]) == len(listed)
+    assert run("store", "gc", "--store", tmp_path / "store", "--older-than", "0").exit_code == 0
+    assert json.loads(run("store", "ls", "--store", tmp_path / "store", "--json").stdout) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--ratio", "1.5"), "--ratio"),
+        (("--set", "finetune.lrr=1"), "did you mean finetune.lr?"),
+        (("--set", "nonsense"), "key=value"),
+        (("--config", "nowhere"), "nowhere"),
+        (("--data", "absent"), "absent"),
+        (("--target", "gpu"), "--target"),
+    ],
+)
+def test_wrong_input_of_a_build_is_one_line_and_leaves_no_results(
+    run: Any, coco: Path, darknet: Path, tmp_path: Path, more: tuple[str, ...], said: str
+) -> None:
+    done = run(*build_arguments(coco, darknet, tmp_path), *more)
+    assert (done.exit_code, done.stdout) == (2, "")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("prunedeploy: error: ")
+    assert said in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_wrong_key_is_told_before_torch_is_loaded(run_process: Any) -> None:
+    done = run_process("build", "--set", "finetune.lrr=1", blocked=("torch",))
+    assert done.returncode == 2
+    assert "finetune.lr" in done.stderr
+
+
+def test_truncated_weights_are_refused(run: Any, coco: Path, darknet: Path, tmp_path: Path) -> None:
+    weights = darknet.with_suffix(".weights")
+    weights.write_bytes(weights.read_bytes()[:-4])
+    for arguments in (build_arguments(coco, darknet, tmp_path), ("evaluate", darknet, "--data", coco)):
+        done = run(*arguments)
+        assert done.exit_code == 2
+        assert "tiny.weights" in done.stderr.splitlines()[-1]
+
+
+def test_evaluate_a_darknet_model(run_process: Any, darknet: Path, coco: Path) -> None:
+    done = run_process("evaluate", darknet, "--data", coco, "--limit", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    (row,) = document["results"]
+    assert (document["kind"], document["attack"], document["data"]["images"]) == ("darknet", None, 2)
+    assert (row["runtime"], row["map_pgd"]) == ("torch", None)
+    low, high = row["intervals"]["map_clean"]
+    assert low - 1e-9 <= row["map_clean"] <= high + 1e-9
+
+
+def test_random_starts_do_not_depend_on_the_batch_size(run: Any, darknet: Path, coco: Path, tmp_path: Path) -> None:
+    tables = []
+    for batch in (1, 3):
+        folder = tmp_path / f"csv-{batch}"
+        done = run("evaluate", darknet, "--data", coco, "--attack", "pgd", "--steps", "1", "--step-size", "1e-6",
+                   "--random-start", "--batch", batch, "--bootstrap", "0", "--csv", folder)  # fmt: skip
+        assert done.exit_code == 0, done.stderr
+        with (folder / "torch-pgd.csv").open() as file:
+            tables.append([float(row["score"]) for row in csv.DictReader(file)])
+    assert tables[0] == pytest.approx(tables[1], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--eps", "0.1"), "--eps does nothing without --attack pgd"),
+        (("--attack", "pgd", "--restarts", "3"), "--random-start"),
+        (("--runtime", "onnxruntime"), "cannot run on onnxruntime"),
+        (("--weights", "absent.weights"), "absent.weights"),
+        (("--names", "absent.txt"), "absent.txt"),
+    ],
+)
+def test_wrong_input_of_evaluate_is_one_line(run: Any, darknet: Path, coco: Path, more: Any, said: str) -> None:
+    done = run("evaluate", darknet, "--data", coco, *more)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_bad_image_ends_evaluate_unless_it_is_allowed(run: Any, darknet: Path, coco: Path) -> None:
+    (coco / "test" / "1.png").write_text("no image")
+    refused = run("evaluate", darknet, "--data", coco)
+    assert refused.exit_code == 2
+    assert "1.png" in refused.stderr.splitlines()[-1]
+    allowed = run("evaluate", darknet, "--data", coco, "--allow-bad-images", "--bootstrap", "0", "--json")
+    assert allowed.exit_code == 0
+    assert json.loads(allowed.stdout)["data"]["images"] == 3
+    assert "left out: " in allowed.stderr
+
+
+def test_other_classes_than_the_data_are_refused(run: Any, bundle: Path, coco: Path) -> None:
+    document = json.loads((coco / "test.json").read_text())
+    document["categories"][0]["name"] = "violet"
+    (coco / "test.json").write_text(json.dumps(document))
+    shutil.copy(coco / "test.json", coco / "train.json")
+    done = run("evaluate", bundle, "--data", coco)
+    assert done.exit_code == 2
+    assert "violet" in done.stderr

@@ -1,0 +1,158 @@
+"""`data`, `weights`, `store`, `report`: commands about files."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prunedeploy.cli.data import kind_of
+
+
+def test_a_good_coco_folder(run: Any, coco: Path) -> None:
+    done = run("data", "coco", coco)
+    assert done.exit_code == 0
+    assert done.stderr == ""
+    assert "test: 4 images (0 without boxes), 4 boxes" in done.stdout
+    assert done.stdout.splitlines()[-1] == "nothing is wrong"
+
+
+def test_every_problem_is_listed_those_of_a_kind_together(run: Any, coco: Path) -> None:
+    document = json.loads((coco / "test.json").read_text())
+    for annotation in document["annotations"]:
+        annotation["bbox"][2] = 0.0
+    (coco / "test.json").write_text(json.dumps(document))
+    (coco / "train" / "0.png").unlink()
+    done = run("data", "coco", coco)
+    assert done.exit_code == 2
+    assert done.stderr == f"{coco}: 5 problems\n"
+    lines = done.stdout.splitlines()
+    (first,) = [number for number, line in enumerate(lines) if line.startswith("4 x ")]
+    assert all(str(coco / "test.json") in line for line in lines[first + 1 : first + 4])
+    assert lines[first + 4] == "  and 1 more (--all shows them)"
+    assert "train/0.png" in lines[-1]
+    everything = run("data", "coco", coco, "--all").stdout
+    assert sum(str(coco / "test.json") in line for line in everything.splitlines()) == 4
+    found = json.loads(run("data", "coco", coco, "--json").stdout)
+    assert len(found["problems"]) == 5
+
+
+def test_problems_of_a_kind_differ_in_numbers_and_names_only() -> None:
+    assert kind_of("annotation 3: box 'a' has width -1.5") == kind_of("annotation 12: box 'b' has width nan")
+    assert kind_of("annotation 3: no image") != kind_of("annotation 3: no category")
+
+
+def test_a_missing_coco_folder_is_a_problem(run: Any, tmp_path: Path) -> None:
+    done = run("data", "coco", tmp_path / "absent")
+    assert done.exit_code == 2
+    assert "no such data folder" in done.stdout
+
+
+def test_coco_classes_are_checked_against_the_networks(run: Any, coco: Path, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("red\ngreen\n")
+    done = run("data", "coco", coco, "--names", tmp_path / "names")
+    assert done.exit_code == 2
+    assert "blue" in done.stdout
+    absent = run("data", "coco", coco, "--names", tmp_path / "absent")
+    assert "prunedeploy: error: " in absent.stderr
+
+
+def test_the_check_of_a_folder_needs_no_torch(run_process: Any, coco: Path) -> None:
+    assert run_process("data", "coco", coco, blocked=("torch", "onnx", "pycocotools")).returncode == 0
+
+
+def test_demo_is_not_written_over_something_else(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = run("data", "demo", tmp_path)
+    assert done.exit_code == 2
+    assert "holds something other than a demo set" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A local HTTP server: its address and its folder."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}", folder
+        running.shutdown()
+
+
+def test_weights_are_fetched_and_checked(
+    run: Any, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunedeploy.models import download
+
+    url, served = server
+    content = bytes(range(256)) * 100
+    (served / "tiny.weights").write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    monkeypatch.setitem(download.WEIGHTS, "tiny", download.PublicFile(f"{url}/tiny.weights", len(content), sha256))
+    done = run("weights", "tiny", tmp_path / "got", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout) == {
+        "path": str(tmp_path / "got" / "tiny.weights"), "bytes": len(content), "sha256": sha256,
+    }  # fmt: skip
+    assert (tmp_path / "got" / "tiny.weights").read_bytes() == content
+    (served / "tiny.weights").write_bytes(content[::-1])
+    wrong = run("weights", "tiny", tmp_path / "wrong", "--mirror", url)
+    assert wrong.exit_code == 2
+    assert "SHA-256" in wrong.stderr
+    assert list((tmp_path / "wrong").iterdir()) == []
+
+
+def test_weights_of_another_name_lists_those_there_are(run: Any, tmp_path: Path) -> None:
+    done = run("weights", "yolov9", tmp_path)
+    assert done.exit_code == 2
+    assert "yolov3, yolov3-tiny, yolov3-spp" in done.stderr
+
+
+def test_weights_without_a_network_is_one_line(run: Any, tmp_path: Path) -> None:
+    done = run("weights", "yolov3-tiny", tmp_path, "--mirror", "http://127.0.0.1:9")
+    assert done.exit_code == 2
+    assert "cannot be reached" in done.stderr.splitlines()[-1]
+
+
+def test_looking_at_a_store_does_not_make_one(run: Any, tmp_path: Path) -> None:
+    for command in ("ls", "gc"):
+        done = run("store", command, "--store", tmp_path / "absent")
+        assert done.exit_code == 2
+        assert "there is no such store" in done.stderr
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_folder_with_something_else_is_no_store(run: Any, coco: Path) -> None:
+    assert "is not a store" in run("store", "gc", "--older-than", "0", "--store", coco).stderr
+    assert (coco / "train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        ("[]", "is not a JSON object"),
+        ("{", "is not a JSON object"),
+        ("{}", "not what a build"),
+    ],
+)
+def test_report_of_what_is_no_build_is_one_line(run: Any, tmp_path: Path, content: str | None, said: str) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    done = run("report", tmp_path)
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
