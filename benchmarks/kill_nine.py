@@ -91,7 +91,7 @@ def main() -> None:
         seconds = finish(top / "undisturbed", data, options.sets)
         expected = weights_of(top / "undisturbed")
         print(f"undisturbed: {seconds:.1f} s, model.weights {expected[:16]}\n")
-        print(f"{'kill':>4} {'at':>8} {'during':<18} {'half-written':<12} {'resumed in':>10}  weights")
+        print(f"{'kill':>4} {'at':>8} {'during':<22} {'half-written':<12} {'resumed in':>10}  weights")
         for number in range(1, options.kills + 1):
             folder = top / str(number)
             moment = draw.uniform(0, seconds)
@@ -107,7 +107,8 @@ def main() -> None:
             same = weights_of(folder) == expected
             failures += bool(broken) or not same
             verdict = "identical" if same else "DIFFERENT"
-            print(f"{number:>4} {moment:>6.1f} s {during:<18} {broken or 'nothing':<12} {resumed:>8.1f} s  {verdict}", flush=True)
+            row = f"{number:>4} {moment:>6.1f} s {during:<22} {broken or 'nothing':<12} {resumed:>8.1f} s"
+            print(f"{row}  {verdict}", flush=True)
     print(f"\n{options.kills - failures} of {options.kills} builds ended as if nothing had happened")
     sys.exit(1 if failures else 0)
 

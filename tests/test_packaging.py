@@ -155,7 +155,7 @@ def known_flags(command: click.Command) -> set[str]:
 
 
 def test_readme_commands_exist_with_their_options() -> None:
-    from prunedeploy.cli import main
+    from prunedeploy.cli import cli
 
     commands = readme_commands()
     assert ["make", "demo"] in commands
@@ -167,7 +167,7 @@ def test_readme_commands_exist_with_their_options() -> None:
         if program == "make":
             assert {word for word in words if "=" not in word} <= targets, f"make {' '.join(words)}"
             continue
-        command: click.Command = main
+        command: click.Command = cli
         for word in words:
             if word.startswith("-"):
                 flag = word.split("=")[0]

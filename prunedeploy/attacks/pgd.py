@@ -50,15 +50,11 @@ class Pgd:
     seed: int
 
     @classmethod
-    def against(
-        cls, model: Darknet, threat_model: ThreatModel, precision: Precision = "fp32", seed: int = 0
-    ) -> Pgd:
+    def against(cls, model: Darknet, threat_model: ThreatModel, precision: Precision = "fp32", seed: int = 0) -> Pgd:
         """Prepare an attack on ``model``, in evaluation mode whatever mode it is in."""
         return cls(model, FoldedDarknet(model, DTYPES[precision]), threat_model, precision, seed)
 
-    def __call__(
-        self, images: Tensor, targets: Tensor, image_ids: list[int] | None = None, epoch: int = 0
-    ) -> Tensor:
+    def __call__(self, images: Tensor, targets: Tensor, image_ids: list[int] | None = None, epoch: int = 0) -> Tensor:
         """Attack a batch.
 
         Args:

@@ -257,7 +257,7 @@ def _print(rows: list[dict[str, Any]], peak: float | None) -> None:
     ]
     print_table(headings, cells, left=2)
     if peak is not None:
-        click.echo(f"\npeak: {peak:.0f} GFLOP/s, ONNX Runtime on a MatMul in the same run; rates are of the median")
+        click.echo(f"\npeak: {peak:.0f} GFLOP/s, ONNX Runtime on a MatMul in the same run; GFLOP/s are of the median")
     if any(row["latency_ms"] is not None and row["latency_ms"]["noisy"] for row in rows):
         click.echo("* noisy: the coefficient of variation is above 0.1; close other programs, or measure longer")
     for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):

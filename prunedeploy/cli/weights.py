@@ -22,8 +22,8 @@ def command(name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     right; one that is there and right is not fetched again. Sizes: yolov3 248 MB, yolov3-tiny 35 MB,
     yolov3-spp 252 MB.
     """
-    from prunedeploy.models.download import WEIGHTS, fetch_weights
     from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.public_weights import WEIGHTS, fetch_weights
 
     with quiet_stdout():
         if name in WEIGHTS:

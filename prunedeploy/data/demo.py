@@ -89,7 +89,7 @@ def write_demo(
     # Resolved, so that "." has a name and a link is followed rather than replaced.
     folder = Path(folder).resolve()
     settings = settings or DemoSettings()
-    description = json.dumps({"demo_version": DEMO_VERSION, **asdict(settings)}, sort_keys=True)
+    description = _description(settings)
     if _is_demo_set(folder, description):
         return folder
     if not _is_replaceable(folder):
@@ -115,6 +115,15 @@ def write_demo(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def holds_demo(folder: Path, settings: DemoSettings) -> bool:
+    """Whether the folder holds just this demo set, so that `write_demo` has nothing to do."""
+    return _is_demo_set(folder, _description(settings))
+
+
+def _description(settings: DemoSettings) -> str:
+    return json.dumps({"demo_version": DEMO_VERSION, **asdict(settings)}, sort_keys=True)
 
 
 def _is_demo_set(folder: Path, description: str) -> bool:
@@ -172,8 +181,7 @@ def _write_split(
             progress(done)
     document = {
         "info": {
-            "description": "prunedeploy demo: scenes composed from Fashion-MNIST photos "
-            "(Zalando SE, MIT licence)"
+            "description": "prunedeploy demo: scenes composed from Fashion-MNIST photos (Zalando SE, MIT licence)"
         },
         "images": images,
         "annotations": annotations,
@@ -275,9 +283,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
     return width * height / min((a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1]))
 
 
-def _contrasting_object(
-    rng: np.random.Generator, class_name: str, shade: NDArray[np.float32], behind: Rgb
-) -> Rgb:
+def _contrasting_object(rng: np.random.Generator, class_name: str, shade: NDArray[np.float32], behind: Rgb) -> Rgb:
     """Tint an object so that it differs from what is behind it: the first draw that does, else the best."""
     mean_behind = behind.mean((0, 1))
     best: tuple[float, Rgb] | None = None

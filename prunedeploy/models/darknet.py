@@ -95,9 +95,7 @@ def _maxpool(x: Tensor, layer: Maxpool) -> Tensor:
     if before == after and before <= size // 2:
         return F.max_pool2d(x, size, stride, before)
     # Cells beyond the last window that fits are never read, so an even map at 2/2 needs no padding.
-    need = [
-        max(0, (side + padding - size) // stride * stride + size - side - before) for side in x.shape[-2:]
-    ]
+    need = [max(0, (side + padding - size) // stride * stride + size - side - before) for side in x.shape[-2:]]
     if before or any(need):
         x = F.pad(x, (before, need[1], before, need[0]), value=float("-inf"))
     return F.max_pool2d(x, size, stride)
@@ -223,10 +221,7 @@ class Darknet(nn.Module):
         """The parameters as they stand in a weight file."""
         parameters = []
         for layer in self.cfg.convolutions:
-            state = {
-                name: value.detach().cpu().numpy()
-                for name, value in self.conv(layer.index).state_dict().items()
-            }
+            state = {name: value.detach().cpu().numpy() for name, value in self.conv(layer.index).state_dict().items()}
             parameters.append(state)
         return WeightFile(self.header, tuple(parameters))
 

@@ -23,9 +23,7 @@ _TRAINING_ONLY_NET = frozenset(
 )
 _OPTIONS: Mapping[str, frozenset[str]] = {
     "net": frozenset("width height channels".split()) | _TRAINING_ONLY_NET,
-    "convolutional": frozenset(
-        "batch_normalize filters size stride pad padding groups activation dilation".split()
-    ),
+    "convolutional": frozenset("batch_normalize filters size stride pad padding groups activation dilation".split()),
     "maxpool": frozenset("size stride padding".split()),
     "upsample": frozenset({"stride"}),
     "route": frozenset("layers groups group_id".split()),
@@ -251,9 +249,7 @@ def read_cfg(path: str | Path) -> DarknetCfg:
     try:
         text = path.read_bytes().decode("utf-8")
     except OSError as error:
-        raise DarknetFormatError(
-            f"cannot be read ({error.strerror})", path, "give an existing .cfg file"
-        ) from None
+        raise DarknetFormatError(f"cannot be read ({error.strerror})", path, "give an existing .cfg file") from None
     except UnicodeDecodeError:
         raise DarknetFormatError("is not text", path, "give a Darknet .cfg file") from None
     return parse_cfg(text, str(path))
@@ -334,9 +330,7 @@ class _Reader:
         self.section = section
         self.where = where
 
-    def error(
-        self, what: str, option: str | None = None, fix: str = "correct the line"
-    ) -> DarknetFormatError:
+    def error(self, what: str, option: str | None = None, fix: str = "correct the line") -> DarknetFormatError:
         line = self.section.option_lines.get(option or "", self.section.line)
         return DarknetFormatError(what, f"{self.where}:{line}", fix)
 
@@ -460,9 +454,7 @@ def _build_layer(reader: _Reader, layers: list[Layer], input_shape: tuple[int, i
             raise reader.error(f"joins feature maps of different sizes {sorted(sizes)}", "layers")
         in_channels = tuple(layers[source].out_channels for source in sources)
         if group_id >= groups or any(count % groups for count in in_channels):
-            raise reader.error(
-                f"groups={groups}, group_id={group_id} do not fit channels {in_channels}", "groups"
-            )
+            raise reader.error(f"groups={groups}, group_id={group_id} do not fit channels {in_channels}", "groups")
         ((height, width),) = sizes
         out = (sum(in_channels) // groups, height, width)
         return Route(index, kind, line, tuple(sources), in_channels, out, groups, group_id)
@@ -472,9 +464,7 @@ def _build_layer(reader: _Reader, layers: list[Layer], input_shape: tuple[int, i
             raise reader.error("from= names more than one layer", "from")
         other = layers[sources[0]].out_shape
         if other != shape:
-            raise reader.error(
-                f"adds shapes {shape} and {other}", "from", "point it at a layer of the same shape"
-            )
+            raise reader.error(f"adds shapes {shape} and {other}", "from", "point it at a layer of the same shape")
         activation = reader.choice("activation", "linear", ACTIVATIONS)
         return Shortcut(index, kind, line, (previous, sources[0]), (channels, channels), shape, activation)
     if kind == "yolo":

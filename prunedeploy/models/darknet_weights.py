@@ -44,9 +44,7 @@ def parameter_shapes(layer: Convolutional) -> dict[str, tuple[int, ...]]:
 
 def weight_count(cfg: DarknetCfg) -> int:
     """Number of float32 values that a weight file of ``cfg`` holds."""
-    return sum(
-        int(np.prod(shape)) for layer in cfg.convolutions for shape in parameter_shapes(layer).values()
-    )
+    return sum(int(np.prod(shape)) for layer in cfg.convolutions for shape in parameter_shapes(layer).values())
 
 
 def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
@@ -60,13 +58,9 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DarknetFormatError(
-            f"cannot be read ({error.strerror})", path, "give an existing .weights file"
-        ) from None
+        raise DarknetFormatError(f"cannot be read ({error.strerror})", path, "give an existing .weights file") from None
     if len(data) < 16:
-        raise DarknetFormatError(
-            f"has {len(data)} bytes, not even a header", path, "download or export it again"
-        )
+        raise DarknetFormatError(f"has {len(data)} bytes, not even a header", path, "download or export it again")
     major, minor = np.frombuffer(data, "<i4", count=2)
     header_bytes = 20 if int(major) * 10 + int(minor) >= 2 else 16
     expected = header_bytes + 4 * weight_count(cfg)

@@ -32,9 +32,7 @@ def split_head(raw: Tensor, head: Yolo) -> Tensor:
     batch, channels, height, width = raw.shape
     anchors, values = len(head.anchor_indices), 5 + head.classes
     if channels != anchors * values:
-        raise ValueError(
-            f"head at layer {head.index}: expected {anchors * values} channels, got {tuple(raw.shape)}"
-        )
+        raise ValueError(f"head at layer {head.index}: expected {anchors * values} channels, got {tuple(raw.shape)}")
     return raw.view(batch, anchors, values, height, width).permute(0, 1, 3, 4, 2)
 
 

@@ -77,11 +77,7 @@ def _match_anchors(sizes_wh: Tensor, cfg: DarknetCfg) -> dict[int, Tensor]:
     anchors = sizes_wh.new_tensor(cfg.heads[0].anchors_wh)  # (anchors of the network, 2)
     overlap = torch.minimum(sizes_wh[:, None], anchors[None]).prod(-1)
     iou = overlap / (sizes_wh.prod(-1)[:, None] + anchors.prod(-1)[None] - overlap)
-    best = (
-        F.one_hot(iou.argmax(1), len(anchors)).bool()
-        if len(sizes_wh)
-        else torch.zeros_like(iou, dtype=torch.bool)
-    )
+    best = F.one_hot(iou.argmax(1), len(anchors)).bool() if len(sizes_wh) else torch.zeros_like(iou, dtype=torch.bool)
     return {head.index: (best | (iou > head.iou_thresh))[:, list(head.anchor_indices)] for head in cfg.heads}
 
 
@@ -145,9 +141,7 @@ def _head_loss(
         wh = (chosen[:, 2:4] - (truth[:, 2:] / anchors).log()) ** 2 / 2
         box = ((xy + wh) * weight).sum()
     else:
-        centre = (
-            torch.sigmoid(chosen[:, :2]) * stretch - (stretch - 1) / 2 + torch.stack((column, row), dim=1)
-        )
+        centre = torch.sigmoid(chosen[:, :2]) * stretch - (stretch - 1) / 2 + torch.stack((column, row), dim=1)
         centre = centre * truth.new_tensor([width / columns, height / rows])
         size = anchors * chosen[:, 2:4].clamp(_MIN_LOG_SIZE, _MAX_LOG_SIZE).exp()
         box = (1 - complete_iou(torch.cat((centre, size), dim=1), truth)).sum()

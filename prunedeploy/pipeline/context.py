@@ -17,7 +17,7 @@ from prunedeploy.attacks import ThreatModel
 from prunedeploy.config import BUNDLED, AttackConfig, BuildConfig, TrainingConfig
 from prunedeploy.data import CocoDataset, content_key, load_splits, train_test_subset
 from prunedeploy.data.coco_names import COCO_NAMES
-from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
+from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
 from prunedeploy.data.loader import TrainingLoader
 from prunedeploy.data.transforms import AugmentSettings
 from prunedeploy.models import Darknet, load_darknet
@@ -290,8 +290,9 @@ def _data_folder(config: BuildConfig, store: Store, progress: Progress) -> Path:
     with FileLock(store.root / "locks" / "demo-data"):
         for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed build
             shutil.rmtree(leftover, ignore_errors=True)
-        with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
-            write_demo(folder, settings, lambda done: advance(1))
+        if not holds_demo(folder, settings):
+            with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
+                write_demo(folder, settings, lambda done: advance(1))
     if world()[1] > 1:
         dist.barrier()
     return folder

@@ -23,9 +23,9 @@ from prunedeploy.pipeline.context import (
     original_cfg_path,
     original_weights_path,
 )
-from prunedeploy.pruning.masks import apply_structured, apply_unstructured
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.importance import unit_importance
+from prunedeploy.pruning.masks import apply_structured, apply_unstructured
 from prunedeploy.pruning.ratio import solve_structured, solve_widths
 from prunedeploy.pruning.shrink import shrink
 from prunedeploy.pruning.subnet import pruning_record, unstructured_record
@@ -215,7 +215,7 @@ def _train(
     settings = loop_settings(block, steps)
     log = checkpoints / "log.jsonl"
     if trained is model:
-        model.to(memory_format=torch.channels_last)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
     loader = context.loader(block, model.cfg, 0, clean=stage == "clean")
     with context.progress.task(stage, settings.steps) as advance:
 

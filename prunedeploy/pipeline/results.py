@@ -18,8 +18,8 @@ from prunedeploy.pipeline.report import write_report
 from prunedeploy.pruning.subnet import count_parameters
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.engine_from_onnx import read_engine_file, sidecar_path
-from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.environment import library_versions, machine_info
+from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.files import file_sha256, write_atomically
 from prunedeploy_engines.letterbox import GREY
 

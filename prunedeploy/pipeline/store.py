@@ -22,7 +22,6 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 import time
 import uuid
 import weakref
@@ -143,19 +142,6 @@ os.register_at_fork(after_in_child=_let_go_in_child)
 
 def _log(line: str) -> None:
     logging.getLogger(__name__).warning(line)
-
-
-@contextmanager
-def measuring(say: Callable[[str], None] = _log) -> Iterator[None]:
-    """Hold the machine-wide lock under which latency is measured; waits for it, and does not nest."""
-    lock = FileLock(Path(tempfile.gettempdir()) / "prunedeploy-measuring.lock")
-    if not lock.acquire(wait=False):
-        say("waiting: another process of prunedeploy is measuring on this machine")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,7 @@ def loss_terms(terms: LossTerms) -> dict[str, Tensor]:
     return {"loss": terms.total, "box": terms.box, "objectness": terms.objectness, "classes": terms.classes}
 
 
-def distillation_loss(
-    heads: list[Tensor], taught: list[Tensor], model: Darknet, temperature: float = 1.0
-) -> Tensor:
+def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet, temperature: float = 1.0) -> Tensor:
     """How far predictions are from a teacher's, weighted by the teacher's objectness.
 
     Cross-entropy to the teacher's objectness everywhere; to its class probabilities and squared distance to

@@ -60,9 +60,7 @@ class ScoredDarknet(nn.Module):
         self._groups = coupling_groups(model.cfg)
         frozen = FoldedDarknet(model)
         self._folded = frozen.folded
-        self.scores = nn.ParameterDict(
-            {str(index): nn.Parameter(value.clone()) for index, value in scores.items()}
-        )
+        self.scores = nn.ParameterDict({str(index): nn.Parameter(value.clone()) for index, value in scores.items()})
 
     def score_tensors(self) -> dict[int, Tensor]:
         """The scores by layer index, detached."""

@@ -98,11 +98,7 @@ def train(
                 lines.write(json.dumps({**row, **values}) + "\n")
             if advance is not None:
                 advance(1, values["loss"])
-            if (
-                (step + 1) % settings.checkpoint_every == 0
-                and step + 1 < settings.steps
-                and lines is not None
-            ):
+            if (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps and lines is not None:
                 # The log first: a checkpoint never knows more steps than the log holds.
                 lines.flush()
                 groups = {"model": module.state_dict(), "optimizer": optimizer_tensors(optimizer)}

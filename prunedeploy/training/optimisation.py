@@ -61,9 +61,7 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     if settings.schedule == "cosine":
         return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
     if settings.schedule == "step":
-        return settings.lr * settings.step_factor ** sum(
-            done >= milestone for milestone in settings.milestones
-        )
+        return settings.lr * settings.step_factor ** sum(done >= milestone for milestone in settings.milestones)
     return settings.lr
 
 

@@ -26,9 +26,7 @@ def test_defaults_are_the_papers() -> None:
 
 
 @given(x_adv=candidates, x=pixels, eps=st.floats(0, 1))
-def test_projection_ends_in_the_ball_and_the_pixel_range(
-    x_adv: np.ndarray, x: np.ndarray, eps: float
-) -> None:
+def test_projection_ends_in_the_ball_and_the_pixel_range(x_adv: np.ndarray, x: np.ndarray, eps: float) -> None:
     before = x_adv.copy()
     projected = project_linf(torch.from_numpy(x_adv), torch.from_numpy(x), eps)
     check_invariants(projected, torch.from_numpy(x), eps)

@@ -95,13 +95,14 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def test_weights_are_fetched_and_checked(
     run: Any, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunedeploy.models import download
+    from prunedeploy import public_weights
 
     url, served = server
     content = bytes(range(256)) * 100
     (served / "tiny.weights").write_bytes(content)
     sha256 = hashlib.sha256(content).hexdigest()
-    monkeypatch.setitem(download.WEIGHTS, "tiny", download.PublicFile(f"{url}/tiny.weights", len(content), sha256))
+    file = public_weights.PublicFile(f"{url}/tiny.weights", len(content), sha256)
+    monkeypatch.setitem(public_weights.WEIGHTS, "tiny", file)
     done = run("weights", "tiny", tmp_path / "got", "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout) == {

@@ -79,9 +79,7 @@ def test_dog_bicycle_and_car_are_found_where_they_are(genuine: Darknet, shared: 
 
 
 @pytest.mark.shared
-def test_the_genuine_files_are_written_back_byte_for_byte(
-    genuine: Darknet, shared: Path, tmp_path: Path
-) -> None:
+def test_the_genuine_files_are_written_back_byte_for_byte(genuine: Darknet, shared: Path, tmp_path: Path) -> None:
     genuine.save(tmp_path / "out.cfg", tmp_path / "out.weights")
     folder = shared / "real" / "yolov3-tiny"
     assert (tmp_path / "out.cfg").read_bytes() == (folder / "yolov3-tiny.cfg").read_bytes()
@@ -173,8 +171,9 @@ def numpy_convolution(x: np.ndarray, weight: np.ndarray, layer_options: dict[str
         first = f // (filters // groups) * per_group
         for i in range(out_h):
             for j in range(out_w):
-                rows, columns = slice(i * stride, i * stride + reach, dilation), slice(
-                    j * stride, j * stride + reach, dilation
+                rows, columns = (
+                    slice(i * stride, i * stride + reach, dilation),
+                    slice(j * stride, j * stride + reach, dilation),
                 )
                 window = padded[:, first : first + per_group, rows, columns]
                 out[:, f, i, j] = (window * weight[f]).sum((1, 2, 3))
@@ -270,9 +269,7 @@ def test_training_mode_normalises_by_the_batch_and_moves_darknets_statistics() -
     np.testing.assert_allclose(ours, expected, atol=1e-4)
     # Darknet's running variance is the unbiased one (variance_cpu divides by n - 1); our momentum is 0.03.
     np.testing.assert_allclose(module.mean.numpy(), 0.97 * before[0] + 0.03 * mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(
-        module.variance.numpy(), 0.97 * before[1] + 0.03 * variance * n / (n - 1), rtol=1e-5
-    )
+    np.testing.assert_allclose(module.variance.numpy(), 0.97 * before[1] + 0.03 * variance * n / (n - 1), rtol=1e-5)
 
 
 def test_upsample_route_groups_and_shortcut_equal_array_operations() -> None:

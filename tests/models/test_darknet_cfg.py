@@ -265,9 +265,7 @@ def test_a_missing_cfg_and_a_folder_are_refused(tmp_path: Path) -> None:
     ("name", "convolutions", "heads"),
     [("yolov3", 75, 3), ("yolov3-tiny", 13, 2), ("yolov3-spp", 76, 3), ("yolov3-slim", None, 3)],
 )
-def test_shipped_cfgs_have_the_published_numbers_of_layers(
-    name: str, convolutions: int | None, heads: int
-) -> None:
+def test_shipped_cfgs_have_the_published_numbers_of_layers(name: str, convolutions: int | None, heads: int) -> None:
     cfg = read_cfg(darknet_cfg_path(name))
     assert len(cfg.heads) == heads
     assert convolutions is None or len(cfg.convolutions) == convolutions

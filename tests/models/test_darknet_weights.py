@@ -123,9 +123,7 @@ def test_weights_of_another_cfg_of_the_same_length_are_refused_by_a_negative_var
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_is_refused_with_its_place(
-    cfg: DarknetCfg, tmp_path: Path, value: float
-) -> None:
+def test_a_value_that_is_not_finite_is_refused_with_its_place(cfg: DarknetCfg, tmp_path: Path, value: float) -> None:
     values = floats()
     values[77] = value
     path = tmp_path / "w.weights"

@@ -305,7 +305,9 @@ def test_images_without_boxes_cost_objectness_only() -> None:
     terms = yolo_loss(heads, torch.zeros(0, 6, dtype=torch.float64), cfg)
     assert float(terms.box.detach()) == 0
     assert float(terms.classes.detach()) == 0
-    logits = torch.cat([split_head(raw.detach(), head)[..., 4].flatten() for raw, head in zip(heads, cfg.heads, strict=True)])
+    logits = torch.cat(
+        [split_head(raw.detach(), head)[..., 4].flatten() for raw, head in zip(heads, cfg.heads, strict=True)]
+    )
     expected = sum(cross_entropy(t, 0) for t in logits.tolist()) / 2
     assert float(terms.objectness.detach()) == pytest.approx(expected)
     terms.total.backward()

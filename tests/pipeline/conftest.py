@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -159,7 +160,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_case: TinyCase) -> t
 # Imports once; each line on its standard input is then a build in a process of its own, forked from it before it
 # has computed anything.
 _FORK_SERVER = """
-import json, os, sys
+import json, os, resource, sys
 from pathlib import Path
 from prunedeploy.config import load_config
 from prunedeploy.pipeline.build import build
@@ -168,13 +169,17 @@ from prunedeploy_engines.errors import PrunedeployError
 import onnx, onnxruntime, pycocotools.cocoeval, prunedeploy.pipeline.measure_stages
 
 def run(order):
+    if order["file_limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"],) * 2)
     config = load_config("smoke", order["sets"])
     try:
         outcome = build(config, store=Path(order["store"]), out=Path(order["out"]), progress=make_progress(quiet=True))
         answer, code = {"computed": outcome.computed}, 0
     except PrunedeployError as error:
         answer, code = {"error": str(error)}, 2
-    Path(order["answer"]).write_text(json.dumps(answer))
+    half = Path(order["answer"] + ".tmp")
+    half.write_text(json.dumps(answer))
+    half.rename(order["answer"])
     return code
 
 print("ready", flush=True)
@@ -215,11 +220,15 @@ class BuildProcesses:
         assert self._server.stdout is not None
         return self._server.stdout.readline().strip()
 
-    def start(self, store: Path, out: Path, sets: Sequence[str], wait: bool) -> tuple[int, Path]:
-        """Start a build; return its process id and where it will write its answer."""
+    def start(self, store: Path, out: Path, sets: Sequence[str], wait: bool, file_limit: int = 0) -> tuple[int, Path]:
+        """Start a build; return its process id and where it will write its answer.
+
+        With ``wait``, `exit_code` waits for it. ``file_limit`` is the largest file in bytes that it may write.
+        """
         self._number += 1
         answer = self.folder / f"answer-{self._number}.json"
-        order = {"store": str(store), "out": str(out), "sets": list(sets), "answer": str(answer), "wait": wait}
+        paths = {"store": str(store), "out": str(out), "answer": str(answer)}
+        order = {**paths, "sets": list(sets), "wait": wait, "file_limit": file_limit}
         assert self._server.stdin is not None
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
@@ -229,9 +238,9 @@ class BuildProcesses:
         """Wait for the build that was started last, with ``wait``."""
         return int(self._line())
 
-    def run(self, store: Path, out: Path, sets: Sequence[str]) -> dict[str, Any]:
+    def run(self, store: Path, out: Path, sets: Sequence[str], file_limit: int = 0) -> dict[str, Any]:
         """Run a build to its end and return its answer."""
-        _, answer = self.start(store, out, sets, wait=True)
+        _, answer = self.start(store, out, sets, True, file_limit)
         assert self.exit_code() in {0, 2}, "the build process ended with a bug"
         document: dict[str, Any] = json.loads(answer.read_text())
         return document
@@ -252,7 +261,6 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuildProcess
 @pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Path], Path]:
     """Copy a folder so that a test may change it; time stamps are kept."""
-    import shutil
 
     def copy(folder: Path) -> Path:
         return Path(shutil.copytree(folder, tmp_path / f"copy-of-{folder.name}"))

@@ -179,7 +179,7 @@ def test_damaged_result_in_the_store_is_computed_again(
     for weights in store.glob("results/finetune-*/model.weights"):
         weights.write_bytes(weights.read_bytes()[:-40])
     for folder in store.glob("results/finetune-*"):
-        with pytest.raises(StoreError, match="model.weights"):
+        with pytest.raises(StoreError, match=r"model\.weights"):
             check_result(folder, folder.name.rpartition("-")[2])
     outcome = tiny_case.build(store, tmp_path / "out")
     assert outcome.computed[0] == "finetune"

@@ -28,7 +28,7 @@ PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path
 from prunedeploy.pipeline.stages import StageKey
-from prunedeploy.pipeline.store import FileLock, Store, measuring
+from prunedeploy.pipeline.store import FileLock, Store
 from prunedeploy_engines.errors import StoreError
 KEY = StageKey("finetune", 1, {"lr": 0.01}, {"weights": "abc"}, torch="2.0")
 def wait_for(path):
@@ -588,25 +588,6 @@ def test_shared_locks_keep_out_only_exclusive_ones(tmp_path: Path) -> None:
         assert not FileLock(path).acquire(wait=False)
     with FileLock(path):
         assert not FileLock(path, shared=True).acquire(wait=False)
-
-
-def test_one_process_at_a_time_measures_on_a_machine(tmp_path: Path) -> None:
-    program = """
-import tempfile
-tempfile.tempdir = sys.argv[1]
-with measuring(say=print):
-    print("measuring")
-    wait_for(Path(sys.argv[1]) / "go")
-"""
-    first = start(program, tmp_path)
-    assert first.stdout is not None
-    assert first.stdout.readline() == "measuring\n"
-    second = start(program, tmp_path)
-    assert second.stdout is not None
-    assert second.stdout.readline().startswith("waiting: another process")
-    (tmp_path / "go").touch()
-    finish(first)
-    assert finish(second) == "measuring\n"
 
 
 # No room

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prunedeploy.models.download import WEIGHTS, PublicFile, fetch_file, fetch_weights
+from prunedeploy.public_weights import WEIGHTS, PublicFile, fetch_file, fetch_weights
 from prunedeploy_engines.errors import DownloadError
 
 CONTENT = os.urandom(1_000_003)

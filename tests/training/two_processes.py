@@ -1,0 +1,102 @@
+"""What each of two processes does in the test of distributed training: ``two_processes.py OUT``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from prunedeploy.data.loader import Batch
+from prunedeploy.models import Darknet, yolo_loss
+from prunedeploy.training.adversarial import robust_objective
+from prunedeploy.training.distributed import is_main_process, shard, start_process_group, world
+from prunedeploy.training.loop import Objective, train
+from prunedeploy.training.optimisation import LoopSettings
+from training.small import batch_of, small_model
+
+SETTINGS = LoopSettings(
+    steps=4, lr=1e-3, optimizer="adamw", ema_decay=0.5, checkpoint_every=2, clip_norm=5.0, schedule="constant"
+)
+# One plain step of descent, which can be followed by hand.
+ONE_STEP = LoopSettings(steps=1, lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="constant")
+IMAGES = 4
+
+
+def batches(start: int) -> Iterator[Batch]:
+    step = start
+    while True:
+        yield batch_of(step, IMAGES)
+        step += 1
+
+
+def evaluation_objective(model: Darknet) -> Objective:
+    """The loss without batch statistics, which alone is the same for a batch and for its shares."""
+
+    def objective(batch: Batch, step: int) -> dict[str, Tensor]:
+        batch = shard(batch)
+        return {"loss": yolo_loss(model.eval()(batch.images), batch.targets, model.cfg).total}
+
+    return objective
+
+
+def run(work: Path, training_mode: bool, stop_after: int = 0, settings: LoopSettings = SETTINGS) -> Darknet:
+    """Train the small network; stop by an exception after so many steps."""
+    model = small_model()
+    objective = (
+        robust_objective(model, settings, None, 0, torch.device("cpu"))
+        if training_mode
+        else evaluation_objective(model)
+    )
+    taken = 0
+
+    def advance(count: int, loss: float) -> None:
+        nonlocal taken
+        taken += count
+        if stop_after and taken >= stop_after:
+            raise InterruptedError
+
+    work.mkdir(parents=True, exist_ok=True)
+    train(
+        model, model.parameters(), batches, objective, settings,
+        stage="s", work=work, log=work / "log.jsonl", advance=advance,
+    )  # fmt: skip
+    return model
+
+
+def main() -> None:
+    """Compute everything that the test looks at, and write one file per process."""
+    out = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    start_process_group(torch.device("cpu"))
+    rank, count = world()
+    assert (rank, count) == (int(os.environ["RANK"]), 2)
+    assert is_main_process() == (rank == 0)
+    values: dict[str, Tensor] = {}
+    share = shard(batch_of(0, IMAGES))
+    values["share.images"], values["share.targets"] = share.images, share.targets
+    values["share.ids"] = torch.tensor(share.image_ids)
+    for name, training_mode in (("eval", False), ("train", True)):
+        model = run(out / name, training_mode)
+        values.update({f"{name}.{key}": value for key, value in model.state_dict().items()})
+    model = run(out / "one", training_mode=True, settings=ONE_STEP)
+    values.update({f"one.{key}": value for key, value in model.state_dict().items()})
+    try:
+        run(out / "stopped", training_mode=True, stop_after=3)
+    except InterruptedError:
+        model = run(out / "stopped", training_mode=True)
+        values.update({f"resumed.{key}": value for key, value in model.state_dict().items()})
+    try:
+        shard(batch_of(0, 3))
+    except ValueError as error:
+        values["refused"] = torch.tensor([float("3 does not split over 2" in str(error))])
+    save_file({key: value.detach().contiguous() for key, value in values.items()}, out / f"{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
