@@ -69,7 +69,7 @@ def say_machine() -> None:
     from prunedeploy_engines.environment import machine_info
 
     machine = machine_info()
-    print(f"CPU {machine['cpu']}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"CPU {machine['cpu']['name']}; torch {torch.__version__}, {torch.get_num_threads()} threads")
 
 
 ROOT = Path(__file__).parents[1]

@@ -14,6 +14,7 @@ from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.pipeline.context import open_context, original_cfg_path
 from prunedeploy.pipeline.measure_stages import (
     ROWS,
+    check_images_stage,
     compare_stage,
     engine_stages,
     evaluate_stage,
@@ -86,6 +87,7 @@ def build(
         _check_reachable(config)
         context = open_context(config, stages, progress)
         built = BuildResults()
+        check_images_stage(context)
         original = original_stage(context)
         robust = pretrain_stage(context, original)
         scores = optimise_stage(context, robust, score_stage(context, robust))

@@ -16,6 +16,7 @@ from torch import Tensor
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import result_settings
 from prunedeploy.data.loader import EvaluationLoader
+from prunedeploy.data.reading import check_header
 from prunedeploy.evaluation import (
     Evaluation,
     TorchRunner,
@@ -49,6 +50,23 @@ GATE_IMAGES = 8
 LATENCY_IMAGES = 16
 ENGINE = "onnxruntime"
 ROWS = ("original", "robust", "pruned")
+
+
+def check_images_stage(context: BuildContext) -> StageResult | None:
+    """Look at the header of every test image, so that a bad one is found before anything is trained.
+
+    Returns:
+        None where bad images are allowed: they are left out later, and named.
+    """
+    if context.config.data.allow_bad_images:
+        return None
+
+    def compute(work: Path, _: Path) -> None:
+        for record in context.test.images:
+            check_header(record)
+        (work / "checked.json").write_text(json.dumps({"images": len(context.test.images)}))
+
+    return context.run("check-images", 1, {}, {"data": context.test_key}, compute)
 
 
 def export_stage(context: BuildContext, model: StageResult) -> StageResult:

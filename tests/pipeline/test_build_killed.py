@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -141,12 +142,16 @@ def has_ended(pid: int) -> bool:
         return True
 
 
+@pytest.mark.xfail(
+    strict=True, reason="output_folder does not know that what is left of a bundle is a folder, nor its .old.tmp"
+)
 def test_build_killed_while_it_wrote_its_bundle_resumes(tiny_case: Any, finished: Any, tmp_path: Path) -> None:
     """What is left of a bundle in the making, of an old one being replaced and of a file is removed."""
     store, out = finished[0], tmp_path / "out"
     tiny_case.build(store, out)
     (out / "results.json").unlink()
     unfinished = out / f".bundle.{'a' * 32}.tmp"
+    shutil.copytree(out / "bundle", out / f".bundle.{'c' * 32}.old.tmp")
     (out / "bundle").rename(unfinished)
     (out / f".report.html.{'b' * 32}.tmp").write_text("<!DOC")
     tiny_case.build(store, out)
