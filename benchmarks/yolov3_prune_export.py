@@ -10,6 +10,7 @@ cut of Torch-Pruning's group magnitude importance, channels in multiples of 8, o
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -32,6 +33,7 @@ from prunedeploy_engines.process_bench import bench_models
 from prunedeploy_export import check_detection_parity, check_tensor_parity, onnx_from_torch
 
 RATIOS = (0.75, 0.9)
+MULTIPLES = (8, 16)  # 8 is the default; 16 is what one AVX-512 register holds
 
 
 def export_with_gates(model: Darknet, path: Path) -> dict[str, float]:
@@ -47,7 +49,7 @@ def export_with_gates(model: Darknet, path: Path) -> dict[str, float]:
     return {"export_s": exported - started, "gates_s": time.perf_counter() - exported}
 
 
-def one_cut(weights: Path, ratio: float, out: Path) -> None:
+def one_cut(weights: Path, ratio: float, multiple: int, out: Path) -> None:
     """Load, score, prune, shrink, save, export and gate one ratio; prints JSON."""
     started = time.perf_counter()
     from prunedeploy.resources import darknet_cfg_path
@@ -55,11 +57,11 @@ def one_cut(weights: Path, ratio: float, out: Path) -> None:
     model = load_darknet(darknet_cfg_path("yolov3"), weights)
     loaded = time.perf_counter()
     importance = unit_importance(scaled_scores(model), coupling_groups(model.cfg))
-    plan = solve_structured(model.cfg, importance, ratio)
+    plan = solve_structured(model.cfg, importance, ratio, multiple=multiple)
     pruned = shrink(model, plan.keep)
     cut = time.perf_counter()
-    pruned.save(out / f"pruned-{ratio}.cfg", out / f"pruned-{ratio}.weights")
-    rest = export_with_gates(pruned, out / f"ours-{ratio}.onnx")
+    pruned.save(out / "pruned.cfg", out / "pruned.weights")
+    rest = export_with_gates(pruned, out / f"ours-{ratio}-x{multiple}.onnx")
     print(json.dumps({
         "ratio": ratio, "achieved": plan.ratio_achieved, "multiple": plan.multiple, "macs": pruned.cfg.macs,
         "load_s": loaded - started, "score_prune_shrink_s": cut - loaded, **rest,
@@ -74,10 +76,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--torch-pruning", action="store_true")
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        one_cut(Path(arguments.one[0]), float(arguments.one[1]), Path(arguments.one[2]))
+        one_cut(Path(arguments.one[0]), float(arguments.one[1]), int(arguments.one[2]), Path(arguments.one[3]))
         return
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
@@ -86,14 +88,14 @@ def main() -> None:
         export_with_gates(dense, out / "dense.onnx")
         print(f"dense: {dense.cfg.macs / 1e9:.2f} GMACs, {dense.parameter_count():,} values")
         models = {"dense": dense.cfg.macs}
-        for ratio in RATIOS:
+        for ratio, multiple in itertools.product(RATIOS, MULTIPLES):
+            part = [str(out / "dense.weights"), str(ratio), str(multiple), str(out)]
             done = subprocess.run(
-                [sys.executable, __file__, "--one", str(out / "dense.weights"), str(ratio), str(out)],
-                capture_output=True, text=True, check=True,
-            )  # fmt: skip
+                [sys.executable, __file__, "--one", *part], capture_output=True, text=True, check=True
+            )
             row = json.loads(done.stdout)
             print({key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()})
-            models[f"ours-{ratio}"] = row["macs"]
+            models[f"ours-{ratio}-x{multiple}"] = row["macs"]
         if arguments.torch_pruning:
             from _torch_pruning import torch_pruning_cut
 
