@@ -16,6 +16,7 @@ from prunedeploy.process_setup import keep_freed_memory
 keep_freed_memory()
 
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from _common import in_turns, median, random_yolov3, say_machine, scenes  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -36,6 +37,19 @@ def plain_pgd(model: Darknet, images: Tensor, targets: Tensor, threat_model: Thr
     return x_adv.detach()
 
 
+def convolution_gflops(dtype: torch.dtype) -> float:
+    """GFLOP/s of one large convolution's forward and input-gradient passes: what the CPU gives for a dtype."""
+    x = torch.rand(4, 256, 52, 52).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_(True)
+    weight = torch.rand(512, 256, 3, 3).to(dtype).contiguous(memory_format=torch.channels_last)
+
+    def both_passes() -> None:
+        y = F.conv2d(x, weight, padding=1)
+        torch.autograd.grad(y, x, torch.ones_like(y))
+
+    seconds = median(in_turns({"both": both_passes}, 10)["both"])
+    return 2 * 2 * 4 * 52 * 52 * 512 * 256 * 9 / seconds / 1e9
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -45,6 +59,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     say_machine()
+    for dtype in (torch.float32, torch.bfloat16):
+        print(f"one large convolution, forward and input gradient, {dtype}: {convolution_gflops(dtype):.0f} GFLOP/s")
     model = random_yolov3()
     images, targets = scenes(arguments.batch, 416)
     threat_model = ThreatModel()
