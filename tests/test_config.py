@@ -53,17 +53,34 @@ def test_every_shipped_configuration_loads_and_carries_its_name(repository: Path
     assert len(hashes) == len(SHIPPED)
 
 
+PAPER_ATTACK = AttackConfig(eps=0.05, step_size=0.02, steps=5, random_start=False, restarts=1)
+
+
 @pytest.mark.parametrize("name", ["demo", "yolov3-coco", "yolov3-tiny-coco"])
-def test_shipped_configurations_report_the_papers_attack_and_train_against_it(name: str) -> None:
+def test_shipped_configurations_report_the_papers_attack_and_score_as_hydra(name: str) -> None:
     config = load_config(name)
-    paper = AttackConfig(eps=0.05, step_size=0.02, steps=5, random_start=False, restarts=1)
-    trainings = [config.pretrain, config.score_optimization, config.finetune]
-    assert [config.attack, *(training.attack for training in trainings)] == [paper] * 4
+    assert config.attack == PAPER_ATTACK
     assert (config.evaluation.score_threshold, config.evaluation.iou_threshold) == (0.5, 0.45)
     assert config.scores.name == "scaled"
     assert (config.score_optimization.optimizer, config.score_optimization.lr) == ("sgd", 0.1)
     assert config.score_optimization.schedule == "cosine"
-    assert config.finetune.lr == 0.01
+
+
+@pytest.mark.parametrize("name", ["yolov3-coco", "yolov3-tiny-coco"])
+def test_coco_configurations_train_against_the_reported_attack_without_levers(name: str) -> None:
+    config = load_config(name)
+    for training in (config.pretrain, config.score_optimization, config.finetune):
+        assert training.attack == PAPER_ATTACK
+        assert training.ema == 0
+    assert (config.finetune.optimizer, config.finetune.lr) == ("sgd", 0.01)
+    assert (config.finetune.bn_recalibration_images, config.finetune.distillation_weight) == (0, 0)
+
+
+def test_demo_trains_with_a_cheaper_attack_of_the_same_radius() -> None:
+    config = load_config("demo")
+    for training in (config.pretrain, config.score_optimization, config.finetune):
+        assert training.attack.eps == PAPER_ATTACK.eps
+        assert training.attack.steps * training.attack.step_size >= training.attack.eps
 
 
 @pytest.mark.parametrize("name", ["yolov3-coco", "yolov3-tiny-coco"])
@@ -133,7 +150,7 @@ def test_values_of_set_are_yaml() -> None:
         "data.greyscale=true",
         "latency.batch=1,8",
         "targets=[cpu, sm89]",
-        "score_optimization.augment.hue=0",  # null in the file
+        "score_optimization.augment.hue=0",
         "finetune={lr: 2e-2, ema: .5}",
         "model.cfg=a=b.cfg",
         "finetune.milestones=[]",
@@ -143,7 +160,7 @@ def test_values_of_set_are_yaml() -> None:
     assert config.data.greyscale
     assert config.latency.batch == (1, 8)
     assert config.targets == ("cpu", "sm89")
-    assert config.score_optimization.augment == AugmentConfig(hue=0)
+    assert config.score_optimization.augment == AugmentConfig(hue=0, saturation=1.3, exposure=1.2)  # the file's
     assert (config.finetune.lr, config.finetune.ema, config.finetune.batch_size) == (0.02, 0.5, 32)
     assert config.model.cfg == "a=b.cfg"
     assert config.finetune.milestones == ()
@@ -184,7 +201,7 @@ def test_empty_file_is_all_defaults_and_shipped_name_stands_for_a_missing_file(w
 
 def test_hash_changes_with_every_value_and_not_with_how_it_was_written(written: Any) -> None:
     base = load_config("demo")
-    assert config_hash(base) == config_hash(load_config("demo", ["finetune.lr=0.010", "attack={eps: 5e-2}"]))
+    assert config_hash(base) == config_hash(load_config("demo", ["finetune.lr=0.0020", "attack={eps: 5e-2}"]))
     assert config_hash(base) == config_hash(
         load_config(written(Path(_shipped("demo")).read_text() + "\n# end\n"))
     )

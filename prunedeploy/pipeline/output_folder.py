@@ -28,7 +28,7 @@ ENTRIES = frozenset(
 )
 """What a build writes beside its ``build.json``. Anything else in the folder is somebody else's."""
 
-UNFINISHED = re.compile(r"^\.(.+)\.[0-9a-f]{32}\.tmp$")
+UNFINISHED = re.compile(r"^\.(.+)\.[0-9a-f]{32}(\.old)?\.tmp$")
 """What `prunedeploy_engines.files.write_atomically` calls a file until it is whole."""
 
 
@@ -172,7 +172,10 @@ def _remove_unfinished(path: Path) -> None:
     try:
         for entry in path.iterdir():
             if _is_ours_unfinished(entry.name):
-                entry.unlink()
+                if entry.is_dir() and not entry.is_symlink():  # a bundle in the making, or one being replaced
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
             elif entry.name in ENTRIES and entry.is_dir() and not entry.is_symlink():
                 for file in [file for file in entry.rglob(".*.tmp") if UNFINISHED.match(file.name)]:
                     file.unlink()

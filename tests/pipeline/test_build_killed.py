@@ -142,9 +142,6 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-@pytest.mark.xfail(
-    strict=True, reason="output_folder does not know that what is left of a bundle is a folder, nor its .old.tmp"
-)
 def test_build_killed_while_it_wrote_its_bundle_resumes(tiny_case: Any, finished: Any, tmp_path: Path) -> None:
     """What is left of a bundle in the making, of an old one being replaced and of a file is removed."""
     store, out = finished[0], tmp_path / "out"
