@@ -46,7 +46,7 @@ from prunedeploy.pipeline.store import Store  # noqa: E402
 VARIANTS: dict[str, tuple[str, ...]] = {
     "demo": (),
     "no-distillation": ("finetune.distillation_weight=0",),
-    "no-bn-recalibration": ("finetune.bn_recalibration_images=0",),
+    "bn-recalibration": ("finetune.bn_recalibration_images=256",),
     "no-average": ("finetune.ema=0",),
     "no-score-optimisation": ("score_optimization.steps=0",),
     "random-scores": ("scores.name=random",),
