@@ -183,16 +183,18 @@ def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult])
             for row in ("robust", "pruned"):
                 table = read_detections(evaluations[row].folder / f"torch-{kind}.csv", context.test)
                 matches[row] = matches_from(run_cocoeval(context.test, table, measured))
-            resamples = max(1, config.bootstrap)
             pair = paired_interval(
-                matches["robust"], matches["pruned"], resamples=resamples, seed=context.config.seed
+                matches["robust"], matches["pruned"], resamples=max(1, config.bootstrap), seed=context.config.seed
             )
-            document[f"map_{kind}_kept"] = None if pair.ratio is None else asdict(pair.ratio)
+            kept = None if pair.ratio is None else asdict(pair.ratio)
+            if kept is not None and config.bootstrap == 0:  # the ratio itself needs no resample, an interval does
+                kept |= {"low": None, "high": None, "resamples": 0}
+            document[f"map_{kind}_kept"] = kept
         (work / "comparison.json").write_text(json.dumps(document, indent=2))
 
     inputs = {row: evaluations[row].digest for row in ("robust", "pruned")}
     return context.run(
-        "compare", 1, {"bootstrap": config.bootstrap}, {**inputs, "data": context.test_key}, compute
+        "compare", 2, {"bootstrap": config.bootstrap}, {**inputs, "data": context.test_key}, compute
     )
 
 
@@ -204,8 +206,9 @@ def latency_stage(
     threads = settings.threads or context.threads
 
     def compute(work: Path, _: Path) -> None:
-        height, width = load_stage_model(models["pruned"].folder).cfg.input_size
-        loader = _test_loader(context, load_stage_model(models["pruned"].folder), LATENCY_IMAGES)
+        network = load_stage_model(models["pruned"].folder)
+        height, width = network.cfg.input_size
+        loader = _test_loader(context, network, LATENCY_IMAGES)
         pixels = next(iter(loader)).images.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
         images = work / "images.npy"
         np.save(images, pixels, allow_pickle=False)

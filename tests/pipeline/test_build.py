@@ -398,6 +398,18 @@ def test_another_ratio_recomputes_only_what_depends_on_it(finished: Any, tiny_ca
     assert (computed.count("export"), computed.count("evaluate")) == (1, 1)
 
 
+def test_without_bootstrap_there_are_values_but_no_intervals(finished: Any, tiny_case: Any, tmp_path: Path) -> None:
+    results = tiny_case.build(finished[0], tmp_path / "out", "evaluation.bootstrap=0").results
+    usual = json.loads((finished[1] / "results.json").read_text())
+    assert set(results["models"][2]["intervals"].values()) == {None}
+    for name, kept in results["comparisons"].items():
+        usual_kept = usual["comparisons"][name]
+        assert (kept is None) == (usual_kept is None)
+        if kept is not None:
+            assert (kept["low"], kept["high"], kept["value"]) == (None, None, usual_kept["value"])
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_seed_recomputes_every_training(finished: Any, tiny_case: Any, tmp_path: Path) -> None:
     store, _, _ = finished
     computed = tiny_case.build(store, tmp_path / "out", "seed=1").computed
