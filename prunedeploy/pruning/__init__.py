@@ -5,6 +5,7 @@
 - `width_search`: how many filters of each coupling group give a number of weights.
 - `ratio`: the widths that meet a pruning ratio, and which filters live.
 - `unstructured`: which single weights live.
+- `semi_structured`: which weights of every block live, n of m; and the proof that a weight has the pattern.
 - `masks`: pruning as zeros.
 - `shrink`: the smaller network.
 - `subnet`: size, sparsity and the pruning record.
@@ -33,10 +34,21 @@ from prunedeploy.pruning.ratio import (
     solve_structured,
     solve_widths,
 )
+from prunedeploy.pruning.semi_structured import (
+    NmPattern,
+    check_nm_ratio,
+    check_pattern,
+    dense_convolutions,
+    nm_ratio,
+    patterned_convolutions,
+    solve_nm,
+    straight_through_nm_mask,
+)
 from prunedeploy.pruning.shrink import shrink, shrink_cfg
 from prunedeploy.pruning.subnet import (
     count_parameters,
     count_prunable_weights,
+    nm_record,
     pruning_record,
     sparsity,
     unstructured_record,
@@ -48,27 +60,36 @@ __all__ = [
     "CouplingGroup",
     "GroupMember",
     "LayerWidth",
+    "NmPattern",
     "StructuredPlan",
     "Widths",
     "apply_structured",
     "apply_unstructured",
+    "check_nm_ratio",
+    "check_pattern",
     "count_parameters",
     "count_prunable_weights",
     "couple",
     "coupling_groups",
+    "dense_convolutions",
     "head_outputs",
     "keep_counts",
     "live_channels",
+    "nm_ratio",
+    "nm_record",
+    "patterned_convolutions",
     "prunable_convolutions",
     "pruning_record",
     "ratio_tolerance",
     "shrink",
     "shrink_cfg",
+    "solve_nm",
     "solve_structured",
     "solve_unstructured",
     "solve_widths",
     "sparsity",
     "straight_through_channel_masks",
+    "straight_through_nm_mask",
     "straight_through_weight_mask",
     "unit_importance",
     "unstructured_record",

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunedeploy.models.darknet_cfg import Convolutional
 from prunedeploy.pruning.coupling import CouplingGroup
 
 
@@ -54,6 +55,29 @@ def unit_importance(scores: Mapping[int, Tensor], groups: Sequence[CouplingGroup
             raise ValueError(f"scores of layers {list(group.layers)} hold a value that is not finite")
         importance.append(total / weights)
     return importance
+
+
+def weight_magnitude(scores: Mapping[int, Tensor], layer: Convolutional) -> Tensor:
+    """|score| of every weight of a convolution, which is what weights are ranked by.
+
+    Args:
+        scores: By layer index: float, weight-shaped.
+        layer: The convolution.
+
+    Returns:
+        Weight-shaped, detached.
+
+    Raises:
+        ValueError: The scores are missing, have another shape than the weights (both printed), or hold a NaN.
+    """
+    found = scores.get(layer.index)
+    if found is None or tuple(found.shape) != layer.weight_shape:
+        given = None if found is None else tuple(found.shape)
+        raise ValueError(f"layer {layer.index}: expected scores of shape {layer.weight_shape}, got {given}")
+    magnitude = found.detach().abs()
+    if bool(magnitude.isnan().any()):
+        raise ValueError(f"the scores of layer {layer.index} hold a NaN")
+    return magnitude
 
 
 def highest(values: Tensor, count: int) -> Tensor:
@@ -105,7 +129,7 @@ def straight_through_weight_mask(scores: Tensor, keep_count: int) -> Tensor:
     """
     magnitude = scores.abs()
     mask = highest(magnitude.detach().flatten(), keep_count).view_as(scores).to(scores.dtype)
-    return _StraightThrough.apply(magnitude, mask)
+    return straight_through(magnitude, mask)
 
 
 def straight_through_channel_masks(
@@ -134,7 +158,7 @@ def straight_through_channel_masks(
     for group, importance, count in zip(groups, unit_importance(scores, groups), counts, strict=True):
         if not group.prunable:
             continue
-        mask = _StraightThrough.apply(importance, highest(importance.detach(), count).to(importance.dtype))
+        mask = straight_through(importance, highest(importance.detach(), count).to(importance.dtype))
         for member in group.members:
             layer_scores = scores[member.layer]
             if member.layer not in masks:
@@ -144,6 +168,17 @@ def straight_through_channel_masks(
                 (filters,), mask[:, None].expand(filters.shape), accumulate=False
             )
     return masks
+
+
+def straight_through(values: Tensor, mask: Tensor) -> Tensor:
+    """The mask, whose gradient goes to ``values`` as if they had been used instead.
+
+    Args:
+        values: What the mask was made from, any shape.
+        mask: Same shape and dtype.
+    """
+    result: Tensor = _StraightThrough.apply(values, mask)
+    return result
 
 
 class _StraightThrough(torch.autograd.Function):

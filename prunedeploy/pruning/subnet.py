@@ -11,6 +11,7 @@ from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.ratio import StructuredPlan
+from prunedeploy.pruning.semi_structured import NmPattern, dense_convolutions
 
 
 def count_parameters(model: Darknet) -> int:
@@ -91,4 +92,24 @@ def unstructured_record(cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], ratio
         "ratio_achieved": removed / total if total else 0.0,
         "channel_multiple": None,
         "layers": rows,
+    }
+
+
+def nm_record(
+    cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], pattern: NmPattern, ratio: float
+) -> dict[str, Any]:
+    """What the bundle says about an n:m pruning; plain values for JSON.
+
+    Args:
+        cfg: The network.
+        keep_masks: By layer index: bool, weight-shaped, from `solve_nm`.
+        pattern: What they were made for.
+        ratio: What was asked for.
+    """
+    dense = dense_convolutions(cfg, pattern)
+    return {
+        **unstructured_record(cfg, keep_masks, ratio),
+        "method": "nm",
+        "pattern": str(pattern),
+        "dense_layers": [{"layer": index, "reason": reason} for index, reason in dense.items()],
     }

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.coupling import prunable_convolutions
-from prunedeploy.pruning.importance import highest
+from prunedeploy.pruning.importance import highest, weight_magnitude
 from prunedeploy.pruning.ratio import check_ratio, ratio_tolerance
 from prunedeploy_engines.errors import PruningError
 
@@ -62,14 +61,9 @@ def solve_unstructured(scores: Mapping[int, Tensor], cfg: DarknetCfg, ratio: flo
 
     Reference: Sehwag et al., HYDRA, 2020, section 4: one pruning ratio for all layers.
     """
+    layers = {layer.index: layer for layer in cfg.convolutions}
     masks = {}
     for index, count in keep_counts(cfg, ratio).items():
-        shape = next(layer.weight_shape for layer in cfg.convolutions if layer.index == index)
-        if index not in scores or tuple(scores[index].shape) != shape:
-            given = tuple(scores[index].shape) if index in scores else None
-            raise ValueError(f"layer {index}: expected scores of shape {shape}, got {given}")
-        magnitude = scores[index].detach().abs().flatten()
-        if bool(magnitude.isnan().any()):
-            raise ValueError(f"the scores of layer {index} hold a NaN")
-        masks[index] = highest(magnitude, count).view(shape).to(torch.bool)
+        magnitude = weight_magnitude(scores, layers[index])
+        masks[index] = highest(magnitude.flatten(), count).view_as(magnitude)
     return masks

@@ -2,7 +2,8 @@
 
 The forward pass uses the top-k scores only; the backward pass hands the gradient straight through the
 selection to all scores. For structured pruning the selection is by coupled group of filters and multiplies
-the output of convolution and normalisation, which is exactly what the shrunk network will lack.
+the output of convolution and normalisation, which is exactly what the shrunk network will lack. For n:m
+pruning it is by block of input channels.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from prunedeploy.models.darknet import Darknet, FoldedDarknet, check_images
 from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.importance import straight_through_channel_masks, straight_through_weight_mask
+from prunedeploy.pruning.semi_structured import NmPattern, patterned_convolutions, straight_through_nm_mask
 from prunedeploy.training.adversarial import loss_terms
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.loop import Objective
@@ -33,12 +35,13 @@ class ScoredDarknet(nn.Module):
         scores: By layer index, weight-shaped.
         unit_counts: Structured: living units per coupling group, ``StructuredPlan.counts``.
         weight_counts: Unstructured: living weights by layer index.
+        pattern: n:m: how many of how many weights of each block live.
 
     Attributes:
         scores: The trainable scores by ``str(layer index)``.
 
     Raises:
-        ValueError: Not exactly one of the two counts is given.
+        ValueError: Not exactly one of the three is given.
 
     Reference: Sehwag et al., HYDRA, 2020, section 4.
     """
@@ -50,13 +53,15 @@ class ScoredDarknet(nn.Module):
         *,
         unit_counts: Sequence[int] | None = None,
         weight_counts: Mapping[int, int] | None = None,
+        pattern: NmPattern | None = None,
     ) -> None:
         super().__init__()
-        if (unit_counts is None) == (weight_counts is None):
-            raise ValueError("give unit_counts (structured) or weight_counts (unstructured)")
+        if sum(given is not None for given in (unit_counts, weight_counts, pattern)) != 1:
+            raise ValueError("give one of unit_counts (structured), weight_counts (unstructured) and pattern (n:m)")
         self.cfg = model.cfg
         self.unit_counts = unit_counts
         self.weight_counts = weight_counts
+        self.pattern = pattern
         self._groups = coupling_groups(model.cfg)
         frozen = FoldedDarknet(model)
         self._folded = frozen.folded
@@ -74,6 +79,10 @@ class ScoredDarknet(nn.Module):
             for index, mask in straight_through_channel_masks(scores, self.unit_counts, self._groups).items():
                 weight, bias = self._folded[index]
                 masked[index] = weight * mask.view(-1, 1, 1, 1), bias * mask
+        elif self.pattern is not None:
+            for layer in patterned_convolutions(self.cfg, self.pattern):
+                weight, bias = self._folded[layer.index]
+                masked[layer.index] = weight * straight_through_nm_mask(scores[layer.index], self.pattern), bias
         else:
             assert self.weight_counts is not None
             for index, count in self.weight_counts.items():
