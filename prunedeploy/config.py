@@ -224,6 +224,29 @@ class ChannelsConfig(Block):
     multiple: AtLeastOne = 8
 
 
+class NmConfig(Block):
+    """The pattern of n:m pruning: n of every m consecutive input channels live. TensorRT knows 2:4.
+
+    Attributes:
+        n: Weights that live.
+        m: Of so many.
+    """
+
+    n: AtLeastOne = 2
+    m: AtLeastOne = 4
+
+    @model_validator(mode="after")
+    def _something_is_removed(self) -> NmConfig:
+        if self.n >= self.m:
+            raise ValueError(f"n {self.n} must be smaller than m {self.m}, or nothing is removed")
+        return self
+
+    @property
+    def meets_2_4(self) -> bool:
+        """Whether channels 4 i to 4 i + 3 never hold more than 2 weights, which is what TensorRT computes."""
+        return self.n == 1 or (self.n == 2 and self.m % 4 == 0)  # four channels touch two blocks at most
+
+
 class FinetuneConfig(TrainingConfig):
     """Step 5: train the kept weights against PGD. HYDRA: lr 0.01.
 
@@ -324,8 +347,9 @@ class BuildConfig(Block):
         threads: Of PyTorch on the CPU, part of what makes a result repeatable; null: PyTorch's own choice,
             resolved when the build starts and recorded.
         device: ``auto`` is CUDA where there is one.
-        method: ``structured`` removes filters, ``unstructured`` zeroes weights.
-        ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1).
+        method: ``structured`` removes filters, ``unstructured`` zeroes weights, ``nm`` zeroes them in a pattern.
+        ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1). Of ``nm`` it is
+            what the pattern gives, so it need not be said.
         attack: What is reported, and what is trained against where a training block says nothing else.
         targets: What engines are built for: ``cpu`` and compute capabilities such as ``sm86``.
     """
@@ -334,7 +358,7 @@ class BuildConfig(Block):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     threads: AtLeastOne | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    method: Literal["structured", "unstructured"] = "structured"
+    method: Literal["structured", "unstructured", "nm"] = "structured"
     ratio: BelowOne = 0.75
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -343,6 +367,7 @@ class BuildConfig(Block):
     scores: ScoresConfig = ScoresConfig()
     score_optimization: ScoreOptimizationConfig = ScoreOptimizationConfig()
     channels: ChannelsConfig = ChannelsConfig()
+    nm: NmConfig = NmConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     latency: LatencyConfig = LatencyConfig()
@@ -362,6 +387,17 @@ class BuildConfig(Block):
                 filled[name] = {**block, "attack": {**data.get("attack", {}), **(block.get("attack") or {})}}
         return filled
 
+    @model_validator(mode="before")
+    @classmethod
+    def _the_pattern_gives_the_ratio(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("method") != "nm" or "ratio" in data:
+            return data
+        try:
+            pattern = NmConfig.model_validate(data.get("nm", {}))
+        except ValidationError:
+            return data  # said once more, with its place, when the block itself is read
+        return {**data, "ratio": 1.0 - pattern.n / pattern.m}
+
     @model_validator(mode="after")
     def _start_fits_the_weights(self) -> BuildConfig:
         if self.pretrain.start == "given" and self.model.weights is None:
@@ -369,6 +405,11 @@ class BuildConfig(Block):
         if self.pretrain.start == "bundled" and self.model.weights != BUNDLED:
             raise ValueError(f"pretrain.from=bundled needs model.weights={BUNDLED}; use given or scratch")
         return self
+
+    @property
+    def sparse_weights(self) -> bool:
+        """Whether TensorRT is asked for sparse kernels: the weights have a pattern that it can use."""
+        return self.method == "nm" and self.nm.meets_2_4
 
 
 TRAININGS = ("pretrain", "score_optimization", "finetune")

@@ -281,7 +281,9 @@ WRONG_FILES = [
     ("seed: 1.5\n", "my.yaml:1: seed should be an integer, got 1.5"),
     ("seed: -1\n", "my.yaml:1: seed should be greater than or equal to 0, got -1"),
     ("data:\n  greyscale: 1\n", "my.yaml:2: data.greyscale should be a boolean, got 1"),
-    ("method: kernels\n", "my.yaml:1: method should be 'structured' or 'unstructured', got 'kernels'"),
+    ("method: kernels\n", "my.yaml:1: method should be 'structured', 'unstructured' or 'nm', got 'kernels'"),
+    ("method: nm\nnm: {n: 4}\n", "my.yaml:2: nm: n 4 must be smaller than m 4, or nothing is removed"),
+    ("nm:\n  n: 0\n", "my.yaml:2: nm.n should be greater than or equal to 1, got 0"),
     (
         "finetune:\n  optimizer: adam\n",
         "my.yaml:2: finetune.optimizer should be 'sgd' or 'adamw', got 'adam'",
@@ -410,3 +412,32 @@ def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
     } <= set(keys)
     assert "pretrain.start" not in keys
     assert len(keys) == len(set(keys))
+
+
+# n:m patterns
+
+
+def test_the_pattern_gives_the_ratio_unless_one_is_given() -> None:
+    assert load_config("demo", (), {"method": "nm"}).ratio == 0.5
+    assert load_config("demo", ["nm.n=1", "method=nm"]).ratio == 0.75
+    assert load_config("demo", ["method=nm", "nm={n: 2, m: 16}"]).ratio == 0.875
+    assert load_config("demo", ["ratio=0.6"], {"method": "nm"}).ratio == 0.6
+    assert load_config("demo", ["nm.n=3"]).ratio == 0.75, "of no concern to the other methods"
+    assert default_out(load_config("demo", ["method=nm"])) == Path("runs/demo-nm-scaled-0.5-s0")
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+@pytest.mark.parametrize("m", range(2, 13))
+def test_sparse_kernels_are_asked_for_if_four_channels_never_hold_three_weights(n: int, m: int) -> None:
+    if n >= m:
+        return
+    channels = range(12 * m)
+    # The worst block is one full at its start beside one full at its end.
+    worst = 0
+    for filled in (range(n), range(m - n, m)):
+        for other in (range(n), range(m - n, m)):
+            living = [c for c in channels if c % m in (filled if (c // m) % 2 else other)]
+            worst = max(worst, *(sum(c // 4 == four for c in living) for four in range(3 * m)))
+    config = load_config("demo", [f"nm={{n: {n}, m: {m}}}", "method=nm"])
+    assert config.nm.meets_2_4 == config.sparse_weights == (worst <= 2)
+    assert not load_config("demo", [f"nm={{n: {n}, m: {m}}}"]).sparse_weights

@@ -38,8 +38,9 @@ from prunedeploy.cli.output import MISSING, amount, json_option, number, print_j
 )
 @click.option(
     "--method",
-    type=click.Choice(["structured", "unstructured"]),
-    help="Remove whole filters and rebuild the network smaller, or zero single weights.",
+    type=click.Choice(["structured", "unstructured", "nm"]),
+    help="Remove whole filters and rebuild the network smaller; zero single weights; or zero 2 of every 4, in the "
+    "pattern that sparse tensor cores compute (nm; it gives the ratio itself, another one: --set nm.n=1).",
 )
 @click.option(
     "--scores",
