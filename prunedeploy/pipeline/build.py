@@ -24,6 +24,7 @@ from prunedeploy.pipeline.measure_stages import (
 )
 from prunedeploy.pipeline.model_stages import (
     finetune_stage,
+    nm_pattern,
     optimise_stage,
     original_stage,
     pretrain_stage,
@@ -35,6 +36,7 @@ from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
 from prunedeploy.pipeline.store import Store, read_json
 from prunedeploy.pruning.ratio import check_ratio, solve_widths
+from prunedeploy.pruning.semi_structured import check_nm_ratio
 from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy.training.distributed import is_main_process
 from prunedeploy_engines.errors import ConfigError
@@ -139,6 +141,8 @@ def _check_reachable(config: BuildConfig) -> None:
     cfg = read_cfg(original_cfg_path(config))
     if config.method == "structured":
         solve_widths(cfg, config.ratio, config.channels.minimum, config.channels.multiple)
+    elif config.method == "nm":
+        check_nm_ratio(cfg, nm_pattern(config), config.ratio)
     else:
         keep_counts(cfg, config.ratio)
 

@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd
-from prunedeploy.config import TrainingConfig, result_settings
+from prunedeploy.config import BuildConfig, TrainingConfig, result_settings
 from prunedeploy.models import Darknet, FoldedDarknet, load_darknet
 from prunedeploy.pipeline.context import (
     BuildContext,
@@ -27,8 +28,9 @@ from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.importance import unit_importance
 from prunedeploy.pruning.masks import apply_structured, apply_unstructured
 from prunedeploy.pruning.ratio import solve_structured, solve_widths
+from prunedeploy.pruning.semi_structured import NmPattern, check_pattern, patterned_convolutions, solve_nm
 from prunedeploy.pruning.shrink import shrink
-from prunedeploy.pruning.subnet import pruning_record, unstructured_record
+from prunedeploy.pruning.subnet import nm_record, pruning_record, unstructured_record
 from prunedeploy.pruning.unstructured import keep_counts, solve_unstructured
 from prunedeploy.resources import asset_path
 from prunedeploy.scores import Scores, magnitude_scores, random_scores, scaled_scores
@@ -121,6 +123,8 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
         if config.method == "structured":
             widths = solve_widths(model.cfg, config.ratio, config.channels.minimum, config.channels.multiple)
             scored = ScoredDarknet(model, start, unit_counts=widths.counts)
+        elif config.method == "nm":
+            scored = ScoredDarknet(model, start, pattern=nm_pattern(config))
         else:
             scored = ScoredDarknet(model, start, weight_counts=keep_counts(model.cfg, config.ratio))
         attack = context.threat_model(block.attack)
@@ -131,9 +135,7 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
     settings = {
         **context.training_settings(),
         "block": result_settings(block),
-        "method": config.method,
-        "ratio": config.ratio,
-        "channels": config.channels.model_dump(),
+        **_cut_settings(config),
     }
     inputs = {"robust": robust.digest, "scores": scores.digest, "data": context.training_key}
     return context.run("optimise-scores", 1, settings, inputs, compute, collective=True)
@@ -154,6 +156,11 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
             pruned, record = shrink(model, plan.keep), pruning_record(plan)
             masks = {str(index): keep for index, keep in plan.keep.items()}
             record["shrunk_deviation"] = _check_shrunk(apply_structured(model, plan.keep), pruned)
+        elif config.method == "nm":
+            pattern = nm_pattern(config)
+            keep = solve_nm(values, model.cfg, pattern)
+            pruned, record = apply_unstructured(model, keep), nm_record(model.cfg, keep, pattern, config.ratio)
+            masks = {str(index): mask for index, mask in keep.items()}
         else:
             keep = solve_unstructured(values, model.cfg, config.ratio)
             pruned, record = apply_unstructured(model, keep), unstructured_record(model.cfg, keep, config.ratio)
@@ -162,8 +169,7 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
         (work / "pruning.json").write_text(json.dumps(record, indent=2))
         pruned.save(work / "model.cfg", work / "model.weights")
 
-    settings = {"method": config.method, "ratio": config.ratio, "channels": config.channels.model_dump()}
-    return context.run("prune", 1, settings, {"robust": robust.digest, "scores": scores.digest}, compute)
+    return context.run("prune", 1, _cut_settings(config), {"robust": robust.digest, "scores": scores.digest}, compute)
 
 
 def finetune_stage(context: BuildContext, robust: StageResult, pruned: StageResult) -> StageResult:
@@ -182,13 +188,28 @@ def finetune_stage(context: BuildContext, robust: StageResult, pruned: StageResu
             model, loop_settings(block), attack, config.seed, context.device,
             teacher=teacher, distillation=block.distillation_weight, temperature=block.distillation_temperature,
         )
-        with _kept_weights_only(model, pruned.folder if config.method == "unstructured" else None):
+        with _kept_weights_only(model, None if config.method == "structured" else pruned.folder):
             _train(context, "finetune", block, model, model, objective, work, checkpoints)
+        if config.method == "nm":
+            pattern = nm_pattern(config)
+            for layer in patterned_convolutions(model.cfg, pattern):
+                check_pattern(model.conv(layer.index).weight, pattern, f"layer {layer.index} after fine-tuning")
         model.save(work / "model.cfg", work / "model.weights")
 
     settings = {**context.training_settings(), "block": result_settings(block)}
     inputs = {"pruned": pruned.digest, "robust": robust.digest, "data": context.training_key}
     return context.run("finetune", 1, settings, inputs, compute, collective=True)
+
+
+def nm_pattern(config: BuildConfig) -> NmPattern:
+    """The pattern that a configuration asks for."""
+    return NmPattern(config.nm.n, config.nm.m)
+
+
+def _cut_settings(config: BuildConfig) -> dict[str, Any]:
+    """What decides which weights go, for the keys of stages."""
+    settings = {"method": config.method, "ratio": config.ratio, "channels": config.channels.model_dump()}
+    return {**settings, "nm": config.nm.model_dump()} if config.method == "nm" else settings
 
 
 def load_scores(folder: Path) -> Scores:
