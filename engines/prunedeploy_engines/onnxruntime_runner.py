@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from prunedeploy_engines.detector_signature import INPUT, detector_signature
 from prunedeploy_engines.errors import EngineError, RuntimeUnavailableError
-from prunedeploy_engines.runner import Float32Array, Runner
+from prunedeploy_engines.onnx_header import header_from_metadata
+from prunedeploy_engines.onnxruntime_binding import DeviceBinding
+from prunedeploy_engines.onnxruntime_optimised import open_optimised
+from prunedeploy_engines.onnxruntime_profile import ExecutedGraph, SessionSpec, executed_graph, probe_input
+from prunedeploy_engines.onnxruntime_session import (
+    CPU,
+    GPU_PROVIDERS,
+    TENSORRT,
+    import_onnxruntime,
+    open_session,
+    provider_names,
+    provider_settings,
+    run_error,
+)
+from prunedeploy_engines.runner import Images, Runner
 
-_SEVERITY_FATAL = 4  # errors come as exceptions; ONNX Runtime would also print them
+__all__ = ["OnnxRuntimeRunner", "import_onnxruntime", "open_session"]
+
+_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8"}
 
 
 class OnnxRuntimeRunner(Runner):
     """A `Runner` on ONNX Runtime, with exactly the providers that were asked for.
 
     Args:
-        path: ONNX file: input ``images`` (N, 3, H, W) float32, outputs ``boxes`` and ``scores``.
+        path: ONNX file: input ``images`` (N, 3, H, W) float32 or (N, H, W, 3) uint8, outputs ``boxes`` and
+            ``scores`` or ``detections`` and ``num_detections``.
         threads: Threads of one operator; None is one per physical core.
-        providers: Execution providers in order of preference. ONNX Runtime replaces a missing one by the CPU
-            with no more than a message; here that is an error.
+        providers: ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or ONNX Runtime's own names, in order of preference. ONNX
+            Runtime replaces a missing one by the CPU with no more than a message; here that is an error. Single
+            operators that a provider has no kernel for do run on the CPU; `describe` counts them.
+        provider_options: By provider, e.g. ``{"cuda": {"device_id": 1}}`` or ``{"tensorrt":
+            {"trt_engine_cache_enable": True, "trt_engine_cache_path": "cache"}}``. Precision is a property of the
+            file and not set here; TF32 is off unless ``{"cuda": {"use_tf32": 1}}``.
         allow_spinning: Let waiting threads spin. Faster alone; with several sessions in one process they
             steal each other's cores.
+        optimised_model_path: File that keeps the optimised graph, so that the next start is faster; see
+            `onnxruntime_optimised`. None optimises at every start.
 
     Raises:
-        RuntimeUnavailableError: ONNX Runtime or a provider is not there.
+        RuntimeUnavailableError: ONNX Runtime or a provider is not there, or not one operator runs on it.
         EngineError: The file is missing, is no ONNX model, or not one with this input and these outputs.
     """
 
@@ -36,20 +60,34 @@ class OnnxRuntimeRunner(Runner):
         path: str | Path,
         *,
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = ("cpu",),
+        provider_options: Mapping[str, Mapping[str, Any]] | None = None,
         allow_spinning: bool = True,
+        optimised_model_path: str | Path | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self._path = Path(path)
-        self._threads = threads
         self._ort = import_onnxruntime()
-        self._session = open_session(
-            self._path, threads=threads, providers=providers, allow_spinning=allow_spinning
+        spec = SessionSpec(
+            self._path, False, threads, provider_names(providers), provider_options, allow_spinning
         )
-        self._providers: list[str] = self._session.get_providers()
-        self._input_size = self._checked_input_size()
-        self._precision = _precision(self._session)
+        if optimised_model_path is None:
+            self._session, self._spec = spec.open(), spec
+        else:
+            self._session, self._spec = open_optimised(spec, Path(optimised_model_path))
+        self._executed: ExecutedGraph | None = None
+        self._assigned = self._assigned_operators()
+        metadata = dict(self._session.get_modelmeta().custom_metadata_map)
+        header = header_from_metadata(metadata)
+        self._precision = header.precision
+        self._signature = detector_signature(
+            {value.name: (_type(value), _shape(value)) for value in self._session.get_inputs()},
+            [value.name for value in self._session.get_outputs()],
+            header,
+            self._path,
+        )
+        self._binding: DeviceBinding | None = self._new_binding() if self._on_gpu else None
 
     @property
     def runtime(self) -> str:
@@ -59,117 +97,127 @@ class OnnxRuntimeRunner(Runner):
     @property
     def input_size(self) -> tuple[int, int]:
         """(height, width), from the file."""
-        return self._input_size
+        return self._signature.input_size
+
+    @property
+    def uint8_input(self) -> bool:
+        """From the type of the file's input."""
+        return self._signature.uint8_input
+
+    @property
+    def nms_classes(self) -> int | None:
+        """From the file's outputs and metadata."""
+        return self._signature.nms_classes
+
+    @property
+    def spec(self) -> SessionSpec:
+        """How the session was opened."""
+        return self._spec
 
     def describe(self) -> dict[str, Any]:
-        """What runs: library and version, providers, threads, file."""
-        providers = self._providers
-        return {
+        """What runs: library and version, providers, threads, file, and what the convolutions are computed in.
+
+        The first call opens the model a second time and runs it once, since only a profile tells what ONNX
+        Runtime made of the graph: about a second for YOLOv3 at 416.
+        """
+        executed = self._executed_graph()
+        operators = self._assigned or (executed.operators if executed else {})
+        described = {
             "runtime": self.runtime,
             "version": self._ort.__version__,
             "precision": self._precision,
-            "device": "cpu" if providers[0] == "CPUExecutionProvider" else "gpu",
-            "providers": providers,
-            "threads": self._threads,
+            "computes_in": None if executed is None else executed.computes_in,
+            "device": "gpu" if self._on_gpu else "cpu",
+            "providers": list(self._spec.providers),
+            "threads": self._spec.threads or (executed.threads if executed else None),
+            "allow_spinning": self._spec.allow_spinning,
             "file": self._path.name,
         }
+        if self._spec.providers[0] != CPU:
+            described["nodes_by_provider"] = {name: sum(kinds.values()) for name, kinds in operators.items()}
+            described["operators_on_cpu"] = operators.get(CPU, {})
+        return described
 
-    def _infer(self, images: Float32Array) -> tuple[Float32Array, Float32Array]:
+    def model_input(self, images: Images) -> npt.NDArray[Any]:
+        """Images as the model takes them: checked, contiguous, uint8 where `uint8_input`."""
+        return np.ascontiguousarray(self._checked(images))
+
+    def compute_call(self, images: Images) -> Callable[[], object]:
+        """See `Runner.compute_call`; on a GPU images and outputs stay in its memory."""
+        ready = self.model_input(images)
+        if self._binding is None:
+            return lambda: self._infer(ready)
+        binding = self._new_binding()  # of its own: `infer` must not change what lies in it
+
+        def run() -> None:
+            try:
+                binding.run()
+            except Exception as error:  # ONNX Runtime's exceptions share no base class
+                raise run_error(error, self._path) from error
+
         try:
-            boxes, scores = self._session.run(["boxes", "scores"], {"images": np.ascontiguousarray(images)})
+            binding.upload(ready)
+        except Exception as error:
+            raise run_error(error, self._path) from error
+        return run
+
+    def _infer(self, images: npt.NDArray[Any]) -> tuple[Any, Any]:
+        try:
+            if self._binding is not None:
+                return self._binding.infer(images)
+            first, second = self._session.run(
+                list(self._signature.outputs), {INPUT: np.ascontiguousarray(images)}
+            )
         except Exception as error:  # ONNX Runtime's exceptions share no base class
-            raise EngineError(f"ONNX Runtime failed: {_first_line(error)}", where=self._path) from error
-        return boxes, scores
+            raise run_error(error, self._path) from error
+        return first, second
 
     def _release(self) -> None:
+        self._binding = None
         del self._session
 
-    def _checked_input_size(self) -> tuple[int, int]:
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        outputs = {value.name for value in self._session.get_outputs()}
-        if set(inputs) != {"images"} or not {"boxes", "scores"} <= outputs:
-            raise EngineError(
-                f"not a detector: it has inputs {sorted(inputs)} and outputs {sorted(outputs)}, "
-                "not 'images' and 'boxes', 'scores'",
+    @property
+    def _on_gpu(self) -> bool:
+        return self._spec.providers[0] in GPU_PROVIDERS
+
+    def _new_binding(self) -> DeviceBinding:
+        first = provider_settings(self._spec.providers, self._spec.provider_options)[0]
+        return DeviceBinding(
+            self._session, self._signature.outputs, "cuda", int(first.get("device_id", 0))
+        )
+
+    def _executed_graph(self) -> ExecutedGraph | None:
+        """None where a second session would build engines again, or the file is gone."""
+        if self._executed is None and TENSORRT not in self._spec.providers:
+            probe = probe_input(self._signature.input_shape(self._signature.batch or 1), self.uint8_input)
+            try:
+                self._executed = executed_graph(self._spec, probe)
+            except EngineError:
+                return None
+        return self._executed
+
+    def _assigned_operators(self) -> dict[str, dict[str, int]]:
+        """Operators by provider as ONNX Runtime placed them, before it fused any; empty where it does not tell."""
+        asked = self._spec.providers[0]
+        if asked == CPU or not hasattr(self._session, "get_provider_graph_assignment_info"):
+            return {}
+        assigned: dict[str, dict[str, int]] = {}
+        for subgraph in self._session.get_provider_graph_assignment_info():
+            kinds = assigned.setdefault(subgraph.ep_name, {})
+            for node in subgraph.get_nodes():
+                kinds[node.op_type] = kinds.get(node.op_type, 0) + 1
+        if assigned and set(assigned) == {CPU}:
+            raise RuntimeUnavailableError(
+                f"{asked} has no kernel for any of the model's operators: all would run on the CPU",
                 where=self._path,
-                fix="export it with prunedeploy",
+                fix="ask for cpu, or install an ONNX Runtime with this provider",
             )
-        shape, kind = inputs["images"].shape, inputs["images"].type
-        fixed = len(shape) == 4 and shape[1] == 3 and all(isinstance(side, int) for side in shape[2:])
-        if not fixed or kind != "tensor(float)":
-            raise EngineError(
-                f"the input must be float (N, 3, H, W) with fixed H and W, not {kind} {shape}",
-                where=self._path,
-            )
-        return int(shape[2]), int(shape[3])
+        return assigned
 
 
-def import_onnxruntime() -> ModuleType:
-    """Import ONNX Runtime, silenced.
-
-    Raises:
-        RuntimeUnavailableError: It is not installed, or does not load.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RuntimeUnavailableError(
-            f"ONNX Runtime is not installed ({error})",
-            fix="pip install 'prunedeploy[cpu]', or 'prunedeploy[gpu]' on a machine with a GPU, not both",
-        ) from error
-    onnxruntime.set_default_logger_severity(_SEVERITY_FATAL)
-    return onnxruntime
+def _type(value: Any) -> str:
+    return _TYPES.get(value.type, value.type)
 
 
-def open_session(
-    model: Path | bytes, *, threads: int | None, providers: Sequence[str], allow_spinning: bool
-) -> Any:
-    """Open an ``onnxruntime.InferenceSession`` of a file or its content.
-
-    All graph optimisations are on; providers are strict.
-
-    Raises:
-        RuntimeUnavailableError: ONNX Runtime or a provider is not there.
-        EngineError: The file is missing or not an ONNX model.
-    """
-    ort = import_onnxruntime()
-    missing = [name for name in providers if name not in ort.get_available_providers()]
-    if missing:
-        raise _unavailable(missing, ort.get_available_providers())
-    path = model if isinstance(model, Path) else None
-    if path is not None and not path.is_file():
-        raise EngineError("there is no such ONNX file", where=path)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = _SEVERITY_FATAL
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1  # one operator after the other: a detector is a chain
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
-    try:
-        session = ort.InferenceSession(model, sess_options=options, providers=list(providers))
-    except Exception as error:  # ONNX Runtime's exceptions share no base class
-        raise EngineError(
-            f"ONNX Runtime cannot load this model: {_first_line(error)}", where=path, fix="export it again"
-        ) from error
-    # A provider that fails while loading is dropped without an exception.
-    dropped = [name for name in providers if name not in session.get_providers()]
-    if dropped:
-        raise _unavailable(dropped, session.get_providers())
-    return session
-
-
-def _unavailable(missing: Sequence[str], there: Sequence[str]) -> RuntimeUnavailableError:
-    return RuntimeUnavailableError(
-        f"ONNX Runtime has no {', '.join(missing)} here, only {', '.join(there)}",
-        fix="ask for one of those, or install the driver and libraries it needs",
-    )
-
-
-def _precision(session: Any) -> str:
-    """The precision the exporter wrote into the file's metadata; ``"fp32"`` where it wrote none."""
-    return str(session.get_modelmeta().custom_metadata_map.get("precision", "fp32"))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _shape(value: Any) -> list[int | None]:
+    return [size if isinstance(size, int) else None for size in value.shape]
