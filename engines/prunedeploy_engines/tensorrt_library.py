@@ -47,6 +47,18 @@ class CudaDevice:
     target: str
 
 
+class LogMessages(list[str]):
+    """Errors that a library logged, in order.
+
+    Attributes:
+        warnings: Its warnings. They need no line of their own, but some of them announce a wrong engine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
+
+
 @dataclass(frozen=True)
 class TensorRTLibrary:
     """An imported library that is safe to use.
@@ -207,21 +219,24 @@ def _logger(name: LibraryName) -> Any:
     trt = importlib.import_module(name)
 
     class CollectingLogger(trt.ILogger):  # type: ignore[misc, name-defined]
-        """Hands errors to whoever collects; what is less than an error is not worth a line."""
+        """Hands errors and warnings to whoever collects; what is less is not worth a line."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self._sinks: list[list[str]] = []
+            self._sinks: list[LogMessages] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 for sink in self._sinks:
                     sink.append(message)
+            elif severity == trt.ILogger.Severity.WARNING:
+                for sink in self._sinks:
+                    sink.warnings.append(message)
 
         @contextmanager
-        def collect(self) -> Iterator[list[str]]:
-            """Errors that arrive inside the block, in order; of all threads."""
-            sink: list[str] = []
+        def collect(self) -> Iterator[LogMessages]:
+            """Errors and warnings that arrive inside the block, in order; of all threads."""
+            sink = LogMessages()
             self._sinks = [*self._sinks, sink]
             try:
                 yield sink

@@ -33,8 +33,20 @@ needs_rtx = pytest.mark.skipif(
 )
 
 
-def yolo_like(batch="N", height=32, dtype=TensorProto.FLOAT, activation="LeakyRelu", quantised=False):
-    """Two convolutions and a decode: images -> boxes (N, 256, 4), scores (N, 256, 5) at 32 x 32."""
+def yolo_like(
+    batch="N",
+    height=32,
+    dtype=TensorProto.FLOAT,
+    activation="LeakyRelu",
+    quantised=False,
+    zero_point=np.int8(0),  # noqa: B008
+    opset=17,
+    **metadata,
+):
+    """Two convolutions and a decode: images -> boxes (N, 256, 4), scores (N, 256, 5) at 32 x 32.
+
+    The second convolution can be int8, the first never is.
+    """
     kind = helper.tensor_dtype_to_np_dtype(dtype)
     rng = np.random.default_rng(0)
     constants = {
@@ -47,7 +59,7 @@ def yolo_like(batch="N", height=32, dtype=TensorProto.FLOAT, activation="LeakyRe
         helper.make_node("Cast", ["images"], ["typed"], to=dtype),
         helper.make_node("Conv", ["typed", "w1"], ["c1"], pads=[1, 1, 1, 1], strides=[2, 2]),
         helper.make_node(activation, ["c1"], ["a1"], name="the_activation"),
-        helper.make_node("Conv", ["a1q" if quantised else "a1", "w2"], ["c2"]),
+        helper.make_node("Conv", ["a1q", "w2q"] if quantised else ["a1", "w2"], ["c2"], name="the_second"),
         helper.make_node("Reshape", ["c2", "flat"], ["r"]),
         helper.make_node("Transpose", ["r"], ["t"], perm=[0, 2, 1]),
         helper.make_node("Cast", ["t"], ["raw"], to=TensorProto.FLOAT),
@@ -55,12 +67,14 @@ def yolo_like(batch="N", height=32, dtype=TensorProto.FLOAT, activation="LeakyRe
         helper.make_node("Sigmoid", ["logits"], ["scores"]),
     ]
     if quantised:
-        constants |= {"scale": np.array(0.05, np.float32), "zero": np.array(0, np.int8)}
-        pair = [
+        constants |= {"scale": np.array(0.05, np.float32), "zero": np.array(zero_point)}
+        constants |= {"scales": np.full(9, 0.05, np.float32), "zeros": np.zeros(9, np.int8)}
+        constants["w2"] = rng.integers(-127, 128, (9, 8, 1, 1), dtype=np.int8)
+        nodes[3:3] = [
             helper.make_node("QuantizeLinear", ["a1", "scale", "zero"], ["q"]),
             helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["a1q"]),
+            helper.make_node("DequantizeLinear", ["w2", "scales", "zeros"], ["w2q"], axis=0),
         ]
-        nodes[3:3] = pair
     graph = helper.make_graph(
         nodes,
         "yolo_like",
@@ -71,7 +85,9 @@ def yolo_like(batch="N", height=32, dtype=TensorProto.FLOAT, activation="LeakyRe
         ],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    helper.set_model_props(model, metadata)
+    return model
 
 
 @pytest.fixture
@@ -142,7 +158,7 @@ def test_garbage_is_refused_even_if_the_parser_accepts_it(tmp_path, garbage):
     path.write_bytes(garbage)
     line = error_of(path, tmp_path / "out", target="sm86")
     assert "garbage.onnx" in line
-    assert "not an ONNX network" in line or "cannot parse" in line
+    assert "is not an ONNX" in line or "cannot parse" in line
 
 
 @needs_rtx
