@@ -4,6 +4,8 @@ In the order of the data's flow::
 
     network          what an exporter needs to know of a network
     onnx_from_torch  network -> model.onnx, fp32
+    precision        model.onnx -> fp16 and int8 files
+    onnx_uint8_input, onnx_nms   uint8 images in, detections out
     parity           the gates an artefact passes before it is deployed
 
 Everything is imported at first use, so that the gates run where neither torch nor onnx is installed.
@@ -17,17 +19,35 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .onnx_from_torch import OnnxFile, onnx_from_torch
+    from .onnx_edit import OnnxFile
+    from .onnx_from_torch import onnx_from_torch
+    from .onnx_nms import with_nms
+    from .onnx_uint8_input import with_uint8_input
     from .parity import check_detection_parity, check_map_parity, check_tensor_parity
+    from .precision import Quantiser, fp16_from_fp32
 
-__all__ = ["OnnxFile", "check_detection_parity", "check_map_parity", "check_tensor_parity", "onnx_from_torch"]
+__all__ = [
+    "OnnxFile",
+    "Quantiser",
+    "check_detection_parity",
+    "check_map_parity",
+    "check_tensor_parity",
+    "fp16_from_fp32",
+    "onnx_from_torch",
+    "with_nms",
+    "with_uint8_input",
+]
 
 _HOMES = {
-    "OnnxFile": "onnx_from_torch",
+    "OnnxFile": "onnx_edit",
+    "Quantiser": "precision",
     "check_detection_parity": "parity",
     "check_map_parity": "parity",
     "check_tensor_parity": "parity",
+    "fp16_from_fp32": "precision",
     "onnx_from_torch": "onnx_from_torch",
+    "with_nms": "onnx_nms",
+    "with_uint8_input": "onnx_uint8_input",
 }
 
 

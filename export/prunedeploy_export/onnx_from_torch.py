@@ -6,22 +6,20 @@ but for the batch, and the same bytes every time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from prunedeploy_engines.errors import EngineError
-from prunedeploy_engines.files import write_atomically
 from prunedeploy_engines.version import __version__
 
 from .network import Cfg, Network
 from .onnx_decode import BOXES, SCORES, add_decode
+from .onnx_edit import OnnxFile, write_model
 from .onnx_graph import IMAGES, GraphBuilder, add_layers
 
 OPSET = 17
@@ -30,25 +28,6 @@ OPSET = 17
 _IR_VERSION = 8  # of opset 17; a newer one would shut out older runtimes for nothing
 _MAX_BYTES = 2**31 - 1  # of a protobuf message
 _GRAPH_BYTES = 16 << 20  # more than everything but the weights ever needs
-
-
-@dataclass(frozen=True)
-class OnnxFile:
-    """An ONNX file that was written.
-
-    Attributes:
-        path: Where.
-        bytes: Size.
-        sha256: Hexadecimal SHA-256 of the content.
-        opset: Version of the operator set.
-        nodes: Number of nodes in the graph.
-    """
-
-    path: Path
-    bytes: int
-    sha256: str
-    opset: int
-    nodes: int
 
 
 def onnx_from_torch(
@@ -89,12 +68,7 @@ def onnx_from_torch(
         what = f"the weights take {weight_bytes / 1e9:.1f} GB, and one ONNX file holds 2 GB"
         raise EngineError(what, path, "prune the network more")
     model = _build_model(network, entries, opset)
-    nodes = len(model.graph.node)
-    data = model.SerializeToString(deterministic=True)
-    del model  # the checker below needs room for a copy of its own
-    onnx.checker.check_model(data, full_check=True)
-    write_atomically(path, data)
-    return OnnxFile(Path(path), len(data), hashlib.sha256(data).hexdigest(), opset, nodes)
+    return write_model(model, path)
 
 
 def _build_model(network: Network, entries: Mapping[str, str], opset: int) -> ModelProto:
