@@ -43,7 +43,7 @@ def _as_tuple(value: object) -> object:
 
 
 Precision = Literal["fp32", "fp16", "int8"]
-Runtime = Literal["torch", "onnxruntime", "tensorrt"]
+Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Target = Annotated[str, Field(pattern=r"^(cpu|sm\d{2,3})$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -305,31 +305,80 @@ class LatencyConfig(Block):
     warmup_calls: Count = 10
     threads: AtLeastOne | None = None
     batch: Batches = (1,)
-    runtimes: Runtimes = ("torch", "onnxruntime", "tensorrt")
+    runtimes: Runtimes = ("torch", "onnxruntime", "openvino", "tensorrt")
 
 
-class ExportConfig(Block):
-    """The ONNX file and the gates it must pass.
+class GatesConfig(Block):
+    """What an ONNX file of one precision must pass, against PyTorch in fp32.
+
+    Attributes:
+        parity_tolerance: Gate 1: largest max|a - b| / max|a| per output.
+        match_iou: Gate 2: after NMS every detection has a partner of its class with at least this IoU,
+        match_score: and a score that differs by at most this.
+        map_tolerance: Gate 3: largest difference of mAP.
+    """
+
+    parity_tolerance: Positive = 1e-4
+    match_iou: Fraction = 0.99
+    match_score: Fraction = 1e-3
+    map_tolerance: Fraction = 1e-3
+
+
+class Fp16Config(GatesConfig):
+    """The gates of the fp16 file."""
+
+    parity_tolerance: Positive = 2e-2
+    match_iou: Fraction = 0.9
+    match_score: Fraction = 2e-2
+    map_tolerance: Fraction = 5e-3
+
+
+class Int8Config(GatesConfig):
+    """How the int8 files are made, and their gates.
+
+    Attributes:
+        calibration_images: Training images, drawn with the seed, that the ranges of values are measured on.
+        method: Of choosing a tensor's range: the smallest mean squared error (``mse``), all values
+            (``minmax``), or all but 0.01 % (``percentile``).
+        sensitivity_images: Of the calibration images, how many each convolution's cost is measured on.
+        map_budget: Convolutions are left in fp32, those that cost most first, until clean and robust mAP on
+            training images are at most this much lower than the fp32 file's; null: as calibrated.
+        budget_images: Other training images that this is measured on.
+    """
+
+    parity_tolerance: Positive = 0.5
+    match_iou: Fraction = 0.5
+    match_score: Fraction = 0.25
+    map_tolerance: Fraction = 0.01
+    calibration_images: AtLeastOne = 64
+    method: Literal["mse", "minmax", "percentile"] = "mse"
+    sensitivity_images: AtLeastOne = 8
+    map_budget: Fraction | None = 0.01
+    budget_images: AtLeastOne = 64
+
+
+class ExportConfig(GatesConfig):
+    """The ONNX files and the gates they must pass; the gates written here are those of fp32.
 
     Attributes:
         opset: ONNX operator set.
-        precisions: ONNX files to write.
+        precisions: ONNX files to write for the pruned network.
         uint8_input: Take NHWC uint8 images and normalise in the graph.
         nms: NMS in the graph.
-        parity_tolerance: Gate 1: largest max|a - b| / max|a| per output of the fp32 file against PyTorch.
-        match_iou: Gate 2: after NMS every detection has a partner of its class with at least this IoU,
-        match_score: and a score that differs by at most this.
-        map_tolerance: Gate 3: largest difference of mAP against PyTorch, of the fp32 file.
+        nms_score_threshold: Of that: detections have a score above it; null: ``evaluation.score_threshold``.
+        nms_max_detections: Of that: rows of the output, per image.
+        fp16: Its gates.
+        int8: How it is made, and its gates.
     """
 
     opset: Annotated[int, Field(ge=13)] = 17
     precisions: Precisions = ("fp32",)
     uint8_input: bool = False
     nms: bool = False
-    parity_tolerance: Positive = 1e-4
-    match_iou: Fraction = 0.99
-    match_score: Fraction = 1e-3
-    map_tolerance: Fraction = 1e-3
+    nms_score_threshold: Fraction | None = None
+    nms_max_detections: AtLeastOne = 100
+    fp16: Fp16Config = Fp16Config()
+    int8: Int8Config = Int8Config()
 
 
 class ReportConfig(Block):

@@ -28,7 +28,7 @@ from prunedeploy_engines.bundle_manifest import (
     read_manifest,
 )
 from prunedeploy_engines.detections import Detections
-from prunedeploy_engines.errors import BundleError, ConfigError
+from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.images import read_image, to_greyscale
 from prunedeploy_engines.letterbox import LetterboxGeometry, letterbox, to_input, unletterbox_boxes
 from prunedeploy_engines.locks import locked
@@ -72,16 +72,21 @@ class Bundle:
     def model_path(self, precision: str = "fp32", target: str | None = None) -> Path:
         """The ONNX file of a precision.
 
+        Args:
+            precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+            target: ``"cpu"`` or ``"gpu"``, of a precision that has a file for each; a file for no target in
+                particular serves both. None takes the only one there is, or that for CPUs.
+
         Raises:
             BundleError: There is none (those there are listed).
         """
-        return self._find("onnx", precision, target)
+        return self._find("onnx", precision, target, default="cpu")
 
     def engine_path(self, precision: str = "fp32", target: str | None = None) -> Path:
-        """The engine of a precision and target.
+        """The TensorRT plan of a precision and target, e.g. ``"sm86"``.
 
         Raises:
-            BundleError: There is none (those there are listed).
+            BundleError: There is none, or several (those there are listed).
         """
         return self._find("engine", precision, target)
 
@@ -91,19 +96,21 @@ class Bundle:
         precision: str = "fp32",
         *,
         threads: int | None = None,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        providers: Sequence[str] = ("cpu",),
         allow_spinning: bool = True,
+        inference_precision: str | None = "f32",
         target: str | None = None,
     ) -> Runner:
         """Open the model; the caller closes it.
 
         Args:
-            runtime: ``"onnxruntime"`` or ``"tensorrt"``.
+            runtime: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
             precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-            threads: ONNX Runtime only: threads of one operator; None is one per physical core.
+            threads: Threads of one operator, on a CPU; None leaves it to the runtime.
             providers: ONNX Runtime only: execution providers, in order of preference.
             allow_spinning: ONNX Runtime only: let waiting threads spin.
-            target: Which of several files of one precision.
+            inference_precision: OpenVINO only: what float layers are computed in; None lets OpenVINO choose.
+            target: Which of several files of one precision; None takes the one that fits the runtime.
 
         Raises:
             BundleError: The bundle has no such model or engine.
@@ -111,22 +118,20 @@ class Bundle:
             RuntimeUnavailableError: The runtime is not there.
             EngineError: The file does not load, or takes another input than the bundle says.
         """
-        opened: Runner
-        if runtime == "onnxruntime":
-            from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
+        from prunedeploy_engines.runtimes import model_target, open_runner
 
-            model = self.model_path(precision, target)
-            opened = OnnxRuntimeRunner(
-                model, threads=threads, providers=providers, allow_spinning=allow_spinning
-            )
-        elif runtime == "tensorrt":
-            from prunedeploy_engines.tensorrt_runner import TensorRTRunner
-
-            opened = TensorRTRunner(self.engine_path(precision, target))
+        if runtime == "tensorrt":
+            path = self.engine_path(precision, target)
         else:
-            raise ConfigError(
-                f"there is no runtime {runtime!r} for a bundle", fix="use onnxruntime or tensorrt"
-            )
+            path = self.model_path(precision, target or model_target(runtime, providers))
+        opened = open_runner(
+            path,
+            runtime,
+            threads=threads,
+            providers=providers,
+            allow_spinning=allow_spinning,
+            inference_precision=inference_precision,
+        )
         if opened.input_size != self.input_size:
             size = opened.input_size
             opened.close()
@@ -147,11 +152,7 @@ class Bundle:
         Raises:
             DataError: The file is no usable image.
         """
-        spec = self.manifest.input
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        if spec.greyscale:
-            pixels = to_greyscale(pixels)
-        boxed, geometry = letterbox(pixels, self.input_size, spec.letterbox_colour)
+        boxed, geometry = self._letterboxed(image)
         return to_input(boxed), geometry
 
     def detections(
@@ -201,8 +202,9 @@ class Bundle:
         Raises:
             DataError: The file is no usable image.
         """
-        pixels, geometry = self.prepare(image)
-        boxes, scores = (self._own_runner() if runner is None else runner).infer(pixels[None])
+        runner = self._own_runner() if runner is None else runner
+        boxed, geometry = self._letterboxed(image)
+        boxes, scores = runner.infer((boxed if runner.uint8_input else to_input(boxed))[None])
         return self.detections(
             boxes[0], scores[0], geometry, score_threshold=score_threshold, iou_threshold=iou_threshold
         )
@@ -243,23 +245,40 @@ class Bundle:
     ) -> None:
         self.close()
 
+    def _letterboxed(
+        self, image: str | Path | npt.NDArray[np.uint8]
+    ) -> tuple[npt.NDArray[np.uint8], LetterboxGeometry]:
+        spec = self.manifest.input
+        pixels = image if isinstance(image, np.ndarray) else read_image(image)
+        if spec.greyscale:
+            pixels = to_greyscale(pixels)
+        return letterbox(pixels, self.input_size, spec.letterbox_colour)
+
     def _own_runner(self) -> Runner:
         with self._runner_lock:
             if self._runner is None:
                 self._runner = self.runner()
             return self._runner
 
-    def _find(self, role: str, precision: str, target: str | None) -> Path:
+    def _find(self, role: str, precision: str, target: str | None, default: str | None = None) -> Path:
         there = [(name, entry) for name, entry in self.manifest.files.items() if entry.role == role]
-        fitting = [
-            name for name, entry in there if entry.precision == precision and target in (None, entry.target)
-        ]
+        of_precision = {name: entry.target for name, entry in there if entry.precision == precision}
+        fitting = _fitting(of_precision, target, default)
         if len(fitting) == 1:
             return self.path / fitting[0]
-        wanted = f"{role} of precision {precision}" + ("" if target is None else f" for {target}")
+        asked = f"{role} of precision {precision}" + ("" if target is None else f" for {target}")
         listed = ", ".join(f"{name} ({entry.precision}, {entry.target})" for name, entry in there) or "none"
         count = "several" if fitting else "no"
-        raise BundleError(f"has {count} {wanted}; it has: {listed}", where=self.path)
+        raise BundleError(f"has {count} {asked}; it has: {listed}", where=self.path)
+
+
+def _fitting(targets: Mapping[str, str | None], target: str | None, default: str | None) -> list[str]:
+    """Files, given with what each was made for, that serve a target."""
+    if target is None and len(targets) == 1:
+        return list(targets)
+    wanted = target or default
+    exact = [name for name, made_for in targets.items() if made_for == wanted]
+    return exact or [name for name, made_for in targets.items() if made_for is None or target is None]
 
 
 def write_bundle(
