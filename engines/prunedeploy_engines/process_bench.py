@@ -7,36 +7,41 @@ block, round by round, and waits until its threads have stopped spinning before 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
+import math
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from prunedeploy_engines.bench_process import Worker
+from prunedeploy_engines.energy import PowerSampler
 from prunedeploy_engines.errors import ConfigError, EngineError
-from prunedeploy_engines.latency import LatencySamples, Plan, run_rounds, samples_of
+from prunedeploy_engines.latency import KINDS, LatencySamples, Plan, run_rounds, samples_of
 from prunedeploy_engines.locks import measuring_lock
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from collections.abc import Iterator
+
+__all__ = ["BenchResult", "Opened", "Worker", "bench_models", "opened_models"]
+
+OnUnusable = Callable[[str, EngineError], None]
 
 _DEFAULTS: dict[str, Any] = {
     "path": None,
+    "bundle": None,
     "runtime": "onnxruntime",
     "precision": "fp32",
     "threads": None,
-    "providers": ["CPUExecutionProvider"],
+    "providers": None,
+    "inference_precision": None,
     "batch": 1,
     "images": None,
     "kind": "host",
     "seed": 0,
     "size": 1024,
+    "on": "onnxruntime",
     "factory": None,
     "arguments": {},
 }
@@ -49,14 +54,39 @@ class BenchResult:
     Attributes:
         latency: Every sample.
         describe: What ran: the runner's own description.
+        images: What it was fed; None for the MatMul.
+        energy_j_per_image: Joules; None where the machine cannot tell.
+        energy_source: What told them.
     """
 
     latency: LatencySamples
     describe: dict[str, Any]
+    images: dict[str, Any] | None = None
+    energy_j_per_image: float | None = None
+    energy_source: str | None = None
 
     def summary(self) -> dict[str, Any]:
         """The latency's summary with the description under ``engine``; JSON values."""
         return {**self.latency.summary(), "engine": self.describe}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is open and warm in its process.
+
+    Attributes:
+        spec: Its complete specification.
+        worker: The process.
+        describe: What runs.
+        images: What it is fed.
+        energy_source: What tells its energy, if the process can.
+    """
+
+    spec: dict[str, Any]
+    worker: Worker
+    describe: dict[str, Any]
+    images: dict[str, Any] | None
+    energy_source: str | None
 
 
 def bench_models(
@@ -70,27 +100,27 @@ def bench_models(
     round_warm_calls: int = 3,
     lock: bool = True,
     progress: Callable[[str], None] | None = None,
+    on_unusable: OnUnusable | None = None,
 ) -> dict[str, BenchResult]:
     """Measure models, a process each, interleaved in rounds.
 
     Args:
         models: Per name a specification, with the keys
 
-            - ``path``: ONNX file, TensorRT plan, or a bundle for ``kind`` end_to_end
-            - ``runtime``: ``"onnxruntime"`` (default), ``"tensorrt"``, or ``"matmul"``: the peak of ONNX
-            Runtime on
-              a ``size`` x ``size`` MatMul (1024), its ``describe`` has the ``macs`` of a call
-            - ``threads``: of one operator, None is one per physical core; ``providers``: of ONNX Runtime
+            - ``path``: ONNX file or engine; ``bundle``: the folder it belongs to, which says how an image becomes
+              its input. A ``path`` that is a bundle stands for its model of ``precision``.
+            - ``runtime``: of `runtimes.open_runner` (``"onnxruntime"``), or ``"matmul"``: the peak of the runtime
+              ``on`` (``"onnxruntime"``) on a float32 MatMul of ``size`` x ``size`` (1024); its ``describe`` has the
+              ``macs`` of a call
+            - ``threads``: of one operator, None is one per physical core; ``providers``: of ONNX Runtime;
+              ``inference_precision``: of OpenVINO
             - ``batch``: images per call (1)
-            - ``images``: .npy file with ``(K, H, W, 3)`` uint8 RGB images, used in turn; without it random
-            pixels from
+            - ``images``: what `bench_images.load_images` reads, used in turn; without it random pixels from
               ``seed``
-            - ``kind``: ``"host"`` (default; tensors in, tensors out) or ``"end_to_end"`` (uint8 image in
-            memory to
-              detections, of a bundle, with its ``precision``)
+            - ``kind``: ``"host"`` (default; tensors in, tensors out), ``"compute"`` (the model alone) or
+              ``"end_to_end"`` (uint8 image in memory to detections; needs a bundle)
             - ``factory`` and ``arguments``: ``"module:function"`` and JSON keyword arguments that give a
-            `Runner`,
-              for runtimes this package does not know, such as torch
+              `Runner`, for runtimes this package does not know, such as torch
 
         seconds: See `latency.Plan`; so are the next five.
         min_calls: Timed calls per model, at least.
@@ -100,6 +130,8 @@ def bench_models(
         round_warm_calls: Untimed calls at the start of each turn.
         lock: Hold `measuring_lock` meanwhile.
         progress: Called with the model's name after each of its turns.
+        on_unusable: Called with the name and the error of a model that does not open or warm up; the others are
+            measured. None raises the error.
 
     Returns:
         Per name, its samples and what ran.
@@ -109,112 +141,91 @@ def bench_models(
         EngineError: A model does not open or run; the message names it.
     """
     plan = Plan(seconds, min_calls, warmup_s, warmup_calls, rounds, round_warm_calls)
-    specs = {name: _complete(name, spec) for name, spec in models.items()}
-    with ExitStack() as stack:
-        stack.enter_context(measuring_lock() if lock else nullcontext())
-        workers = {name: stack.enter_context(Worker(name)) for name in specs}
-        # One after the other: a model that loads must not disturb one that warms up.
-        describes = {
-            name: worker.ask("open", spec=specs[name])["describe"] for name, worker in workers.items()
-        }
-        for worker in workers.values():
-            worker.ask("warm_up", seconds=plan.warmup_s, calls=plan.warmup_calls)
+    with opened_models(models, plan, lock=lock, on_unusable=on_unusable) as opened, PowerSampler() as power:
+        joules: dict[str, list[float | None]] = {name: [] for name in opened}
 
-        def block_of(worker: Worker) -> Callable[[], list[float]]:
+        def block_of(name: str, model: Opened) -> Callable[[], list[float]]:
             def block() -> list[float]:
-                answer = worker.ask(
+                answer = model.worker.ask(
                     "block", seconds=plan.block_s, calls=plan.block_calls, warm_calls=plan.round_warm_calls
                 )
+                sampled = power.source is not None and _uses_sampled_power(model, power)
+                of_block = power.joules(answer["started"], answer["ended"]) if sampled else answer["joules"]
+                joules[name].append(of_block)
                 if progress is not None:
-                    progress(worker.name)
+                    progress(name)
                 samples_ms: list[float] = answer["samples_ms"]
                 return samples_ms
 
             return block
 
-        measured = run_rounds({name: block_of(worker) for name, worker in workers.items()}, plan.rounds)
-    return {
-        name: BenchResult(samples_of(blocks, specs[name]["batch"], specs[name]["kind"]), describes[name])
-        for name, blocks in measured.items()
-    }
+        measured = run_rounds({name: block_of(name, model) for name, model in opened.items()}, plan.rounds)
+    results = {}
+    for name, blocks in measured.items():
+        model = opened[name]
+        latency = samples_of(blocks, model.spec["batch"], model.spec["kind"])
+        source = power.source if _uses_sampled_power(model, power) else model.energy_source
+        energy = _energy_per_image(joules[name], len(latency.samples_ms) * latency.batch)
+        results[name] = BenchResult(latency, model.describe, model.images, energy, source if energy else None)
+    return results
 
 
-class Worker:
-    """A process that holds one model; a context manager that ends it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        # A file, not a pipe: a worker that prints a lot must not block.
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "prunedeploy_engines.process_bench", "worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env=environment,
-            text=True,
-        )
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer.
-
-        Raises:
-            EngineError: The worker answers with an error, or ends; the message names the model.
-        """
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise EngineError(f"{self.name}: the measuring process ended ({self._last_words()})")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            error = answer["error"]
-            raise EngineError(f"{self.name}: {error['what']}", where=error["where"], fix=error["fix"])
-        return answer
-
-    def _last_words(self) -> str:
-        code = self._process.wait()
-        self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return f"exit code {code}" + (f", {lines[-1]}" if lines else "")
-
-    def close(self) -> None:
-        """End the process: politely, then not."""
-        try:
-            # communicate() closes stdin, which ends a worker that waits for a command.
-            self._process.communicate(timeout=2)
-        except (subprocess.TimeoutExpired, BrokenPipeError, ValueError):
-            self._process.kill()
-            self._process.wait()
-        self._stderr.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            self._process.kill()
-        self.close()
+@contextmanager
+def opened_models(
+    models: Mapping[str, Mapping[str, Any]],
+    plan: Plan,
+    *,
+    lock: bool = True,
+    on_unusable: OnUnusable | None = None,
+) -> Iterator[dict[str, Opened]]:
+    """Open models, a process each, and warm them up; see `bench_models`."""
+    specs = {name: complete_spec(name, spec) for name, spec in models.items()}
+    with ExitStack() as stack:
+        stack.enter_context(measuring_lock() if lock else nullcontext())
+        opened: dict[str, Opened] = {}
+        # One after the other: a model that loads must not disturb one that warms up.
+        for name, spec in specs.items():
+            worker = stack.enter_context(Worker(name))
+            try:
+                answer = worker.ask("open", spec=spec)
+                opened[name] = Opened(spec, worker, **answer)
+                worker.ask("warm_up", seconds=plan.warmup_s, calls=plan.warmup_calls)
+            except EngineError as error:
+                if on_unusable is None:
+                    raise
+                opened.pop(name, None)
+                worker.close()
+                on_unusable(name, error)
+        yield opened
 
 
-def _complete(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _uses_sampled_power(model: Opened, power: PowerSampler) -> bool:
+    """A GPU's energy is the sampled one; so is a CPU's that has no counter on a board that measures itself."""
+    if model.describe.get("device") == "gpu":
+        return power.source is not None
+    return power.whole_board and model.energy_source is None
+
+
+def _energy_per_image(joules: list[float | None], images: int) -> float | None:
+    known = [energy for energy in joules if energy is not None]
+    return math.fsum(known) / images if len(known) == len(joules) and images else None
+
+
+def complete_spec(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the defaults.
+
+    Raises:
+        ConfigError: An unknown key or kind, or nothing to measure.
+    """
     unknown = sorted(set(spec) - set(_DEFAULTS))
     if unknown:
         raise ConfigError(f"model {name!r} has unknown keys {unknown}", fix=f"known are {sorted(_DEFAULTS)}")
     complete = {**_DEFAULTS, **spec}
-    if complete["kind"] not in ("host", "end_to_end"):
-        raise ConfigError(f"model {name!r} has kind {complete['kind']!r}", fix="use host or end_to_end")
+    if complete["kind"] not in KINDS:
+        raise ConfigError(f"model {name!r} has kind {complete['kind']!r}", fix=f"use {', '.join(KINDS)}")
     if complete["path"] is None and complete["factory"] is None and complete["runtime"] != "matmul":
         raise ConfigError(f"model {name!r} has no path")
-    for key in ("path", "images"):
+    for key in ("path", "bundle", "images"):
         if complete[key] is not None:
             complete[key] = str(Path(complete[key]).absolute())
     return complete

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from prunedeploy.cli.bench_rows import KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
+from prunedeploy.cli.bench_run import Effort
 from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import (
-    MISSING,
-    comma_list,
-    json_option,
-    number,
-    print_json,
-    print_table,
-    quiet_stdout,
-    whole_numbers,
-)
+from prunedeploy.cli.output import comma_list, json_option, print_json, quiet_stdout, whole_numbers
 
-if TYPE_CHECKING:
-    from prunedeploy.cli.model_source import ModelSource
-
-RUNTIMES = ("onnxruntime", "torch", "tensorrt")
-PEAK = "MatMul peak"
+SCENARIOS = ("single-stream", "offline", "server")
 
 
 @click.command(
@@ -34,8 +21,11 @@ PEAK = "MatMul peak"
     cls=Command,
     epilog=examples(
         "prunedeploy bench dense/bundle pruned/bundle",
-        "prunedeploy bench runs/demo-structured-scaled-0.75-s0 --runtime onnxruntime,torch --batch 1,8",
-        "prunedeploy bench model.onnx --threads 1 --seconds 3 --json",
+        "prunedeploy bench runs/demo-structured-scaled-0.75-s0 --runtime onnxruntime,openvino --precision fp32,int8",
+        "prunedeploy bench model.onnx --threads 1,2 --batch 1,8 --images photos/ --out measured",
+        "prunedeploy bench pruned/bundle --scenario server --latency-bound 50",
+        "prunedeploy bench --compare monday/bench.json tuesday/bench.json",
+        "prunedeploy bench --merge server.json jetson.json pi.json --out devices",
     ),
 )
 @click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -46,12 +36,55 @@ PEAK = "MatMul peak"
     metavar="R,...",
     help=f"What to run them on: {', '.join(RUNTIMES)}. torch needs a build's output folder.",
 )
-@click.option("--batch", default="1", show_default=True, metavar="N,...", help="Images per call.")
 @click.option(
-    "--threads",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Threads of the runtime; default: one per physical core.",
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="P,...",
+    help=f"Which of a bundle's models: {', '.join(PRECISIONS)}. A single file has the one it has.",
+)
+@click.option("--batch", default="1", show_default=True, metavar="N,...", help="Images per call.")
+@click.option("--threads", metavar="N,...", help="Threads of a CPU runtime; default: one per physical core.")
+@click.option(
+    "--kind",
+    default="host",
+    show_default=True,
+    metavar="K,...",
+    help="compute: the model alone; host: tensors in and out; end-to-end: image in memory to detections (bundles).",
+)
+@click.option(
+    "--providers",
+    default="cpu",
+    show_default=True,
+    metavar="P,...",
+    help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}. A row each; one that is not there is never replaced.",
+)
+@click.option(
+    "--inference-precision",
+    type=click.Choice(["f32", "bf16", "f16", "auto"]),
+    default="f32",
+    show_default=True,
+    help="What OpenVINO computes float layers in; auto: bf16 where the CPU has it.",
+)
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    metavar="DIR|FILE.npy",
+    help="Real images to feed, (K, H, W, 3) uint8 in a .npy file; default: random pixels.",
+)
+@click.option(
+    "--scenario",
+    type=click.Choice(SCENARIOS),
+    default="single-stream",
+    show_default=True,
+    help="Whose figure counts: p90 of single queries; images a second of the best --batch; or the highest rate of "
+    "random queries that keeps p99 within --latency-bound, answering up to --batch waiting ones at a time.",
+)
+@click.option(
+    "--latency-bound",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MS",
+    help="Of the server scenario: bound on the 99th percentile, from when a query is due to its answer.",
 )
 @click.option(
     "--seconds",
@@ -59,7 +92,7 @@ PEAK = "MatMul peak"
     default=10.0,
     show_default=True,
     metavar="S",
-    help="Timed seconds per row, at least.",
+    help="Timed seconds per row, at least; of a server: per trial.",
 )
 @click.option(
     "--min-calls",
@@ -67,198 +100,110 @@ PEAK = "MatMul peak"
     default=200,
     show_default=True,
     metavar="N",
-    help="Timed calls per row, at least.",
+    help="Timed calls per row, at least; of a server: queries per trial.",
 )
-@click.option("--precision", default="fp32", show_default=True, help="Which of a bundle's models.")
+@click.option(
+    "--warmup",
+    type=click.FloatRange(0),
+    default=0.5,
+    show_default=True,
+    metavar="S",
+    help="Untimed seconds per row beforehand, at least, and at least 10 calls.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of random pixels and random arrivals.")
+@click.option("--profile", is_flag=True, help="Also show the ten layers of each row that cost most.")
+@click.option("--compare", is_flag=True, help="Compare two files of earlier runs: is the difference real?")
+@click.option("--merge", is_flag=True, help="Put files of several devices into one table and picture.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write bench.json (every sample), bench.html and the pictures there.",
+)
 @json_option
 def command(
     bundles: tuple[Path, ...],
     runtime: str,
+    precision: str,
     batch: str,
-    threads: int | None,
+    threads: str | None,
+    kind: str,
+    providers: str,
+    inference_precision: str,
+    images: Path | None,
+    scenario: str,
+    latency_bound: float | None,
     seconds: float,
     min_calls: int,
-    precision: str,
+    warmup: float,
+    seed: int,
+    profile: bool,
+    compare: bool,
+    merge: bool,
+    out: Path | None,
     as_json: bool,
 ) -> None:
     """Measure the latency of models against each other.
 
-    BUNDLE is a bundle, a build's output folder or a .onnx file. Every row is measured in a process of its
-    own, all of them interleaved in rounds; every sample is kept. Latency is that of the call with tensors
-    in and out, on random images. The last column compares with what ONNX Runtime reaches on a 1024 x 1024
-    MatMul in the same run.
+    BUNDLE is a bundle, a build's output folder, a .onnx file or a TensorRT .plan file. Every combination of the
+    lists below is a row, measured in a process of its own, all of them interleaved in rounds; every sample is kept.
+    "of peak" compares with what the same runtime reaches on a 1024 x 1024 float32 MatMul in the same run.
 
-    A runtime that cannot run here gives an empty row with the reason; it is an error if it is the only one.
+    A row that cannot run here is empty and has its reason below the table; it is an error if there is no other.
     """
-    from prunedeploy.cli.model_source import find_model
-    from prunedeploy_engines.environment import machine_info
-    from prunedeploy_engines.process_bench import bench_models
+    from prunedeploy.cli import bench_files, bench_output
 
-    runtimes = comma_list(runtime, "--runtime", RUNTIMES)
-    batches = whole_numbers(batch, "--batch")
-    with quiet_stdout():
-        sources = [find_model(path) for path in dict.fromkeys(bundles)]
-        specs, rows = _plan(sources, runtimes, batches, threads, precision)
-        # One turn of each of ten rounds, per row.
-        with click.progressbar(length=10 * len(specs), label=f"measuring, {len(specs)} rows", file=sys.stderr) as bar:
-            measured = bench_models(specs, seconds=seconds, min_calls=min_calls, progress=lambda _: bar.update(1))
-    peak = None
-    if PEAK in measured:
-        probe = measured[PEAK]
-        peak = _gflops(int(probe.describe["macs"]), probe.latency.summary()["p50"])
-    for row in rows:
-        if row["key"] in measured:
-            row.update(_figures(measured[row["key"]].summary(), row, peak))
-    for row in rows:
-        del row["key"]
-    if as_json:
-        print_json({"rows": rows, "peak_matmul_gflops": peak, "machine": machine_info()})
+    if compare and merge:
+        raise click.UsageError("--compare and --merge exclude each other")
+    if compare:
+        bench_files.compare(bundles, seed=seed, as_json=as_json)
+        return
+    if merge:
+        document = bench_files.merge(bundles)
     else:
-        _print(rows, peak)
-
-
-def _plan(
-    sources: Sequence[ModelSource],
-    runtimes: Sequence[str],
-    batches: Sequence[int],
-    threads: int | None,
-    precision: str,
-) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
-    """Say what to measure and what to report.
-
-    Returns:
-        Specifications for `bench_models`, and rows, those that cannot run here included.
-    """
-    from prunedeploy_engines.errors import PrunedeployError, RuntimeUnavailableError
-
-    names = _names(sources)
-    specs: dict[str, dict[str, Any]] = {}
-    rows: list[dict[str, Any]] = []
-    problems: list[PrunedeployError] = []
-    for source, name in zip(sources, names, strict=True):
-        for runtime in runtimes:
-            try:
-                what, problem = _spec(source, runtime, precision, threads), None
-            except RuntimeUnavailableError as error:
-                what, problem = {}, error
-                problems.append(error)
-            for batch in batches:
-                key = f"{name} | {runtime} | {batch}"
-                rows.append(
-                    {
-                        "key": key,
-                        "model": name,
-                        "path": str(source.given),
-                        "runtime": runtime,
-                        "batch": batch,
-                        "macs": source.macs(),
-                        "latency_ms": None,
-                        "reason": None if problem is None else str(problem),
-                    }
-                )
-                if problem is None:
-                    specs[key] = {**what, "batch": batch}
-    if not specs:
-        raise problems[0]
-    if any(spec.get("runtime") == "onnxruntime" for spec in specs.values()):
-        specs[PEAK] = {"runtime": "matmul", "threads": threads}
-    return specs, rows
-
-
-def _spec(source: ModelSource, runtime: str, precision: str, threads: int | None) -> dict[str, Any]:
-    from prunedeploy_engines.errors import ConfigError, RuntimeUnavailableError
-
-    if runtime == "onnxruntime":
-        path = source.onnx or source.load_bundle().model_path(precision)
-        return {"runtime": runtime, "path": path, "threads": threads}
-    if runtime == "tensorrt":
-        from prunedeploy_engines.tensorrt_library import cuda_device
-        from prunedeploy_engines.tensorrt_runner import tensorrt_unavailable_reason
-
-        bundle = source.load_bundle()
-        if (reason := tensorrt_unavailable_reason()) is not None:
-            fix = "measure on a machine with a GPU; `prunedeploy doctor` says more"
-            raise RuntimeUnavailableError(f"TensorRT cannot run here: {reason}", fix=fix)
-        device = cuda_device()
-        return {
-            "runtime": runtime,
-            "path": bundle.engine_path(precision, None if device is None else device.target),
-        }
-    if source.cfg is None or source.weights is None:
-        fix = "give a build's output folder, or leave torch out of --runtime"
-        raise ConfigError("has no PyTorch network to measure", source.given, fix)
-    if importlib.util.find_spec("torch") is None:
-        raise RuntimeUnavailableError("torch is not installed", fix="pip install 'prunedeploy[train]'")
-    arguments = {
-        "cfg": str(source.cfg.absolute()),
-        "weights": str(source.weights.absolute()),
-        "threads": threads,
-    }
-    return {
-        "runtime": runtime,
-        "factory": "prunedeploy.evaluation.torch_runner:open_torch_runner",
-        "arguments": arguments,
-    }
-
-
-def _names(sources: Sequence[ModelSource]) -> list[str]:
-    """Name the rows: short names, or whole paths where those are the same."""
-    short = [source.name for source in sources]
-    return [name if short.count(name) == 1 else str(source.given) for name, source in zip(short, sources, strict=True)]
-
-
-def _figures(summary: dict[str, Any], row: dict[str, Any], peak: float | None) -> dict[str, Any]:
-    gflops = None if row["macs"] is None else _gflops(row["macs"] * row["batch"], summary["p50"])
-    comparable = peak is not None and gflops is not None and row["runtime"] == "onnxruntime"
-    return {
-        "engine": summary.pop("engine"),
-        "latency_ms": summary,
-        "gflops": gflops,
-        "fraction_of_peak": gflops / peak if comparable and peak and gflops is not None else None,
-    }
-
-
-def _gflops(macs: int, latency_ms: float) -> float:
-    from prunedeploy_engines.latency import achieved_gflops
-
-    return achieved_gflops(macs, latency_ms)
-
-
-def _print(rows: list[dict[str, Any]], peak: float | None) -> None:
-    cells = []
-    for row in rows:
-        latency = row["latency_ms"]
-        if latency is None:
-            cells.append([row["model"], row["runtime"], str(row["batch"]), *[MISSING] * 7])
-            continue
-        fraction = row["fraction_of_peak"]
-        cells.append(
-            [
-                row["model"] + (" *" if latency["noisy"] else ""),
-                row["runtime"],
-                str(row["batch"]),
-                *(number(latency[key], 2) for key in ("p50", "mean", "p90", "p99")),
-                number(latency["images_per_s"], 1),
-                number(row["gflops"], 1),
-                MISSING if fraction is None else f"{100 * fraction:.0f} %",
-            ]
+        choice = Choice(
+            runtimes=comma_list(runtime, "--runtime", RUNTIMES),
+            precisions=comma_list(precision, "--precision", PRECISIONS),
+            batches=whole_numbers(batch, "--batch"),
+            threads=[None] if threads is None else whole_numbers(threads, "--threads"),
+            kinds=[KINDS[word] for word in comma_list(kind, "--kind", tuple(KINDS))],
+            providers=comma_list(providers, "--providers", PROVIDERS),
+            inference_precision=None if inference_precision == "auto" else inference_precision,
+            images=images,
+            scenario=scenario,
+            seed=seed,
         )
-    headings = [
-        "model",
-        "runtime",
-        "batch",
-        "median ms",
-        "mean",
-        "p90",
-        "p99",
-        "images/s",
-        "GFLOP/s",
-        "of peak",
-    ]
-    print_table(headings, cells, left=2)
-    if peak is not None:
-        click.echo(f"\npeak: {peak:.0f} GFLOP/s, ONNX Runtime on a MatMul in the same run; GFLOP/s are of the median")
-    if any(row["latency_ms"] is not None and row["latency_ms"]["noisy"] for row in rows):
-        click.echo("* noisy: the coefficient of variation is above 0.1; close other programs, or measure longer")
-    for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):
-        click.echo(f"not measured: {reason}")
+        effort = Effort(seconds, min_calls, warmup, _checked_bound(scenario, latency_bound, min_calls), profile)
+        document = _run(bundles, choice, effort)
+    if out is not None:
+        bench_files.write_folder(document, out)
+    if as_json:
+        print_json(document)
+    else:
+        bench_output.print_document(document, out)
+
+
+def _checked_bound(scenario: str, bound: float | None, queries: int) -> float | None:
+    from prunedeploy_engines.bench_server import MIN_QUERIES
+
+    if scenario != "server" and bound is not None:
+        raise click.UsageError("--latency-bound belongs to --scenario server")
+    if scenario == "server" and bound is None:
+        raise click.UsageError("--scenario server needs --latency-bound MS, the bound on the 99th percentile")
+    if scenario == "server" and queries < MIN_QUERIES:
+        raise click.UsageError(f"--min-calls must be at least {MIN_QUERIES} here: fewer queries have no p99")
+    return bound
+
+
+def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort) -> dict[str, Any]:
+    from prunedeploy.cli.bench_rows import find_subjects, plan_rows
+    from prunedeploy.cli.bench_run import run_plan, steps
+    from prunedeploy_engines.bench_images import load_images
+
+    with quiet_stdout():
+        if choice.images is not None:
+            load_images(choice.images)  # a mistake is told before the first process starts
+        planned = plan_rows(find_subjects(bundles), choice)
+        label = f"measuring, {len(planned.specs)} processes"
+        with click.progressbar(length=steps(planned, choice, effort), label=label, file=sys.stderr) as bar:
+            return run_plan(planned, choice, effort, lambda _: bar.update(1))

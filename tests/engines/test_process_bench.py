@@ -13,7 +13,7 @@ import pytest
 from prunedeploy_engines import bench_worker
 from prunedeploy_engines.bundle import BundleFile, write_bundle
 from prunedeploy_engines.errors import ConfigError, EngineError
-from prunedeploy_engines.process_bench import Worker, bench_models
+from prunedeploy_engines.process_bench import Worker, bench_models, complete_spec
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
 SHORT = {
@@ -116,22 +116,6 @@ def test_images_of_another_kind_are_refused(model: Path, tmp_path: Path, images:
         bench_models({"a": {"path": model, "images": tmp_path / "images.npy"}}, **SHORT)
 
 
-def test_input_is_the_images_given_and_random_without() -> None:
-    random = bench_worker._images(None, (32, 48), seed=0)
-    assert random.shape[1:] == (32, 48, 3)
-    assert random.std() > 50, "never zeros: sparsity and denormals change what a kernel costs"
-    assert np.array_equal(random, bench_worker._images(None, (32, 48), seed=0))
-    assert not np.array_equal(random, bench_worker._images(None, (32, 48), seed=1))
-
-
-@pytest.mark.parametrize("batch", [1, 2, 3, 5])
-def test_batches_use_every_image_in_turn(batch: int) -> None:
-    images = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1)
-    batches = bench_worker._batches(images, batch)
-    assert all(len(group) == batch for group in batches)
-    assert {float(image) for group in batches for image in group.ravel()} == {0.0, 1.0, 2.0}
-
-
 class SpinningProcess:
     """Stands for `time` in a process whose threads spin until a moment; in seconds."""
 
@@ -174,14 +158,7 @@ def test_idle_worker_uses_no_cpu_after_a_block(model: Path) -> None:
         return int(fields[11]) + int(fields[12])
 
     with Worker("peak") as worker:
-        spec = {
-            "runtime": "matmul",
-            "size": 256,
-            "threads": 2,
-            "providers": ["CPUExecutionProvider"],
-            "seed": 0,
-        }
-        worker.ask("open", spec=spec)
+        worker.ask("open", spec=complete_spec("peak", {"runtime": "matmul", "size": 256, "threads": 2}))
         worker.ask("block", seconds=0.1, calls=5, warm_calls=0)
         before = cpu_ticks(worker._process.pid)
         time.sleep(0.3)
@@ -192,10 +169,9 @@ def test_idle_worker_uses_no_cpu_after_a_block(model: Path) -> None:
 def test_worker_ends_with_its_parent() -> None:
     program = """
 import os
-from prunedeploy_engines.process_bench import Worker
+from prunedeploy_engines.process_bench import Worker, complete_spec
 worker = Worker("a")
-worker.ask("open", spec={"runtime": "matmul", "size": 8, "threads": 1, "seed": 0,
-                         "providers": ["CPUExecutionProvider"]})
+worker.ask("open", spec=complete_spec("a", {"runtime": "matmul", "size": 8, "threads": 1}))
 print(worker._process.pid, flush=True)
 os._exit(0)
 """

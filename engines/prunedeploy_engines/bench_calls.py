@@ -1,0 +1,161 @@
+"""From a specification of `process_bench` to a function that runs one batch; inside the measuring process."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prunedeploy_engines.bench_images import ImageList, images_record, load_images, random_images
+from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.letterbox import batch_to_input, letterbox
+from prunedeploy_engines.runner import Images, Runner
+
+if TYPE_CHECKING:
+    from prunedeploy_engines.bundle import Bundle
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model that is ready to be measured.
+
+    Attributes:
+        call_of: For a number of images, a function that runs them; each call takes the next ones in turn.
+        describe: What runs.
+        images: What it is fed; None for the MatMul.
+    """
+
+    call_of: Callable[[int], Call]
+    describe: dict[str, Any]
+    images: dict[str, Any] | None = None
+
+
+def open_model(spec: dict[str, Any]) -> OpenedModel:
+    """Open the model of a complete specification.
+
+    Raises:
+        PrunedeployError: It does not open.
+    """
+    if spec["runtime"] == "matmul":
+        return _matmul(spec)
+    bundle = open_spec_bundle(spec)
+    path = spec["path"]
+    if bundle is not None and path == str(bundle.path):
+        path = bundle.model_path(spec["precision"])
+    runner = open_spec_runner({**spec, "path": path})
+    images = load_spec_images(spec, runner.input_size)
+    record = images_record(None if spec["images"] is None else Path(spec["images"]), images, spec["seed"])
+    if spec["kind"] == "end_to_end":
+        if bundle is None:
+            raise ConfigError("end to end needs a bundle, which says what surrounds the network", spec["path"])
+        return OpenedModel(lambda count: _end_to_end(bundle, runner, images, count), runner.describe(), record)
+    prepared = prepare(images, runner, bundle)
+    take = runner.compute_call if spec["kind"] == "compute" else lambda batch: lambda: runner.infer(batch)
+
+    def call_of(count: int) -> Call:
+        calls = itertools.cycle([take(batch) for batch in batches(prepared, count)])
+        return lambda: next(calls)()
+
+    return OpenedModel(call_of, runner.describe(), record)
+
+
+def open_spec_runner(spec: dict[str, Any]) -> Runner:
+    """Open the runner that a specification asks for."""
+    if spec["factory"] is not None:
+        module, _, function = spec["factory"].partition(":")
+        runner: Runner = getattr(importlib.import_module(module), function)(**spec["arguments"])
+        return runner
+    from prunedeploy_engines.runtimes import open_runner
+
+    options = {key: spec[key] for key in ("providers", "inference_precision") if spec[key] is not None}
+    return open_runner(spec["path"], spec["runtime"], threads=spec["threads"], **options)
+
+
+def prepare(images: ImageList, runner: Runner, bundle: Bundle | None) -> Images:
+    """Letterbox images into the kind of input that the model takes: ``(K, 3, H, W)`` float32 or NHWC uint8.
+
+    Args:
+        images: ``(H, W, 3)`` uint8 RGB each.
+        runner: Its input size and kind count.
+        bundle: Says colour of the letterbox and greyscale; None takes the usual.
+    """
+    if bundle is None:
+        boxed = [letterbox(image, runner.input_size)[0] for image in images]
+    else:
+        spec = bundle.manifest.input
+        from prunedeploy_engines.images import to_greyscale
+
+        pixels = [to_greyscale(image) if spec.greyscale else image for image in images]
+        boxed = [letterbox(image, runner.input_size, spec.letterbox_colour)[0] for image in pixels]
+    return np.stack(boxed) if runner.uint8_input else batch_to_input(boxed)
+
+
+def batches(images: Images, count: int) -> list[Any]:
+    """Batches of ``count``: every image once as the first of one, wrapping around; contiguous."""
+    if count < 1:
+        raise ConfigError(f"the batch must be at least 1, not {count}")
+    there = len(images)
+    return [images[[(first + i) % there for i in range(count)]] for first in range(0, there, min(count, there))]
+
+
+def _end_to_end(bundle: Bundle, runner: Runner, images: ImageList, count: int) -> Call:
+    """From uint8 images in memory to their detections."""
+    turns = itertools.cycle(images)
+    if count == 1:
+        return lambda: bundle.detect(next(turns), runner=runner)
+
+    def call() -> Sequence[object]:
+        prepared = [bundle.prepare(next(turns)) for _ in range(count)]
+        boxes, scores = runner.infer(np.stack([pixels for pixels, _ in prepared]))
+        return [bundle.detections(boxes[i], scores[i], prepared[i][1]) for i in range(count)]
+
+    return call
+
+
+def open_spec_bundle(spec: dict[str, Any]) -> Bundle | None:
+    """The bundle that the model belongs to; a ``path`` that is a folder is one."""
+    folder = spec["bundle"]
+    if folder is None and spec["path"] is not None and Path(spec["path"]).is_dir():
+        folder = spec["path"]
+    if folder is None:
+        return None
+    from prunedeploy_engines.bundle import load_bundle
+
+    return load_bundle(folder)
+
+
+def load_spec_images(spec: dict[str, Any], input_size: tuple[int, int]) -> ImageList:
+    """The images of a specification, or random ones of the model's input size."""
+    return random_images(input_size, spec["seed"]) if spec["images"] is None else load_images(Path(spec["images"]))
+
+
+def _matmul(spec: dict[str, Any]) -> OpenedModel:
+    """The peak of a runtime on this CPU: one large product, which every kernel library does best."""
+    from prunedeploy_engines.matmul_probe import matmul_flops, matmul_model
+
+    size, on = spec["size"], spec["on"]
+    x = np.random.default_rng(spec["seed"]).standard_normal((size, size), dtype=np.float32)
+    describe: dict[str, Any] = {"runtime": on, "precision": "fp32", "device": "cpu", "threads": spec["threads"]}
+    describe |= {"matmul_size": size, "macs": matmul_flops(size) // 2}
+    if on == "openvino":
+        import openvino
+
+        core = openvino.Core()
+        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        if spec["threads"] is not None:
+            options["INFERENCE_NUM_THREADS"] = spec["threads"]
+        request = core.compile_model(core.read_model(matmul_model(size)), "CPU", options).create_infer_request()
+        describe["version"] = openvino.__version__
+        return OpenedModel(lambda _: lambda: request.infer([x], share_inputs=True), describe)
+    from prunedeploy_engines.onnxruntime_session import import_onnxruntime, open_session
+
+    session = open_session(matmul_model(size), threads=spec["threads"], providers=("cpu",), allow_spinning=True)
+    describe["version"] = import_onnxruntime().__version__
+    return OpenedModel(lambda _: lambda: session.run(None, {"x": x}), describe)

@@ -1,0 +1,161 @@
+"""What `prunedeploy bench` shows on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prunedeploy.cli.output import MISSING, number, print_table
+
+Row = Mapping[str, Any]
+
+_SETTINGS = ("device", "runtime", "provider", "precision", "batch", "threads", "kind", "scenario")
+_ALWAYS = ("runtime",)
+_NOISY = "*"
+_SPARSE = "o"
+
+
+def print_document(document: Mapping[str, Any], out: Path | None) -> None:
+    """Print the table, what holds for all rows, and what there is to say about single ones."""
+    from prunedeploy_engines.bench_document import varying
+
+    rows = document["rows"]
+    shown = [key for key in _SETTINGS if key in _ALWAYS or key in varying(rows, _SETTINGS)]
+    figures = _figures(rows)
+    table = [[_name(row), *(setting(row, key) for key in shown), *(show(row) for _, show in figures)] for row in rows]
+    print_table(["model", *shown, *(title for title, _ in figures)], table, left=1 + len(shown))
+    click.echo()
+    common = [word for key in _SETTINGS if key not in shown and (word := _in_words(rows[0], key))]
+    click.echo(f"all rows: {', '.join([*common, *_images(rows)])}")
+    for line in [*_peaks(document), *_marks(rows), *document.get("notes", [])]:
+        click.echo(line)
+    for row in rows:
+        if row.get("layers"):
+            _print_layers(row, shown)
+    _print_reasons(rows)
+    if out is not None:
+        click.echo(f"\n  {out / 'bench.html'}  to look at\n  {out / 'bench.json'}  every sample, for programs")
+
+
+def _figures(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
+    """Columns of figures: the heading and how to show a row's; those that no row has are left out."""
+    scenarios = {row.get("scenario") for row in rows}
+    latency: list[tuple[str, Callable[[Row], str]]] = [
+        ("median ms", lambda row: _latency(row, "p50")),
+        ("mean", lambda row: _latency(row, "mean")),
+        ("p90", lambda row: _latency(row, "p90")),
+        ("p99", lambda row: _latency(row, "p99")),
+        ("images/s", lambda row: _latency(row, "images_per_s", 1)),
+    ]
+    if "server" in scenarios:
+        latency[-1] = ("queries/s", lambda row: _latency(row, "images_per_s", 1))
+    optional: list[tuple[str, str, Callable[[Row], str]]] = [
+        ("gflops", "GFLOP/s", lambda row: number(row.get("gflops"), 1)),
+        ("fraction_of_peak", "of peak", lambda row: _percent(row.get("fraction_of_peak"))),
+        ("map_clean", "mAP", lambda row: number(row.get("map_clean"))),
+        ("map_pgd", "robust mAP", lambda row: number(row.get("map_pgd"))),
+        ("energy_j_per_image", "J/image", lambda row: number(row.get("energy_j_per_image"), 3)),
+    ]
+    there = {key for row in rows for key in row if row.get(key) is not None}
+    return [*latency, *((title, show) for key, title, show in optional if key in there)]
+
+
+def setting(row: Row, key: str) -> str:
+    """A cell: what was asked for; a precision with what it is really computed in, where that differs."""
+    value = row.get(key)
+    if key == "precision":
+        return precision_in_words(row)
+    if key == "kind":
+        return str(value).replace("_", "-")
+    return MISSING if value is None else str(value)
+
+
+def precision_in_words(row: Row) -> str:
+    """E.g. ``int8``, ``int8 (97 %)`` or ``fp32 (bf16)``."""
+    precision, shares = row.get("precision"), row.get("computes_in")
+    if not precision:
+        return MISSING
+    if not shares:
+        return str(precision)
+    real = max(shares, key=lambda name: float(shares[name]))
+    if real != precision:
+        return f"{precision} (runs in {real})"
+    return str(precision) if shares[real] > 0.999 else f"{precision} ({100 * shares[real]:.0f} %)"
+
+
+def _in_words(row: Row, key: str) -> str | None:
+    value = row.get(key)
+    if key == "batch":
+        return f"batch {value}"
+    if key == "threads":
+        return "one thread per core" if value is None else f"{value} thread{'s' * (value > 1)}"
+    if key == "provider":
+        return None if value in (None, "cpu") else f"provider {value}"
+    return None if value is None else setting(row, key)
+
+
+def _images(rows: Sequence[Row]) -> list[str]:
+    images = next((row["images"] for row in rows if row.get("images")), None)
+    if images is None:
+        return []
+    return ["random pixels" if images["source"] != "images" else f"{images['count']} images of {images['path']}"]
+
+
+def _name(row: Row) -> str:
+    latency = row.get("latency_ms") or {}
+    marks = _NOISY * bool(latency.get("noisy")) + _SPARSE * bool(row.get("notes"))
+    best = " (best)" if row.get("scenario") == "offline" and row.get("best_batch") else ""
+    return f"{row['model']}{best}{f' {marks}' if marks else ''}"
+
+
+def _latency(row: Row, key: str, digits: int = 2) -> str:
+    return number((row.get("latency_ms") or {}).get(key), digits)
+
+
+def _percent(value: Any) -> str:
+    return MISSING if value is None else f"{100 * value:.0f} %"
+
+
+def _peaks(document: Mapping[str, Any]) -> list[str]:
+    titles = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+    peaks = document.get("peaks") or []
+    several = len({peak["threads"] for peak in peaks}) > 1
+    lines = []
+    for peak in peaks:
+        threads = f", threads {peak['threads'] or 'one per core'}" if several else ""
+        title = titles.get(peak["runtime"], peak["runtime"])
+        lines.append(f"peak: {peak['gflops']:.0f} GFLOP/s, {title} on a float32 MatMul in the same run{threads}")
+    return lines
+
+
+def _marks(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    if any((row.get("latency_ms") or {}).get("noisy") for row in rows):
+        advice = "close other programs, or measure longer"
+        lines.append(f"{_NOISY} noisy: the coefficient of variation is above 0.1; {advice}")
+    lines += [f"{_SPARSE} {note}" for note in dict.fromkeys(note for row in rows for note in row.get("notes") or [])]
+    if any((row.get("latency_ms") or {}) and row.get("map_pgd") is not None for row in rows):
+        lines.append("mAP and robust mAP (under PGD) are those that the bundle records")
+    return lines
+
+
+def _print_layers(row: Row, shown: Sequence[str]) -> None:
+    title = ", ".join([row["model"], *(setting(row, key) for key in shown)])
+    cells = [
+        [
+            *(one[key] or MISSING for key in ("name", "kind", "precision")),
+            number(one["mean_ms"]),
+            _percent(one["share"]),
+        ]
+        for one in row["layers"]
+    ]
+    click.echo()
+    print_table(["layer", "operator", "computes in", "mean ms", "share"], cells, left=3, title=title)
+
+
+def _print_reasons(rows: Sequence[Row]) -> None:
+    for reason in dict.fromkeys(row["reason"] for row in rows if row.get("reason")):
+        click.echo(f"not measured: {reason}")

@@ -1,0 +1,317 @@
+"""What `prunedeploy bench` measures: from models and options to rows and the specifications of their processes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunedeploy.cli.model_source import ModelSource, find_model
+from prunedeploy_engines.errors import ConfigError, EngineError, PrunedeployError, RuntimeUnavailableError
+
+if TYPE_CHECKING:
+    from prunedeploy_engines.bundle import Bundle
+
+RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "int8")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+KINDS = {"compute": "compute", "host": "host", "end-to-end": "end_to_end"}
+ZEROS = "pruned without removing channels: dense kernels gain nothing from its zeros"
+
+_TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
+_PEAK_RUNTIMES = ("onnxruntime", "openvino")
+_SPARSE_METHODS = ("unstructured", "kernel")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the options ask for; every combination is a row.
+
+    Attributes:
+        runtimes: Of `RUNTIMES`.
+        precisions: Of `PRECISIONS`.
+        batches: Images per call.
+        threads: Of a CPU runtime; None is one per physical core.
+        kinds: Values of `KINDS`.
+        providers: Of ONNX Runtime.
+        inference_precision: Of OpenVINO; None lets it choose.
+        images: Folder or .npy file; None is random pixels.
+        scenario: Of `bench_scenarios.SCENARIOS`.
+        seed: Of random pixels and arrivals.
+    """
+
+    runtimes: Sequence[str] = ("onnxruntime",)
+    precisions: Sequence[str] = ("fp32",)
+    batches: Sequence[int] = (1,)
+    threads: Sequence[int | None] = (None,)
+    kinds: Sequence[str] = ("host",)
+    providers: Sequence[str] = ("cpu",)
+    inference_precision: str | None = "f32"
+    images: Path | None = None
+    scenario: str = "single-stream"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """One file (or PyTorch network) that can be measured.
+
+    Attributes:
+        precision: What it says it is.
+        spec: Keys of a `process_bench` specification.
+        file: Its path, None for a network.
+        name: In its bundle.
+    """
+
+    precision: str
+    spec: dict[str, Any]
+    file: Path | None = None
+    name: str | None = None
+
+
+class Subject:
+    """A model that was named, and its bundle, opened and verified once.
+
+    Attributes:
+        source: What was named.
+        name: In tables.
+        bundle: None if it has none.
+    """
+
+    def __init__(self, source: ModelSource, name: str) -> None:
+        self.source = source
+        self.name = name
+        self.bundle: Bundle | None = None if source.bundle is None else source.load_bundle()
+
+    @property
+    def is_engine(self) -> bool:
+        """It is a TensorRT plan."""
+        return self.source.given.suffix == ".plan"
+
+    @property
+    def is_sparse(self) -> bool:
+        """Weights are zero but no channel is gone."""
+        pruning = None if self.bundle is None else self.bundle.manifest.pruning
+        return pruning is not None and pruning.method in _SPARSE_METHODS
+
+
+@dataclass
+class Planned:
+    """Rows and what to run for them.
+
+    Attributes:
+        rows: By key, in the order of the table; those that cannot run here have a ``reason``.
+        specs: By the same keys.
+        peaks: Key of the MatMul that a row is compared with.
+        problems: Why rows cannot run, in order.
+    """
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    specs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    peaks: dict[str, str] = field(default_factory=dict)
+    problems: list[PrunedeployError] = field(default_factory=list)
+
+
+def find_subjects(paths: Sequence[Path]) -> list[Subject]:
+    """The models to measure: what `find_model` knows, and TensorRT engines.
+
+    They are named by short names, or by whole paths where those are the same.
+
+    Raises:
+        ConfigError: There is nothing, or something else.
+        BundleError: A bundle is incomplete or altered.
+    """
+    sources = [
+        ModelSource(path, "onnx") if path.suffix == ".plan" and path.is_file() else find_model(path)
+        for path in dict.fromkeys(paths)
+    ]
+    short = [source.name for source in sources]
+    return [
+        Subject(source, name if short.count(name) == 1 else str(source.given))
+        for source, name in zip(sources, short, strict=True)
+    ]
+
+
+def plan_rows(subjects: Sequence[Subject], choice: Choice) -> Planned:
+    """Say what to measure and what to report.
+
+    Raises:
+        PrunedeployError: Nothing at all can be measured; it is the first reason.
+    """
+    planned = Planned()
+    for subject in subjects:
+        for runtime, provider, precision in _engines(subject, choice):
+            model, problem = None, None
+            try:
+                model = find_file(subject, runtime, provider, precision)
+            except PrunedeployError as error:
+                problem = error
+                planned.problems.append(error)
+            common = _row(subject, model, precision, runtime)
+            for threads, kind, batch in _calls(runtime, provider, choice):
+                row = {
+                    **common,
+                    "runtime": runtime,
+                    "provider": provider,
+                    "batch": batch,
+                    "threads": threads,
+                    "kind": kind,
+                    "scenario": choice.scenario,
+                    "reason": None if problem is None else str(problem),
+                }
+                _add(planned, row, model, choice)
+    if not planned.specs:
+        raise planned.problems[0]
+    return planned
+
+
+def _engines(subject: Subject, choice: Choice) -> Iterator[tuple[str, str | None, str | None]]:
+    """Runtime, provider and precision of a model's rows; a single file has the precision that it has."""
+    one_file = subject.is_engine or subject.source.onnx is not None
+    for runtime in ["tensorrt"] if subject.is_engine else choice.runtimes:
+        for provider in choice.providers if runtime == "onnxruntime" else [None]:
+            for precision in [None] if one_file else choice.precisions:
+                yield runtime, provider, precision
+
+
+def _calls(runtime: str, provider: str | None, choice: Choice) -> Iterator[tuple[int | None, str, int]]:
+    """Threads, kind and batch of the rows of one model on one runtime; threads are a CPU's."""
+    for threads in [None] if _on_gpu(runtime, provider) else choice.threads:
+        for kind in choice.kinds:
+            for batch in choice.batches:
+                yield threads, kind, batch
+
+
+def _on_gpu(runtime: str, provider: str | None) -> bool:
+    return runtime == "tensorrt" or provider in ("cuda", "tensorrt")
+
+
+def find_file(subject: Subject, runtime: str, provider: str | None, precision: str | None) -> ModelFile:
+    """Find what a row runs.
+
+    Args:
+        subject: The model.
+        runtime: Of `RUNTIMES`.
+        provider: Of ONNX Runtime.
+        precision: None is that of the file that was named.
+
+    Raises:
+        PrunedeployError: The model has no such file, or the runtime is not there.
+    """
+    if runtime == "torch":
+        return _network(subject, precision)
+    from prunedeploy_engines.runtimes import model_target, unavailable_reason
+
+    if (reason := unavailable_reason(runtime)) is not None:
+        raise RuntimeUnavailableError(f"{_TITLES[runtime]} cannot run here: {reason}")
+    given = subject.source.given
+    if subject.is_engine:
+        from prunedeploy_engines.engine_file import read_engine_file
+
+        return ModelFile(read_engine_file(given, verify=False).precision, {"path": given}, given)
+    if runtime == "tensorrt":
+        return _engine(subject, precision)
+    if subject.source.onnx is not None:
+        return _onnx_file(subject, subject.source.onnx)
+    assert subject.bundle is not None
+    assert precision is not None
+    target = model_target(runtime, (provider or "cpu",))
+    return _of_bundle(subject.bundle, subject.bundle.model_path(precision, target), precision)
+
+
+def _network(subject: Subject, precision: str | None) -> ModelFile:
+    source = subject.source
+    if source.cfg is None or source.weights is None:
+        fix = "give a build's output folder, or leave torch out of --runtime"
+        raise ConfigError("has no PyTorch network to measure", source.given, fix)
+    if precision not in (None, "fp32"):
+        raise ConfigError(f"PyTorch runs the fp32 network only, not {precision}", source.given)
+    if importlib.util.find_spec("torch") is None:
+        raise RuntimeUnavailableError("torch is not installed", fix="pip install 'prunedeploy[train]'")
+    arguments = {"cfg": str(source.cfg.absolute()), "weights": str(source.weights.absolute())}
+    spec = {"factory": "prunedeploy.evaluation.torch_runner:open_torch_runner", "arguments": arguments}
+    return ModelFile("fp32", {**spec, "bundle": source.bundle}, source.weights)
+
+
+def _engine(subject: Subject, precision: str | None) -> ModelFile:
+    from prunedeploy_engines.tensorrt_library import cuda_device
+
+    if subject.bundle is None or precision is None:
+        fix = "build one with `prunedeploy engine` and give its .plan file"
+        raise ConfigError("is not a bundle, so no TensorRT engine belongs to it", subject.source.given, fix)
+    device = cuda_device()
+    path = subject.bundle.engine_path(precision, None if device is None else device.target)
+    return _of_bundle(subject.bundle, path, precision)
+
+
+def _onnx_file(subject: Subject, path: Path) -> ModelFile:
+    from prunedeploy_engines.onnx_header import read_onnx_header
+
+    try:
+        precision = read_onnx_header(path).precision
+    except EngineError:
+        precision = "fp32"  # the runtime will say what is wrong with the file
+    listed = {} if subject.bundle is None else subject.bundle.manifest.files
+    if subject.bundle is not None and path.name in listed:
+        return _of_bundle(subject.bundle, path, precision)
+    return ModelFile(precision, {"path": path}, path)
+
+
+def _of_bundle(bundle: Bundle, path: Path, precision: str) -> ModelFile:
+    name = path.absolute().relative_to(bundle.path.absolute()).as_posix()
+    return ModelFile(precision, {"path": path, "bundle": bundle.path}, path, name)
+
+
+def _row(subject: Subject, model: ModelFile | None, precision: str | None, runtime: str) -> dict[str, Any]:
+    """What is known of a row before it is measured."""
+    from prunedeploy_engines.bench_accuracy import accuracy_of
+    from prunedeploy_engines.files import file_sha256
+
+    file = None if model is None else model.file
+    known = precision if model is None else model.precision
+    name = None if model is None else model.name
+    metrics = {} if subject.bundle is None else subject.bundle.manifest.metrics
+    return {
+        "model": subject.name,
+        "path": str(subject.source.given),
+        "file": None if file is None else file.name,
+        "sha256": None if file is None else file_sha256(file),
+        "precision": known,
+        "macs": subject.source.macs(),
+        **accuracy_of(metrics, precision=known or "unknown", runtime=runtime, file=name),
+        "notes": [ZEROS] if subject.is_sparse else [],
+        "latency_ms": None,
+    }
+
+
+def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice: Choice) -> None:
+    """Put a row and what it needs into the plan."""
+    threads = [] if row["threads"] is None else [f"{row['threads']} thread{'s' * (row['threads'] > 1)}"]
+    engine = [row["runtime"], row["provider"] if _on_gpu(row["runtime"], row["provider"]) else None, row["precision"]]
+    words = [row["model"], " ".join(filter(None, engine)), f"batch {row['batch']}", *threads, row["kind"]]
+    key = ", ".join(words)
+    planned.rows[key] = row
+    if model is None:
+        return
+    spec = {
+        **model.spec,
+        "runtime": row["runtime"],
+        "batch": row["batch"],
+        "kind": row["kind"],
+        "threads": row["threads"],
+        "images": choice.images,
+        "seed": choice.seed,
+    }
+    if row["runtime"] == "torch":
+        spec["arguments"] = {**spec["arguments"], "threads": row["threads"]}
+    if row["provider"] is not None:
+        spec["providers"] = [row["provider"]]
+    if row["runtime"] == "openvino":
+        spec["inference_precision"] = choice.inference_precision
+    planned.specs[key] = spec
+    if row["runtime"] in _PEAK_RUNTIMES and not _on_gpu(row["runtime"], row["provider"]):
+        peak = f"MatMul, {row['runtime']}" + "".join(f", {word}" for word in threads)
+        planned.specs.setdefault(peak, {"runtime": "matmul", "on": row["runtime"], "threads": row["threads"]})
+        planned.peaks[key] = peak
