@@ -11,13 +11,8 @@ from prunedeploy_engines.engine_file import Batch, Profile
 from prunedeploy_engines.engine_precision import layers_of_engine
 from prunedeploy_engines.engine_timing_cache import TimingCache
 from prunedeploy_engines.errors import EngineError
-from prunedeploy_engines.tensorrt_library import (
-    LogMessages,
-    Progress,
-    TensorRTLibrary,
-    progress_monitor,
-    summarise,
-)
+from prunedeploy_engines.tensorrt_library import TensorRTLibrary
+from prunedeploy_engines.tensorrt_log import LogMessages, Progress, progress_monitor, summarise
 
 RTX_MAGIC = b"vtrt"
 SIGNED_FILE = "use the file with signed activations, model.int8.gpu.onnx"

@@ -39,13 +39,13 @@ from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.onnx_header import OnnxHeader, read_onnx_header
 from prunedeploy_engines.tensorrt_library import (
     LibraryName,
-    Progress,
     TensorRTLibrary,
     cuda_device,
     installed_version,
     load_library,
     rtx_targets,
 )
+from prunedeploy_engines.tensorrt_log import Progress
 
 __all__ = ["EngineFile", "engine_from_onnx", "engine_key", "read_engine_file", "sidecar_path"]
 

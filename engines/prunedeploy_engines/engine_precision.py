@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -72,38 +72,45 @@ def layers_of_engine(information: str) -> dict[str, str]:
     """The same of a built engine, from what its inspector says; empty where it does not say enough.
 
     Args:
-        information: ``EngineInspector.get_engine_information`` in JSON of an engine with detailed profiling
-            verbosity.
+        information: See `described_layers`.
+    """
+    layers = described_layers(information)
+    return {name: precision for name, (kind, precision) in layers.items() if precision and _is_convolution(kind)}
+
+
+def described_layers(information: str) -> dict[str, tuple[str, str | None]]:
+    """Kind and precision of all layers of a built engine, by name.
+
+    Args:
+        information: ``EngineInspector.get_engine_information`` in JSON, of an engine that was built with
+            detailed profiling verbosity. Of another it has names only, which gives an empty result.
     """
     try:
         content = json.loads(information)
     except ValueError:  # names with a quotation mark in them make it invalid
         return {}
-    found = {}
-    for layer in _layer_objects(content):
-        precision = _inspected(layer.get("Inputs"))
-        if precision is not None and _is_convolution(layer):
-            found[str(layer.get("Name"))] = precision
-    return found
+    layers = content.get("Layers") if isinstance(content, dict) else content
+    described = (layer for layer in layers or [] if isinstance(layer, dict))
+    return {str(layer.get("Name")): (_kind(layer), _precision_of(layer.get("Inputs"))) for layer in described}
 
 
-def _layer_objects(content: Any) -> Iterator[Mapping[str, Any]]:
-    layers = content.get("Layers", []) if isinstance(content, dict) else content
-    yield from (layer for layer in layers if isinstance(layer, dict))
+def _kind(layer: Mapping[str, Any]) -> str:
+    """The operation ("Convolution") where it is given, else the kernel's family ("CaskConvolution", "kgen")."""
+    return str(layer.get("ParameterType") or layer.get("LayerType") or "")
 
 
-def _is_convolution(layer: Mapping[str, Any]) -> bool:
-    words = (str(layer.get(key, "")).lower() for key in ("LayerType", "ParameterType"))
+def _is_convolution(kind: str) -> bool:
     # "correlation" is how the compiler of fused layers calls a convolution.
-    return any("convolution" in word or word == "correlation" for word in words)
+    return "convolution" in kind.lower() or kind == "correlation"
 
 
-def _inspected(inputs: Any) -> str | None:
+def _precision_of(inputs: Any) -> str | None:
     if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], dict):
         return None
     # TensorRT 10 has "Format/Datatype", 11 two entries.
-    said = " ".join(str(v) for k, v in inputs[0].items() if k.lower() in ("format/datatype", "format", "datatype"))
-    return next((name for word, name in _BY_WORD if word in said.lower()), None)
+    entries = ("format/datatype", "format", "datatype")
+    said = " ".join(str(value) for key, value in inputs[0].items() if key.lower() in entries).lower()
+    return next((name for word, name in _BY_WORD if word in said), None)
 
 
 def counted(layers: Mapping[str, str]) -> dict[str, int]:

@@ -21,9 +21,9 @@ from prunedeploy_engines.tensorrt_library import (
     installed_version,
     load_library,
     rtx_targets,
-    summarise,
     version_problem,
 )
+from prunedeploy_engines.tensorrt_log import summarise
 
 onnx = pytest.importorskip("onnx", reason="needs onnx to make the networks")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
