@@ -67,9 +67,7 @@ def detector_signature(
     layouts = {"float32": ("(N, 3, H, W)", 1, (2, 3)), "uint8": ("(N, H, W, 3)", 3, (1, 2))}
     if kind not in layouts or not _fits(shape, *layouts[kind][1:]):
         wanted = " or ".join(f"{name} {layout[0]}" for name, layout in layouts.items())
-        raise EngineError(
-            f"the input must be {wanted} with fixed H and W, not {kind} {tuple(shape)}", where=where
-        )
+        raise EngineError(f"the input must be {wanted} with fixed H and W, not {kind} {tuple(shape)}", where=where)
     if given == NMS_OUTPUTS and not header.class_names:
         raise EngineError(
             "suppression is in the graph, and the file does not say which classes there are",

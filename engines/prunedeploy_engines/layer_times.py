@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -45,3 +46,10 @@ def ranked_layers(
     total = sum(totals.values()) or 1.0
     rows = [LayerTime(*layer, time / runs, time / total, runs) for layer, time in totals.items()]
     return sorted(rows, key=lambda row: -row.mean_ms)[:top]
+
+
+def convolution_shares(precisions: Iterable[str | None]) -> dict[str, float] | None:
+    """Share of convolutions by precision, each convolution counting the same; None without convolutions."""
+    counts = Counter("unknown" if precision is None else precision for precision in precisions)
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.most_common()} if total else None

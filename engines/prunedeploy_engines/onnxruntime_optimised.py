@@ -69,9 +69,7 @@ def open_optimised(spec: SessionSpec, saved: Path) -> tuple[Any, SessionSpec]:
     if not spec.path.is_file():
         raise EngineError("there is no such ONNX file", where=spec.path)
     key = optimisation_key(spec)
-    kept = SessionSpec(
-        saved, True, spec.threads, spec.providers, spec.provider_options, spec.allow_spinning
-    )
+    kept = SessionSpec(saved, True, spec.threads, spec.providers, spec.provider_options, spec.allow_spinning)
     if saved_key(saved) == key:
         return kept.open(), kept
     temporary = saved.with_name(f".{saved.name}.{uuid.uuid4().hex}.tmp")

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunedeploy_engines.detector_signature import INPUT
-from prunedeploy_engines.layer_times import LayerTime, ranked_layers
+from prunedeploy_engines.layer_times import LayerTime, convolution_shares, ranked_layers
 from prunedeploy_engines.onnxruntime_session import CUDA, open_session, provider_settings, run_error
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ class SessionSpec:
     @property
     def tf32(self) -> bool:
         """Float32 convolutions may be computed in TF32."""
-        settings = dict(
-            zip(self.providers, provider_settings(self.providers, self.provider_options), strict=True)
-        )
+        settings = dict(zip(self.providers, provider_settings(self.providers, self.provider_options), strict=True))
         return settings.get(CUDA, {}).get("use_tf32") not in (None, "0")
 
 
@@ -143,27 +141,16 @@ def executed_graph(spec: SessionSpec, model_input: npt.NDArray[Any]) -> Executed
     """
     kernels = list(_kernels(profiled_events(spec, model_input, 1)))
     return ExecutedGraph(
-        computes_in=convolution_shares(
-            _precision(event, spec.tf32) for event in kernels if _is_convolution(event)
-        ),
+        computes_in=convolution_shares(_precision(event, spec.tf32) for event in kernels if _is_convolution(event)),
         threads=_pool_size(kernels),
         nodes=dict(Counter(event["args"]["provider"] for event in kernels)),
         operators={
             provider: dict(
-                Counter(
-                    event["args"]["op_name"] for event in kernels if event["args"]["provider"] == provider
-                )
+                Counter(event["args"]["op_name"] for event in kernels if event["args"]["provider"] == provider)
             )
             for provider in {event["args"]["provider"] for event in kernels}
         },
     )
-
-
-def convolution_shares(precisions: Iterable[str | None]) -> dict[str, float] | None:
-    """Share of convolutions by precision, each convolution counting the same; None without convolutions."""
-    counts = Counter("unknown" if precision is None else precision for precision in precisions)
-    total = sum(counts.values())
-    return {name: count / total for name, count in counts.most_common()} if total else None
 
 
 def profiled_events(spec: SessionSpec, model_input: npt.NDArray[Any], runs: int) -> list[dict[str, Any]]:

@@ -69,9 +69,7 @@ class OnnxRuntimeRunner(Runner):
             raise ValueError(f"threads must be at least 1, got {threads}")
         self._path = Path(path)
         self._ort = import_onnxruntime()
-        spec = SessionSpec(
-            self._path, False, threads, provider_names(providers), provider_options, allow_spinning
-        )
+        spec = SessionSpec(self._path, False, threads, provider_names(providers), provider_options, allow_spinning)
         if optimised_model_path is None:
             self._session, self._spec = spec.open(), spec
         else:
@@ -165,9 +163,7 @@ class OnnxRuntimeRunner(Runner):
         try:
             if self._binding is not None:
                 return self._binding.infer(images)
-            first, second = self._session.run(
-                list(self._signature.outputs), {INPUT: np.ascontiguousarray(images)}
-            )
+            first, second = self._session.run(list(self._signature.outputs), {INPUT: np.ascontiguousarray(images)})
         except Exception as error:  # ONNX Runtime's exceptions share no base class
             raise run_error(error, self._path) from error
         return first, second
@@ -182,9 +178,7 @@ class OnnxRuntimeRunner(Runner):
 
     def _new_binding(self) -> DeviceBinding:
         first = provider_settings(self._spec.providers, self._spec.provider_options)[0]
-        return DeviceBinding(
-            self._session, self._signature.outputs, "cuda", int(first.get("device_id", 0))
-        )
+        return DeviceBinding(self._session, self._signature.outputs, "cuda", int(first.get("device_id", 0)))
 
     def _executed_graph(self) -> ExecutedGraph | None:
         """None where a second session would build engines again, or the file is gone."""

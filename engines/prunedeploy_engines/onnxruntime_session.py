@@ -54,9 +54,7 @@ def provider_names(providers: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def provider_settings(
-    names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
-) -> list[dict[str, str]]:
+def provider_settings(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None) -> list[dict[str, str]]:
     """Options of every provider, as ONNX Runtime wants them.
 
     Args:
@@ -242,9 +240,7 @@ def clean(error: BaseException) -> str:
 
 
 def _out_of_memory(when: str, where: Path | None) -> EngineError:
-    return EngineError(
-        f"out of memory {when}", where=where, fix="use a smaller batch or model, or free memory"
-    )
+    return EngineError(f"out of memory {when}", where=where, fix="use a smaller batch or model, or free memory")
 
 
 def _unavailable(missing: Sequence[str], there: Sequence[str]) -> RuntimeUnavailableError:
