@@ -13,7 +13,7 @@ from prunedeploy.cli.output import comma_list, json_option, number, print_json, 
 if TYPE_CHECKING:
     from prunedeploy.cli.evaluation_run import Request
 
-RUNTIMES = ("torch", "onnxruntime", "tensorrt")
+RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
 PATH = click.Path(path_type=Path)
 
 
@@ -51,7 +51,7 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--runtime",
     metavar="R,...",
-    help="torch, onnxruntime, tensorrt; default: torch for a .cfg or a build, else onnxruntime.",
+    help="torch, onnxruntime, openvino, tensorrt; default: torch for a .cfg or a build, else onnxruntime.",
 )
 @click.option("--precision", default="fp32", show_default=True, help="Which of a bundle's models.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Of the runtime; default: its own choice.")

@@ -6,7 +6,6 @@ Imports torch; the command loads it when it is used.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +29,9 @@ from prunedeploy.pipeline.progress import Progress, make_progress
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.letterbox import GREY
+from prunedeploy_engines.onnx_header import read_onnx_header
 from prunedeploy_engines.runner import Runner
+from prunedeploy_engines.runtimes import open_runner
 
 
 @dataclass(frozen=True)
@@ -202,10 +203,8 @@ def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet 
     if name == "torch":
         assert parent is not None
         return TorchRunner(parent, request.threads)
-    if name == "onnxruntime" and source.onnx is not None:
-        from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
-
-        return OnnxRuntimeRunner(source.onnx, threads=request.threads)
+    if name in ("onnxruntime", "openvino") and source.onnx is not None:
+        return open_runner(source.onnx, name, threads=request.threads)
     if bundle is None:
         raise ConfigError(
             f"cannot run on {name}", source.given, "give a bundle or a build's output folder, or use torch"
@@ -225,13 +224,7 @@ def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None
     if bundle is not None:
         return list(bundle.class_names)
     if request.source.onnx is not None:
-        from prunedeploy_engines.onnxruntime_runner import open_session
-
-        session = open_session(
-            request.source.onnx, threads=1, providers=("CPUExecutionProvider",), allow_spinning=False
-        )
-        stored = session.get_modelmeta().custom_metadata_map.get("class_names")
-        return None if stored is None else [str(name) for name in json.loads(stored)]
+        return list(read_onnx_header(request.source.onnx).class_names) or None
     classes = None if parent is None else parent.cfg.classes
     if classes == len(COCO_NAMES):
         return list(COCO_NAMES)

@@ -12,15 +12,19 @@ from typing import Any
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
 from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.pipeline.context import open_context, original_cfg_path
+from prunedeploy.pipeline.export_stages import (
+    artefact_stages,
+    check_calibration_images,
+    engine_stages,
+    export_stage,
+)
+from prunedeploy.pipeline.latency_stage import latency_stage
 from prunedeploy.pipeline.measure_stages import (
     ROWS,
     check_images_stage,
     compare_stage,
-    engine_stages,
     evaluate_stage,
-    export_stage,
     gallery_stage,
-    latency_stage,
 )
 from prunedeploy.pipeline.model_stages import (
     finetune_stage,
@@ -32,6 +36,7 @@ from prunedeploy.pipeline.model_stages import (
     score_stage,
 )
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
+from prunedeploy.pipeline.pattern_stage import pattern_stage
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
 from prunedeploy.pipeline.store import Store, read_json
@@ -39,7 +44,6 @@ from prunedeploy.pruning.ratio import check_ratio, solve_widths
 from prunedeploy.pruning.semi_structured import check_nm_ratio
 from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy.training.distributed import is_main_process
-from prunedeploy_engines.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,6 @@ def build(
     Raises:
         PrunedeployError: Anything that the user can mend; finished stages stay in the store.
     """
-    _check_supported(config)
     out = default_out(config) if out is None else out
     provenance = {"command": command, "configuration": as_dict(config)}
     with (
@@ -89,6 +92,7 @@ def build(
         _check_reachable(config)
         context = open_context(config, stages, progress)
         built = BuildResults()
+        check_calibration_images(context)
         check_images_stage(context)
         original = original_stage(context)
         robust = pretrain_stage(context, original)
@@ -97,13 +101,18 @@ def build(
         pruned = finetune_stage(context, robust, built.prune)
         built.models = dict(zip(ROWS, (original, robust, pruned), strict=True))
         built.exports = {row: export_stage(context, model) for row, model in built.models.items()}
-        built.engines, built.missing_engines = engine_stages(context, built.exports["pruned"])
+        built.pattern = pattern_stage(context, built.prune, built.exports["pruned"])
+        built.artefacts = artefact_stages(context, pruned, built.exports["pruned"])
+        built.engines, built.missing_engines = engine_stages(context, built.artefacts)
         built.evaluations = {
-            row: evaluate_stage(context, row, model, built.exports[row]) for row, model in built.models.items()
+            row: evaluate_stage(
+                context, row, model, built.exports[row], built.artefacts if row == "pruned" else ()
+            )
+            for row, model in built.models.items()
         }
         built.comparison = compare_stage(context, built.evaluations)
         built.gallery = gallery_stage(context, built.models)
-        built.latency = latency_stage(context, built.models, built.exports)
+        built.latency = latency_stage(context, built.models, built.exports, built.artefacts)
         computed = tuple(result.name for result in context.results if result.computed)
         if not is_main_process():
             return BuildOutcome(folder.path, {}, computed)
@@ -145,12 +154,3 @@ def _check_reachable(config: BuildConfig) -> None:
         check_nm_ratio(cfg, nm_pattern(config), config.ratio)
     else:
         keep_counts(cfg, config.ratio)
-
-
-def _check_supported(config: BuildConfig) -> None:
-    """Refuse what a configuration can say and a build cannot do yet."""
-    if config.export.precisions != ("fp32",):
-        raise ConfigError("only fp32 can be exported so far", "export.precisions", "leave --precision out")
-    for option in ("uint8_input", "nms"):
-        if getattr(config.export, option):
-            raise ConfigError("cannot be exported so far", f"export.{option}", "set it to false")

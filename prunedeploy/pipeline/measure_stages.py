@@ -1,21 +1,20 @@
-"""The stages that export and measure: ONNX with its gates, mAP, latency, engines, and pictures to look at."""
+"""The stages that measure: mAP of every network and file, what pruning keeps of it, and pictures to look at."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd
-from prunedeploy.config import result_settings
-from prunedeploy.data.loader import EvaluationLoader
+from prunedeploy.config import GatesConfig, result_settings
 from prunedeploy.data.reading import check_header
 from prunedeploy.evaluation import (
     Evaluation,
@@ -27,28 +26,23 @@ from prunedeploy.evaluation import (
     run_cocoeval,
     write_detections,
 )
-from prunedeploy.models import Darknet, FoldedDarknet
+from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.pipeline.stages import machine_id
+from prunedeploy.pipeline.export_stages import (
+    ENGINE,
+    PLAIN,
+    Artefact,
+    cpu_runtimes,
+    engine_key,
+    evaluation_loader,
+)
 from prunedeploy_engines.detections import Detections
 from prunedeploy_engines.drawing import draw_detections
-from prunedeploy_engines.engine_from_onnx import engine_from_onnx
-from prunedeploy_engines.environment import machine_info
-from prunedeploy_engines.errors import RuntimeUnavailableError
 from prunedeploy_engines.nms import detections_from
-from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
-from prunedeploy_engines.process_bench import bench_models
-from prunedeploy_engines.tensorrt_library import installed_version
-from prunedeploy_export import (
-    check_detection_parity,
-    check_map_parity,
-    check_tensor_parity,
-    onnx_from_torch,
-)
+from prunedeploy_engines.runner import Runner
+from prunedeploy_engines.runtimes import open_runner
+from prunedeploy_export import check_map_parity
 
-GATE_IMAGES = 8
-LATENCY_IMAGES = 16
-ENGINE = "onnxruntime"
 ROWS = ("original", "robust", "pruned")
 
 
@@ -69,45 +63,20 @@ def check_images_stage(context: BuildContext) -> StageResult | None:
     return context.run("check-images", 1, {}, {"data": context.test_key}, compute)
 
 
-def export_stage(context: BuildContext, model: StageResult) -> StageResult:
-    """Write ``model.onnx`` and pass the gates of tensors and detections on test images."""
-    settings = context.config.export
+def evaluate_stage(
+    context: BuildContext,
+    row: str,
+    model: StageResult,
+    export: StageResult,
+    artefacts: Sequence[Artefact] = (),
+) -> StageResult:
+    """MAP of a network and of its exported files, clean and under PGD, with every detection as CSV.
 
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(model.folder)
-        path = work / "model.onnx"
-        onnx_from_torch(FoldedDarknet(network), path, class_names=context.class_names, opset=settings.opset)
-        images = next(iter(_test_loader(context, network, GATE_IMAGES))).images.numpy()
-        with TorchRunner(network) as parent, OnnxRuntimeRunner(path, threads=context.threads) as engine:
-            reference, candidate = parent.infer(images), engine.infer(images)
-        tensors = check_tensor_parity(reference, candidate, settings.parity_tolerance, artefact=path.name)
-        found = check_detection_parity(
-            reference,
-            candidate,
-            score_threshold=context.config.evaluation.map_score_threshold,
-            iou_threshold=context.config.evaluation.iou_threshold,
-            min_iou=settings.match_iou,
-            score_tolerance=settings.match_score,
-            artefact=path.name,
-        )
-        gates = [{"gate": "tensor", **asdict(tensors)}, {"gate": "detections", **asdict(found)}]
-        (work / "gates.json").write_text(json.dumps(gates, indent=2))
-
-    config = {
-        "export": result_settings(settings),
-        "thresholds": context.config.evaluation.model_dump(include={"map_score_threshold", "iou_threshold"}),
-        "class_names": context.class_names,
-        "greyscale": context.config.data.greyscale,
-    }
-    return context.run("export", 1, config, {"model": model.digest, "data": context.test_key}, compute)
-
-
-def evaluate_stage(context: BuildContext, row: str, model: StageResult, export: StageResult) -> StageResult:
-    """MAP of a network and of its exported engine, clean and under PGD, with every detection as CSV.
-
-    The attacked images are made in fp32 with the network's own gradients; the engine sees the very same ones.
+    The attacked images are made in fp32 with the network's own gradients; the engines see the very same ones. A
+    file for GPUs is measured on ONNX Runtime's CPU provider: what its numbers are worth, not how fast it is.
     """
     config = context.config
+    engines = _engines(context, export, artefacts)
 
     def compute(work: Path, _: Path) -> None:
         network = load_stage_model(model.folder).to(context.device)
@@ -116,13 +85,14 @@ def evaluate_stage(context: BuildContext, row: str, model: StageResult, export: 
         def attack(_: Darknet, images: Tensor, targets: Tensor) -> Tensor:
             return pgd(images.to(context.device), targets.to(context.device)).cpu()
 
-        loader = _test_loader(context, network, config.evaluation.batch_size)
-        engine = OnnxRuntimeRunner(export.folder / "model.onnx", threads=context.threads)
-        with (
-            TorchRunner(network) as parent,
-            engine,
-            context.progress.task(f"evaluate {row}", len(context.test.images)) as advance,
-        ):
+        loader = evaluation_loader(context, context.test, network, config.evaluation.batch_size)
+        with ExitStack() as stack:
+            runners: dict[str, Runner] = {"torch": stack.enter_context(TorchRunner(network))}
+            for name, (runtime, path, _gates) in engines.items():
+                # They take turns in one process: threads that spin would take each other's cores.
+                opened = open_runner(path, runtime, threads=context.threads, allow_spinning=False)
+                runners[name] = stack.enter_context(opened)
+            advance = stack.enter_context(context.progress.task(f"evaluate {row}", len(context.test.images)))
             seen = 0
 
             def report(done: int, _total: int) -> None:
@@ -131,7 +101,7 @@ def evaluate_stage(context: BuildContext, row: str, model: StageResult, export: 
                 seen = done
 
             results = evaluate(
-                {"torch": parent, ENGINE: engine},
+                runners,
                 loader,
                 context.test,
                 attack=attack,
@@ -143,31 +113,51 @@ def evaluate_stage(context: BuildContext, row: str, model: StageResult, export: 
                 progress=report,
             )
         clean = {name: result.clean.usual.result.map_50_95 for name, result in results.items()}
-        gate = check_map_parity(
-            clean["torch"], clean[ENGINE], config.export.map_tolerance, artefact="model.onnx"
-        )
+        gates = []
+        for name, (runtime, path, settings) in engines.items():
+            gate = check_map_parity(clean["torch"], clean[name], settings.map_tolerance, artefact=path.name)
+            gates.append({"gate": "map", "artefact": path.name, "runtime": runtime, **asdict(gate)})
         document: dict[str, Any] = {
-            "gates": [{"gate": "map", **asdict(gate)}],
+            "gates": gates,
             "skipped": {str(path): reason for path, reason in loader.skipped.items()},
         }
         for name, result in results.items():
             document[name] = _figures(result)
-            write_detections(work / f"{name}-clean.csv", result.clean.detections, context.test)
+            write_detections(work / csv_name(name, "clean"), result.clean.detections, context.test)
             assert result.attacked is not None
-            write_detections(work / f"{name}-pgd.csv", result.attacked.detections, context.test)
+            write_detections(work / csv_name(name, "pgd"), result.attacked.detections, context.test)
         (work / "evaluation.json").write_text(json.dumps(document, indent=2))
 
     settings = {
         "attack": config.attack.model_dump(),
         "evaluation": result_settings(config.evaluation),
-        "map_tolerance": config.export.map_tolerance,
+        "map_tolerances": {name: gates.map_tolerance for name, (_, _, gates) in engines.items()},
         "seed": config.seed,
         "device": context.device.type,
         "greyscale": config.data.greyscale,
         "allow_bad_images": config.data.allow_bad_images,
     }
     inputs = {"model": model.digest, "export": export.digest, "data": context.test_key}
-    return context.run("evaluate", 1, settings, inputs, compute)
+    inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}
+    return context.run("evaluate", 2, settings, inputs, compute)
+
+
+def csv_name(engine: str, kind: str) -> str:
+    """Name of the file with all detections of an engine on ``clean`` or ``pgd`` images."""
+    return f"{engine.replace('|', '-')}-{kind}.csv"
+
+
+def _engines(
+    context: BuildContext, export: StageResult, artefacts: Sequence[Artefact]
+) -> dict[str, tuple[str, Path, GatesConfig]]:
+    """Runtime, file and gates of every engine whose mAP is measured."""
+    settings = context.config.export
+    gates: dict[str, GatesConfig] = {"fp32": settings, "fp16": settings.fp16, "int8": settings.int8}
+    found: dict[str, tuple[str, Path, GatesConfig]] = {ENGINE: (ENGINE, export.folder / PLAIN, settings)}
+    for artefact in artefacts:
+        for runtime in cpu_runtimes(context) if artefact.target != "gpu" else (ENGINE,):
+            found[engine_key(runtime, artefact)] = (runtime, artefact.measured, gates[artefact.precision])
+    return found
 
 
 def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult]) -> StageResult:
@@ -198,98 +188,6 @@ def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult])
     )
 
 
-def latency_stage(
-    context: BuildContext, models: Mapping[str, StageResult], exports: Mapping[str, StageResult]
-) -> StageResult:
-    """Latency of all rows on all runtimes that run here, a process each, interleaved in rounds."""
-    settings = context.config.latency
-    threads = settings.threads or context.threads
-
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(models["pruned"].folder)
-        height, width = network.cfg.input_size
-        loader = _test_loader(context, network, LATENCY_IMAGES)
-        pixels = next(iter(loader)).images.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
-        images = work / "images.npy"
-        np.save(images, pixels, allow_pickle=False)
-        specs: dict[str, dict[str, Any]] = {}
-        for batch in settings.batch:
-            common = {"threads": threads, "batch": batch, "images": str(images), "kind": "host"}
-            for row in models:
-                if "onnxruntime" in settings.runtimes:
-                    specs[f"{row}|onnxruntime|{batch}"] = {
-                        **common,
-                        "runtime": "onnxruntime",
-                        "path": str(exports[row].folder / "model.onnx"),
-                    }
-                if "torch" in settings.runtimes:
-                    folder = models[row].folder
-                    specs[f"{row}|torch|{batch}"] = {
-                        **common,
-                        "factory": "prunedeploy.evaluation.torch_runner:open_torch_runner",
-                        "arguments": {
-                            "cfg": str(folder / "model.cfg"),
-                            "weights": str(folder / "model.weights"),
-                            "threads": threads,
-                        },
-                    }
-        if "onnxruntime" in settings.runtimes:
-            specs["peak|matmul|1"] = {"runtime": "matmul", "threads": threads}
-        rounds, results = 10, {}
-        with context.progress.task("measure latency", rounds * len(specs)) as advance:
-            if specs:  # with nothing to measure here, it does not wait for others that measure
-                results = bench_models(
-                    specs,
-                    seconds=settings.seconds,
-                    min_calls=settings.min_calls,
-                    warmup_s=settings.warmup_seconds,
-                    warmup_calls=settings.warmup_calls,
-                    rounds=rounds,
-                    progress=lambda name: advance(1),
-                )
-        images.unlink()
-        document = {
-            "rows": {name: result.summary() for name, result in results.items()},
-            "samples_ms": {name: result.latency.samples_ms for name, result in results.items()},
-            "machine": machine_info(),
-            "input_size": [height, width],
-            "threads": threads,
-        }
-        (work / "latency.json").write_text(json.dumps(document))
-
-    config = {"latency": result_settings(settings), "threads": threads}
-    inputs = {
-        f"{row}-{kind}": results[row].digest
-        for kind, results in (("model", models), ("export", exports))
-        for row in results
-    }
-    return context.run(
-        "latency", 1, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
-    )
-
-
-def engine_stages(
-    context: BuildContext, export: StageResult
-) -> tuple[list[StageResult], list[dict[str, str]]]:
-    """TensorRT engines for the GPU targets; and which could not be built here, and why."""
-    built, missing = [], []
-    for target in context.config.targets:
-        if target == "cpu":
-            continue
-
-        def compute(work: Path, _: Path, target: str = target) -> None:
-            engine_from_onnx(export.folder / "model.onnx", work, target=target)
-
-        versions = {name: installed_version(name) for name in ("tensorrt", "tensorrt_rtx")}
-        try:
-            built.append(
-                context.run("engine", 1, {"target": target, **versions}, {"onnx": export.digest}, compute)
-            )
-        except RuntimeUnavailableError as error:
-            missing.append({"target": target, "reason": str(error)})
-    return built, missing
-
-
 def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> StageResult:
     """Test images with boxes, clean and attacked, for each of the three networks."""
     config = context.config
@@ -298,7 +196,7 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
         rows: list[dict[str, Any]] = []
         for row in models:
             network = load_stage_model(models[row].folder)
-            loader = _test_loader(context, network, max(1, config.report.grid_images))
+            loader = evaluation_loader(context, context.test, network, max(1, config.report.grid_images))
             batch = next(iter(loader))
             pgd = Pgd.against(network, context.threat_model(), "fp32", config.seed)
             with TorchRunner(network) as runner:
@@ -346,14 +244,3 @@ def _figures(result: Evaluation) -> dict[str, Any]:
         "n_images": result.n_images,
         "transfer": result.transfer,
     }
-
-
-def _test_loader(context: BuildContext, network: Darknet, batch_size: int) -> EvaluationLoader:
-    data = context.config.data
-    return EvaluationLoader(
-        context.test,
-        network.cfg.input_size,
-        batch_size,
-        data.greyscale,
-        allow_bad_images=data.allow_bad_images,
-    )

@@ -12,7 +12,10 @@ from typing import Any
 
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.pipeline.measure_stages import ENGINE
+from prunedeploy.pipeline.engine_rows import engine_rows
+from prunedeploy.pipeline.export_stages import ENGINE, Artefact
+from prunedeploy.pipeline.latency_stage import PEAK
+from prunedeploy.pipeline.measure_stages import csv_name
 from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
 from prunedeploy.pipeline.report import write_report
 from prunedeploy.pruning.subnet import count_parameters
@@ -32,9 +35,11 @@ class BuildResults:
 
     Attributes:
         models: ``original``, ``robust`` and ``pruned``.
-        exports: ONNX of each row.
+        exports: ONNX of each row, in fp32.
+        artefacts: ONNX files of the bundle, in every precision.
         evaluations: mAP of each row.
         prune: The cut.
+        pattern: The gate of n:m pruning; None for other methods.
         comparison: Pruned against robust.
         latency: All rows.
         gallery: Pictures.
@@ -45,8 +50,10 @@ class BuildResults:
     def __init__(self) -> None:
         self.models: dict[str, StageResult] = {}
         self.exports: dict[str, StageResult] = {}
+        self.artefacts: list[Artefact] = []
         self.evaluations: dict[str, StageResult] = {}
         self.prune: StageResult
+        self.pattern: StageResult | None = None
         self.comparison: StageResult
         self.latency: StageResult
         self.gallery: StageResult
@@ -72,7 +79,13 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "seed": config.seed,
         "models": list(rows.values()),
         "speedup": _speedup(rows),
-        "engines": _engine_rows(built, rows),
+        "engines": engine_rows(
+            built.artefacts,
+            built.engines,
+            built.missing_engines,
+            _read(built.evaluations["pruned"].folder / "evaluation.json"),
+            latency["rows"],
+        ),
         "gates": [{"model": row, **gate} for row in built.models for gate in _gates(built, row)],
         "pruning": pruning,
         "comparisons": _read(built.comparison.folder / "comparison.json"),
@@ -108,11 +121,13 @@ def write_output(
         write_atomically(out.file(name), (pruned.folder / name).read_bytes())
     for row, evaluation in built.evaluations.items():
         for kind in ("clean", "pgd"):
-            source = evaluation.folder / f"torch-{kind}.csv"
+            source = evaluation.folder / csv_name("torch", kind)
             write_atomically(out.file(f"detections/{row}-{kind}.csv"), source.read_bytes())
-    for kind in ("clean", "pgd"):
-        source = built.evaluations["pruned"].folder / f"{ENGINE}-{kind}.csv"
-        write_atomically(out.file(f"detections/pruned-{ENGINE}-{kind}.csv"), source.read_bytes())
+    figures = _read(built.evaluations["pruned"].folder / "evaluation.json")
+    for engine in figures.keys() - {"torch", "gates", "skipped"}:
+        for kind in ("clean", "pgd"):
+            source = built.evaluations["pruned"].folder / csv_name(engine, kind)
+            write_atomically(out.file(f"detections/pruned-{source.name}"), source.read_bytes())
     log = "".join(_training_logs(context))
     write_atomically(out.file("log.jsonl"), log.encode())
     _write_bundle(context, built, out, results)
@@ -140,9 +155,12 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
 def _write_bundle(
     context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]
 ) -> None:
-    config, export = context.config, built.exports["pruned"]
+    config = context.config
     height, width = load_stage_model(built.models["pruned"].folder).cfg.input_size
-    files = {"model.onnx": BundleFile(export.folder / "model.onnx", "onnx", "fp32")}
+    files = {
+        artefact.name: BundleFile(artefact.file, "onnx", artefact.precision, artefact.target)
+        for artefact in built.artefacts
+    }
     for engine in built.engines:
         for plan in sorted(engine.folder.glob("*.plan")):
             about = read_engine_file(plan)
@@ -163,7 +181,14 @@ def _write_bundle(
         },
         thresholds={"score": config.evaluation.score_threshold, "iou": config.evaluation.iou_threshold},
         pruning={**results["pruning"], "scores": config.scores.name, "layers": layers},
-        metrics={key: value for key, value in row.items() if key != "name"},
+        metrics={
+            **{key: value for key, value in row.items() if key != "name"},
+            "engines": [
+                {**engine, "file": str(engine["file"]).removeprefix("bundle/")}
+                for engine in results["engines"]
+                if engine["file"] is not None
+            ],
+        },
         provenance={
             "commit": _commit(),
             "configuration": as_dict(config),
@@ -182,10 +207,12 @@ def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dic
         "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
         "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
     }
-    times: dict[str, Any] = {"onnxruntime": None, "torch": None, "tensorrt": None}
+    times: dict[str, Any] = dict.fromkeys(("onnxruntime", "openvino", "torch", "tensorrt"))
     for name, summary in latency["rows"].items():
-        of, runtime, batch = name.split("|")
-        if of == row and (times[runtime] is None or batch == "1"):
+        of, *engine_name, batch = name.split("|")
+        runtime = engine_name[0]
+        # An engine of more than the runtime's name is another file than the plain fp32 one.
+        if of == row and len(engine_name) == 1 and (times[runtime] is None or batch == "1"):
             times[runtime] = summary
     own = {key: value for key, value in figures["torch"].items() if key != "transfer"}
     weights = sum(model.conv(layer.index).weight.numel() for layer in model.cfg.convolutions)
@@ -213,39 +240,20 @@ def _speedup(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _engine_rows(built: BuildResults, rows: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    onnx = built.exports["pruned"].folder / "model.onnx"
-    pruned = rows["pruned"]
-    found: list[dict[str, Any]] = [{
-        "runtime": "onnxruntime", "target": "cpu", "precision": "fp32", "file": "bundle/model.onnx",
-        "bytes": onnx.stat().st_size, "sha256": file_sha256(onnx), "map_clean": pruned["map_clean_onnxruntime"],
-        "map_pgd_transfer": pruned["map_pgd_transfer_onnxruntime"], "latency_ms": pruned["latency_ms"]["onnxruntime"],
-        "note": None,
-    }]  # fmt: skip
-    for engine in built.engines:
-        for plan in sorted(engine.folder.glob("*.plan")):
-            about = read_engine_file(plan)
-            found.append({
-                "runtime": about.library, "target": about.target, "precision": about.precision,
-                "file": f"bundle/engines/{about.target}/{plan.name}", "bytes": about.bytes, "sha256": about.sha256,
-                "map_clean": None, "map_pgd_transfer": None, "latency_ms": None,
-                "note": f"built ahead of time with {about.library} {about.version}; not run: no such GPU here",
-            })  # fmt: skip
-    for missing in built.missing_engines:
-        found.append({
-            "runtime": "tensorrt", "target": missing["target"], "precision": "fp32", "file": None, "bytes": None,
-            "map_clean": None, "map_pgd_transfer": None, "latency_ms": None, "note": missing["reason"],
-        })  # fmt: skip
-    return found
-
-
 def _gates(built: BuildResults, row: str) -> list[dict[str, Any]]:
     gates: list[dict[str, Any]] = _read(built.exports[row].folder / "gates.json")
+    if row == "pruned":
+        for artefact in built.artefacts:
+            if not artefact.is_plain:
+                own = _read(artefact.stage.folder / "gates.json")
+                gates += [{"artefact": artefact.name, **gate} for gate in own]
+    if row == "pruned" and built.pattern is not None:
+        gates += _read(built.pattern.folder / "pattern.json")
     return gates + list(_read(built.evaluations[row].folder / "evaluation.json")["gates"])
 
 
 def _latency_method(context: BuildContext, latency: Mapping[str, Any]) -> dict[str, Any]:
-    peak = latency["rows"].get("peak|matmul|1")
+    peak = latency["rows"].get(PEAK)
     gflops = None
     if peak is not None:
         gflops = 2 * peak["engine"]["macs"] / peak["p50"] / 1e6

@@ -1,0 +1,96 @@
+"""The rows ``engines`` of ``results.json``: every file that is deployed, on every runtime it was measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prunedeploy.pipeline.context import StageResult
+from prunedeploy.pipeline.export_stages import ENGINE, Artefact, engine_key
+from prunedeploy_engines.engine_from_onnx import read_engine_file
+from prunedeploy_engines.files import file_sha256
+from prunedeploy_engines.onnx_header import read_onnx_header
+
+FROM_ONNX = "mAP is of {name} on ONNX Runtime's CPU provider, which the engine was built from"
+
+
+def engine_rows(
+    artefacts: Sequence[Artefact],
+    engines: Sequence[StageResult],
+    missing: Sequence[Mapping[str, str]],
+    figures: Mapping[str, Any],
+    latency: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Describe what is deployed.
+
+    Args:
+        artefacts: ONNX files.
+        engines: Stages that built TensorRT engines.
+        missing: Engines that could not be built here: target, precision, reason.
+        figures: ``evaluation.json`` of the pruned network.
+        latency: ``rows`` of ``latency.json``.
+    """
+    rows = [row for artefact in artefacts for row in _onnx_rows(artefact, figures, latency)]
+    by_precision = {artefact.precision: artefact for artefact in artefacts if artefact.target != "cpu"}
+    for stage in engines:
+        for plan in sorted(stage.folder.glob("*.plan")):
+            about = read_engine_file(plan)
+            source = by_precision.get(about.precision)
+            rows.append({
+                "runtime": about.library, "target": about.target, "precision": about.precision,
+                "file": f"bundle/engines/{about.target}/{plan.name}", "bytes": about.bytes, "sha256": about.sha256,
+                **_maps(source, figures), "computes_in": None, "latency_ms": None,
+                "note": f"built ahead of time with {about.library} {about.version}; not run: no such GPU here"
+                + ("" if source is None else f"; {FROM_ONNX.format(name=source.name)}"),
+            })  # fmt: skip
+    for one in missing:
+        rows.append({
+            "runtime": "tensorrt", "target": one["target"], "precision": one["precision"], "file": None, "bytes": None,
+            **_maps(by_precision.get(one["precision"]), figures), "computes_in": None, "latency_ms": None,
+            "note": one["reason"],
+        })  # fmt: skip
+    return rows
+
+
+def _onnx_rows(
+    artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    for runtime in (ENGINE, "openvino"):
+        key = engine_key(runtime, artefact)
+        if key not in figures and f"pruned|{key}|1" not in latency:
+            continue
+        found = figures.get(key, {})
+        summaries = [summary for name, summary in latency.items() if name.rpartition("|")[0] == f"pruned|{key}"]
+        measured = latency.get(f"pruned|{key}|1") or next(iter(summaries), None)
+        note = None
+        if artefact.target == "gpu":
+            note = "for TensorRT and ONNX Runtime's GPU providers; mAP measured on the CPU, latency not"
+        yield {
+            "runtime": runtime,
+            "target": artefact.target or "cpu",
+            "precision": artefact.precision,
+            "file": f"bundle/{artefact.name}",
+            "bytes": artefact.file.stat().st_size,
+            "sha256": file_sha256(artefact.file),
+            "map_clean": found.get("map_clean"),
+            "map_pgd_transfer": found.get("map_pgd"),
+            "map50_clean": found.get("map50_clean"),
+            "map50_pgd_transfer": found.get("map50_pgd"),
+            "intervals": found.get("intervals"),
+            "computes_in": None if measured is None else measured["engine"].get("computes_in"),
+            "latency_ms": measured,
+            "quantisation": _quantisation(artefact.file),
+            "note": note,
+        }
+
+
+def _maps(artefact: Artefact | None, figures: Mapping[str, Any]) -> dict[str, float | None]:
+    found = {} if artefact is None else figures.get(engine_key(ENGINE, artefact), {})
+    return {"map_clean": found.get("map_clean"), "map_pgd_transfer": found.get("map_pgd")}
+
+
+def _quantisation(path: Path) -> dict[str, Any] | None:
+    """How an int8 file was made, without the long list of every convolution's cost."""
+    made = read_onnx_header(path).quantisation
+    return None if made is None else {key: value for key, value in made.items() if key != "costs_db"}

@@ -1,0 +1,119 @@
+"""The stage that measures latency: all rows and files, on all runtimes that run here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunedeploy.config import result_settings
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.export_stages import PLAIN, Artefact, cpu_runtimes, engine_key, evaluation_loader
+from prunedeploy.pipeline.stages import machine_id
+from prunedeploy_engines.environment import machine_info
+from prunedeploy_engines.process_bench import bench_models
+
+LATENCY_IMAGES = 16
+ROUNDS = 10
+PEAK = "peak|matmul|1"
+
+
+def latency_stage(
+    context: BuildContext,
+    models: Mapping[str, StageResult],
+    exports: Mapping[str, StageResult],
+    artefacts: Sequence[Artefact],
+) -> StageResult:
+    """Latency of all rows on all runtimes that run here, a process each, interleaved in rounds.
+
+    ``latency.json`` has its rows under ``<row>|<engine>|<batch>``, the engine named by `engine_key`.
+    """
+    settings = context.config.latency
+    threads = settings.threads or context.threads
+    runtimes = cpu_runtimes(context)
+
+    def compute(work: Path, _: Path) -> None:
+        network = load_stage_model(models["pruned"].folder)
+        loader = evaluation_loader(context, context.test, network, LATENCY_IMAGES)
+        pixels = next(iter(loader)).images.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
+        images = work / "images.npy"
+        np.save(images, pixels, allow_pickle=False)
+        common = {"threads": threads, "images": str(images), "kind": "host"}
+        specs: dict[str, dict[str, Any]] = {
+            f"{name}|{batch}": {**common, **spec, "batch": batch}
+            for batch in settings.batch
+            for name, spec in _specs(models, exports, artefacts, runtimes, threads)
+            if spec["runtime"] in settings.runtimes
+        }
+        if any(spec.get("runtime") == "onnxruntime" for spec in specs.values()):
+            specs[PEAK] = {"runtime": "matmul", "threads": threads}
+        results = {}
+        with context.progress.task("measure latency", ROUNDS * len(specs)) as advance:
+            if specs:  # with nothing to measure here, it does not wait for others that measure
+                results = bench_models(
+                    specs,
+                    seconds=settings.seconds,
+                    min_calls=settings.min_calls,
+                    warmup_s=settings.warmup_seconds,
+                    warmup_calls=settings.warmup_calls,
+                    rounds=ROUNDS,
+                    progress=lambda name: advance(1),
+                )
+        images.unlink()
+        document = {
+            "rows": {name: result.summary() for name, result in results.items()},
+            "samples_ms": {name: result.latency.samples_ms for name, result in results.items()},
+            "machine": machine_info(),
+            "input_size": list(network.cfg.input_size),
+            "threads": threads,
+        }
+        (work / "latency.json").write_text(json.dumps(document))
+
+    config = {"latency": result_settings(settings), "threads": threads, "here": list(runtimes)}
+    inputs = {
+        f"{row}-{kind}": results[row].digest
+        for kind, results in (("model", models), ("export", exports))
+        for row in results
+    }
+    inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}
+    return context.run(
+        "latency", 2, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
+    )
+
+
+def _specs(
+    models: Mapping[str, StageResult],
+    exports: Mapping[str, StageResult],
+    artefacts: Sequence[Artefact],
+    runtimes: Sequence[str],
+    threads: int,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and what `bench_models` needs: every row in fp32, and the pruned network's other files."""
+    for row, model in models.items():
+        for runtime in runtimes:
+            yield f"{row}|{runtime}", _file_spec(runtime, exports[row].folder / PLAIN)
+        yield (
+            f"{row}|torch",
+            {
+                "runtime": "torch",
+                "factory": "prunedeploy.evaluation.torch_runner:open_torch_runner",
+                "arguments": {
+                    "cfg": str(model.folder / "model.cfg"),
+                    "weights": str(model.folder / "model.weights"),
+                    "threads": threads,
+                },
+            },
+        )
+    for artefact in artefacts:
+        if artefact.target != "gpu" and not artefact.is_plain:
+            for runtime in runtimes:
+                yield f"pruned|{engine_key(runtime, artefact)}", _file_spec(runtime, artefact.file)
+
+
+def _file_spec(runtime: str, path: Path) -> dict[str, Any]:
+    # An fp32 row is to be fp32: left alone, OpenVINO takes bf16 where the CPU has it.
+    return {"runtime": runtime, "path": str(path), "inference_precision": "f32"}
