@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from prunedeploy.cli.group import Command, Session, examples
-from prunedeploy.cli.output import MISSING, amount, json_option, number, print_json, print_table, quiet_stdout
+from prunedeploy.cli.output import MISSING, amount, json_option, number, print_json, print_table, quiet_stdout, size
 
 
 @click.command(
@@ -50,7 +50,14 @@ from prunedeploy.cli.output import MISSING, amount, json_option, number, print_j
 @click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
 @click.option("--weights", metavar="F", help="Its Darknet weights.")
 @click.option("--data", metavar="DIR", help="COCO folder; `prunedeploy data coco DIR` checks one.")
-@click.option("--precision", metavar="P,...", help="ONNX files to write: fp32.")
+@click.option("--precision", metavar="P,...", help="ONNX files to write: fp32, fp16, int8; default: fp32.")
+@click.option(
+    "--uint8-input",
+    is_flag=True,
+    default=None,
+    help="ONNX files take (N, H, W, 3) uint8 images, normalised in the graph.",
+)
+@click.option("--nms", is_flag=True, default=None, help="ONNX files give detections: suppression is in the graph.")
 @click.option("--target", metavar="T,...", help="What to build engines for: cpu, sm75, sm86, ...")
 @click.option(
     "--out",
@@ -130,7 +137,7 @@ def print_results(results: Mapping[str, Any]) -> None:
     models = results.get("models", [])
     runtimes = [
         name
-        for name in ("torch", "onnxruntime", "tensorrt")
+        for name in ("torch", "onnxruntime", "openvino", "tensorrt")
         if any((model.get("latency_ms") or {}).get(name) for model in models)
     ]
     rows = [
@@ -151,11 +158,33 @@ def print_results(results: Mapping[str, Any]) -> None:
         for runtime, value in (results.get("speedup") or {}).items()
         if isinstance(value, (int, float))
     )
-    click.echo(f"\n{results.get('method')} pruning by {results.get('scores')} scores, {ratio}")
+    method = (results.get("pruning") or {}).get("pattern") or results.get("method")
+    click.echo(f"\n{method} pruning by {results.get('scores')} scores, {ratio}")
     if speedup:
         click.echo(f"faster than the original: {speedup} (median latency)")
+    engines = [_engine_cells(engine) for engine in results.get("engines") or ()]
+    if len(engines) > 1:
+        click.echo()
+        headings = ["file", "runtime", "precision", "computes in", "size", "mAP clean", "mAP PGD, transfer", "ms"]
+        print_table(headings, engines, left=4)
+        rows += engines
     if any("*" in cell for row in rows for cell in row):
         click.echo("* noisy: the coefficient of variation is above 0.1")
+
+
+def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
+    latency = engine.get("latency_ms")
+    shares = (engine.get("computes_in") or {}).items()
+    return [
+        str(engine.get("file") or MISSING).removeprefix("bundle/"),
+        f"{engine.get('runtime')} {engine.get('target')}",
+        str(engine.get("precision")),
+        ", ".join(f"{100 * share:.0f} % {name}" for name, share in shares) or MISSING,
+        size(engine["bytes"]) if engine.get("bytes") else MISSING,
+        number(engine.get("map_clean")),
+        number(engine.get("map_pgd_transfer")),
+        MISSING if not latency else number(latency.get("p50"), 2) + ("*" if latency.get("noisy") else ""),
+    ]
 
 
 def _latency(model: Mapping[str, Any], runtime: str) -> str:

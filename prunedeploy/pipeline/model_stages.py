@@ -160,6 +160,7 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
             pattern = nm_pattern(config)
             keep = solve_nm(values, model.cfg, pattern)
             pruned, record = apply_unstructured(model, keep), nm_record(model.cfg, keep, pattern, config.ratio)
+            record["sparse_weights"] = config.sparse_weights
             masks = {str(index): mask for index, mask in keep.items()}
         else:
             keep = solve_unstructured(values, model.cfg, config.ratio)

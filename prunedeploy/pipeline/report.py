@@ -38,6 +38,7 @@ from prunedeploy.pipeline.report_words import (
     headline,
     is_noisy,
     kept_interval,
+    method_name,
     model_named,
     quotient,
     runtime_name,
@@ -122,7 +123,7 @@ def _origin(results: Results) -> list[Html]:
     ratio, method, scores = (results.get(key) for key in ("ratio_requested", "method", "scores"))
     if number(ratio) is not None:
         made.append(f"ratio {ratio:g}")
-    made += [str(method)] if method else []
+    made += [method_name(results)] if method else []
     made += [f"scores {scores}"] if scores else []
     made += [f"seed {results['seed']}"] if results.get("seed") is not None else []
     network, weights = (look_up(results, "configuration", "model", key) for key in ("cfg", "weights"))

@@ -160,6 +160,13 @@ def _map_gate(gate: Model) -> _Judged:
     )
 
 
+def _pattern_gate(gate: Model) -> _Judged:
+    broken, blocks = number(gate.get("broken")), number(gate.get("blocks"))
+    measured = join(count(broken), " of ", count(blocks), " blocks have more")
+    on = join(plain(gate.get("artefact")), ", ", count(gate.get("convolutions")), " convolutions")
+    return measured, plain(gate.get("pattern")), on, None if broken is None or not blocks else broken == 0
+
+
 def _other_gate(gate: Model) -> _Judged:
     return plain({key: value for key, value in gate.items() if key not in ("model", "gate")}), "", "", None
 
@@ -168,6 +175,7 @@ _GATES: dict[str, Callable[[Model], _Judged]] = {
     "tensor": _tensor_gate,
     "detections": _detections_gate,
     "map": _map_gate,
+    "pattern": _pattern_gate,
 }
 
 

@@ -50,6 +50,12 @@ def why_not_measured(results: Results, runtime: str) -> str:
     return "not measured here: no reason was recorded"
 
 
+def method_name(results: Results) -> str:
+    """What the pruning is called: the method, and for n:m the pattern."""
+    pattern = look_up(results, "pruning", "pattern")
+    return str(pattern) if results.get("method") == "nm" and pattern else str(results.get("method") or "pruning")
+
+
 def quotient(over: object, under: object) -> float | None:
     """The quotient of two numbers; None where either is unknown or the second is zero."""
     a, b = number(over), number(under)
@@ -71,7 +77,7 @@ def _size(results: Results) -> Iterator[str]:
     cut = (
         ""
         if ratio is None
-        else f"{results.get('method') or 'pruning'} pruning removed {100 * ratio:.1f} % of the weights"
+        else f"{method_name(results)} pruning removed {100 * ratio:.1f} % of the weights"
     )
     params = quotient(robust.get("params"), pruned.get("params"))
     macs = quotient(robust.get("macs"), pruned.get("macs"))
@@ -181,6 +187,14 @@ def _about_latency(results: Results) -> Iterator[str]:
     if results.get("method") == "structured" or not pruned:
         return
     yield "The pruned network has zeros for weights: dense kernels do the same work and gain nothing."
+    asked = look_up(results, "pruning", "sparse_weights")
+    if asked is True:
+        yield (
+            "TensorRT is asked for sparse kernels (SPARSE_WEIGHTS). Whether it has chosen any, and whether that is "
+            "faster, is only known on the device."
+        )
+    elif asked is False:
+        yield f"TensorRT has sparse kernels for 2:4 only, so for {method_name(results)} it is not asked for them."
 
 
 def _about_accuracy(results: Results) -> Iterator[str]:
