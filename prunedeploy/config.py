@@ -471,6 +471,8 @@ OPTIONS = {
     "weights": "model.weights",
     "data": "data.path",
     "precision": "export.precisions",
+    "uint8_input": "export.uint8_input",
+    "nms": "export.nms",
     "target": "targets",
     "seed": "seed",
 }

@@ -24,7 +24,7 @@ from .onnx_edit import GraphEditor, metadata_of, set_metadata
 
 DETECTIONS = "detections"
 NUM_DETECTIONS = "num_detections"
-MAX_CANDIDATES = 1024
+MAX_CANDIDATES = 512
 """Pairs of box and class per image that enter suppression, the best by score. The memory grows with its square;
 TensorRT's TopK ends at 3840."""
 

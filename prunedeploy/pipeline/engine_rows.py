@@ -12,8 +12,6 @@ from prunedeploy_engines.engine_from_onnx import read_engine_file
 from prunedeploy_engines.files import file_sha256
 from prunedeploy_engines.onnx_header import read_onnx_header
 
-FROM_ONNX = "mAP is of {name} on ONNX Runtime's CPU provider, which the engine was built from"
-
 
 def engine_rows(
     artefacts: Sequence[Artefact],
@@ -32,30 +30,25 @@ def engine_rows(
         latency: ``rows`` of ``latency.json``.
     """
     rows = [row for artefact in artefacts for row in _onnx_rows(artefact, figures, latency)]
-    by_precision = {artefact.precision: artefact for artefact in artefacts if artefact.target != "cpu"}
+    unknown = {"map_clean": None, "map_pgd_transfer": None, "computes_in": None, "latency_ms": None}
     for stage in engines:
         for plan in sorted(stage.folder.glob("*.plan")):
             about = read_engine_file(plan)
-            source = by_precision.get(about.precision)
             rows.append({
                 "runtime": about.library, "target": about.target, "precision": about.precision,
                 "file": f"bundle/engines/{about.target}/{plan.name}", "bytes": about.bytes, "sha256": about.sha256,
-                **_maps(source, figures), "computes_in": None, "latency_ms": None,
-                "note": f"built ahead of time with {about.library} {about.version}; not run: no such GPU here"
-                + ("" if source is None else f"; {FROM_ONNX.format(name=source.name)}"),
+                **unknown,
+                "note": f"built ahead of time with {about.library} {about.version}; not run: no such GPU here",
             })  # fmt: skip
     for one in missing:
         rows.append({
             "runtime": "tensorrt", "target": one["target"], "precision": one["precision"], "file": None, "bytes": None,
-            **_maps(by_precision.get(one["precision"]), figures), "computes_in": None, "latency_ms": None,
-            "note": one["reason"],
+            **unknown, "note": one["reason"],
         })  # fmt: skip
     return rows
 
 
-def _onnx_rows(
-    artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
+def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for runtime in (ENGINE, "openvino"):
         key = engine_key(runtime, artefact)
         if key not in figures and f"pruned|{key}|1" not in latency:
@@ -83,11 +76,6 @@ def _onnx_rows(
             "quantisation": _quantisation(artefact.file),
             "note": note,
         }
-
-
-def _maps(artefact: Artefact | None, figures: Mapping[str, Any]) -> dict[str, float | None]:
-    found = {} if artefact is None else figures.get(engine_key(ENGINE, artefact), {})
-    return {"map_clean": found.get("map_clean"), "map_pgd_transfer": found.get("map_pgd")}
 
 
 def _quantisation(path: Path) -> dict[str, Any] | None:
