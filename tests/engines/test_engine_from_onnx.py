@@ -126,7 +126,8 @@ def test_engine_is_built_ahead_of_time_and_its_sidecar_tells_the_truth(model_pat
     assert content["onnx_sha256"] == hashlib.sha256(model_path.read_bytes()).hexdigest()
     assert (content["library"], content["target"], content["device"]) == ("tensorrt_rtx", target, None)
     assert content["version"] == importlib.metadata.version("tensorrt-rtx")
-    assert content["precision"] == "fp32"
+    assert (content["precision"], content["layers"], content["layers_from"]) == ("fp32", {"fp32": 2}, "network")
+    assert (content["uint8_input"], content["nms"], content["class_names"]) == (False, None, [])
     assert content["profile"] == {"images": [[1, 3, 32, 32], [2, 3, 32, 32], [4, 3, 32, 32]]}
     assert read_engine_file(engine.path) == engine
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -188,7 +189,16 @@ def test_refused_profile_says_what_the_library_said(model_path, tmp_path):
 
 
 @needs_rtx
-@pytest.mark.parametrize("options", [{"batch": (0, 1, 8)}, {"batch": (1, 8)}, {"optimization_level": 9}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": (0, 1, 8)},
+        {"batch": (1, 8)},
+        {"optimization_level": 9},
+        {"workspace_bytes": -5},
+        {"precision": "fp7"},
+    ],
+)
 def test_options_outside_their_range_are_refused(model_path, tmp_path, options):
     value = str(next(iter(options.values())))
     assert value in error_of(model_path, tmp_path / "out", target="sm86", **options)
@@ -224,18 +234,29 @@ def test_weights_in_another_file_are_refused(tmp_path):
 
 
 @needs_rtx
-@pytest.mark.parametrize(
-    ("precision", "options"),
-    [
-        ("fp16", {"dtype": TensorProto.FLOAT16}),
-        ("bf16", {"dtype": TensorProto.BFLOAT16}),
-        ("int8", {"quantised": True}),
-    ],
-)
-def test_precision_is_read_from_the_network(tmp_path, precision, options):
-    path = tmp_path / "model.onnx"
-    onnx.save(yolo_like(**options), path)
-    assert engine_from_onnx(path, tmp_path / "out", target="sm86").precision == precision
+def test_opset_that_is_too_old_is_refused(tmp_path):
+    path = tmp_path / "old.onnx"
+    onnx.save(yolo_like(opset=12), path)
+    assert "opset 12 is too old: 13 or later" in error_of(path, tmp_path / "out", target="sm86")
+
+
+@needs_rtx
+def test_operator_that_is_read_but_not_built_is_named(tmp_path):
+    path = tmp_path / "suppression.onnx"
+    model = yolo_like()
+    numbers = {"most": np.array([5], np.int64), "iou": np.array([0.5], np.float32)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in numbers.items())
+    model.graph.node.extend(
+        [
+            helper.make_node("Transpose", ["scores"], ["by_class"], perm=[0, 2, 1]),
+            helper.make_node("NonMaxSuppression", ["boxes", "by_class", "most", "iou"], ["kept"], name="the_nms"),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("kept", TensorProto.INT64, None))
+    onnx.save(model, path)
+    line = error_of(path, tmp_path / "out", target="sm86")
+    assert re.search(r"operator the_nms\S* \(NMS\) is not supported", line)
+    assert "can read but not build it" in line
 
 
 @needs_rtx
@@ -281,7 +302,14 @@ def test_damaged_engine_is_detected_and_built_again(model_path, tmp_path, damage
 def test_whatever_goes_into_an_engine_changes_its_key(model_path, tmp_path):
     out = tmp_path / "out"
     keys = [engine_from_onnx(model_path, out, target="sm86").key]
-    for options in ({"batch": (1, 2, 8)}, {"workspace_bytes": 1 << 30}, {"optimization_level": 1}):
+    for options in (
+        {"batch": (1, 2, 8)},
+        {"workspace_bytes": 1 << 30},
+        {"optimization_level": 1},
+        {"sparse": True},
+        {"tf32": True},
+        {"precision": "fp32"},
+    ):
         engine = engine_from_onnx(model_path, out, target="sm86", **options)
         assert not engine.cached
         keys.append(engine.key)
@@ -290,7 +318,7 @@ def test_whatever_goes_into_an_engine_changes_its_key(model_path, tmp_path):
     model.doc_string = "another file"
     onnx.save(model, model_path)
     keys.append(engine_from_onnx(model_path, out, target="sm86").key)
-    assert len(set(keys)) == 6
+    assert len(set(keys)) == 9
 
 
 @needs_rtx
