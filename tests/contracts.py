@@ -88,9 +88,25 @@ class RunnerContract:
 
     def test_describes_itself_in_json(self, runner: Runner) -> None:
         described = json.loads(json.dumps(runner.describe()))
-        assert {"runtime", "version", "precision", "device"} <= set(described)
+        assert {"runtime", "version", "precision", "device", "computes_in"} <= set(described)
         assert described["runtime"] == runner.runtime
-        assert runner.runtime in ("onnxruntime", "tensorrt", "torch")
+        assert runner.runtime in ("onnxruntime", "openvino", "tensorrt", "torch")
+
+    def test_shares_of_computed_precisions_sum_to_one(self, runner: Runner) -> None:
+        shares = runner.describe()["computes_in"]
+        assert shares is None or sum(shares.values()) == pytest.approx(1.0)
+
+    def test_compute_call_runs_again_and_again_beside_infer(self, runner: Runner, images: np.ndarray) -> None:
+        before = runner.infer(images[2:4])
+        first, second = runner.compute_call(images[:2]), runner.compute_call(images[4:])
+        for call in (first, second, first):
+            call()
+        for ours, reference in zip(runner.infer(images[2:4]), before, strict=True):
+            assert np.array_equal(ours, reference)
+
+    def test_compute_call_refuses_what_infer_refuses(self, runner: Runner, images: np.ndarray) -> None:
+        with pytest.raises(ValueError, match="images must be"):
+            runner.compute_call(images[0])
 
     def test_context_manager_closes_once_and_for_all(self, runner: Runner, images: np.ndarray) -> None:
         with runner as entered:

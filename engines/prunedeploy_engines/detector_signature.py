@@ -37,6 +37,17 @@ class DetectorSignature:
         height, width = self.input_size
         return (batch, height, width, 3) if self.uint8_input else (batch, 3, height, width)
 
+    def check_batch(self, batch: int, where: Path) -> None:
+        """Refuse a batch that the file does not take.
+
+        Raises:
+            EngineError: It is exported for another one.
+        """
+        if self.batch not in (None, batch):
+            raise EngineError(
+                f"takes batches of {self.batch}, not {batch}", where=where, fix="export it with a dynamic batch"
+            )
+
 
 def detector_signature(
     inputs: Mapping[str, tuple[str, Sequence[int | None]]],

@@ -138,7 +138,9 @@ class OnnxRuntimeRunner(Runner):
 
     def model_input(self, images: Images) -> npt.NDArray[Any]:
         """Images as the model takes them: checked, contiguous, uint8 where `uint8_input`."""
-        return np.ascontiguousarray(self._checked(images))
+        ready = np.ascontiguousarray(self._checked(images))
+        self._signature.check_batch(len(ready), self._path)
+        return ready
 
     def compute_call(self, images: Images) -> Callable[[], object]:
         """See `Runner.compute_call`; on a GPU images and outputs stay in its memory."""
@@ -160,6 +162,7 @@ class OnnxRuntimeRunner(Runner):
         return run
 
     def _infer(self, images: npt.NDArray[Any]) -> tuple[Any, Any]:
+        self._signature.check_batch(len(images), self._path)
         try:
             if self._binding is not None:
                 return self._binding.infer(images)

@@ -181,13 +181,9 @@ class OpenVinoRunner(Runner):
         return found
 
     def _compile(self, batch: int, more: dict[str, Any]) -> Any:
-        fixed = self._signature.batch
-        if fixed is not None and fixed != batch:
-            raise EngineError(
-                f"takes batches of {fixed}, not {batch}", where=self._path, fix="export it with a dynamic batch"
-            )
+        self._signature.check_batch(batch, self._path)
         try:
-            if fixed is None:
+            if self._signature.batch is None:
                 self._model.reshape(list(self._signature.input_shape(batch)))
             return self._core.compile_model(self._model, self._device, {**self._settings, **more})
         except Exception as error:  # OpenVINO raises RuntimeError for nearly everything
