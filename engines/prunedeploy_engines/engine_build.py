@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy_engines.engine_file import Batch, Profile
-from prunedeploy_engines.engine_precision import layers_of_engine
+from prunedeploy_engines.engine_inspection import layers_of_engine
 from prunedeploy_engines.engine_timing_cache import TimingCache
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.tensorrt_library import TensorRTLibrary

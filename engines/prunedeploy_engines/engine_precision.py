@@ -6,7 +6,6 @@ gives an fp32 engine, whatever its name. So the layers are read back and counted
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -15,18 +14,6 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 """What a convolution may compute in. Of the network's other types (whole numbers, bool) none is one of these."""
 
 _BY_TYPE = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
-# Words of the engine inspector, which gives a tensor's type either alone ("Half") or within its layout
-# ("Thirty-two wide channel vectorized row major Int8 format"). The first that is found counts.
-_BY_WORD = (
-    ("bf16", "bf16"),
-    ("bfloat16", "bf16"),
-    ("int8", "int8"),
-    ("fp8", "fp8"),
-    ("fp16", "fp16"),
-    ("half", "fp16"),
-    ("fp32", "fp32"),
-    ("float", "fp32"),
-)
 
 
 def layers_of_network(trt: Any, network: Any) -> dict[str, str]:
@@ -66,51 +53,6 @@ def types_of_network(network: Any) -> set[str]:
     layers = (network.get_layer(i) for i in range(network.num_layers))
     tensors = (layer.get_output(i) for layer in layers for i in range(layer.num_outputs))
     return {_BY_TYPE[tensor.dtype.name] for tensor in tensors if tensor.dtype.name in _BY_TYPE}
-
-
-def layers_of_engine(information: str) -> dict[str, str]:
-    """The same of a built engine, from what its inspector says; empty where it does not say enough.
-
-    Args:
-        information: See `described_layers`.
-    """
-    layers = described_layers(information)
-    return {name: precision for name, (kind, precision) in layers.items() if precision and _is_convolution(kind)}
-
-
-def described_layers(information: str) -> dict[str, tuple[str, str | None]]:
-    """Kind and precision of all layers of a built engine, by name.
-
-    Args:
-        information: ``EngineInspector.get_engine_information`` in JSON, of an engine that was built with
-            detailed profiling verbosity. Of another it has names only, which gives an empty result.
-    """
-    try:
-        content = json.loads(information)
-    except ValueError:  # names with a quotation mark in them make it invalid
-        return {}
-    layers = content.get("Layers") if isinstance(content, dict) else content
-    described = (layer for layer in layers or [] if isinstance(layer, dict))
-    return {str(layer.get("Name")): (_kind(layer), _precision_of(layer.get("Inputs"))) for layer in described}
-
-
-def _kind(layer: Mapping[str, Any]) -> str:
-    """The operation ("Convolution") where it is given, else the kernel's family ("CaskConvolution", "kgen")."""
-    return str(layer.get("ParameterType") or layer.get("LayerType") or "")
-
-
-def _is_convolution(kind: str) -> bool:
-    # "correlation" is how the compiler of fused layers calls a convolution.
-    return "convolution" in kind.lower() or kind == "correlation"
-
-
-def _precision_of(inputs: Any) -> str | None:
-    if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], dict):
-        return None
-    # TensorRT 10 has "Format/Datatype", 11 two entries.
-    entries = ("format/datatype", "format", "datatype")
-    said = " ".join(str(value) for key, value in inputs[0].items() if key.lower() in entries).lower()
-    return next((name for word, name in _BY_WORD if word in said), None)
 
 
 def counted(layers: Mapping[str, str]) -> dict[str, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from prunedeploy_engines.engine_precision import described_layers
+from prunedeploy_engines.engine_inspection import described_layers
 from prunedeploy_engines.layer_times import LayerTime, ranked_layers
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from prunedeploy_engines.engine_from_onnx import engine_from_onnx, read_engine_file
+from prunedeploy_engines.engine_inspection import described_layers, layers_of_engine
 from prunedeploy_engines.engine_precision import (
     counted,
-    described_layers,
-    layers_of_engine,
     network_precision,
     precision_problem,
 )
