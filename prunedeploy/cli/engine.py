@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,32 @@ if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.engine_from_onnx import EngineFile
 
+PRECISIONS = ("fp32", "fp16", "int8")
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What every engine of one call is built with; see `engine_from_onnx`.
+
+    Attributes:
+        library: See there.
+        batch: See there.
+        workspace_bytes: See there.
+        optimization_level: See there.
+        sparse: See there.
+        tf32: See there.
+        timing_cache: See there.
+    """
+
+    library: Any
+    batch: tuple[int, int, int]
+    workspace_bytes: int | None
+    optimization_level: int | None
+    sparse: bool
+    tf32: bool
+    timing_cache: Path | None
+
 
 @click.command(
     "engine",
@@ -34,6 +61,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "prunedeploy engine bundle/ --target sm86,sm89",
         "prunedeploy engine bundle/                        on the device",
+        "prunedeploy engine bundle/ --precision fp16,int8 --batch 1,1,1",
         "prunedeploy engine model.onnx --target sm86 --out engines",
     ),
 )
@@ -50,7 +78,11 @@ if TYPE_CHECKING:
     type=click.Choice(["tensorrt", "tensorrt_rtx"]),
     help="Default: full TensorRT where it is installed and the target is the GPU here, else RTX.",
 )
-@click.option("--precision", default="fp32", show_default=True, help="Which of the bundle's ONNX files.")
+@click.option(
+    "--precision",
+    metavar="P,...",
+    help="fp32, fp16, int8: which of a bundle's ONNX files, default fp32; what a plain file must be.",
+)
 @click.option(
     "--batch",
     default="1,1,8",
@@ -59,6 +91,25 @@ if TYPE_CHECKING:
     help="Batch sizes that the engine accepts, and the one it is made for.",
 )
 @click.option(
+    "--workspace",
+    type=click.IntRange(min=1),
+    metavar="MIB",
+    help="Scratch memory that a layer may use; default: the library's.",
+)
+@click.option(
+    "--optimization-level",
+    type=click.IntRange(0, 5),
+    help="How long the builder searches for fast kernels; default: the library's.",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Take measured times from this file and add to it: the next build is faster. Full TensorRT only.",
+)
+@click.option("--sparse", is_flag=True, help="Ask for 2:4 sparse kernels; TensorRT does not say if it used any.")
+@click.option("--tf32", is_flag=True, help="Let fp32 layers round factors to 10 bits, as TensorRT does by itself.")
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -66,13 +117,25 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(
-    model: Path, target: str, library: str | None, precision: str, batch: str, out: Path | None, as_json: bool
+    model: Path,
+    target: str,
+    library: str | None,
+    precision: str | None,
+    batch: str,
+    workspace: int | None,
+    optimization_level: int | None,
+    timing_cache: Path | None,
+    sparse: bool,
+    tf32: bool,
+    out: Path | None,
+    as_json: bool,
 ) -> None:
     """Build TensorRT engines.
 
     From a bundle (or a build's output folder): they are put into it, under engines/<target>/, each with a
     JSON file that says what it is. From a plain .onnx file: they are written to engines/<target>/ beside
-    it. An engine that is there already is not built again.
+    it. An engine that is there already is not built again. One that does not compute in the precision that
+    was asked for is an error.
 
     TensorRT-RTX builds ahead of time, without a GPU, for chosen targets. Full TensorRT builds for the GPU
     that is here: run this on the device itself.
@@ -81,23 +144,31 @@ def command(
     from prunedeploy_engines.errors import ConfigError
 
     targets = comma_list(target, "--target")
-    sizes = whole_numbers_in_order(batch)
+    wanted = None if precision is None else comma_list(precision, "--precision", PRECISIONS)
+    workspace_bytes = None if workspace is None else workspace * MIB
+    options = BuildOptions(
+        library, whole_numbers_in_order(batch), workspace_bytes, optimization_level, sparse, tf32, timing_cache
+    )
     source = find_model(model)
+    if source.onnx is not None and wanted is not None and len(wanted) > 1:
+        raise ConfigError("is several, and a file has one precision", "--precision", "name one")
+    if source.bundle is None and source.onnx is None:
+        raise ConfigError("engines are built from ONNX", model, "give a bundle or a .onnx file")
+    if source.bundle is not None and out is not None:
+        raise ConfigError("is for a plain .onnx file; engines of a bundle go into it", "--out", "leave it out")
     built: list[EngineFile] = []
     with quiet_stdout():
-        if source.bundle is not None:
-            if out is not None:
-                raise ConfigError("is for a plain .onnx file; engines of a bundle go into it", "--out", "leave it out")
-            bundle = source.load_bundle()
-            path = bundle.model_path(precision) if source.onnx is None else source.onnx
-            for one in targets:
-                built.append(_into_bundle(bundle, path, precision, one, library, sizes))
-                bundle = source.load_bundle()
-        elif source.onnx is not None:
-            folder = source.onnx.parent / "engines" if out is None else out
-            built = [_build(source.onnx, folder, one, library, sizes) for one in targets]
-        else:
-            raise ConfigError("engines are built from ONNX", model, "give a bundle or a .onnx file")
+        # What a file of a bundle is, the file says; of the bundle itself it is asked for by precision.
+        default = "fp32" if source.onnx is None else None
+        ordered: list[str | None] = [*wanted] if wanted else [default]
+        for name, one in itertools.product(ordered, targets):
+            if source.bundle is not None:
+                bundle = source.load_bundle()  # as the engine before has left it
+                path = source.onnx or _model_of(bundle, str(name))
+                built.append(_into_bundle(bundle, path, name, one, options))
+            elif source.onnx is not None:
+                folder = source.onnx.parent / "engines" if out is None else out
+                built.append(_build(source.onnx, folder, name, one, options))
     if as_json:
         print_json([asdict(engine) for engine in built])
         return
@@ -107,12 +178,13 @@ def command(
             engine.target,
             f"{engine.library} {engine.version}",
             engine.precision,
+            ", ".join(f"{count} {name}" for name, count in engine.layers.items()),
             size(engine.bytes),
             "was there" if engine.cached else "built",
         ]
         for engine in built
     ]
-    print_table(["engine", "target", "library", "precision", "size", ""], rows, left=3)
+    print_table(["engine", "target", "library", "precision", "convolutions", "size", ""], rows, left=3)
 
 
 def whole_numbers_in_order(text: str) -> tuple[int, int, int]:
@@ -128,8 +200,24 @@ def whole_numbers_in_order(text: str) -> tuple[int, int, int]:
     return numbers[0], numbers[1], numbers[2]
 
 
+def _model_of(bundle: Bundle, precision: str) -> Path:
+    """The bundle's ONNX file of a precision, for a GPU where there are two."""
+    from prunedeploy_engines.errors import BundleError
+
+    try:
+        return bundle.model_path(precision, "gpu")
+    except BundleError as error:
+        entries = [entry for entry in bundle.manifest.files.values() if entry.role == "onnx"]
+        there = [f"{entry.precision}" + (f" for {entry.target}s" if entry.target else "") for entry in entries]
+        raise BundleError(
+            f"has no ONNX file in {precision} for a GPU; it has {', '.join(there) or 'none'}",
+            where=bundle.path,
+            fix=f"build it with `prunedeploy build --precision {','.join(dict.fromkeys(['fp32', precision]))}`",
+        ) from error
+
+
 def _into_bundle(
-    bundle: Bundle, onnx: Path, precision: str, target: str, library: str | None, sizes: tuple[int, int, int]
+    bundle: Bundle, onnx: Path, precision: str | None, target: str, options: BuildOptions
 ) -> EngineFile:
     """Build beside the bundle, then put plan and sidecar into it: it never holds a file it does not list."""
     from dataclasses import replace
@@ -143,20 +231,19 @@ def _into_bundle(
                 copy = Path(scratch) / Path(name).relative_to("engines")
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes((bundle.path / name).read_bytes())
-        engine = _build(onnx, Path(scratch), target, library, sizes)
+        engine = _build(onnx, Path(scratch), precision, target, options)
         name = f"engines/{engine.path.relative_to(scratch).as_posix()}"
         if not engine.cached:
-            # The bundle's word for the precision, by which it is asked for, not TensorRT's.
             bundle.add_files(
                 {
-                    name: BundleFile(engine.path, "engine", precision, engine.target),
+                    name: BundleFile(engine.path, "engine", engine.precision, engine.target),
                     f"{name}.json": BundleFile(sidecar_path(engine.path), "metadata", None, engine.target),
                 }
             )
     return replace(engine, path=bundle.path / name)
 
 
-def _build(onnx: Path, folder: Path, target: str, library: Any, sizes: tuple[int, int, int]) -> EngineFile:
+def _build(onnx: Path, folder: Path, precision: str | None, target: str, options: BuildOptions) -> EngineFile:
     """Build into ``folder/<target>``."""
     from prunedeploy_engines.engine_from_onnx import engine_from_onnx
     from prunedeploy_engines.errors import RuntimeUnavailableError
@@ -168,7 +255,9 @@ def _build(onnx: Path, folder: Path, target: str, library: Any, sizes: tuple[int
             raise RuntimeUnavailableError("there is no GPU to build for", fix="name one, e.g. --target sm86")
         target = device.target
     with _progress(target) as advance:
-        return engine_from_onnx(onnx, folder / target, target=target, library=library, batch=sizes, progress=advance)
+        return engine_from_onnx(
+            onnx, folder / target, target=target, precision=precision, progress=advance, **vars(options)
+        )
 
 
 @contextmanager
