@@ -130,6 +130,8 @@ def test_every_option_sets_its_key() -> None:
         "data": "folder",
         "precision": ("fp32", "fp16"),
         "target": "cpu,sm86",
+        "uint8_input": True,
+        "nms": True,
         "seed": 7,
     }
     assert options.keys() == OPTIONS.keys()
@@ -142,6 +144,8 @@ def test_every_option_sets_its_key() -> None:
     )
     assert (config.model.cfg, config.model.weights, config.data.path) == ("a.cfg", "a.weights", "folder")
     assert (config.export.precisions, config.targets) == (("fp32", "fp16"), ("cpu", "sm86"))
+    assert config.export.uint8_input
+    assert config.export.nms
 
 
 def test_values_of_set_are_yaml() -> None:

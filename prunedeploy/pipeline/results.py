@@ -184,7 +184,11 @@ def _write_bundle(
         metrics={
             **{key: value for key, value in row.items() if key != "name"},
             "engines": [
-                {**engine, "file": str(engine["file"]).removeprefix("bundle/")}
+                # The file's SHA-256 stands under ``files`` and nowhere else.
+                {
+                    **{key: value for key, value in engine.items() if key != "sha256"},
+                    "file": str(engine["file"]).removeprefix("bundle/"),
+                }
                 for engine in results["engines"]
                 if engine["file"] is not None
             ],
