@@ -38,7 +38,12 @@ def ranked_layers(
             and precision is one layer.
         runs: How often the model ran meanwhile.
         top: How many rows to return; None is all. A row's share is of all layers, whatever is returned.
+
+    Raises:
+        ValueError: ``runs`` is not at least 1.
     """
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, got {runs}")
     totals: dict[tuple[str, str, str | None], float] = {}
     for name, kind, precision, milliseconds in times:
         key = (name, kind, precision)

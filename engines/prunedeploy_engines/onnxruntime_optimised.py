@@ -1,8 +1,9 @@
 """Keeping ONNX Runtime's optimised graph, so that the next start does not optimise again.
 
-It pays, once, for large models: YOLOv3 at 416 (62 M parameters) opens in about 0.35 s instead of 0.75 s and needs
-half the memory meanwhile; finding out that the file is still the right one costs 0.15 s of that (the SHA-256 of
-248 MB). For a network of a few megabytes there is nothing to gain.
+It pays for float32: measured in fresh processes in turns, on two busy cores, YOLOv3 at 416 (62 M parameters) opens in
+0.80 s instead of 1.19 s and needs at most 359 MB instead of 738 MB, the slim YOLOv3 at 160 opens in 0.12 s instead of
+0.16 s. It does not pay for int8 (0.6 s either way). Making sure that the file is still the right one is in these
+figures: 0.15 s for the SHA-256 of 248 MB.
 
 The graph is laid out for this CPU's vector registers and must not be used on another, so the file carries the
 key of all that it depends on, as metadata at its very end: a file that was cut short has none.

@@ -29,6 +29,8 @@ def test_shares_are_of_all_layers_however_many_are_returned() -> None:
     times = [("a", "Conv", None, 1.0), ("b", "Conv", None, 3.0)]
     assert ranked_layers(times, runs=1, top=1) == [LayerTime("b", "Conv", None, 3.0, 0.75, 1)]
     assert ranked_layers([], runs=1) == []
+    with pytest.raises(ValueError, match="runs must be at least 1"):
+        ranked_layers(times, runs=0)
 
 
 def test_every_convolution_counts_the_same() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -188,3 +189,15 @@ assert not reached, reached
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(home.iterdir()) == []
+
+
+def test_nothing_but_its_own_module_imports_openvino() -> None:
+    """Any other import would let its telemetry loose."""
+    root = Path(__file__).parents[2]
+    importing = [
+        path.relative_to(root)
+        for folder in ("prunedeploy", "export", "engines", "benchmarks")
+        for path in (root / folder).rglob("*.py")
+        if re.search(r"^\s*(import|from) openvino\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert importing == [Path("engines/prunedeploy_engines/openvino_library.py")]
