@@ -36,9 +36,7 @@ class BlockCount:
     broken: int
 
 
-def check_onnx_pattern(
-    path: str | Path, n: int, m: int, *, dense: Collection[str] = ()
-) -> dict[str, BlockCount]:
+def check_onnx_pattern(path: str | Path, n: int, m: int, *, dense: Collection[str] = ()) -> dict[str, BlockCount]:
     """Count blocks of m consecutive input channels with more than n weights that are not zero.
 
     Args:

@@ -101,8 +101,8 @@ def build(
         pruned = finetune_stage(context, robust, built.prune)
         built.models = dict(zip(ROWS, (original, robust, pruned), strict=True))
         built.exports = {row: export_stage(context, model) for row, model in built.models.items()}
-        built.pattern = pattern_stage(context, built.prune, built.exports["pruned"])
         built.artefacts = artefact_stages(context, pruned, built.exports["pruned"])
+        built.pattern = pattern_stage(context, built.prune, built.artefacts)
         built.engines, built.missing_engines = engine_stages(context, built.artefacts)
         built.evaluations = {
             row: evaluate_stage(

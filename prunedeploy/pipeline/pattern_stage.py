@@ -1,21 +1,23 @@
-"""The stage that looks for the n:m pattern in every ONNX file of the pruned network."""
+"""The stage that looks for the n:m pattern in every ONNX file that is deployed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from prunedeploy.pipeline.context import BuildContext, StageResult
+from prunedeploy.pipeline.export_stages import Artefact
 from prunedeploy_export.sparsity import check_onnx_pattern
 
 
-def pattern_stage(context: BuildContext, prune: StageResult, *exports: StageResult) -> StageResult | None:
+def pattern_stage(context: BuildContext, prune: StageResult, artefacts: Sequence[Artefact]) -> StageResult | None:
     """Pass the gate of the pattern: ``pattern.json``, one entry per ONNX file.
 
     Args:
         context: Of the build.
         prune: The cut; says which layers stayed dense.
-        exports: ONNX files of the pruned network.
+        artefacts: The ONNX files of the bundle.
 
     Returns:
         None for other methods than n:m.
@@ -31,14 +33,14 @@ def pattern_stage(context: BuildContext, prune: StageResult, *exports: StageResu
         record = json.loads((prune.folder / "pruning.json").read_text())
         dense = {f"layer{row['layer']}" for row in record["dense_layers"]}
         gates = []
-        for path in sorted(path for export in exports for path in export.folder.glob("*.onnx")):
-            counts = check_onnx_pattern(path, config.nm.n, config.nm.m, dense=dense)
+        for artefact in artefacts:
+            counts = check_onnx_pattern(artefact.file, config.nm.n, config.nm.m, dense=dense)
             patterned = [count for name, count in counts.items() if name not in dense]
             gates.append(
                 {
                     "gate": "pattern",
                     "pattern": record["pattern"],
-                    "artefact": path.name,
+                    "artefact": artefact.name,
                     "convolutions": len(patterned),
                     "dense_convolutions": len(counts) - len(patterned),
                     "blocks": sum(count.blocks for count in patterned),
@@ -47,5 +49,5 @@ def pattern_stage(context: BuildContext, prune: StageResult, *exports: StageResu
             )
         (work / "pattern.json").write_text(json.dumps(gates, indent=2))
 
-    inputs = {f"onnx-{number}": export.digest for number, export in enumerate(exports)}
+    inputs = {artefact.name: artefact.stage.digest for artefact in artefacts}
     return context.run("pattern", 1, config.nm.model_dump(), {**inputs, "prune": prune.digest}, compute)
