@@ -200,7 +200,7 @@ def load_error(error: Exception, where: Path | None, version: str) -> EngineErro
         ),
         (
             r"Protobuf parsing failed|No graph was found",
-            "{0} cannot load it: not an ONNX file, or cut short",
+            "ONNX Runtime cannot load it: not an ONNX file, or cut short",
             "copy or export it again",
         ),
     ):
@@ -209,7 +209,7 @@ def load_error(error: Exception, where: Path | None, version: str) -> EngineErro
             return EngineError(what.format(library, *match.groups()), where=where, fix=fix)
     if _MEMORY.search(text):
         return _out_of_memory("while loading", where)
-    return EngineError(f"{library} cannot load this model: {clean(error)}", where=where, fix="export it again")
+    return EngineError(f"ONNX Runtime cannot load this model: {clean(error)}", where=where, fix="export it again")
 
 
 def run_error(error: Exception, where: Path) -> EngineError:
