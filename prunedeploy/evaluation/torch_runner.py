@@ -50,6 +50,7 @@ class TorchRunner(Runner):
             "runtime": self.runtime,
             "version": str(torch.__version__),
             "precision": "fp32",
+            "computes_in": {"fp32": 1.0},
             "device": self._device.type,
             "threads": self._threads,
         }
