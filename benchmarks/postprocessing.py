@@ -53,9 +53,7 @@ def main() -> None:
     for candidates, threshold in ((30, 0.25), (300, 0.25), (5000, 0.25), (0, 0.001)):
         boxes, scores = outputs(candidates)
         name = f"NMS, {candidates} candidates" if candidates else "NMS at a threshold of 0.001, the best 10,000"
-        calls[name] = lambda b=boxes, s=scores, t=threshold: detections_from(
-            b, s, score_threshold=t, iou_threshold=0.45
-        )
+        calls[name] = partial(detections_from, boxes, scores, score_threshold=threshold, iou_threshold=0.45)
     with tempfile.TemporaryDirectory() as folder:
         cuts = Cuts(Path(folder))
         dense = cuts.fp32().path
