@@ -1,7 +1,7 @@
 """What an ONNX file says about itself, read without the ``onnx`` package, which a device does not have.
 
 Only the outermost fields of the file are looked at; the graph with its weights is stepped over. Field numbers
-are those of onnx.proto3 (ONNX 1.x): ModelProto has opset_import as 8 and metadata_props as 14.
+are those of onnx.proto3 (ONNX 1.x): ModelProto has the graph as 7, opset_import as 8 and metadata_props as 14.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from prunedeploy_engines.errors import EngineError
 
-_OPSET_IMPORT, _METADATA = 8, 14
+_GRAPH, _OPSET_IMPORT, _METADATA = 7, 8, 14
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _LONGEST = 1 << 20  # bytes of one entry that is read; ours have a few hundred
 
@@ -64,19 +64,24 @@ def read_onnx_header(path: str | Path) -> OnnxHeader:
         EngineError: The file cannot be read, or is not in ONNX's format.
     """
     path = Path(path)
-    opset, metadata = None, {}
+    opset, metadata, has_graph = None, {}, False
     try:
         with path.open("rb") as file:
-            for number, content in _fields(file, (_OPSET_IMPORT, _METADATA)):
-                texts = dict(_flat(content))
+            for number, length in _fields(file):
+                has_graph |= number == _GRAPH
+                if number not in (_OPSET_IMPORT, _METADATA) or length > _LONGEST:
+                    continue
+                texts = dict(_flat(file.read(length)))
                 if number == _METADATA:
                     metadata[_text(texts.get(1, b""))] = _text(texts.get(2, b""))
-                elif not texts.get(1):  # the default domain is the empty string
+                elif texts.get(1, b"") in (b"", b"ai.onnx"):  # two names of the default domain
                     opset = texts.get(2, 0)
+        if not has_graph:  # many a short file that is something else has fields like a message's
+            raise ValueError("it has no graph")
         return _header(opset if isinstance(opset, int) else None, metadata)
     except OSError as error:
         raise EngineError(f"cannot be read ({error.strerror})", where=path) from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EngineError(f"is not an ONNX file ({error})", where=path, fix="export it again") from error
 
 
@@ -88,7 +93,7 @@ def header_from_metadata(metadata: dict[str, str], opset: int | None = None) -> 
     """
     try:
         return _header(opset, metadata)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise EngineError(f"the model's metadata cannot be read ({error})", fix="export it again") from error
 
 
@@ -105,8 +110,11 @@ def _header(opset: int | None, metadata: dict[str, str]) -> OnnxHeader:
     )
 
 
-def _fields(file: BinaryIO, wanted: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
-    """The wanted length-delimited fields of a message that is a whole file."""
+def _fields(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    """Number and length of the length-delimited fields of a message that is a whole file.
+
+    The file stands at the content of the field, which may be read or left.
+    """
     end = file.seek(0, 2)
     file.seek(0)
     if end == 0:
@@ -114,17 +122,14 @@ def _fields(file: BinaryIO, wanted: tuple[int, ...]) -> Iterator[tuple[int, byte
     while file.tell() < end:
         key = _varint(file)
         number, kind = key >> 3, key & 7
-        length = {_VARINT: None, _FIXED64: 8, _FIXED32: 4}.get(kind, -1)
+        value = _varint(file) if kind in (_VARINT, _LENGTH) else 0
+        length = {_VARINT: 0, _FIXED64: 8, _FIXED32: 4, _LENGTH: value}.get(kind, -1)
+        start = file.tell()
+        if length < 0 or number == 0 or start + length > end:
+            raise ValueError(f"at byte {start}")
         if kind == _LENGTH:
-            length = _varint(file)
-        if length is None:
-            _varint(file)
-        elif length < 0 or number == 0 or file.tell() + length > end:
-            raise ValueError(f"at byte {file.tell()}")
-        elif kind == _LENGTH and number in wanted and length <= _LONGEST:
-            yield number, file.read(length)
-        else:
-            file.seek(length, 1)
+            yield number, length
+        file.seek(start + length)
 
 
 def _flat(content: bytes) -> Iterator[tuple[int, Any]]:
@@ -138,7 +143,10 @@ def _flat(content: bytes) -> Iterator[tuple[int, Any]]:
         if kind == _VARINT:
             yield number, _varint(file)
         elif kind == _LENGTH:
-            yield number, file.read(_varint(file))
+            length = _varint(file)
+            if length > len(content) - file.tell():
+                raise ValueError("an entry is cut short")
+            yield number, file.read(length)
         else:
             raise ValueError(f"an entry has a field of type {kind}")
 

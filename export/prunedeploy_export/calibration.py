@@ -98,7 +98,9 @@ def collect_histograms(
     high = dict.fromkeys(wanted, -np.inf)
     for values in passes():
         for name, array in values.items():
-            low[name], high[name] = min(low[name], float(array.min())), max(high[name], float(array.max()))
+            # NumPy's, since Python's min and max lose a NaN.
+            low[name] = float(np.minimum(low[name], array.min()))
+            high[name] = float(np.maximum(high[name], array.max()))
     for name in wanted:
         if not np.isfinite([low[name], high[name]]).all():
             raise DataError(f"tensor {name} has values that are not finite", fix="train the network again")

@@ -26,8 +26,7 @@ def to_half_precision(model: ModelProto) -> ModelProto:
     """
     copy = ModelProto.FromString(model.SerializeToString())
     graph = copy.graph
-    heads = head_convolutions(graph)
-    layers = _up_to(copy, heads)
+    layers = _up_to(copy, head_convolutions(graph))
     source = graph.input[0].name
     editor = GraphEditor(graph)
     for node in layers:
@@ -39,16 +38,22 @@ def to_half_precision(model: ModelProto) -> ModelProto:
     editor.insert_after(
         source, helper.make_node("Cast", [source], [f"{source}/half"], name=f"{source}/half", to=TensorProto.FLOAT16)
     )
-    for node in heads:
-        raw = node.output[0]
-        single = f"{raw}/single"
-        for reader in editor.consumers(raw):
-            for position, name in enumerate(reader.input):
-                if name == raw:
-                    reader.input[position] = single
-        editor.insert_after(raw, helper.make_node("Cast", [raw], [single], name=single, to=TensorProto.FLOAT))
+    in_half = {name for node in layers for name in node.output}
+    for tensor in [name for node in layers for name in node.output]:
+        readers = [node for node in editor.consumers(tensor) if in_half.isdisjoint(node.output)]
+        if readers:
+            _cast_back(editor, tensor, readers)
     editor.commit()
     return copy
+
+
+def _cast_back(editor: GraphEditor, tensor: str, readers: list[NodeProto]) -> None:
+    single = f"{tensor}/single"
+    for reader in readers:
+        for position, name in enumerate(reader.input):
+            if name == tensor:
+                reader.input[position] = single
+    editor.insert_after(tensor, helper.make_node("Cast", [tensor], [single], name=single, to=TensorProto.FLOAT))
 
 
 def _up_to(model: ModelProto, heads: list[NodeProto]) -> list[NodeProto]:

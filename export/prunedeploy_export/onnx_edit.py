@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def write_model(model: ModelProto, path: str | Path) -> OnnxFile:
 
 def opset_of(model: ModelProto) -> int:
     """Version of the default operator set."""
-    return next((entry.version for entry in model.opset_import if entry.domain == ""), 0)
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
 def metadata_of(model: ModelProto) -> dict[str, str]:
@@ -143,10 +143,19 @@ class GraphEditor:
         self.__init__(self.graph)  # type: ignore[misc]  # everything was looked up in the old graph
 
     def _drop_idle_constants(self) -> None:
-        read = {name for node in self.graph.node for name in node.input}
+        read = set(_read_in(self.graph))
         for position in reversed(range(len(self.graph.initializer))):
             if self.graph.initializer[position].name not in read:
                 del self.graph.initializer[position]
+
+
+def _read_in(graph: GraphProto) -> Iterator[str]:
+    """Names that the nodes read, those inside a Loop too."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _read_in(attribute.g)
 
 
 def convolutions(graph: GraphProto) -> list[NodeProto]:

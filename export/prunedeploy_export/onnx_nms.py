@@ -28,7 +28,8 @@ MAX_CANDIDATES = 512
 """Pairs of box and class per image that enter suppression, the best by score. The memory grows with its square;
 TensorRT's TopK ends at 3840."""
 
-_BEYOND = np.float32(1e30)  # no box is there: exp(tw) has overflowed
+_BOOL = TensorProto.BOOL
+_BEYOND = np.float32(1e18)  # no box is there: exp(tw) has overflowed, and so would areas
 
 
 def with_nms(model: ModelProto, nms: NmsInGraph, max_candidates: int = MAX_CANDIDATES) -> ModelProto:
@@ -36,7 +37,8 @@ def with_nms(model: ModelProto, nms: NmsInGraph, max_candidates: int = MAX_CANDI
 
     Outputs: ``detections`` ``(N, K, 6)`` float32, rows of x1, y1, x2, y2 in input pixels, score, class id, by
     descending score, zeros behind the last; ``num_detections`` ``(N,)`` int32. They are those of
-    `prunedeploy_engines.nms.detections_from` with ``pre_nms_top_k=max_candidates``.
+    `prunedeploy_engines.nms.detections_from` with ``pre_nms_top_k=max_candidates``, but that boxes whose
+    coordinates add up to 1e18 pixels are none, as those with infinite ones are.
 
     Args:
         model: Gives ``boxes`` ``(N, M, 4)`` and ``scores`` ``(N, M, C)``.
@@ -81,9 +83,11 @@ class _Suppression:
     def add(self) -> None:
         """Append everything."""
         scores, boxes, class_ids = self._best_candidates()  # (N, Q), (N, Q, 4), (N, Q)
-        valid = self._valid(scores, boxes)  # (N, Q, 1), 1 or 0
-        kept = self._fixed_point(self._suppresses(boxes, class_ids), valid)
-        alive = self._node("Mul", [scores, self._node("Squeeze", [kept, self._axis(2)], "kept")], "alive")
+        above = self._node("Greater", [scores, self._constant("score_threshold", self._nms.score_threshold)], "above")
+        valid = self._column(self._node("Cast", [above], "above_float", to=TensorProto.FLOAT), "valid")
+        kept = self._fixed_point(self._suppresses(boxes, class_ids), valid)  # (N, Q, 1), 1 or 0
+        stays = self._node("Cast", [self._node("Squeeze", [kept, self._axis(2)], "kept")], "kept_bool", to=_BOOL)
+        alive = self._node("Where", [stays, scores, self._constant("zero", 0.0)], "alive")
         columns = [
             boxes,
             self._node("Unsqueeze", [scores, self._axis(2)], "score_column"),
@@ -93,19 +97,19 @@ class _Suppression:
 
     def _best_candidates(self) -> tuple[str, str, str]:
         """Scores, boxes and class ids by descending score; equal ones in the order of (box, class)."""
-        flat = self._node("Reshape", [SCORES, self._constant("flat", np.array([0, -1]))], "flat_scores")
+        rows = self._constant("flat", np.array([0, -1]))
+        flat = self._node("Reshape", [self._scores_of_boxes(), rows], "flat_scores")
         scores, index = self._top(flat, self._candidates, "candidate")
         count = self._constant("classes", np.array(self._classes))
         row = self._node("Div", [index, count], "row")
         class_ids = self._node("Sub", [index, self._node("Mul", [row, count], "row_start")], "class_id")
         return scores, self._gather(BOXES, row, "candidate_box"), class_ids
 
-    def _valid(self, scores: str, boxes: str) -> str:
-        above = self._node("Greater", [scores, self._constant("score_threshold", self._nms.score_threshold)], "above")
-        reach = self._node("ReduceMax", [self._node("Abs", [boxes], "reach")], "furthest", axes=[2], keepdims=0)
-        finite = self._node("Less", [reach, self._constant("beyond", _BEYOND)], "finite")
-        valid = self._node("Cast", [self._node("And", [above, finite], "valid")], "valid_float", to=TensorProto.FLOAT)
-        return self._node("Unsqueeze", [valid, self._axis(2)], "valid_column")
+    def _scores_of_boxes(self) -> str:
+        """Scores ``(N, M, C)``, 0 where the box is none, so that it takes no candidate's place."""
+        reach = self._node("ReduceSum", [self._node("Abs", [BOXES], "distances"), self._axis(2)], "reach", keepdims=1)
+        finite = self._node("Less", [reach, self._constant("beyond", _BEYOND)], "finite")  # (N, M, 1)
+        return self._node("Where", [finite, SCORES, self._constant("zero", 0.0)], "scores_of_boxes")
 
     def _suppresses(self, boxes: str, class_ids: str) -> str:
         """``(N, Q, Q)``: 1 where the column's candidate would drop the row's: better, same class, overlapping."""

@@ -25,7 +25,7 @@ from .onnx_edit import (
     set_metadata,
     write_model,
 )
-from .quantisation import Activations, plan_quantisation, quantise, quantised_values
+from .quantisation import Activations, negative_slopes, plan_quantisation, quantise
 from .sensitivity import ConvolutionCost, convolution_costs, skip_within_budget
 
 HARMLESS_ERROR = 1e-4
@@ -118,16 +118,12 @@ class Quantiser:
         if len(calibration_images) and list(calibration_images.shape[1:]) != shape:
             raise DataError(f"calibration images must be (K, {', '.join(map(str, shape))}), "
                             f"got {calibration_images.shape}")  # fmt: skip
-        # The plan for CPUs quantises every tensor that the one for TensorRT does.
-        tensors = list(quantised_values(plan_quantisation(self._model, "uint8")))
+        # The plan for CPUs that leaves nothing out has every tensor of any other plan. All of them are measured,
+        # also those that take another one's scale: with that one left in fp32 they need a scale of their own.
+        tensors = plan_quantisation(self._model, "uint8").tensors
         step = self._counter("calibrate", 2 * len(calibration_images))
         self._histograms = collect_histograms(self._model, tensors, calibration_images, threads=threads, progress=step)
-        self._slopes = {
-            node.input[0]: attribute.f
-            for node in self._model.graph.node
-            for attribute in node.attribute
-            if node.op_type == "LeakyRelu" and attribute.name == "alpha"
-        }
+        self._slopes = negative_slopes(self._model)
 
     def write(
         self,
@@ -177,7 +173,7 @@ class Quantiser:
             convolutions=len(self._names) - len(skipped),
             convolutions_in_all=len(self._names),
             skipped=tuple(skipped),
-            budget=budget,
+            budget=None if loss is None else budget,
             trials=trials,
             costs_db={cost.name: round(min(cost.sqnr_db, 200.0), 2) for cost in costs},
         )

@@ -15,7 +15,7 @@ References: Jacob et al., Quantization and Training of Neural Networks for Effic
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +32,7 @@ Activations = Literal["uint8", "int8"]
 # their own. The output of the first group has the values of its input, and so its range.
 SAME_RANGE = ("MaxPool", "Resize", "Slice")
 FOLLOWING = (*SAME_RANGE, "LeakyRelu", "Relu", "Add", "Concat")
+_LARGEST_BIAS = 2.0**30  # steps; half of int32, the other half is for the sum over the inputs
 _DATA_INPUTS = {"MaxPool": 1, "Resize": 1, "Slice": 1, "LeakyRelu": 1, "Relu": 1}
 
 
@@ -180,28 +181,44 @@ def _quantise_weights(editor: GraphEditor, node: NodeProto, input_scale: np.floa
     """
     name = node.input[1]
     weight = editor.array(name).astype(np.float64)
-    scales = weight_scales(weight)
+    bias = editor.array(node.input[2]).astype(np.float64) if len(node.input) > 2 else None
+    if input_scale is None or bias is None:
+        scales = weight_scales(weight)
+    else:
+        scales = weight_scales(weight, np.abs(bias) / (float(input_scale) * _LARGEST_BIAS))
     per_filter = scales.astype(np.float64).reshape(-1, *([1] * (weight.ndim - 1)))
     editor.replace_constant(name, np.clip(np.rint(weight / per_filter), -127, 127).astype(np.int8))
     node.input[1] = _dequantised_constant(editor, name, scales, np.int8)
-    if input_scale is not None and len(node.input) > 2:
+    if input_scale is not None and bias is not None:
         bias_name = node.input[2]
         bias_scales = (scales.astype(np.float64) * float(input_scale)).astype(np.float32)
-        bias = np.rint(editor.array(bias_name).astype(np.float64) / bias_scales)
-        limits = np.iinfo(np.int32)
-        editor.replace_constant(bias_name, np.clip(bias, limits.min, limits.max).astype(np.int32))
+        editor.replace_constant(bias_name, np.rint(bias / bias_scales).astype(np.int32))
         node.input[2] = _dequantised_constant(editor, bias_name, bias_scales, np.int32)
 
 
-def weight_scales(weight: npt.NDArray) -> npt.NDArray[np.float32]:
+def negative_slopes(model: ModelProto) -> dict[str, float]:
+    """Slope for negative values of the rectifier that is the only reader of a tensor, by tensor."""
+    editor = GraphEditor(model.graph)
+    slopes = {}
+    for node in model.graph.node:
+        if node.op_type in ("LeakyRelu", "Relu") and len(editor.consumers(node.input[0])) == 1:
+            slopes[node.input[0]] = next((entry.f for entry in node.attribute if entry.name == "alpha"), 0.0)
+    return slopes
+
+
+def weight_scales(
+    weight: npt.NDArray, smallest: npt.NDArray[np.float64] | float = 0.0
+) -> npt.NDArray[np.float32]:
     """Scale of each output channel, ``(filters,)``, such that its largest weight is 127 steps.
 
     Args:
         weight: ``(filters, ...)``.
+        smallest: No scale is below it, ``(filters,)`` or one for all. The bias is counted in steps of weight
+            scale * input scale, and in a filter that training has all but killed it would not fit into int32.
     """
-    largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+    scales = np.maximum(np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127, smallest)
     # A filter of zeros needs some scale; and a scale that float32 rounds to 0 would divide by it.
-    return np.where(largest > 1e-30, largest / 127, 1.0).astype(np.float32)
+    return np.where(scales > 1e-30, scales, 1.0).astype(np.float32)
 
 
 def _dequantised_constant(
@@ -214,8 +231,3 @@ def _dequantised_constant(
         None, helper.make_node("DequantizeLinear", [name, scale_name, zero_name], [output], name=output, axis=0)
     )
     return output
-
-
-def quantised_values(plan: QuantisationPlan) -> Iterator[str]:
-    """Tensors whose ranges have to be measured."""
-    return (name for name in plan.tensors if name not in plan.same_as)

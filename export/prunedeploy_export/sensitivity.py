@@ -117,7 +117,7 @@ def skip_within_budget(
     """
     ranked = sorted(costs, key=lambda cost: -cost.error)
     candidates = [cost.name for cost in ranked if cost.name not in always]
-    most = int(largest_share * len(costs))
+    most = min(int(largest_share * len(costs)), len(candidates))
     counts = [0, *(2**power for power in range(32) if 2**power < most), most]
     trials: list[tuple[int, float]] = []
     for count in dict.fromkeys(counts):
