@@ -28,6 +28,7 @@ from prunedeploy_engines.engine_file import (
 )
 from prunedeploy_engines.engine_precision import (
     PRECISIONS,
+    built_problem,
     counted,
     layers_of_network,
     network_precision,
@@ -218,7 +219,7 @@ def _checked_engine(
     if library.name != "tensorrt":
         return None
     layers = build.built_layers(plan)
-    problem = precision_problem(precision, layers)
+    problem = built_problem(precision, layers)
     if problem is not None:
         raise build.error(f"{precision} was ordered, but in the engine that {library.name} made {problem}")
     return layers

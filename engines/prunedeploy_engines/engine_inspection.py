@@ -43,7 +43,7 @@ def described_layers(information: str) -> dict[str, tuple[str, str | None]]:
         return {}
     layers = content.get("Layers") if isinstance(content, dict) else content
     described = (layer for layer in layers or [] if isinstance(layer, dict))
-    return {str(layer.get("Name")): (_kind(layer), _precision_of(layer.get("Inputs"))) for layer in described}
+    return {str(layer.get("Name")): (_kind(layer), _precision_of(layer)) for layer in described}
 
 
 def _kind(layer: Mapping[str, Any]) -> str:
@@ -56,10 +56,19 @@ def _is_convolution(kind: str) -> bool:
     return "convolution" in kind.lower() or kind == "correlation"
 
 
-def _precision_of(inputs: Any) -> str | None:
+def _precision_of(layer: Mapping[str, Any]) -> str | None:
+    """Type of the weights where there are some: a conversion of the input may be part of the layer."""
+    weights, inputs = layer.get("Weights"), layer.get("Inputs")
+    if isinstance(weights, dict):
+        found = _named(str(weights.get("Type")))
+        if found is not None:
+            return found
     if not isinstance(inputs, list) or not inputs or not isinstance(inputs[0], dict):
         return None
     # TensorRT 10 has "Format/Datatype", 11 two entries.
     entries = ("format/datatype", "format", "datatype")
-    said = " ".join(str(value) for key, value in inputs[0].items() if key.lower() in entries).lower()
-    return next((name for word, name in _BY_WORD if word in said), None)
+    return _named(" ".join(str(value) for key, value in inputs[0].items() if key.lower() in entries))
+
+
+def _named(said: str) -> str | None:
+    return next((name for word, name in _BY_WORD if word in said.lower()), None)

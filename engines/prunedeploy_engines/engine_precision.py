@@ -13,6 +13,7 @@ from typing import Any
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 """What a convolution may compute in. Of the network's other types (whole numbers, bool) none is one of these."""
 
+_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "fp8": 8}
 _BY_TYPE = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT8": "int8", "FP8": "fp8"}
 
 
@@ -97,3 +98,22 @@ def precision_problem(
         return None
     name, precision = next(iter(others.items()))
     return f"{len(others)} of {len(layers)} convolutions are not {ordered}, e.g. {name} is {precision}"
+
+
+def built_problem(ordered: str, layers: Mapping[str, str]) -> str | None:
+    """Why a built engine's layers are not what was ordered, in one clause, or None.
+
+    An engine's layers are fused ones, and the library may compute a few in more bits than was ordered; in fewer
+    never, and not all of them.
+
+    Args:
+        ordered: One of `PRECISIONS`.
+        layers: From `engine_inspection.layers_of_engine`; empty if the engine does not tell.
+    """
+    fewer = {name: precision for name, precision in layers.items() if _BITS[precision] < _BITS[ordered]}
+    if fewer:
+        name, precision = next(iter(fewer.items()))
+        return f"{len(fewer)} of {len(layers)} convolutions are not {ordered}, e.g. {name} is {precision}"
+    if layers and ordered not in layers.values():
+        return f"none of its {len(layers)} convolutions computes in {ordered}"
+    return None

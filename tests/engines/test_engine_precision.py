@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from prunedeploy_engines.engine_build import EngineBuild
 from prunedeploy_engines.engine_from_onnx import engine_from_onnx, read_engine_file
 from prunedeploy_engines.engine_inspection import described_layers, layers_of_engine
 from prunedeploy_engines.engine_precision import (
+    built_problem,
     counted,
     network_precision,
     precision_problem,
 )
 from prunedeploy_engines.errors import EngineError
-from prunedeploy_engines.tensorrt_library import installed_version
+from prunedeploy_engines.tensorrt_library import (
+    CudaDevice,
+    cuda_driver_problem,
+    installed_version,
+    load_library,
+)
 
 onnx = pytest.importorskip("onnx", reason="needs onnx to make the networks")
 from onnx import TensorProto, numpy_helper  # noqa: E402
@@ -204,6 +213,68 @@ def test_problem_with_an_order(ordered, layers, skipped, problem):
     assert precision_problem(ordered, layers, (), skipped) == problem
 
 
+@pytest.mark.parametrize(
+    ("ordered", "layers", "problem"),
+    [
+        ("fp32", {"a": "fp32", "b": "fp32"}, None),
+        ("fp32", {"a": "fp32", "b": "fp16"}, "1 of 2 convolutions are not fp32, e.g. b is fp16"),
+        ("fp16", {"a": "fp16", "b": "fp32"}, None),  # it may compute one in more bits
+        ("fp16", {"a": "fp32", "b": "fp32"}, "none of its 2 convolutions computes in fp16"),
+        ("fp16", {"a": "fp16", "b": "int8"}, "1 of 2 convolutions are not fp16, e.g. b is int8"),
+        ("int8", {"a": "int8", "b": "fp32"}, None),
+        ("int8", {"a": "fp16", "b": "fp32"}, "none of its 2 convolutions computes in int8"),
+        ("int8", {}, None),  # the engine does not tell
+    ],
+)
+def test_problem_with_a_built_engine(ordered, layers, problem):
+    assert built_problem(ordered, layers) == problem
+
+
+@pytest.fixture
+def as_full_tensorrt(monkeypatch):
+    """TensorRT-RTX under the other's name, on a GPU that is not there: what only full TensorRT does, is done."""
+    rtx = load_library("tensorrt_rtx")
+    home = sys.modules["prunedeploy_engines.engine_from_onnx"]
+    monkeypatch.setattr(home, "load_library", lambda name: replace(rtx, name="tensorrt"))
+    monkeypatch.setattr(home, "cuda_device", lambda: CudaDevice("GPU 1", "sm86"))
+
+
+@pytest.fixture
+def said_of_layers(as_full_tensorrt, monkeypatch):
+    """What the built engine's inspector says: without a GPU no plan is loaded that could be asked."""
+    said = {}
+    monkeypatch.setattr(EngineBuild, "built_layers", lambda self, plan: said)
+    return said
+
+
+@needs_rtx
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # RTX has the timing cache's calls and says they do nothing
+def test_full_tensorrt_s_engine_is_read_back_and_its_timing_cache_kept(precisions, tmp_path, said_of_layers):
+    said_of_layers.update(a="fp16", b="fp16", c="fp32")
+    cache = tmp_path / "timing.cache"
+    engine = build(precisions["fp16"], tmp_path / "out", library="tensorrt", timing_cache=cache)
+    assert (engine.device, engine.library) == ("GPU 1", "tensorrt")
+    assert (engine.layers, engine.layers_from) == ({"fp16": 2, "fp32": 1}, "engine")
+    assert engine.computes_in == {"fp16": 2 / 3, "fp32": 1 / 3}
+    assert cache.is_file()
+    said_of_layers.clear()
+    engine = build(precisions["fp16"], tmp_path / "other", library="tensorrt")
+    assert (engine.layers, engine.layers_from) == ({"fp16": 3}, "network")
+
+
+@needs_rtx
+def test_full_tensorrt_s_engine_that_is_not_what_was_ordered_is_refused(precisions, tmp_path, said_of_layers):
+    said_of_layers.update(a="fp32", b="fp32")
+    line = refused(precisions["int8"], tmp_path / "out", library="tensorrt")
+    assert "in the engine that tensorrt made none of its 2 convolutions computes in int8" in line
+
+
+@needs_rtx
+@pytest.mark.skipif(cuda_driver_problem() is None, reason="a GPU is here: plans do load")
+def test_plan_that_does_not_load_where_it_was_built_is_refused(precisions, tmp_path, as_full_tensorrt):
+    assert "cannot load what it built" in refused(precisions["fp32"], tmp_path / "out", library="tensorrt")
+
+
 # The first layer is the example of NVIDIA's developer guide for TensorRT 8 to 10; 11 has two entries in place of
 # "Format/Datatype"; without an execution context the type stands alone.
 INSPECTED = {
@@ -219,6 +290,12 @@ INSPECTED = {
         {"Name": "fused", "LayerType": "correlation", "Inputs": [{"Format/Datatype": "Float"}]},
         {"Name": "bf", "LayerType": "CaskDeconvolution", "Inputs": [{"Format/Datatype": "Row major linear BFloat16"}]},
         {"Name": "sum", "LayerType": "kgen", "Inputs": [{"Format/Datatype": "Channel major FP16 format"}]},
+        {
+            "Name": "with its input's conversion",
+            "LayerType": "CaskConvolution",
+            "Inputs": [{"Format/Datatype": "Float"}],
+            "Weights": {"Type": "Half", "Count": 7},
+        },
         {"Name": "nothing", "LayerType": "CaskConvolution", "Inputs": []},
         "a name without details",
     ]
@@ -231,6 +308,7 @@ def test_built_engine_is_read_back_from_its_inspector():
         "conv_11": "fp16",
         "fused": "fp32",
         "bf": "bf16",
+        "with its input's conversion": "fp16",
     }
     assert described_layers(json.dumps(INSPECTED))["sum"] == ("kgen", "fp16")
     assert described_layers(json.dumps(INSPECTED))["res4_0_branch2a"] == ("Convolution", "int8")
