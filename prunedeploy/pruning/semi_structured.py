@@ -178,7 +178,8 @@ def check_pattern(weight: Tensor, pattern: NmPattern, where: object = None) -> i
     living = _blocks(weight.detach() != 0, pattern).sum(2)
     broken = int((living > pattern.n).sum())
     if broken:
-        raise GateError(f"{broken} of {living.numel()} blocks have more than {pattern} weights", where)
+        what = f"{broken} of {living.numel()} blocks of {pattern.m} weights have more than {pattern.n} that are not zero"
+        raise GateError(what, where)
     return living.numel()
 
 

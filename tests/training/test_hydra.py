@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -13,6 +14,7 @@ from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.models import Darknet, FoldedDarknet, yolo_loss
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.masks import apply_structured, apply_unstructured
+from prunedeploy.pruning.semi_structured import NmPattern, solve_nm
 from prunedeploy.scores import scaled_scores
 from prunedeploy.training.hydra import ScoredDarknet, score_objective
 from prunedeploy.training.optimisation import LoopSettings
@@ -30,6 +32,7 @@ SECTIONS = (
     "yolo mask=0,1 anchors=5,6,9,8 classes=2",
 )
 HEAD_OUTPUT = 6
+PATTERNED = (1, 2, 5)
 CPU = torch.device("cpu")
 
 
@@ -97,7 +100,27 @@ def test_the_unstructured_selection_equals_the_network_with_zeros(model: Darknet
         assert float((expected - model(images)[0]).abs().max()) > 0.01
 
 
-@pytest.mark.parametrize("method", ["structured", "unstructured"])
+def test_the_nm_selection_equals_the_network_with_zeros_in_the_pattern(model: Darknet, images: Tensor) -> None:
+    scores = scaled_scores(model)
+    keep = {}
+    for index in PATTERNED:
+        keep[index] = torch.zeros(scores[index].shape, dtype=torch.bool)
+        filters, channels, height, width = scores[index].shape
+        for k, start, r, s in itertools.product(range(filters), range(0, channels, 4), range(height), range(width)):
+            block = scores[index][k, start : start + 4, r, s].abs()
+            keep[index][k, start + block.argsort(descending=True)[:2], r, s] = True
+    scored = ScoredDarknet(model, scores, pattern=NmPattern(2, 4))
+    zeroed = apply_unstructured(model, keep)
+    with torch.no_grad():
+        expected = zeroed(images)[0]
+        torch.testing.assert_close(scored(images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert float((expected - model(images)[0]).abs().max()) > 0.01
+    cut = solve_nm(scored.score_tensors(), model.cfg, NmPattern(2, 4))
+    assert all(torch.equal(cut[index], keep[index]) for index in keep), "what is selected is what will be cut"
+    assert set(cut) == set(keep)
+
+
+@pytest.mark.parametrize("method", ["structured", "unstructured", "nm"])
 def test_only_scores_learn_and_all_of_a_layer_do(model: Darknet, images: Tensor, method: str) -> None:
     model.train()  # as a training stage may have left it
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -105,12 +128,14 @@ def test_only_scores_learn_and_all_of_a_layer_do(model: Darknet, images: Tensor,
     terms = score_objective(scored, model, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)(batch_of(0), 0)
     terms["loss"].backward()
     assert {name.split(".")[0] for name, _ in scored.named_parameters()} == {"scores"}
-    for index in (0, 1, 2, 5):
+    for index in PATTERNED if method == "nm" else (0, 1, 2, 5):
         gradient = scored.scores[str(index)].grad
         assert gradient is not None
         # Straight through: dead weights get gradients as well as living ones.
         assert float((gradient != 0).float().mean()) > 0.95, index
     assert scored.scores[str(HEAD_OUTPUT)].grad is None
+    if method == "nm":
+        assert scored.scores["0"].grad is None, "three input channels are no block of four"
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -120,6 +145,8 @@ def scored_of(model: Darknet, method: str) -> ScoredDarknet:
     scores = scaled_scores(model)
     if method == "structured":
         return ScoredDarknet(model, scores, unit_counts=unit_counts(model, COUNTS))
+    if method == "nm":
+        return ScoredDarknet(model, scores, pattern=NmPattern(2, 4))
     counts = {index: scores[index].numel() // 3 for index in (0, 1, 2, 5)}
     return ScoredDarknet(model, scores, weight_counts=counts)
 
@@ -187,7 +214,7 @@ def test_bf16_is_close_to_fp32_and_gradients_still_reach_the_scores(model: Darkn
     assert losses["bf16"] != losses["fp32"], "bf16 must be used when it is asked for"
 
 
-@pytest.mark.parametrize("method", ["structured", "unstructured"])
+@pytest.mark.parametrize("method", ["structured", "unstructured", "nm"])
 def test_optimising_scores_lowers_the_robust_loss_of_a_fixed_batch(model: Darknet, method: str) -> None:
     scored, batch = scored_of(model, method), batch_of(1)
     objective = score_objective(scored, model, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)
@@ -224,7 +251,8 @@ def test_keeping_everything_is_the_network_itself(model: Darknet, images: Tensor
         torch.testing.assert_close(scored(images), FoldedDarknet(model)(images))
 
 
-def test_exactly_one_kind_of_count_is_wanted(model: Darknet) -> None:
-    for counts in ({}, {"unit_counts": [1], "weight_counts": {0: 1}}):
+def test_exactly_one_kind_of_selection_is_wanted(model: Darknet) -> None:
+    pattern = NmPattern(2, 4)
+    for counts in ({}, {"unit_counts": [1], "weight_counts": {0: 1}}, {"weight_counts": {0: 1}, "pattern": pattern}):
         with pytest.raises(ValueError, match="unit_counts"):
             ScoredDarknet(model, scaled_scores(model), **counts)
