@@ -271,7 +271,7 @@ def test_network_with_suppression_detects_what_the_host_finds(odd, tmp_path):
         expected = detections_from(
             boxes[i], scores[i], score_threshold=0.28, iou_threshold=0.45, max_detections=60, pre_nms_top_k=512
         )
-        assert len(expected[0]) > 10
+        assert len(expected[0]) > 5
         rows, classes = np.nonzero(kept_scores[i])
         np.testing.assert_allclose(kept_boxes[i, rows], expected[0], rtol=1e-5)
         np.testing.assert_allclose(kept_scores[i, rows, classes], expected[1], rtol=1e-5)
