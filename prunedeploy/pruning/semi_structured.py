@@ -87,9 +87,12 @@ def check_nm_ratio(cfg: DarknetCfg, pattern: NmPattern, ratio: float) -> None:
     """
     reached, usual = nm_ratio(cfg, pattern), 1.0 - pattern.n / pattern.m
     if abs(reached - ratio) > ratio_tolerance(ratio):
-        fitting = usual if abs(reached - usual) <= ratio_tolerance(usual) else round(reached, 4)
+        fix = f"give --ratio {usual:g}"
+        if abs(reached - usual) > ratio_tolerance(usual):
+            dense = sum(layer.weight_shape[1] % pattern.m != 0 for layer in prunable_convolutions(cfg))
+            fix = f"give --ratio {reached:.4f}, or a pattern that does not leave {dense} convolutions dense"
         what = f"{pattern} removes {reached:.4f} of this network's prunable weights, not {ratio:g}"
-        raise ConfigError(what, "ratio", f"give --ratio {fitting:g}")
+        raise ConfigError(what, "ratio", fix)
 
 
 def solve_nm(scores: Mapping[int, Tensor], cfg: DarknetCfg, pattern: NmPattern) -> dict[int, Tensor]:
@@ -178,8 +181,8 @@ def check_pattern(weight: Tensor, pattern: NmPattern, where: object = None) -> i
     living = _blocks(weight.detach() != 0, pattern).sum(2)
     broken = int((living > pattern.n).sum())
     if broken:
-        what = f"{broken} of {living.numel()} blocks of {pattern.m} weights have more than {pattern.n} that are not zero"
-        raise GateError(what, where)
+        blocks = f"{broken} of {living.numel()} blocks of {pattern.m} weights"
+        raise GateError(f"{blocks} have more than {pattern.n} that are not zero", where)
     return living.numel()
 
 
