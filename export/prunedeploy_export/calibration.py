@@ -23,8 +23,9 @@ from .onnx_edit import expose
 Method = Literal["minmax", "percentile", "mse"]
 METHODS: tuple[Method, ...] = ("minmax", "percentile", "mse")
 PERCENTILE = 99.99
-_BINS = 2048
-_SHARES = np.linspace(0.2, 1.0, 33)  # of the largest value, tried as the clip by ``mse``
+_BINS = 4096
+# Of the largest value, tried as the clip by ``mse``. Small ones are for tensors with a few enormous values.
+_SHARES = np.concatenate([np.geomspace(0.02, 0.19, 16), np.linspace(0.2, 1.0, 65)])
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def _bin_counts(array: Float32Array, low: float, high: float) -> npt.NDArray[np.
     """Like ``numpy.histogram`` on ``[low, high]``, several times faster."""
     if high <= low:
         return np.bincount([0], weights=[array.size], minlength=_BINS).astype(np.int64)
-    index = ((array.ravel() - np.float32(low)) * np.float32(_BINS / (high - low))).astype(np.int32)
+    kind = np.float32 if 1e-30 < high - low < 1e30 else np.float64  # beyond, a difference or factor overflows
+    index = ((array.ravel() - kind(low)) * kind(_BINS / (high - low))).astype(np.int32)
     return np.bincount(np.minimum(np.maximum(index, 0), _BINS - 1), minlength=_BINS)
 
 
@@ -170,7 +172,9 @@ def _mse_range(
     weights = histogram.counts * np.where(x < 0, negative_slope**2, 1.0)
 
     def error(clip_low: float, clip_high: float) -> float:
-        step = max((clip_high - clip_low) / levels, 1e-12)
+        if clip_high <= clip_low:  # both 0, and so is all that is left
+            return float(weights @ x**2)
+        step = (clip_high - clip_low) / levels
         quantised = np.clip(np.rint((x - clip_low) / step), 0, levels) * step + clip_low
         return float(weights @ (x - quantised) ** 2)
 
