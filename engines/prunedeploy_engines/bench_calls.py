@@ -138,24 +138,19 @@ def load_spec_images(spec: dict[str, Any], input_size: tuple[int, int]) -> Image
 
 def _matmul(spec: dict[str, Any]) -> OpenedModel:
     """The peak of a runtime on this CPU: one large product, which every kernel library does best."""
-    from prunedeploy_engines.matmul_probe import matmul_flops, matmul_model
+    import importlib.metadata
 
-    size, on = spec["size"], spec["on"]
-    x = np.random.default_rng(spec["seed"]).standard_normal((size, size), dtype=np.float32)
-    describe: dict[str, Any] = {"runtime": on, "precision": "fp32", "device": "cpu", "threads": spec["threads"]}
-    describe |= {"matmul_size": size, "macs": matmul_flops(size) // 2}
-    if on == "openvino":
-        import openvino
+    from prunedeploy_engines.matmul_probe import matmul_call, matmul_flops
 
-        core = openvino.Core()
-        options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        if spec["threads"] is not None:
-            options["INFERENCE_NUM_THREADS"] = spec["threads"]
-        request = core.compile_model(core.read_model(matmul_model(size)), "CPU", options).create_infer_request()
-        describe["version"] = openvino.__version__
-        return OpenedModel(lambda _: lambda: request.infer([x], share_inputs=True), describe)
-    from prunedeploy_engines.onnxruntime_session import import_onnxruntime, open_session
-
-    session = open_session(matmul_model(size), threads=spec["threads"], providers=("cpu",), allow_spinning=True)
-    describe["version"] = import_onnxruntime().__version__
-    return OpenedModel(lambda _: lambda: session.run(None, {"x": x}), describe)
+    options = {key: spec[key] for key in ("threads", "size", "precision")}
+    call = matmul_call(spec["on"], **options)
+    describe = {
+        "runtime": spec["on"],
+        "version": importlib.metadata.version(spec["on"]),
+        "precision": spec["precision"],
+        "device": "cpu",
+        "threads": spec["threads"],
+        "matmul_size": spec["size"],
+        "macs": matmul_flops(spec["size"]) // 2,
+    }
+    return OpenedModel(lambda _: call, describe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -48,15 +49,6 @@ def profile_spec(spec: dict[str, Any]) -> list[dict[str, Any]]:
     with open_spec_runner(spec) as runner:
         prepared = prepare(load_spec_images(spec, runner.input_size), runner, bundle)
         images = batches(prepared, spec["batch"])[0]
-        profile = _profiler(runtime)
-        return [asdict(layer) for layer in profile(runner, images, top=TOP)]
-
-
-def _profiler(runtime: str) -> Any:
-    if runtime == "onnxruntime":
-        from prunedeploy_engines.onnxruntime_profile import profile
-    elif runtime == "openvino":
-        from prunedeploy_engines.openvino_profile import profile
-    else:
-        from prunedeploy_engines.tensorrt_profile import profile
-    return profile
+        # Each runtime has a function of the same form in a module of its own.
+        profiler = importlib.import_module(f"prunedeploy_engines.{runtime}_profile")
+        return [asdict(layer) for layer in profiler.profile(runner, images, top=TOP)]

@@ -38,6 +38,12 @@ class Measured:
         source = None if self._meter is None else self._meter.source
         return {"describe": self._model.describe, "images": self._model.images, "energy_source": source}
 
+    def answer(self, do: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Carry out a command."""
+        if do == "warm_up":
+            return self.warm_up(**arguments)
+        return self.block(**arguments) if do == "block" else self.trial(**arguments)
+
     def warm_up(self, seconds: float, calls: int) -> dict[str, Any]:
         """Untimed calls."""
         warm_up(self._call, seconds=seconds, calls=calls)
@@ -90,7 +96,7 @@ def serve(commands: TextIO, answers: TextIO) -> None:
             elif measured is None:
                 raise ValueError("open a model first")
             else:
-                answer = {"warm_up": measured.warm_up, "block": measured.block, "trial": measured.trial}[do](**command)
+                answer = measured.answer(do, command)
             wait_until_idle()
         except PrunedeployError as error:
             what = {"what": error.what, "where": error.where, "fix": error.fix}

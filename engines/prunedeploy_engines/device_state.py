@@ -82,9 +82,9 @@ def state_notes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | Non
     throttled = after.get("throttled") or {}
     if throttled.get("now"):
         notes.append(f"the board was slowed down while it measured: {', '.join(throttled['now'])}")
-    counts = before.get("thermal_throttle_count"), after.get("thermal_throttle_count")
-    if None not in counts and counts[1] > counts[0]:
-        notes.append(f"the CPU was slowed down {counts[1] - counts[0]} times by its temperature while it measured")
+    first, last = before.get("thermal_throttle_count"), after.get("thermal_throttle_count")
+    if first is not None and last is not None and last > first:
+        notes.append(f"the CPU was slowed down {last - first} times by its temperature while it measured")
     if before.get("power_mode") != after.get("power_mode"):
         notes.append(f"the power mode changed from {before.get('power_mode')} to {after.get('power_mode')}")
     return notes

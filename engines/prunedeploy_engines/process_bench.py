@@ -110,8 +110,8 @@ def bench_models(
             - ``path``: ONNX file or engine; ``bundle``: the folder it belongs to, which says how an image becomes
               its input. A ``path`` that is a bundle stands for its model of ``precision``.
             - ``runtime``: of `runtimes.open_runner` (``"onnxruntime"``), or ``"matmul"``: the peak of the runtime
-              ``on`` (``"onnxruntime"``) on a float32 MatMul of ``size`` x ``size`` (1024); its ``describe`` has the
-              ``macs`` of a call
+              ``on`` (``"onnxruntime"``) on a MatMul of ``size`` x ``size`` (1024) in ``precision`` fp32 or int8; its
+              ``describe`` has the ``macs`` of a call
             - ``threads``: of one operator, None is one per physical core; ``providers``: of ONNX Runtime;
               ``inference_precision``: of OpenVINO
             - ``batch``: images per call (1)

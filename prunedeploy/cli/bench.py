@@ -151,15 +151,16 @@ def command(
 
     A row that cannot run here is empty and has its reason below the table; it is an error if there is no other.
     """
-    from prunedeploy.cli import bench_files, bench_output
+    from prunedeploy.cli.bench_files import print_comparison, read_merged, write_folder
+    from prunedeploy.cli.bench_output import print_document
 
     if compare and merge:
         raise click.UsageError("--compare and --merge exclude each other")
     if compare:
-        bench_files.compare(bundles, seed=seed, as_json=as_json)
+        print_comparison(bundles, seed=seed, as_json=as_json)
         return
     if merge:
-        document = bench_files.merge(bundles)
+        document = read_merged(bundles)
     else:
         choice = Choice(
             runtimes=comma_list(runtime, "--runtime", RUNTIMES),
@@ -176,11 +177,11 @@ def command(
         effort = Effort(seconds, min_calls, warmup, _checked_bound(scenario, latency_bound, min_calls), profile)
         document = _run(bundles, choice, effort)
     if out is not None:
-        bench_files.write_folder(document, out)
+        write_folder(document, out)
     if as_json:
         print_json(document)
     else:
-        bench_output.print_document(document, out)
+        print_document(document, out)
 
 
 def _checked_bound(scenario: str, bound: float | None, queries: int) -> float | None:

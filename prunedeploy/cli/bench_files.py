@@ -18,13 +18,17 @@ def write_folder(document: dict[str, Any], folder: Path) -> None:
     Raises:
         StoreError: The disk refuses.
     """
+    from prunedeploy_engines.bench_page import page, pictures
     from prunedeploy_engines.files import write_atomically
 
     content = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     write_atomically(folder / "bench.json", f"{content}\n".encode())
+    for name, svg in pictures(document).items():
+        write_atomically(folder / name, svg.encode())
+    write_atomically(folder / "bench.html", page(document).encode())
 
 
-def merge(paths: Sequence[Path]) -> dict[str, Any]:
+def read_merged(paths: Sequence[Path]) -> dict[str, Any]:
     """Read files of several devices into one document.
 
     Raises:
@@ -44,7 +48,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     return [name if short.count(name) == 1 else str(path) for name, path in zip(short, paths, strict=True)]
 
 
-def compare(paths: Sequence[Path], *, seed: int, as_json: bool) -> None:
+def print_comparison(paths: Sequence[Path], *, seed: int, as_json: bool) -> None:
     """Say for each row that two files have in common whether their difference is real.
 
     Raises:

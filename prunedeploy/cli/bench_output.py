@@ -21,6 +21,7 @@ _SPARSE = "o"
 def print_document(document: Mapping[str, Any], out: Path | None) -> None:
     """Print the table, what holds for all rows, and what there is to say about single ones."""
     from prunedeploy_engines.bench_document import varying
+    from prunedeploy_engines.bench_row_names import row_labels, setting_words
 
     rows = document["rows"]
     shown = [key for key in _SETTINGS if key in _ALWAYS or key in varying(rows, _SETTINGS)]
@@ -28,13 +29,13 @@ def print_document(document: Mapping[str, Any], out: Path | None) -> None:
     table = [[_name(row), *(setting(row, key) for key in shown), *(show(row) for _, show in figures)] for row in rows]
     print_table(["model", *shown, *(title for title, _ in figures)], table, left=1 + len(shown))
     click.echo()
-    common = [word for key in _SETTINGS if key not in shown and (word := _in_words(rows[0], key))]
-    click.echo(f"all rows: {', '.join([*common, *_images(rows)])}")
+    settings = [key for key in _SETTINGS if key not in shown and (key != "provider" or rows[0].get(key) != "cpu")]
+    click.echo(f"all rows: {', '.join([*setting_words(rows[0], settings), *_images(rows)])}")
     for line in [*_peaks(document), *_marks(rows), *document.get("notes", [])]:
         click.echo(line)
-    for row in rows:
+    for row, label in zip(rows, row_labels(rows), strict=True):
         if row.get("layers"):
-            _print_layers(row, shown)
+            _print_layers(row, label)
     _print_reasons(rows)
     if out is not None:
         click.echo(f"\n  {out / 'bench.html'}  to look at\n  {out / 'bench.json'}  every sample, for programs")
@@ -65,36 +66,14 @@ def _figures(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
 
 def setting(row: Row, key: str) -> str:
     """A cell: what was asked for; a precision with what it is really computed in, where that differs."""
+    from prunedeploy_engines.bench_row_names import precision_in_words
+
     value = row.get(key)
     if key == "precision":
         return precision_in_words(row)
     if key == "kind":
         return str(value).replace("_", "-")
     return MISSING if value is None else str(value)
-
-
-def precision_in_words(row: Row) -> str:
-    """E.g. ``int8``, ``int8 (97 %)`` or ``fp32 (bf16)``."""
-    precision, shares = row.get("precision"), row.get("computes_in")
-    if not precision:
-        return MISSING
-    if not shares:
-        return str(precision)
-    real = max(shares, key=lambda name: float(shares[name]))
-    if real != precision:
-        return f"{precision} (runs in {real})"
-    return str(precision) if shares[real] > 0.999 else f"{precision} ({100 * shares[real]:.0f} %)"
-
-
-def _in_words(row: Row, key: str) -> str | None:
-    value = row.get(key)
-    if key == "batch":
-        return f"batch {value}"
-    if key == "threads":
-        return "one thread per core" if value is None else f"{value} thread{'s' * (value > 1)}"
-    if key == "provider":
-        return None if value in (None, "cpu") else f"provider {value}"
-    return None if value is None else setting(row, key)
 
 
 def _images(rows: Sequence[Row]) -> list[str]:
@@ -120,15 +99,17 @@ def _percent(value: Any) -> str:
 
 
 def _peaks(document: Mapping[str, Any]) -> list[str]:
+    """What the runtimes reach on a MatMul, one line per precision and number of threads."""
     titles = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
-    peaks = document.get("peaks") or []
-    several = len({peak["threads"] for peak in peaks}) > 1
-    lines = []
-    for peak in peaks:
-        threads = f", threads {peak['threads'] or 'one per core'}" if several else ""
-        title = titles.get(peak["runtime"], peak["runtime"])
-        lines.append(f"peak: {peak['gflops']:.0f} GFLOP/s, {title} on a float32 MatMul in the same run{threads}")
-    return lines
+    peaks: dict[tuple[str, Any], list[str]] = {}
+    for peak in document.get("peaks") or []:
+        words = f"{peak['gflops']:.0f} with {titles.get(peak['runtime'], peak['runtime'])}"
+        peaks.setdefault((peak["precision"], peak["threads"]), []).append(words)
+    several = len({threads for _, threads in peaks}) > 1
+    return [
+        f"peak, GFLOP/s on a MatMul in the same run, {precision}{f', threads {threads}' * several}: {', '.join(words)}"
+        for (precision, threads), words in peaks.items()
+    ]
 
 
 def _marks(rows: Sequence[Row]) -> list[str]:
@@ -142,8 +123,8 @@ def _marks(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _print_layers(row: Row, shown: Sequence[str]) -> None:
-    title = ", ".join([row["model"], *(setting(row, key) for key in shown)])
+def _print_layers(row: Row, label: str) -> None:
+    title = ", ".join(filter(None, (row["model"], label)))
     cells = [
         [
             *(one[key] or MISSING for key in ("name", "kind", "precision")),

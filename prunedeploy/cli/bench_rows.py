@@ -312,6 +312,8 @@ def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice:
         spec["inference_precision"] = choice.inference_precision
     planned.specs[key] = spec
     if row["runtime"] in _PEAK_RUNTIMES and not _on_gpu(row["runtime"], row["provider"]):
-        peak = f"MatMul, {row['runtime']}" + "".join(f", {word}" for word in threads)
-        planned.specs.setdefault(peak, {"runtime": "matmul", "on": row["runtime"], "threads": row["threads"]})
+        precision = "int8" if row["precision"] == "int8" else "fp32"  # CPUs compute fp16 files in fp32
+        peak = ", ".join([f"MatMul {row['runtime']} {precision}", *threads])
+        probe = {"runtime": "matmul", "on": row["runtime"], "precision": precision, "threads": row["threads"]}
+        planned.specs.setdefault(peak, probe)
         planned.peaks[key] = peak

@@ -65,8 +65,7 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
         peaks = _serve(planned, choice, effort, progress, unusable)
     else:
         peaks = _measure(planned, effort, progress, unusable)
-    if effort.profile:
-        _profile(planned)
+    notes = _profile(planned) if effort.profile else []
     after = device_state()
     machine = machine_info()
     rows = list(planned.rows.values())
@@ -88,7 +87,7 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
         "machine": machine,
         "device_state": {"before": before, "after": after},
         "energy_unreadable": open_rapl()[1],
-        "notes": state_notes(before, after),
+        "notes": [*state_notes(before, after), *notes],
     }
     if not measured_rows(document):
         raise _first_problem(planned, failures)
@@ -229,14 +228,23 @@ def _fill_server(row: Row, result: ServerResult) -> None:
     row["latency_ms"] |= {"noisy": False, "images_per_s": result.confirmed.rate}
 
 
-def _profile(planned: Planned) -> None:
+def _profile(planned: Planned) -> list[str]:
+    """Fill in the rows' layers.
+
+    Returns:
+        Why some have none.
+    """
     from prunedeploy_engines.bench_profile import profile_models
 
     models = {key: planned.specs[key] for key, row in planned.rows.items() if row["latency_ms"] is not None}
-    for key, layers in profile_models(models).items():
-        planned.rows[key]["layers"] = layers if isinstance(layers, list) else None
+    without = [key for key, spec in models.items() if "factory" in spec]
+    notes = ["PyTorch rows have no profile of single layers"] if without else []
+    for key, layers in profile_models({key: spec for key, spec in models.items() if key not in without}).items():
         if isinstance(layers, str):
-            planned.rows[key]["notes"] = [*planned.rows[key]["notes"], f"no profile: {layers}"]
+            notes.append(f"no profile: {layers}")
+        else:
+            planned.rows[key]["layers"] = layers
+    return notes
 
 
 def steps(planned: Planned, choice: Choice, effort: Effort) -> int:
