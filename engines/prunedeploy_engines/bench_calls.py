@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from prunedeploy_engines.bench_images import ImageList, images_record, load_images, random_images
 from prunedeploy_engines.errors import ConfigError
-from prunedeploy_engines.letterbox import batch_to_input, letterbox
+from prunedeploy_engines.images import to_greyscale
+from prunedeploy_engines.letterbox import LetterboxGeometry, batch_to_input, letterbox
 from prunedeploy_engines.runner import Images, Runner
 
 if TYPE_CHECKING:
@@ -86,14 +88,19 @@ def prepare(images: ImageList, runner: Runner, bundle: Bundle | None) -> Images:
         runner: Its input size and kind count.
         bundle: Says colour of the letterbox and greyscale; None takes the usual.
     """
-    if bundle is None:
-        boxed = [letterbox(image, runner.input_size)[0] for image in images]
-    else:
-        spec = bundle.manifest.input
-        from prunedeploy_engines.images import to_greyscale
+    return _as_input([_letterboxed(image, runner, bundle)[0] for image in images], runner)
 
-        pixels = [to_greyscale(image) if spec.greyscale else image for image in images]
-        boxed = [letterbox(image, runner.input_size, spec.letterbox_colour)[0] for image in pixels]
+
+def _letterboxed(
+    image: npt.NDArray[np.uint8], runner: Runner, bundle: Bundle | None
+) -> tuple[npt.NDArray[np.uint8], LetterboxGeometry]:
+    if bundle is None:
+        return letterbox(image, runner.input_size)
+    spec = bundle.manifest.input
+    return letterbox(to_greyscale(image) if spec.greyscale else image, runner.input_size, spec.letterbox_colour)
+
+
+def _as_input(boxed: ImageList, runner: Runner) -> Images:
     return np.stack(boxed) if runner.uint8_input else batch_to_input(boxed)
 
 
@@ -112,9 +119,9 @@ def _end_to_end(bundle: Bundle, runner: Runner, images: ImageList, count: int) -
         return lambda: bundle.detect(next(turns), runner=runner)
 
     def call() -> Sequence[object]:
-        prepared = [bundle.prepare(next(turns)) for _ in range(count)]
-        boxes, scores = runner.infer(np.stack([pixels for pixels, _ in prepared]))
-        return [bundle.detections(boxes[i], scores[i], prepared[i][1]) for i in range(count)]
+        boxed = [_letterboxed(next(turns), runner, bundle) for _ in range(count)]
+        boxes, scores = runner.infer(_as_input([image for image, _ in boxed], runner))
+        return [bundle.detections(boxes[i], scores[i], boxed[i][1]) for i in range(count)]
 
     return call
 
