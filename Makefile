@@ -12,7 +12,7 @@ WHAT_INSTALLING_READS := pyproject.toml setup.py constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench cfgs clean
+.PHONY: help demo test lint bench bindings cfgs clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -31,6 +31,9 @@ lint: $(VENV)/.installed-dev ## style, types and the direction of imports
 bench: $(VENV)/.installed-dev ## what we claim about speed, as programs that print it
 	@set -e; for program in benchmarks/[!_]*.py; do echo "== $$program"; $(BIN)/python "$$program"; done
 
+bindings: | $(BIN)/python ## fetch the Python bindings of full TensorRT, whose names the tests look up
+	@$(fetch_bindings)
+
 cfgs: $(VENV)/.installed-demo ## write configs/darknet again
 	$(BIN)/python -m prunedeploy.models.yolov3_cfg configs/darknet
 
@@ -46,8 +49,9 @@ $(VENV)/.installed-demo: $(WHAT_INSTALLING_READS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(WHAT_INSTALLING_READS) | $(BIN)/python
-	$(INSTALL) -e '.[cpu,train,dev]'
+	$(INSTALL) -e '.[cpu,openvino,train,dev]'
 	@$(install_rtx)
+	@$(fetch_bindings)
 	@touch $@ $(VENV)/.installed-demo
 
 # TensorRT for RTX is published for some platforms only, and everything but its own engines works without it.
@@ -58,4 +62,14 @@ else \
   $(INSTALL) -e '.[rtx]' \
     || echo "tensorrt-rtx could not be installed: no TensorRT engines will be built, and their tests skip"; \
 fi
+endef
+
+# A megabyte each, downloaded and not installed: tests look up the names that TensorRT's API has in them. The libraries
+# themselves are not there, so nothing takes TensorRT for usable.
+define fetch_bindings
+for version in 10.0.1 10.16.1.11 11.4.0.106; do \
+  $(BIN)/python -m pip download --disable-pip-version-check -q --no-deps --only-binary :all: $(PIP_ARGS) \
+    -d $(VENV)/share/tensorrt-bindings tensorrt-cu12-bindings==$$version \
+    || echo "TensorRT's bindings $$version could not be fetched: their test skips"; \
+done
 endef

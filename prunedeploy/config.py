@@ -327,9 +327,9 @@ class GatesConfig(Block):
 class Fp16Config(GatesConfig):
     """The gates of the fp16 file."""
 
-    parity_tolerance: Positive = 2e-2
-    match_iou: Fraction = 0.9
-    match_score: Fraction = 2e-2
+    parity_tolerance: Positive = 5e-3
+    match_iou: Fraction = 0.95
+    match_score: Fraction = 1e-2
     map_tolerance: Fraction = 5e-3
 
 
@@ -338,23 +338,23 @@ class Int8Config(GatesConfig):
 
     Attributes:
         calibration_images: Training images, drawn with the seed, that the ranges of values are measured on.
-        method: Of choosing a tensor's range: the smallest mean squared error (``mse``), all values
-            (``minmax``), or all but 0.01 % (``percentile``).
+        method: Of choosing a tensor's range: all values but 0.01 % (``percentile``), all (``minmax``), or the
+            smallest mean squared error (``mse``).
         sensitivity_images: Of the calibration images, how many each convolution's cost is measured on.
         map_budget: Convolutions are left in fp32, those that cost most first, until clean and robust mAP on
             training images are at most this much lower than the fp32 file's; null: as calibrated.
         budget_images: Other training images that this is measured on.
     """
 
-    parity_tolerance: Positive = 0.5
+    parity_tolerance: Positive = 0.25
     match_iou: Fraction = 0.5
-    match_score: Fraction = 0.25
+    match_score: Fraction = 0.1
     map_tolerance: Fraction = 0.01
     calibration_images: AtLeastOne = 64
-    method: Literal["mse", "minmax", "percentile"] = "mse"
+    method: Literal["percentile", "minmax", "mse"] = "percentile"
     sensitivity_images: AtLeastOne = 8
     map_budget: Fraction | None = 0.01
-    budget_images: AtLeastOne = 64
+    budget_images: AtLeastOne = 128
 
 
 class ExportConfig(GatesConfig):

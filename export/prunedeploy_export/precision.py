@@ -102,7 +102,7 @@ class Quantiser:
         calibration_images: Images,
         *,
         seed: int,
-        method: Method = "mse",
+        method: Method = "percentile",
         sensitivity_images: int = 8,
         threads: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,

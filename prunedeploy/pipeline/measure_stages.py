@@ -88,7 +88,7 @@ def evaluate_stage(
         loader = evaluation_loader(context, context.test, network, config.evaluation.batch_size)
         with ExitStack() as stack:
             runners: dict[str, Runner] = {"torch": stack.enter_context(TorchRunner(network))}
-            for name, (runtime, path, _gates) in engines.items():
+            for name, (runtime, path, *_) in engines.items():
                 # They take turns in one process: threads that spin would take each other's cores.
                 opened = open_runner(path, runtime, threads=context.threads, allow_spinning=False)
                 runners[name] = stack.enter_context(opened)
@@ -114,9 +114,9 @@ def evaluate_stage(
             )
         clean = {name: result.clean.usual.result.map_50_95 for name, result in results.items()}
         gates = []
-        for name, (runtime, path, settings) in engines.items():
-            gate = check_map_parity(clean["torch"], clean[name], settings.map_tolerance, artefact=path.name)
-            gates.append({"gate": "map", "artefact": path.name, "runtime": runtime, **asdict(gate)})
+        for name, (runtime, _path, file, allowed) in engines.items():
+            gate = check_map_parity(clean["torch"], clean[name], allowed, artefact=f"{file} on {runtime}")
+            gates.append({"gate": "map", "artefact": file, "runtime": runtime, **asdict(gate)})
         document: dict[str, Any] = {
             "gates": gates,
             "skipped": {str(path): reason for path, reason in loader.skipped.items()},
@@ -131,7 +131,7 @@ def evaluate_stage(
     settings = {
         "attack": config.attack.model_dump(),
         "evaluation": result_settings(config.evaluation),
-        "map_tolerances": {name: gates.map_tolerance for name, (_, _, gates) in engines.items()},
+        "map_tolerances": {name: allowed for name, (*_, allowed) in engines.items()},
         "seed": config.seed,
         "device": context.device.type,
         "greyscale": config.data.greyscale,
@@ -149,14 +149,15 @@ def csv_name(engine: str, kind: str) -> str:
 
 def _engines(
     context: BuildContext, export: StageResult, artefacts: Sequence[Artefact]
-) -> dict[str, tuple[str, Path, GatesConfig]]:
-    """Runtime, file and gates of every engine whose mAP is measured."""
+) -> dict[str, tuple[str, Path, str, float]]:
+    """Runtime, path, name and tolerance of mAP of every engine whose mAP is measured."""
     settings = context.config.export
     gates: dict[str, GatesConfig] = {"fp32": settings, "fp16": settings.fp16, "int8": settings.int8}
-    found: dict[str, tuple[str, Path, GatesConfig]] = {ENGINE: (ENGINE, export.folder / PLAIN, settings)}
+    found = {ENGINE: (ENGINE, export.folder / PLAIN, PLAIN, settings.map_tolerance)}
     for artefact in artefacts:
         for runtime in cpu_runtimes(context) if artefact.target != "gpu" else (ENGINE,):
-            found[engine_key(runtime, artefact)] = (runtime, artefact.measured, gates[artefact.precision])
+            allowed = gates[artefact.precision].map_tolerance
+            found[engine_key(runtime, artefact)] = (runtime, artefact.measured, artefact.name, allowed)
     return found
 
 
