@@ -2,8 +2,9 @@
 
     python benchmarks/int8_calibration.py [--images 300] [--split test|train] [--calibration 64] [--threads 2]
 
-No convolution but the heads' is left out, so this is what the sensitivity pass starts from. The attacked images are made
-with the fp32 PyTorch parent and are the same for every file (transfer). ONNX Runtime on the CPU, both kinds of file.
+No convolution but the heads' is left out, so this is what the sensitivity pass starts from. The attacked images are
+made with the fp32 PyTorch parent and are the same for every file (transfer). ONNX Runtime on the CPU, both kinds of
+file.
 """
 
 from __future__ import annotations
@@ -68,9 +69,8 @@ def main() -> None:
         source, file = folder / "model.onnx", folder / "int8.onnx"
         onnx_from_torch(FoldedDarknet(network), source, class_names=list(CLASS_NAMES))
         reference = maps(source)
-        print(
-            f"fp32: mAP {reference[0]:.4f} clean, {reference[1]:.4f} under PGD, {arguments.images} {arguments.split} images"
-        )
+        measured_on = f"{arguments.images} {arguments.split} images"
+        print(f"fp32: mAP {reference[0]:.4f} clean, {reference[1]:.4f} under PGD, {measured_on}")
         loader = EvaluationLoader(calibrated, network.cfg.input_size, BATCH, False)
         images = np.concatenate([batch.images.numpy() for batch in loader])
         print(f"\n{'method':12} {'activations':12} {'clean lost':>10} {'PGD lost':>10} {'int8 convolutions':>18}")

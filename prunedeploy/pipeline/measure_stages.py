@@ -88,7 +88,7 @@ def evaluate_stage(
         loader = evaluation_loader(context, context.test, network, config.evaluation.batch_size)
         with ExitStack() as stack:
             runners: dict[str, Runner] = {"torch": stack.enter_context(TorchRunner(network))}
-            for name, (runtime, path, *_) in engines.items():
+            for name, (runtime, path, _file, _allowed) in engines.items():
                 # They take turns in one process: threads that spin would take each other's cores.
                 opened = open_runner(path, runtime, threads=context.threads, allow_spinning=False)
                 runners[name] = stack.enter_context(opened)
