@@ -57,7 +57,8 @@ def engines_table(results: Results) -> Html:
         about: list[Node] = [
             runtime_name(engine.get("runtime")),
             plain(engine.get("target")),
-            plain(engine.get("precision")),
+            join(plain(engine.get("precision")), _left_in_fp32(engine)),
+            _computed_in(engine),
         ]
         cells = [
             *(tag("td", one) for one in about),
@@ -83,13 +84,31 @@ def engines_table(results: Results) -> Html:
         "Runtime",
         "Target",
         "Precision",
+        "Computed in",
         "File",
         "Size",
         "mAP clean",
         "mAP PGD, transfer",
         "Latency, median",
     ]
-    return table(head, rows, numbers=(4, 5, 6, 7))
+    return table(head, rows, numbers=(5, 6, 7, 8))
+
+
+def _computed_in(engine: Model) -> Node:
+    """What the convolutions are really computed in, which is not always what the file says."""
+    shares = mapping(engine.get("computes_in"))
+    if not shares:
+        return dash("not known: it was not run here")
+    return ", ".join(f"{100 * (number(share) or 0):.0f} % {name}" for name, share in shares.items())
+
+
+def _left_in_fp32(engine: Model) -> Html | None:
+    """How many convolutions an int8 file leaves in fp32."""
+    made = mapping(engine.get("quantisation"))
+    counts = number(made.get("convolutions")), number(made.get("convolutions_in_all"))
+    if counts[0] is None or counts[1] is None:
+        return None
+    return tag("small", f"{counts[0]:.0f} of {counts[1]:.0f} convolutions", cls="interval")
 
 
 def _file(engine: Model) -> Node:
@@ -105,7 +124,7 @@ def gates_table(results: Results) -> Html:
             passed
         ]
         cells = [
-            plain(gate.get("model")),
+            join(plain(gate.get("model")), _gate_artefact(gate)),
             plain(gate.get("gate")),
             measured,
             allowed,
@@ -116,6 +135,12 @@ def gates_table(results: Results) -> Html:
     if not rows:
         return tag("p", "No gates were recorded.", cls="note")
     return table(["Network", "Gate", "Measured", "Allowed", "On", ""], rows)
+
+
+def _gate_artefact(gate: Model) -> Node:
+    """The file that a gate was for, and what ran it; nothing where that is the plain fp32 file."""
+    parts = [str(gate[key]) for key in ("artefact", "runtime", "suppression") if gate.get(key)]
+    return tag("small", ", ".join(parts), cls="interval") if parts else None
 
 
 _Judged = tuple[Node, Node, Node, "bool | None"]

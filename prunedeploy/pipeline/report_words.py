@@ -11,6 +11,7 @@ Results = Mapping[str, Any]
 
 RUNTIMES = {
     "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
     "torch": "PyTorch",
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT for RTX",
