@@ -145,10 +145,9 @@ def _gives_8_bits(editor: GraphEditor, tensor: str, in_8_bits: Collection[str]) 
 def _scale(found: Range, activations: Activations) -> tuple[np.float32, npt.NDArray]:
     """Scale and zero point."""
     if activations == "int8":
-        largest = max(-found.low, found.high)
-        return np.float32(largest / 127 if largest > 0 else 1.0), np.zeros((), np.int8)
+        return _usable(max(-found.low, found.high) / 127), np.zeros((), np.int8)
     low, high = min(found.low, 0.0), max(found.high, 0.0)
-    scale = np.float32((high - low) / 255 if high > low else 1.0)
+    scale = _usable((high - low) / 255)
     return scale, np.clip(np.rint(-low / scale), 0, 255).astype(np.uint8)
 
 
@@ -217,8 +216,12 @@ def weight_scales(
             scale * input scale, and in a filter that training has all but killed it would not fit into int32.
     """
     scales = np.maximum(np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127, smallest)
-    # A filter of zeros needs some scale; and a scale that float32 rounds to 0 would divide by it.
-    return np.where(scales > 1e-30, scales, 1.0).astype(np.float32)
+    return np.array([_usable(scale) for scale in scales], np.float32)
+
+
+def _usable(scale: float) -> np.float32:
+    """Zeros need some scale too; and one that float32 rounds to 0 would divide by it."""
+    return np.float32(scale if scale > 1e-30 else 1.0)
 
 
 def _dequantised_constant(
