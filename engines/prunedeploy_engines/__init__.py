@@ -4,11 +4,13 @@ In the order of the data's flow::
 
     images       read_image: any image file -> uint8 RGB
     letterbox    image -> network input, and boxes back
-    runner       Runner, the contract; onnxruntime_runner and tensorrt_runner fulfil it
+    runtimes     open_runner: a model on a runtime by name
+    runner       Runner, the contract; onnxruntime_runner, openvino_runner and tensorrt_runner fulfil it
     nms          network output -> detections
     detections   Detections, what a caller gets
     bundle       load_bundle: the deployed folder, verified, ties the above together
     latency      how a latency is measured; process_bench gives every model a process of its own
+    doctor       what works on this machine, and what to install
     errors       what a user can mend
 
 Everything is imported at first use: ``import prunedeploy_engines`` loads not even NumPy.

@@ -15,6 +15,7 @@ LIBRARIES = (
     "pillow",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "onnx",
     "torch",
     "tensorrt",

@@ -6,16 +6,28 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from prunedeploy_engines import doctor
-from prunedeploy_engines.doctor import Finding, cpu_finding, diagnose, disk_finding, memory_finding
+from prunedeploy_engines import doctor, doctor_runtimes, doctor_tensorrt
+from prunedeploy_engines.doctor import Finding, diagnose
+from prunedeploy_engines.doctor_machine import (
+    board_finding,
+    cpu_finding,
+    disk_finding,
+    is_jetson,
+    memory_finding,
+    python_finding,
+    state_finding,
+)
+from prunedeploy_engines.doctor_tensorrt import cuda_python_finding, system_tensorrt, tensorrt_advice
 from prunedeploy_engines.tensorrt_library import cuda_driver_problem, installed_version, rtx_targets
 
 needs_no_gpu = pytest.mark.skipif(cuda_driver_problem() is None, reason="a GPU is here")
@@ -42,10 +54,8 @@ def findings() -> dict[str, Finding]:
 def test_report_has_every_part_once_and_advice_where_something_lacks(findings):
     listed = diagnose()
     assert len(listed) == len(findings)
-    expected = (
-        "python cpu memory disk onnxruntime tensorrt tensorrt-rtx cuda-python torch onnx pycocotools captum"
-    )
-    assert {*expected.split(), "cuda driver"} <= set(findings)
+    expected = "python cpu memory disk onnxruntime openvino tensorrt tensorrt-rtx cuda-python torch onnx pycocotools"
+    assert {*expected.split(), "captum", "cuda driver", "device state"} <= set(findings)
     for finding in listed:
         assert finding.status in ("ok", "missing", "limited")
         assert finding.detail
@@ -56,7 +66,7 @@ def test_report_has_every_part_once_and_advice_where_something_lacks(findings):
 
 
 def test_versions_are_those_installed(findings):
-    for name in ("torch", "onnx", "onnxruntime", "pycocotools", "captum", "tensorrt-rtx"):
+    for name in ("torch", "onnx", "onnxruntime", "openvino", "pycocotools", "captum", "tensorrt-rtx"):
         if importlib.util.find_spec(name.replace("-", "_")) is None:
             assert findings[name].status == "missing"
             assert "prunedeploy[" in findings[name].advice
@@ -65,16 +75,17 @@ def test_versions_are_those_installed(findings):
 
 
 def test_missing_library_is_said_with_the_extra_that_brings_it():
-    found = doctor._library_finding("a_library_nobody_has", "does something", "train")
+    found = doctor.library_finding("a_library_nobody_has", "does something", "train")
     assert found == Finding(
         "a_library_nobody_has", "missing", "nothing does something", "pip install 'prunedeploy[train]'"
     )
 
 
-def test_diagnosis_imports_neither_torch_nor_onnx():
+def test_diagnosis_imports_neither_torch_nor_onnx_nor_telemetry():
     program = (
         "import sys, json; from prunedeploy_engines.doctor import diagnose; diagnose();"
-        "print(json.dumps([m for m in ('torch', 'onnx', 'captum', 'pycocotools') if m in sys.modules]))"
+        "unwanted = ('torch', 'onnx', 'captum', 'pycocotools', 'openvino_telemetry');"
+        "print(json.dumps([m for m in unwanted if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
@@ -84,7 +95,7 @@ def test_probe_model_is_valid_and_the_identity():
     onnx = pytest.importorskip("onnx")
     from onnx.reference import ReferenceEvaluator
 
-    model = onnx.load_from_string(doctor._IDENTITY_ONNX)
+    model = onnx.load_from_string(doctor_runtimes.IDENTITY_ONNX)
     onnx.checker.check_model(model, full_check=True)
     (output,) = ReferenceEvaluator(model).run(None, {"x": np.array([3.5], np.float32)})
     assert output.tolist() == [3.5]
@@ -92,15 +103,15 @@ def test_probe_model_is_valid_and_the_identity():
 
 def test_onnxruntime_providers_are_tried_not_believed(findings):
     ort = pytest.importorskip("onnxruntime")
-    assert doctor.provider_runs(ort, "CPUExecutionProvider")
+    assert doctor_runtimes.provider_runs(ort, "CPUExecutionProvider")
     assert "runs bundles on" in findings["onnxruntime"].detail
     assert "CPU" in findings["onnxruntime"].detail
     # Listed by the CPU wheel, but it sends images to a service: nothing runs here.
-    assert not doctor.provider_runs(ort, "AzureExecutionProvider")
+    assert not doctor_runtimes.provider_runs(ort, "AzureExecutionProvider")
     # ONNX Runtime only warns of a provider it does not have, and falls back to the CPU.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fell_back = not doctor.provider_runs(ort, "CoreMLExecutionProvider")
+        fell_back = not doctor_runtimes.provider_runs(ort, "CoreMLExecutionProvider")
     assert fell_back or sys.platform == "darwin"
 
 
@@ -108,13 +119,80 @@ def test_onnxruntime_providers_are_tried_not_believed(findings):
 def test_gpu_providers_do_not_run_without_a_gpu(findings):
     ort = pytest.importorskip("onnxruntime")
     for provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-        assert not doctor.provider_runs(ort, provider)
+        assert not doctor_runtimes.provider_runs(ort, provider)
     assert findings["cuda driver"].status == "missing"
+
+
+@pytest.mark.parametrize(
+    ("listed", "usable", "gpu", "status", "said"),
+    [
+        (["CPU", "Azure"], ["CPU"], False, "ok", ""),
+        (["CUDA", "CPU"], ["CUDA", "CPU"], True, "ok", ""),
+        (["CUDA", "CPU"], ["CPU"], False, "limited", "there is no GPU for them; smaller: pip install"),
+        (["Tensorrt", "CUDA", "CPU"], ["CPU"], True, "limited", "install CUDA and cuDNN of its version"),
+        (["CPU", "Azure"], ["CPU"], True, "limited", "pip uninstall onnxruntime, then pip install 'prunedeploy[gpu]'"),
+        (["CPU"], [], False, "limited", "reinstall it: pip install 'prunedeploy[cpu]'"),
+    ],
+)
+def test_onnxruntime_is_judged_by_what_ran_and_by_the_gpu(listed, usable, gpu, status, said, tmp_path):
+    names = [[f"{name}ExecutionProvider" for name in given] for given in (listed, usable)]
+    found = doctor_runtimes.providers_finding("1.99", *names, gpu, tmp_path)
+    assert (found.name, found.status) == ("onnxruntime", status)
+    assert said in found.advice
+    assert bool(said) == bool(found.advice)
+    assert found.detail.startswith(f"1.99: runs bundles on {', '.join(usable) or 'nothing'}")
+
+
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="needs ldd")
+def test_libraries_that_a_provider_misses_are_named(tmp_path):
+    content = Path(np._core._multiarray_umath.__file__).read_bytes()
+    assert b"\0libm.so.6\0" in content
+    # A real shared library that now asks for one nobody has; the name is as long as the one it replaces.
+    (tmp_path / "libonnxruntime_providers_cuda.so").write_bytes(content.replace(b"\0libm.so.6\0", b"\0libq.so.9\0"))
+    missing = doctor_runtimes.missing_libraries(tmp_path, "CUDAExecutionProvider")
+    assert "libq.so.9" in missing
+    assert "libc.so.6" not in missing
+    found = doctor_runtimes.providers_finding(
+        "1.99", ["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"], True, tmp_path
+    )
+    assert found.advice == f"install the libraries they miss: {', '.join(sorted(missing))}, or use TensorRT"
+    assert doctor_runtimes.missing_libraries(tmp_path, "TensorrtExecutionProvider") == []
+
+
+def test_openvino_is_seen_to_run_and_its_precision_is_the_cpus(findings):
+    ov = pytest.importorskip("openvino")
+    core = ov.Core()
+    floats = doctor_runtimes.openvino_runs(core)
+    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert floats in (("bf16",) if has_bf16 else ("fp32", "fp16"))  # fp16 on Arm
+    assert findings["openvino"].status == "ok"
+    assert f"runs bundles on CPU, float layers in {floats}" in findings["openvino"].detail
+    assert ("asks for fp32" in findings["openvino"].detail) == (floats != "fp32")
+
+
+def test_openvino_that_does_not_run_is_limited(monkeypatch):
+    ov = pytest.importorskip("openvino")
+
+    def fail(core):
+        raise RuntimeError("Exception from src/core.cpp:1:\nno such instruction")
+
+    monkeypatch.setattr(doctor_runtimes, "openvino_runs", fail)
+    found = doctor_runtimes.openvino_finding()
+    assert found.status == "limited"
+    assert found.detail.endswith("cannot run a model here: no such instruction")
+    assert found.advice == "reinstall it: pip install 'prunedeploy[openvino]'"
+    assert ov.__version__.startswith(found.detail.partition(":")[0])
+
+
+def test_openvino_that_is_not_installed_is_said_with_its_extra(monkeypatch):
+    monkeypatch.setattr(doctor_runtimes.importlib.util, "find_spec", lambda name: None)
+    found = doctor_runtimes.openvino_finding()
+    assert (found.status, found.advice) == ("missing", "pip install 'prunedeploy[openvino]'")
 
 
 def test_two_builds_of_onnxruntime_are_a_conflict():
     both = {"onnxruntime": "1.20.0", "onnxruntime-gpu": "1.21.0", "numpy": "2.0"}
-    found = doctor.onnxruntime_conflict(both)
+    found = doctor_runtimes.onnxruntime_conflict(both)
     assert found is not None
     assert found.status == "limited"
     assert "onnxruntime 1.20.0 and onnxruntime-gpu 1.21.0 overwrite each other" in found.detail
@@ -125,7 +203,7 @@ def test_two_builds_of_onnxruntime_are_a_conflict():
         {"onnxruntime": "1", "onnxruntime-tools": "1"},
         {},
     ):
-        assert doctor.onnxruntime_conflict(alone) is None
+        assert doctor_runtimes.onnxruntime_conflict(alone) is None
 
 
 def test_installed_distributions_agree_with_metadata():
@@ -145,6 +223,111 @@ def test_rtx_without_a_gpu_builds_but_does_not_run(findings):
     assert "sm75" in found.detail
 
 
+@pytest.fixture
+def jetson(tmp_path):
+    model = tmp_path / "proc/device-tree/model"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"NVIDIA Jetson Orin Nano Developer Kit\0")
+    return tmp_path
+
+
+def test_boards_are_told_how_bundles_run_on_them(jetson, tmp_path_factory):
+    assert is_jetson(jetson)
+    found = board_finding(jetson)
+    assert found.detail.startswith("NVIDIA Jetson Orin Nano Developer Kit: bundles run on TensorRT from JetPack")
+    pi = tmp_path_factory.mktemp("pi")
+    (pi / "proc/device-tree").mkdir(parents=True)
+    (pi / "proc/device-tree/model").write_bytes(b"Raspberry Pi 5 Model B Rev 1.0\0")
+    found = board_finding(pi)
+    assert not is_jetson(pi)
+    assert found.status == "ok"
+    assert found.detail.startswith("Raspberry Pi 5 Model B Rev 1.0: bundles run on the CPU")
+    assert "prunedeploy[cpu]" in found.detail
+    assert board_finding(tmp_path_factory.mktemp("server")) is None
+
+
+def test_jetson_gets_tensorrt_from_jetpack_and_sees_it_through_the_system_site_packages(jetson):
+    assert tensorrt_advice(jetson) == doctor_tensorrt.FROM_JETPACK
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    folder = jetson / f"usr/lib/python{here}/dist-packages/tensorrt"
+    folder.mkdir(parents=True)
+    assert system_tensorrt(jetson) == (folder, here)
+    assert f"python{here} -m venv --system-site-packages" in tensorrt_advice(jetson)
+
+
+def test_tensorrt_of_another_python_is_named_with_that_python(jetson):
+    (jetson / "usr/lib/python3.99/dist-packages/tensorrt").mkdir(parents=True)
+    assert "the system has it for Python 3.99" in tensorrt_advice(jetson)
+
+
+def test_tensorrt_elsewhere_comes_with_the_extra(tmp_path):
+    assert tensorrt_advice(tmp_path) == "on a device with an NVIDIA GPU: pip install 'prunedeploy[gpu]'"
+
+
+def test_cuda_python_must_not_be_newer_than_the_driver():
+    found = cuda_python_finding({"cuda-bindings": "13.1.0"}, (12, 6))
+    assert found.status == "limited"
+    assert "is made for CUDA 13, the driver has CUDA 12.6" in found.detail
+    assert found.advice == "pip install 'cuda-python>=12.4,<13'"
+    assert cuda_python_finding({"cuda-bindings": "12.9.10"}, (13, 0)).status == "ok"  # drivers run what is older
+    assert cuda_python_finding({"cuda-bindings": "12.9.10"}, None).status == "ok"
+    assert "cuda-python>=13.0,<14" in cuda_python_finding({}, (13, 2)).advice
+
+
+def test_state_of_a_quiet_machine_needs_no_advice():
+    state = {
+        "governors": ["performance"],
+        "cpu_mhz": [2395.0, 2400.0],
+        "cpu_max_mhz": [2400.0, 2400.0],
+        "temperatures_c": {"cpu-thermal": 48.2, "gpu": 44.0},
+        "load_average": [0.2, 0.1, 0.1],
+    }
+    expected = "governor performance, CPU at 2400 of 2400 MHz, hottest sensor 48 °C, load 0.2"
+    assert state_finding(state, cpus=4) == Finding("device state", "ok", expected)
+
+
+@pytest.mark.parametrize(
+    ("state", "told", "advice"),
+    [
+        ({"governors": ["powersave"]}, "governor powersave", "use performance while measuring"),
+        ({"power_mode": "15W", "governors": ["schedutil"]}, "power mode 15W", "sudo nvpmodel -m 0"),
+        (
+            {"governors": ["ondemand"], "throttled": {"now": ["under-voltage"], "since_start": ["under-voltage"]}},
+            "slowed down now: under-voltage",
+            "use a stronger power supply",
+        ),
+        (
+            {"governors": ["performance"], "throttled": {"now": [], "since_start": ["throttled"]}},
+            "was slowed down since its start: throttled",
+            "cool the board",
+        ),
+        ({"governors": ["performance"], "load_average": [3.5, 1, 1]}, "load 3.5", "other programs use the CPUs"),
+        ({"load_average": [0.1, 0.1, 0.1]}, "clocks, governor and temperature are not readable", "repeat measurements"),
+        ({}, "not readable", "repeat measurements"),
+    ],
+)
+def test_state_that_spoils_measurements_is_said_with_what_helps(state, told, advice):
+    found = state_finding(state, cpus=2)
+    assert found.status == "limited"
+    assert told in found.detail
+    assert advice in found.advice
+
+
+def test_jetson_in_its_fastest_mode_needs_no_advice():
+    assert state_finding({"power_mode": "MAXN_SUPER", "governors": ["schedutil"]}, cpus=6).status == "ok"
+
+
+def test_state_names_the_hottest_gpu_and_counts_of_an_x86_cpu():
+    state = {
+        "governors": ["performance"],
+        "gpus": [{"temperature_c": 61.0}, {"temperature_c": None}],
+        "thermal_throttle_count": 7,
+    }
+    detail = state_finding(state, cpus=2).detail
+    assert "hottest sensor 61 °C" in detail
+    assert "slowed down 7 times by its temperature since its start" in detail
+
+
 def test_cpu_with_amx():
     found = cpu_finding(XEON)
     assert found.status == "ok"
@@ -158,7 +341,8 @@ def test_cpu_without_int8_dot_product():
     assert found.status == "limited"
     assert "AVX2" in found.detail
     assert "AVX-512" not in found.detail
-    assert "int8" in found.advice
+    assert found.advice.startswith("expect little from int8")
+    assert "saturate" in found.advice
 
 
 def test_arm_cpu_has_features_of_its_own():
@@ -166,6 +350,13 @@ def test_arm_cpu_has_features_of_its_own():
     assert found.status == "ok"
     assert "NEON, dot product (int8)" in found.detail
     assert "bf16" in found.advice
+
+
+def test_arm_cpu_without_dot_product_is_not_told_of_saturation():
+    found = cpu_finding("Features\t: fp asimd evtstrm crc32 cpuid\nModel\t\t: Raspberry Pi 4 Model B Rev 1.4\n")
+    assert found.status == "limited"
+    assert found.detail.startswith("Raspberry Pi 4 Model B Rev 1.4")
+    assert found.advice == "expect little from int8: no int8 dot product; use fp32"
 
 
 def test_cpu_of_a_system_without_cpuinfo_is_unknown_not_slow():
@@ -189,5 +380,9 @@ def test_disk_speaks_of_the_working_folder(tmp_path):
 
 
 def test_old_python_is_limited():
-    assert doctor.python_finding((3, 9, 18)).status == "limited"
-    assert doctor.python_finding((3, 10, 0)).status == "ok"
+    assert python_finding((3, 9, 18)).status == "limited"
+    assert python_finding((3, 10, 0), "aarch64").status == "ok"
+
+
+def test_32_bit_system_on_a_64_bit_board_is_limited():
+    assert "64-bit" in python_finding((3, 11, 2), "armv7l").advice
