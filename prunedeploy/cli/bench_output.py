@@ -31,7 +31,7 @@ def print_document(document: Mapping[str, Any], out: Path | None) -> None:
     click.echo()
     settings = [key for key in _SETTINGS if key not in shown and (key != "provider" or rows[0].get(key) != "cpu")]
     click.echo(f"all rows: {', '.join([*setting_words(rows[0], settings), *_images(rows)])}")
-    for line in [*_peaks(document), *_marks(rows), *document.get("notes", [])]:
+    for line in [*_scenarios(rows), *_peaks(document), *_marks(rows), *document.get("notes", [])]:
         click.echo(line)
     for row, label in zip(rows, row_labels(rows), strict=True):
         if row.get("layers"):
@@ -96,6 +96,20 @@ def _latency(row: Row, key: str, digits: int = 2) -> str:
 
 def _percent(value: Any) -> str:
     return MISSING if value is None else f"{100 * value:.0f} %"
+
+
+def _scenarios(rows: Sequence[Row]) -> list[str]:
+    """What the figure of a scenario is, where it is not simply a latency."""
+    lines = []
+    if any(row.get("scenario") == "offline" for row in rows):
+        lines.append("offline: the figure is images/s; (best) is the batch that gives most of them")
+    bounds = {row["server"]["latency_bound_ms"] for row in rows if row.get("server")}
+    for bound in sorted(bounds):
+        lines.append(
+            f"server: the highest rate of random queries at which at most 1 % are answered later than {bound:g} ms "
+            "after they were due; the latencies are those at that rate, waiting included"
+        )
+    return lines
 
 
 def _peaks(document: Mapping[str, Any]) -> list[str]:

@@ -71,6 +71,7 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
     rows = list(planned.rows.values())
     for row in rows:
         row["device"] = device_name(machine, before, row.get("engine"))
+        row["figure"] = None if row["latency_ms"] is None else figure_of(row)
     document = {
         "schema_version": SCHEMA_VERSION,
         "scenario": {"name": choice.scenario, "latency_bound_ms": effort.latency_bound_ms},
@@ -92,6 +93,16 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
     if not measured_rows(document):
         raise _first_problem(planned, failures)
     return document
+
+
+def figure_of(row: Row) -> dict[str, Any]:
+    """The one figure that the row's scenario is about."""
+    key, name = {
+        "single-stream": ("p90", "90th percentile of the latency, ms"),
+        "offline": ("images_per_s", "images per second"),
+        "server": ("images_per_s", "queries per second"),
+    }[row["scenario"]]
+    return {"name": name, "value": row["latency_ms"][key]}
 
 
 def _first_problem(planned: Planned, failures: list[EngineError]) -> PrunedeployError:
@@ -192,11 +203,11 @@ def _serve(
         on_unusable=unusable,
     )
     for key, result in results.items():
-        _fill_server(planned.rows[key], result)
+        _fill_server(planned.rows[key], result, effort.latency_bound_ms)
     return []
 
 
-def _fill_server(row: Row, result: ServerResult) -> None:
+def _fill_server(row: Row, result: ServerResult, bound_ms: float) -> None:
     from prunedeploy_engines.latency import LatencySamples
 
     row |= {
@@ -209,7 +220,7 @@ def _fill_server(row: Row, result: ServerResult) -> None:
         "energy_j_per_image": None,
         "layers": None,
         "server": {
-            "latency_bound_ms": result.trials[0].bound_ms if result.trials else None,
+            "latency_bound_ms": bound_ms,
             "queries_per_s": None if result.confirmed is None else result.confirmed.rate,
             "unloaded_ms": result.unloaded.summary(),
             "trials": [trial.summary() for trial in result.trials],

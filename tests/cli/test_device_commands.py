@@ -1,4 +1,4 @@
-"""`detect`, `bench`, `engine` and `doctor`: what a device with the base install can do."""
+"""`detect`, `engine` and `doctor`: what a device with the base install can do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from prunedeploy_engines.doctor import diagnose
 from tiny_detector import save_tiny_detector
 
 NOT_ON_THE_DEVICE = ("torch", "onnx", "captum", "pycocotools", "scipy", "safetensors")
-QUICK = ("--seconds", "0.02", "--min-calls", "10", "--threads", "1")
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx, which builds without a GPU"
 )
@@ -120,74 +119,6 @@ def test_a_build_that_has_not_ended_is_refused(run: Any, tmp_path: Path, red_cel
     (tmp_path / "build").mkdir()
     (tmp_path / "build" / "build.json").write_text("{}")
     assert "has not ended" in run("detect", tmp_path / "build", red_cell).stderr
-
-
-def test_bench_measures_bundles_builds_and_onnx_files_without_torch_and_onnx(
-    run_process: Any, bundle: Path, tmp_path: Path
-) -> None:
-    folder = build_folder(tmp_path / "build", bundle)
-    done = run_process(
-        "bench", bundle, folder, tmp_path / "source.onnx", "--batch", "2", *QUICK, "--json",
-        blocked=NOT_ON_THE_DEVICE,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    document = json.loads(done.stdout)
-    rows = document["rows"]
-    assert [(row["runtime"], row["batch"]) for row in rows] == [("onnxruntime", 2)] * 3
-    assert [Path(row["path"]).name for row in rows] == ["bundle", "build", "source.onnx"]
-    assert all(row["latency_ms"]["n"] >= 10 for row in rows)
-    assert all(row["engine"]["threads"] == 1 for row in rows)
-    assert document["machine"]["cpu"]["name"]
-    for row in rows[:2]:  # a batch of 2 is 2 x 1 M multiply-accumulates, each two operations
-        assert row["gflops"] == pytest.approx(2 * 2_000_000 / row["latency_ms"]["p50"] / 1e6)
-        assert row["fraction_of_peak"] == pytest.approx(row["gflops"] / document["peak_matmul_gflops"])
-    assert (rows[2]["macs"], rows[2]["gflops"], rows[2]["fraction_of_peak"]) == (None, None, None)
-
-
-def test_bench_shows_the_row_that_cannot_run_with_its_reason(run: Any, bundle: Path) -> None:
-    if not any(finding.name == "cuda driver" and finding.status == "missing" for finding in diagnose()):
-        pytest.skip("TensorRT may run here")
-    done = run("bench", bundle, "--runtime", "onnxruntime,tensorrt", *QUICK)
-    assert done.exit_code == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert "median ms" in lines[0]
-    assert "onnxruntime" in lines[2]
-    assert lines[2].endswith(" %")
-    assert "tensorrt" in lines[3]
-    assert lines[3].split()[-1] == "-"
-    assert any(line.startswith("peak: ") for line in lines)
-    assert lines[-1].startswith("not measured: TensorRT cannot run here: ")
-
-
-def test_bench_of_nothing_that_runs_here_is_an_error(run: Any, bundle: Path) -> None:
-    if not any(finding.name == "cuda driver" and finding.status == "missing" for finding in diagnose()):
-        pytest.skip("TensorRT may run here")
-    alone = run("bench", bundle, "--runtime", "tensorrt", *QUICK)
-    assert (alone.exit_code, alone.stdout) == (2, "")
-    assert "TensorRT cannot run here" in alone.stderr
-
-
-def test_bench_of_torch_needs_a_network(run: Any, bundle: Path) -> None:
-    done = run("bench", bundle, "--runtime", "torch", *QUICK)
-    assert done.exit_code == 2
-    assert "has no PyTorch network" in done.stderr
-
-
-def test_bench_runs_torch_from_a_build_folder(run: Any, bundle: Path, darknet: Path, tmp_path: Path) -> None:
-    folder = build_folder(tmp_path / "build", bundle, darknet)
-    done = run("bench", folder, "--runtime", "torch", *QUICK, "--json")
-    assert done.exit_code == 0, done.stderr
-    document = json.loads(done.stdout)
-    assert document["rows"][0]["engine"]["runtime"] == "torch"
-    assert document["rows"][0]["fraction_of_peak"] is None  # the peak is ONNX Runtime's
-    assert document["peak_matmul_gflops"] is None
-
-
-def test_bench_of_a_file_that_is_no_model_is_one_line(run: Any, tmp_path: Path) -> None:
-    (tmp_path / "bad.onnx").write_bytes(b"no model")
-    done = run("bench", tmp_path / "bad.onnx", *QUICK)
-    assert (done.exit_code, done.stdout) == (2, "")
-    assert "cannot load this model" in done.stderr.splitlines()[-1]
 
 
 @needs_rtx

@@ -144,6 +144,7 @@ def test_end_to_end_detects_in_every_image_as_the_bundle_does(bundle: Path, tmp_
     model = opened({"path": bundle, "kind": "end_to_end", "images": tmp_path / "images.npy"})
     with load_bundle(bundle) as reference:
         expected = [reference.detect(image) for image in images]
+    assert all(len(detections.scores) for detections in expected)
     one = model.call_of(1)
     found = [[one() for _ in range(3)], model.call_of(3)()]
     for detections in found:

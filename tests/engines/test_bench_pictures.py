@@ -42,6 +42,7 @@ def many_rows(count: int) -> list[dict]:
             model=f"model-{number // 8}",
             runtime=runtime,
             precision=precision,
+            computes_in={precision: 1.0},
             batch=batch,
             map_pgd=0.3 + 0.002 * number,
             map_pgd_interval=[0.29, 0.45],
