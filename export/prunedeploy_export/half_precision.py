@@ -11,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from prunedeploy_engines.errors import EngineError
 
-from .onnx_edit import GraphEditor, convolutions, head_convolutions
+from .onnx_edit import GraphEditor, head_convolutions
 
 _LARGEST = float(np.finfo(np.float16).max)
 # Inputs that say how, and are not data: they keep their type.
@@ -26,19 +26,21 @@ def to_half_precision(model: ModelProto) -> ModelProto:
     """
     copy = ModelProto.FromString(model.SerializeToString())
     graph = copy.graph
-    layers = _up_to(copy, head_convolutions(graph))
-    source = graph.input[0].name
+    layers = _layers(copy)
     editor = GraphEditor(graph)
+    in_half = {name for node in layers for name in node.output}
+    cast: set[str] = set()
     for node in layers:
         for position, name in enumerate(node.input):
-            if name == source:
-                node.input[position] = f"{source}/half"
-            elif name in editor.constants and position not in _NO_DATA.get(node.op_type, ()):
+            if not name or name in in_half or position in _NO_DATA.get(node.op_type, ()):
+                continue
+            if name in editor.constants:
                 node.input[position] = _half_constant(editor, name, node)
-    editor.insert_after(
-        source, helper.make_node("Cast", [source], [f"{source}/half"], name=f"{source}/half", to=TensorProto.FLOAT16)
-    )
-    in_half = {name for node in layers for name in node.output}
+                continue
+            node.input[position] = half = f"{name}/half"
+            if name not in cast:
+                cast.add(name)
+                editor.insert_after(name, helper.make_node("Cast", [name], [half], name=half, to=TensorProto.FLOAT16))
     for tensor in [name for node in layers for name in node.output]:
         readers = [node for node in editor.consumers(tensor) if in_half.isdisjoint(node.output)]
         if readers:
@@ -56,15 +58,21 @@ def _cast_back(editor: GraphEditor, tensor: str, readers: list[NodeProto]) -> No
     editor.insert_after(tensor, helper.make_node("Cast", [tensor], [single], name=single, to=TensorProto.FLOAT))
 
 
-def _up_to(model: ModelProto, heads: list[NodeProto]) -> list[NodeProto]:
-    """The nodes that the heads depend on, themselves included."""
-    needed = {node.output[0] for node in heads}
+def _layers(model: ModelProto) -> list[NodeProto]:
+    """The convolutions, and the nodes between them that the heads depend on.
+
+    What stands before the first convolution, such as the normalisation of uint8 images, is not among them.
+    """
+    behind: set[str] = set()  # tensors that depend on a convolution
+    for node in model.graph.node:
+        if node.op_type == "Conv" or not behind.isdisjoint(node.input):
+            behind.update(node.output)
+    needed = {node.output[0] for node in head_convolutions(model.graph)}
     found = []
     for node in reversed(model.graph.node):
-        if not needed.isdisjoint(node.output):
+        if not needed.isdisjoint(node.output) and not behind.isdisjoint(node.output):
             found.append(node)
             needed.update(node.input)
-    assert len(convolutions(model.graph)) == sum(node.op_type == "Conv" for node in found)
     return found[::-1]
 
 

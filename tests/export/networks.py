@@ -165,7 +165,8 @@ def random_network(cfg: str | DarknetCfg, seed: int = 0) -> Darknet:
     with torch.no_grad():
         images = torch.rand((2, *parsed.input_shape), generator=generator)
         run_layers(parsed.layers, images, normalise_by_statistics)
-        for head in parsed.heads:
+        convolutions = {layer.index for layer in parsed.convolutions}
+        for head in (head for head in parsed.heads if head.inputs[0] in convolutions):
             conv = model.conv(head.inputs[0])
             conv.weight.mul_(3.0)
             conv.bias.view(len(head.anchor_indices), -1)[:, 4:] += 3.0
