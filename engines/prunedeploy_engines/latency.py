@@ -1,8 +1,8 @@
 """How a latency is measured: one timer for every runtime.
 
-Three kinds of figure are kept apart: ``compute`` is the engine alone, ``host`` includes moving tensors to the
-device and back, ``end_to_end`` runs from an image to its detections. On a CPU runtime there is nothing to
-move, so compute and host are the same figure and are reported as ``host``.
+Three kinds of figure are kept apart: ``compute`` is the model alone, ``host`` includes checking tensors and moving
+them to the device and back, ``end_to_end`` runs from an image to its detections. On a CPU there is nothing to move,
+and compute and host differ by microseconds.
 
 Models under comparison take turns in rounds, so that a clock that drops or a neighbour that wakes up hits
 all of them; every sample is kept and none is clipped.

@@ -149,9 +149,8 @@ def bench_models(
                 answer = model.worker.ask(
                     "block", seconds=plan.block_s, calls=plan.block_calls, warm_calls=plan.round_warm_calls
                 )
-                sampled = power.source is not None and _uses_sampled_power(model, power)
-                of_block = power.joules(answer["started"], answer["ended"]) if sampled else answer["joules"]
-                joules[name].append(of_block)
+                sampled = _uses_sampled_power(model, power)
+                joules[name].append(power.joules(answer["started"], answer["ended"]) if sampled else answer["joules"])
                 if progress is not None:
                     progress(name)
                 samples_ms: list[float] = answer["samples_ms"]
@@ -164,9 +163,11 @@ def bench_models(
     for name, blocks in measured.items():
         model = opened[name]
         latency = samples_of(blocks, model.spec["batch"], model.spec["kind"])
-        source = power.source if _uses_sampled_power(model, power) else model.energy_source
-        energy = _energy_per_image(joules[name], len(latency.samples_ms) * latency.batch)
-        results[name] = BenchResult(latency, model.describe, model.images, energy, source if energy else None)
+        source = _energy_source(model, power)
+        energy = None if source is None else _energy_per_image(joules[name], len(latency.samples_ms) * latency.batch)
+        results[name] = BenchResult(
+            latency, model.describe, model.images, energy, source if energy is not None else None
+        )
     return results
 
 
@@ -204,6 +205,13 @@ def _uses_sampled_power(model: Opened, power: PowerSampler) -> bool:
     if model.describe.get("device") == "gpu":
         return power.source is not None
     return power.whole_board and model.energy_source is None
+
+
+def _energy_source(model: Opened, power: PowerSampler) -> str | None:
+    """What tells a model's energy; a GPU's is never the CPU's counter."""
+    if _uses_sampled_power(model, power):
+        return power.source
+    return None if model.describe.get("device") == "gpu" else model.energy_source
 
 
 def _energy_per_image(joules: list[float | None], images: int) -> float | None:

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunedeploy_engines import bench_worker
+from prunedeploy_engines import bench_worker, process_bench
+from prunedeploy_engines.bench_calls import OpenedModel
 from prunedeploy_engines.bundle import BundleFile, write_bundle
+from prunedeploy_engines.energy import PowerSampler, RaplMeter, RaplZone
 from prunedeploy_engines.errors import ConfigError, EngineError
 from prunedeploy_engines.process_bench import Worker, bench_models, complete_spec
 from tiny_detector import CLASS_NAMES, save_tiny_detector
@@ -52,9 +54,7 @@ def test_models_are_measured_in_turns_each_in_its_process(model: Path) -> None:
 def test_end_to_end_runs_a_bundle_on_real_images(model: Path, tmp_path: Path) -> None:
     files = {"model.onnx": BundleFile(model, "onnx", "fp32")}
     write_bundle(tmp_path / "bundle", files, class_names=CLASS_NAMES, input={"height": 32, "width": 48})
-    np.save(
-        tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8)
-    )
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (3, 40, 50, 3), dtype=np.uint8))
     specs = {
         "model": {"path": model, "images": tmp_path / "images.npy"},
         "all": {"path": tmp_path / "bundle", "images": tmp_path / "images.npy", "kind": "end_to_end"},
@@ -107,13 +107,68 @@ def test_wrong_specification_is_refused_before_anything_starts(spec: dict, messa
         bench_models({"a": spec}, **SHORT)
 
 
-@pytest.mark.parametrize(
-    "images", [np.zeros((2, 32, 48, 3), dtype=np.float32), np.zeros((32, 48, 3), dtype=np.uint8)]
-)
+@pytest.mark.parametrize("images", [np.zeros((2, 32, 48, 3), dtype=np.float32), np.zeros((32, 48, 3), dtype=np.uint8)])
 def test_images_of_another_kind_are_refused(model: Path, tmp_path: Path, images: np.ndarray) -> None:
     np.save(tmp_path / "images.npy", images)
     with pytest.raises(EngineError, match=r"images\.npy: a: must hold \(K, H, W, 3\) uint8"):
         bench_models({"a": {"path": model, "images": tmp_path / "images.npy"}}, **SHORT)
+
+
+def test_energy_is_counted_around_the_timed_calls_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter = tmp_path / "energy_uj"
+    counter.write_text("0")
+
+    def call() -> None:  # 2 J each
+        counter.write_text(str(int(counter.read_text()) + 2_000_000))
+
+    meter = RaplMeter([RaplZone("package-0", counter, 10**12)])
+    monkeypatch.setattr(bench_worker, "open_rapl", lambda: (meter, None))
+    monkeypatch.setattr(bench_worker, "open_model", lambda spec: OpenedModel(lambda count: call, {"device": "cpu"}))
+    measured = bench_worker.Measured(complete_spec("a", {"path": "a.onnx"}))
+    assert measured.describe()["energy_source"] == "RAPL package-0"
+    measured.warm_up(seconds=0.0, calls=5)
+    block = measured.block(seconds=0.0, calls=3, warm_calls=4)
+    assert len(block["samples_ms"]) == 3
+    assert block["joules"] == pytest.approx(6.0)
+
+
+def test_energy_of_an_image_is_unknown_unless_every_round_is_known() -> None:
+    assert process_bench._energy_per_image([3.0, 5.0], 16) == pytest.approx(0.5)
+    assert process_bench._energy_per_image([3.0, None], 16) is None
+    assert process_bench._energy_per_image([None], 16) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "counter", "source", "whole_board", "sampled"),
+    [
+        ("gpu", "RAPL package-0", "nvidia-smi", False, True),
+        ("gpu", "RAPL package-0", None, False, False),
+        ("cpu", "RAPL package-0", "nvidia-smi", False, False),
+        ("cpu", None, "nvidia-smi", False, False),  # another device's power
+        ("cpu", None, "INA3221 VDD_IN", True, True),
+    ],
+)
+def test_energy_is_that_of_the_device_that_computed(
+    device: str, counter: str | None, source: str | None, whole_board: bool, sampled: bool
+) -> None:
+    model = process_bench.Opened({}, None, {"device": device}, None, counter)  # type: ignore[arg-type]
+    power = PowerSampler()
+    power.source, power.whole_board = source, whole_board
+    assert process_bench._uses_sampled_power(model, power) is sampled
+
+
+def test_a_gpu_without_a_power_reading_has_no_energy_of_the_cpu() -> None:
+    """Its row must not carry what the CPU's counter says: that is another device's energy."""
+    model = process_bench.Opened({}, None, {"device": "gpu"}, None, "RAPL package-0")  # type: ignore[arg-type]
+    assert process_bench._energy_source(model, PowerSampler()) is None
+
+
+def test_models_that_do_not_open_are_reported_and_the_others_measured(model: Path, tmp_path: Path) -> None:
+    failed: dict[str, EngineError] = {}
+    specs = {"bad": {"path": tmp_path / "absent.onnx"}, "good": {"path": model, "threads": 1}}
+    result = bench_models(specs, **SHORT, on_unusable=failed.__setitem__)
+    assert list(result) == ["good"]
+    assert "absent.onnx" in str(failed["bad"])
 
 
 class SpinningProcess:
@@ -177,9 +232,7 @@ os._exit(0)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     # Nobody reads the worker's error stream through a pipe, so this run ends when the parent does.
-    done = subprocess.run(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, timeout=60)
     pid = int(done.stdout)
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
@@ -193,15 +246,9 @@ os._exit(0)
     pytest.fail("the worker outlived its parent")
 
 
-def test_what_libraries_print_does_not_disturb_the_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_libraries_print_does_not_disturb_the_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "chatty_factory.py").write_text(
-        "import os\n"
-        "def make():\n"
-        "    print('hello')\n"
-        "    os.write(1, b'from C')\n"
-        "    raise RuntimeError('told you')\n"
+        "import os\ndef make():\n    print('hello')\n    os.write(1, b'from C')\n    raise RuntimeError('told you')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(EngineError, match="a: RuntimeError: told you"):
