@@ -9,11 +9,15 @@ import click
 
 from prunedeploy.cli.failures import USER
 from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import json_option, print_json, print_table, quiet_stdout
+from prunedeploy.cli.output import comma_list, json_option, print_json, print_table, quiet_stdout
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.runner import Runner
+
+RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "int8")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 
 @click.command(
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "prunedeploy detect runs/demo-structured-scaled-0.75-s0 photo.jpg",
         "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
+        "prunedeploy detect bundle/ photo.jpg --runtime openvino --precision int8",
         "prunedeploy detect bundle/ photo.jpg --json",
     ),
 )
@@ -41,12 +46,26 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--runtime",
-    type=click.Choice(["onnxruntime", "tensorrt"]),
+    type=click.Choice(RUNTIMES),
     default="onnxruntime",
     show_default=True,
     help="What runs the bundle.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of ONNX Runtime; default: one per core.")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="fp32",
+    show_default=True,
+    help="Which of the bundle's models, or of its engines for the GPU that is here.",
+)
+@click.option(
+    "--providers",
+    metavar="P,...",
+    help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}, in order of preference; default: cpu. None is ever replaced.",
+)
+@click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Of a runtime on the CPU; default: one per physical core."
+)
 @json_option
 @click.pass_context
 def command(
@@ -56,6 +75,8 @@ def command(
     out: Path | None,
     score_threshold: float | None,
     runtime: str,
+    precision: str,
+    providers: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
@@ -66,10 +87,14 @@ def command(
     """
     from prunedeploy.cli.model_source import find_model
 
+    if providers is not None and runtime != "onnxruntime":
+        raise click.UsageError(f"--providers are ONNX Runtime's; --runtime {runtime} has none")
+    wanted = ["cpu"] if providers is None else comma_list(providers, "--providers", PROVIDERS)
     rows: list[dict[str, Any]] = []
     with quiet_stdout(), find_model(bundle).load_bundle() as opened:
         names = _drawn_names(images)
-        with opened.runner(runtime, threads=threads) as runner:
+        target = _gpu_target() if runtime == "tensorrt" else None
+        with opened.runner(runtime, precision, threads=threads, providers=wanted, target=target) as runner:
             for image in images:
                 drawn = None if out is None else out / names[image]
                 rows.append(_detect(opened, runner, image, drawn, score_threshold))
@@ -82,6 +107,14 @@ def command(
         _print(rows)
     if any("error" in row for row in rows):
         ctx.exit(USER)
+
+
+def _gpu_target() -> str | None:
+    """What an engine must have been built for to run here; None without a GPU."""
+    from prunedeploy_engines.tensorrt_library import cuda_device
+
+    device = cuda_device()
+    return None if device is None else device.target
 
 
 def _detect(
