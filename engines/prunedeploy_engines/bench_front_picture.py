@@ -44,11 +44,11 @@ class Point:
 
 
 def front_points(rows: Sequence[Row]) -> tuple[list[Point], list[Row]]:
-    """The rows that can be drawn, and those that cannot: without a robust mAP, or of another kind of figure."""
+    """The rows that can be drawn, the fastest first, and those without a robust mAP or of another kind of figure."""
     kinds = {row.get("kind") for row in rows if row.get("map_pgd") is not None}
     kind = next((kind for kind in _KINDS if kind in kinds), None)
     drawn = [row for row in rows if row.get("map_pgd") is not None and row.get("kind") == kind]
-    points = [Point(row, _cost(row), float(row["map_pgd"])) for row in drawn]
+    points = sorted((Point(row, _cost(row), float(row["map_pgd"])) for row in drawn), key=lambda one: one.cost)
     return points, [row for row in rows if not any(row is point.row for point in points)]
 
 

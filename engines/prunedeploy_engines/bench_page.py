@@ -14,10 +14,10 @@ from prunedeploy_engines.bench_svg import escaped, number_text
 LATENCY, FRONT = "latency.svg", "robust-map.svg"
 
 _STYLE = """
-body { margin: 2rem auto; padding: 0 1rem; max-width: 70rem; color: #1b1f24; background: #fff;
+body { margin: 2rem auto; padding: 0 1rem; max-width: 84rem; color: #1b1f24; background: #fff;
   font: 15px/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-svg { width: 100%; height: auto; } figure { margin: 1.5rem 0; }
+svg { width: 100%; height: auto; } figure { margin: 1.5rem 0; max-width: 66rem; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
 th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #e3e7ec; white-space: nowrap; }
 td.number { text-align: right; font-variant-numeric: tabular-nums; } .soft { color: #5a6472; }
