@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -95,7 +96,7 @@ def test_wheel_states_the_version_and_keeps_the_device_light(wheel: Path) -> Non
         if "extra ==" not in requirement
     }
     assert base == {"numpy", "pillow", "click", "pydantic", "pyyaml", "rich"}
-    assert {"cpu", "gpu", "rtx", "train", "dev"} <= set(metadata.get_all("Provides-Extra", []))
+    assert {"cpu", "gpu", "openvino", "rtx", "train", "dev"} <= set(metadata.get_all("Provides-Extra", []))
     assert "prunedeploy = prunedeploy.cli:main" in entry_points
 
 
@@ -115,6 +116,54 @@ def test_unpacked_wheel_finds_its_own_files(wheel: Path, tmp_path: Path) -> None
     found = Path(printed.stdout.strip())
     assert found == site / "prunedeploy" / "configs" / "darknet" / "yolov3-slim.cfg"
     assert found.read_bytes() == (REPOSITORY / "configs" / "darknet" / "yolov3-slim.cfg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def wheel_index(wheel: Path) -> Path:
+    """Skips where no package index answers: what pip would choose is only known there."""
+    name = "click"  # small, without requirements, and one of ours
+    asked = resolve_for_aarch64([name], wheel.parent, "3.11")
+    if asked.returncode != 0:
+        pytest.skip(f"pip finds no {name} here, so no package index is reachable")
+    return wheel
+
+
+def resolve_for_aarch64(requirements: list[str], folder: Path, python: str) -> subprocess.CompletedProcess[str]:
+    """Let pip choose wheels for 64-bit Arm with glibc 2.35, which is Ubuntu 22.04; nothing is installed.
+
+    Args:
+        requirements: As for ``pip install``.
+        folder: Where pip would install to.
+        python: E.g. ``"3.11"``.
+    """
+    tags = ["manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in range(35, 17, -1))]
+    flags = ["--dry-run", "--ignore-installed", "--only-binary=:all:", "--quiet", "--report", "-", "--retries", "1"]
+    for tag in tags:
+        flags += ["--platform", tag]
+    flags += ["--implementation", "cp", "--python-version", python, "--abi", f"cp{python.replace('.', '')}"]
+    command = [sys.executable, "-m", "pip", "install", *flags, "--target", str(folder / "nothing"), *requirements]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
+
+@pytest.mark.parametrize(
+    ("extras", "python", "brings"),
+    [
+        ("", "3.10", {"numpy", "pillow", "click", "pydantic", "pyyaml", "rich"}),  # JetPack 6
+        ("[cpu]", "3.11", {"onnxruntime"}),  # Raspberry Pi OS 12
+        ("[cpu,openvino]", "3.13", {"onnxruntime", "openvino"}),
+    ],
+)
+def test_wheel_resolves_for_64_bit_arm_without_the_training_side(
+    wheel_index: Path, extras: str, python: str, brings: set[str]
+) -> None:
+    done = resolve_for_aarch64([f"prunedeploy{extras} @ {wheel_index.as_uri()}"], wheel_index.parent, python)
+    assert done.returncode == 0, done.stderr
+    chosen = {entry["metadata"]["name"].lower() for entry in json.loads(done.stdout)["install"]}
+    assert brings | {"prunedeploy"} <= chosen
+    assert not {"torch", "onnx", "captum", "pycocotools", "scipy", "matplotlib"} & chosen
+    if "openvino" not in extras:
+        assert "openvino" not in chosen
+    assert not (wheel_index.parent / "nothing").exists()
 
 
 def test_checkout_finds_its_configs_with_and_without_suffix() -> None:
