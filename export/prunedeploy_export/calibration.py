@@ -129,12 +129,12 @@ def choose_range(
         levels: Steps between the ends.
         symmetric: The range is the same on both sides of 0.
         negative_slope: Of the activation behind the tensor, if that is a rectifier: errors of negative
-            values count by its square. 1 if there is none.
+            values count by its square, and where it is 0 they are not kept at all. 1 if there is none.
 
     Raises:
         ValueError: No such method.
     """
-    low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+    low, high = min(histogram.low, 0.0) if negative_slope else 0.0, max(histogram.high, 0.0)
     if method == "percentile":
         low, high = _percentile_range(histogram, low, high)
     if symmetric:
