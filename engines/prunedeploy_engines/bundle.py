@@ -278,7 +278,8 @@ def _fitting(targets: Mapping[str, str | None], target: str | None, default: str
         return list(targets)
     wanted = target or default
     exact = [name for name, made_for in targets.items() if made_for == wanted]
-    return exact or [name for name, made_for in targets.items() if made_for is None or target is None]
+    for_any = [name for name, made_for in targets.items() if made_for is None]
+    return exact or for_any or ([] if target else list(targets))
 
 
 def write_bundle(

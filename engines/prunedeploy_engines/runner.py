@@ -161,8 +161,8 @@ def check_uint8_images(images: Images, input_size: tuple[int, int]) -> None:
 
 
 def to_uint8_input(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """``(N, 3, H, W)`` float32 in [0, 1] to ``(N, H, W, 3)`` uint8, rounded to the nearest of 256 values."""
-    rounded = np.rint(images * np.float32(255)).clip(0, 255).astype(np.uint8)
+    """``(N, 3, H, W)`` float32 in [0, 1] to ``(N, H, W, 3)`` uint8, rounded to the nearest of 256 values; NaN to 0."""
+    rounded = np.fmin(np.fmax(np.rint(images * np.float32(255)), 0), 255).astype(np.uint8)
     return np.ascontiguousarray(rounded.transpose(0, 2, 3, 1))
 
 
@@ -180,7 +180,7 @@ def boxes_and_scores(
         Boxes ``(N, K, 4)`` and scores ``(N, K, C)``, 0 but for each detection's own class.
 
     Raises:
-        ValueError: Other shapes (they are printed), or a class id outside [0, C).
+        ValueError: Other shapes (they are printed), or a number or a class id outside its range.
     """
     detections, counts = np.asarray(detections, np.float32), np.asarray(num_detections)
     if detections.ndim != 3 or detections.shape[2] != DETECTION_COLUMNS or counts.shape != detections.shape[:1]:
@@ -188,8 +188,11 @@ def boxes_and_scores(
             f"the network must give detections (N, K, 6) and num_detections (N,), "
             f"got {detections.shape} and {counts.shape}"
         )
+    length = detections.shape[1]
+    if len(counts) and not 0 <= counts.min() <= counts.max() <= length:
+        raise ValueError(f"num_detections must be in [0, {length}], got {counts.min()} to {counts.max()}")
     scores = np.zeros((*detections.shape[:2], classes), np.float32)
-    filled = np.arange(detections.shape[1]) < counts[:, None]  # (N, K)
+    filled = np.arange(length) < counts[:, None]  # (N, K)
     image, row = np.nonzero(filled)
     class_ids = detections[image, row, 5].astype(np.int64)
     if len(class_ids) and not 0 <= class_ids.min() <= class_ids.max() < classes:

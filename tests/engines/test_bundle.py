@@ -5,6 +5,7 @@ import multiprocessing
 import re
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from detector_variants import save_nms_detector, save_uint8_detector
 from prunedeploy_engines import Bundle, load_bundle
 from prunedeploy_engines.bundle import BundleFile, write_bundle
 from prunedeploy_engines.errors import BundleError, ConfigError, DataError
@@ -273,6 +275,139 @@ def test_model_with_another_input_size_is_refused(tmp_path: Path) -> None:
     bundle = write(tmp_path / "bundle", input={"height": 64, "width": 48})
     with pytest.raises(BundleError, match=r"\(32, 48\).*\(64, 48\)"):
         bundle.runner()
+
+
+GPU_INT8, CPU_INT8 = "model.int8.gpu.onnx", "model.int8.onnx"
+
+
+def every_precision(folder: Path) -> Bundle:
+    """A bundle with files of all precisions and engines for two GPUs; their content is the tiny detector's."""
+    write(folder)
+    model = (folder / "model.onnx").read_bytes()
+    return load_bundle(folder).add_files(
+        {
+            "model.fp16.onnx": BundleFile(model, "onnx", "fp16"),
+            CPU_INT8: BundleFile(model, "onnx", "int8", "cpu"),
+            GPU_INT8: BundleFile(model, "onnx", "int8", "gpu"),
+            "engines/sm86/model.plan": BundleFile(b"86", "engine", "fp32", "sm86"),
+            "engines/sm89/model.plan": BundleFile(b"89", "engine", "fp32", "sm89"),
+            "engines/sm86/model.int8.plan": BundleFile(b"int8", "engine", "int8", "sm86"),
+            "engines/sm86/model.plan.json": BundleFile(b"{}", "metadata", "fp32", "sm86"),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("precision", "target", "name"),
+    [
+        ("fp32", None, "model.onnx"),
+        ("fp32", "cpu", "model.onnx"),
+        ("fp32", "gpu", "model.onnx"),
+        ("fp16", None, "model.fp16.onnx"),
+        ("fp16", "gpu", "model.fp16.onnx"),
+        ("int8", None, CPU_INT8),
+        ("int8", "cpu", CPU_INT8),
+        ("int8", "gpu", GPU_INT8),
+    ],
+)
+def test_file_is_found_by_precision_and_target(
+    tmp_path: Path, precision: str, target: str | None, name: str
+) -> None:
+    bundle = every_precision(tmp_path / "bundle")
+    assert bundle.model_path(precision, target) == tmp_path / "bundle" / name
+
+
+def test_only_file_of_a_precision_is_taken_unless_it_is_for_something_else(folder: Path) -> None:
+    model = (folder / "model.onnx").read_bytes()
+    bundle = load_bundle(folder).add_files({GPU_INT8: BundleFile(model, "onnx", "int8", "gpu")})
+    assert bundle.model_path("int8") == folder / GPU_INT8
+    with pytest.raises(BundleError, match=r"no onnx of precision int8 for cpu; it has: .*model\.int8\.gpu\.onnx"):
+        bundle.model_path("int8", "cpu")
+    with pytest.raises(BundleError, match="no onnx of precision int8 for cpu"):
+        bundle.runner(precision="int8")
+
+
+def test_two_files_that_serve_are_an_error_that_names_them(folder: Path) -> None:
+    model = (folder / "model.onnx").read_bytes()
+    bundle = load_bundle(folder).add_files({"second.onnx": BundleFile(model, "onnx", "fp32")})
+    with pytest.raises(BundleError, match=r"several onnx of precision fp32; it has: model\.onnx.*second\.onnx"):
+        bundle.model_path()
+
+
+def test_file_for_a_target_goes_before_one_for_none(folder: Path) -> None:
+    model = (folder / "model.onnx").read_bytes()
+    bundle = load_bundle(folder).add_files({"model.gpu.onnx": BundleFile(model, "onnx", "fp32", "gpu")})
+    assert bundle.model_path("fp32", "gpu").name == "model.gpu.onnx"
+    assert bundle.model_path("fp32", "cpu").name == "model.onnx"
+    assert bundle.model_path("fp32").name == "model.onnx"
+
+
+def test_engine_is_found_by_precision_and_target(tmp_path: Path) -> None:
+    bundle = every_precision(tmp_path / "bundle")
+    assert bundle.engine_path("fp32", "sm89").read_bytes() == b"89"
+    assert bundle.engine_path("int8").read_bytes() == b"int8"
+    with pytest.raises(BundleError, match="several engine of precision fp32; it has: engines/sm86"):
+        bundle.engine_path()
+    with pytest.raises(BundleError, match="no engine of precision fp32 for sm75"):
+        bundle.engine_path("fp32", "sm75")
+    with pytest.raises(BundleError, match="no engine of precision fp16 for sm86"):
+        bundle.engine_path("fp16", "sm86")
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"precision": "int8"}, CPU_INT8),
+        ({"precision": "int8", "target": "gpu"}, GPU_INT8),
+        ({"precision": "int8", "providers": ("cuda", "cpu")}, GPU_INT8),
+        ({"precision": "int8", "providers": ("cuda", "cpu"), "target": "cpu"}, CPU_INT8),
+        ({"precision": "int8", "runtime": "openvino"}, CPU_INT8),
+        ({"precision": "fp16", "providers": ("tensorrt",)}, "model.fp16.onnx"),
+        ({"runtime": "tensorrt", "target": "sm89"}, "engines/sm89/model.plan"),
+        ({"runtime": "tensorrt", "precision": "int8"}, "engines/sm86/model.int8.plan"),
+    ],
+)
+def test_runner_opens_the_file_that_fits_the_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], name: str
+) -> None:
+    # Most of these runtimes need a GPU to open anything, so what is watched is which file they were to open.
+    bundle = every_precision(tmp_path / "bundle")
+
+    def opened(path: Path, runtime: str, **_: Any) -> None:
+        raise LookupError(f"{runtime} {path.relative_to(bundle.path).as_posix()}")
+
+    monkeypatch.setattr("prunedeploy_engines.runtimes.open_runner", opened)
+    with pytest.raises(LookupError) as caught:
+        bundle.runner(**settings)
+    assert caught.value.args == (f"{settings.get('runtime', 'onnxruntime')} {name}",)
+
+
+def test_refused_model_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
+
+    closed = []
+    monkeypatch.setattr(OnnxRuntimeRunner, "_release", lambda runner: closed.append(runner))
+    with pytest.raises(BundleError):
+        write(tmp_path / "bundle", input={"height": 64, "width": 48}).runner()
+    assert len(closed) == 1
+
+
+@pytest.mark.parametrize("save", [save_uint8_detector, save_nms_detector])
+def test_detect_finds_the_same_with_uint8_images_and_with_suppression_in_the_graph(
+    tmp_path: Path, save: Callable[[Path], Path]
+) -> None:
+    with write(tmp_path / "plain") as plain:
+        expected = plain.detect(photo())
+    model = BundleFile(save(tmp_path / "variant.onnx"), "onnx", "fp32")
+    fields = {"class_names": CLASS_NAMES, "input": {"height": 32, "width": 48}}
+    bundle = write_bundle(tmp_path / "b", {"model.onnx": model}, thresholds={"score": 0.9, "iou": 0.45}, **fields)
+    with bundle, bundle.runner() as runner:
+        assert runner.uint8_input == (save is save_uint8_detector)
+        for found in (bundle.detect(photo()), bundle.detect(photo(), runner=runner)):
+            assert found.to_rows() == [
+                {**row, "score": pytest.approx(row["score"], abs=1e-6)} for row in expected.to_rows()
+            ]
+        assert len(bundle.detect(photo(), score_threshold=0.999)) == 0
 
 
 def photo() -> np.ndarray:
