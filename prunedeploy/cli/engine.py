@@ -25,6 +25,7 @@ from prunedeploy.cli.output import (
 )
 
 if TYPE_CHECKING:
+    from prunedeploy.cli.model_source import ModelSource
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.engine_from_onnx import EngineFile
 
@@ -107,7 +108,11 @@ class BuildOptions:
     metavar="FILE",
     help="Take measured times from this file and add to it: the next build is faster. Full TensorRT only.",
 )
-@click.option("--sparse", is_flag=True, help="Ask for 2:4 sparse kernels; TensorRT does not say if it used any.")
+@click.option(
+    "--sparse/--no-sparse",
+    default=None,
+    help="Ask for 2:4 sparse kernels; TensorRT does not say if it used any. Default: if the bundle was pruned so.",
+)
 @click.option("--tf32", is_flag=True, help="Let fp32 layers round factors to 10 bits, as TensorRT does by itself.")
 @click.option(
     "--out",
@@ -125,7 +130,7 @@ def command(
     workspace: int | None,
     optimization_level: int | None,
     timing_cache: Path | None,
-    sparse: bool,
+    sparse: bool | None,
     tf32: bool,
     out: Path | None,
     as_json: bool,
@@ -146,10 +151,11 @@ def command(
     targets = comma_list(target, "--target")
     wanted = None if precision is None else comma_list(precision, "--precision", PRECISIONS)
     workspace_bytes = None if workspace is None else workspace * MIB
-    options = BuildOptions(
-        library, whole_numbers_in_order(batch), workspace_bytes, optimization_level, sparse, tf32, timing_cache
-    )
+    sizes = whole_numbers_in_order(batch)
     source = find_model(model)
+    options = BuildOptions(
+        library, sizes, workspace_bytes, optimization_level, _is_sparse(source, sparse), tf32, timing_cache
+    )
     if source.onnx is not None and wanted is not None and len(wanted) > 1:
         raise ConfigError("is several, and a file has one precision", "--precision", "name one")
     if source.bundle is None and source.onnx is None:
@@ -185,6 +191,14 @@ def command(
         for engine in built
     ]
     print_table(["engine", "target", "library", "precision", "convolutions", "size", ""], rows, left=3)
+
+
+def _is_sparse(source: ModelSource, given: bool | None) -> bool:
+    """What was asked for, or else what the bundle's pruning record says."""
+    if given is not None or source.bundle is None:
+        return bool(given)
+    record = source.load_bundle().manifest.pruning
+    return bool(record is not None and (record.model_extra or {}).get("sparse_weights"))
 
 
 def whole_numbers_in_order(text: str) -> tuple[int, int, int]:
