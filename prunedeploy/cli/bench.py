@@ -198,7 +198,8 @@ def _checked_bound(scenario: str, bound: float | None, queries: int) -> float | 
 
 
 def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort) -> dict[str, Any]:
-    from prunedeploy.cli.bench_rows import find_subjects, plan_rows
+    from prunedeploy.cli.bench_models import find_subjects
+    from prunedeploy.cli.bench_rows import plan_rows
     from prunedeploy.cli.bench_run import run_plan, steps
     from prunedeploy_engines.bench_images import load_images
 
