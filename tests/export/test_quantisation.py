@@ -277,6 +277,18 @@ def test_filter_that_training_has_killed_still_gives_its_bias(size, activations)
         assert np.abs(integer[:, 1:] - exact[:, 1:]).max() < 0.51 * step
 
 
+@pytest.mark.parametrize("low", [-0.1, -0.499, -0.501, -1.0, -254.4, -254.6])
+def test_zero_point_is_the_nearest_step(low):
+    # Of steps of 1: the lowest value that is kept lies at most half a step beside what was asked for.
+    weight, bias, images = layer(0)
+    model = one_convolution(weight, bias)
+    asked = Range(low, low + 255)
+    constants = constants_of(quantise(model, plan_quantisation(model, "uint8"), {"images": asked, "conv": asked}))
+    assert constants["images/scale"] == pytest.approx(1)
+    assert constants["images/zero_point"] == round(-low)
+    assert constants["images/zero_point"].dtype == np.uint8
+
+
 def test_scale_of_weights_is_their_largest_by_127():
     weight = np.array([[[[0.5]], [[-2.54]]], [[[0.0]], [[0.0]]], [[[1e-44]], [[0.0]]]])
     np.testing.assert_allclose(weight_scales(weight), [0.02, 1, 1])
