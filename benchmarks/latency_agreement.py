@@ -131,6 +131,8 @@ def main() -> None:
                 for name in subjects:
                     files = [paths[name], *(path for other, path in paths.items() if other != name)]
                     keep(name, "one process, in turn", bare(files, threads, seconds))
+            medians = {f"{name} {arm}": round(median(runs[-1]), 2) for (name, arm), runs in times.items()}
+            print(f"cycle {cycle + 1} of {arguments.cycles}: {medians}", file=sys.stderr, flush=True)
     arms = ["alone", "among", *(["one process, in turn"] if arguments.trap else [])]
     print(f"{'':12} {'':22} {'p50 ms':>8} {'/ bare':>7}   95 % interval     each cycle")
     for name in subjects:
