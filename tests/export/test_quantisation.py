@@ -280,7 +280,7 @@ def test_filter_that_training_has_killed_still_gives_its_bias(size, activations)
 @pytest.mark.parametrize("low", [-0.1, -0.499, -0.501, -1.0, -254.4, -254.6])
 def test_zero_point_is_the_nearest_step(low):
     # Of steps of 1: the lowest value that is kept lies at most half a step beside what was asked for.
-    weight, bias, images = layer(0)
+    weight, bias, _ = layer(0)
     model = one_convolution(weight, bias)
     asked = Range(low, low + 255)
     constants = constants_of(quantise(model, plan_quantisation(model, "uint8"), {"images": asked, "conv": asked}))
