@@ -183,9 +183,9 @@ def test_unknown_resource_is_one_line_that_names_the_known_ones() -> None:
         asset_path("no-such-file.npz")
 
 
-def readme_commands() -> list[list[str]]:
-    """Every `prunedeploy ...` and `make ...` in the README's code blocks and inline code, as words."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def documented_commands(page: Path) -> list[list[str]]:
+    """Every `prunedeploy ...` and `make ...` in a page's code blocks and inline code, as words."""
+    text = page.read_text(encoding="utf-8")
     fenced = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     outside = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     lines = [line for block in fenced for line in block.replace("\\\n", " ").splitlines()]
@@ -203,16 +203,16 @@ def known_flags(command: click.Command) -> set[str]:
     }
 
 
-def test_readme_commands_exist_with_their_options() -> None:
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_documented_commands_exist_with_their_options(page: Path) -> None:
     from prunedeploy.cli import cli
 
-    commands = readme_commands()
-    assert ["make", "demo"] in commands
-    assert ["make", "test"] in commands
-    targets = set(
-        re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    )
-    for program, *words in commands:
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z]+):", makefile, flags=re.MULTILINE))
+    for program, *words in documented_commands(page):
         if program == "make":
             assert {word for word in words if "=" not in word} <= targets, f"make {' '.join(words)}"
             continue
@@ -225,3 +225,20 @@ def test_readme_commands_exist_with_their_options() -> None:
                 inner = command.get_command(click.Context(command), word)
                 assert inner is not None, f"prunedeploy {' '.join(words)}: there is no command {word!r}"
                 command = inner
+
+
+def test_pages_show_the_commands_that_people_start_with() -> None:
+    readme = documented_commands(REPOSITORY / "README.md")
+    assert ["make", "demo"] in readme
+    assert ["make", "test"] in readme
+    for guide in ("jetson", "raspberry-pi", "runtimes-and-precision"):
+        commands = {words[1] for words in documented_commands(REPOSITORY / "docs" / "guides" / f"{guide}.md")}
+        assert {"build", "detect", "bench"} <= commands, guide
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    for link in links:
+        if not re.match(r"[a-z]+:", link):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"

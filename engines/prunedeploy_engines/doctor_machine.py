@@ -140,7 +140,8 @@ def state_finding(state: Mapping[str, Any], cpus: int | None = None) -> Finding:
     if mode:
         told.append(f"power mode {mode}")
         if not mode.upper().startswith("MAXN"):
-            advice.append("sudo nvpmodel -m 0 and sudo jetson_clocks while measuring")
+            numbers = "/etc/nvpmodel.conf has the numbers"
+            advice.append(f"while measuring: sudo nvpmodel -m with the fastest mode ({numbers}), sudo jetson_clocks")
     governors = state.get("governors") or []
     if governors:
         told.append(f"governor {', '.join(governors)}")

@@ -290,7 +290,7 @@ def test_state_of_a_quiet_machine_needs_no_advice():
     ("state", "told", "advice"),
     [
         ({"governors": ["powersave"]}, "governor powersave", "use performance while measuring"),
-        ({"power_mode": "15W", "governors": ["schedutil"]}, "power mode 15W", "sudo nvpmodel -m 0"),
+        ({"power_mode": "15W", "governors": ["schedutil"]}, "power mode 15W", "sudo jetson_clocks"),
         (
             {"governors": ["ondemand"], "throttled": {"now": ["under-voltage"], "since_start": ["under-voltage"]}},
             "slowed down now: under-voltage",
