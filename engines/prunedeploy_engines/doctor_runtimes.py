@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy_engines.doctor_finding import Finding, install
+from prunedeploy_engines.doctor_machine import is_jetson
 from prunedeploy_engines.errors import RuntimeUnavailableError
 from prunedeploy_engines.onnxruntime_session import import_onnxruntime
 from prunedeploy_engines.openvino_library import clean, import_openvino
@@ -54,11 +55,12 @@ def onnxruntime_finding() -> Finding:
     listed = list(ort.get_available_providers())
     usable = [provider for provider in listed if provider_runs(ort, provider)]
     libraries = Path(str(ort.__file__)).parent / "capi"
-    return providers_finding(ort.__version__, listed, usable, cuda_driver_problem() is None, libraries)
+    gpu_is_here = cuda_driver_problem() is None
+    return providers_finding(ort.__version__, listed, usable, gpu_is_here, libraries, jetson=is_jetson())
 
 
 def providers_finding(
-    version: str, listed: list[str], usable: list[str], gpu_is_here: bool, libraries: Path
+    version: str, listed: list[str], usable: list[str], gpu_is_here: bool, libraries: Path, *, jetson: bool = False
 ) -> Finding:
     """Judge what ran.
 
@@ -68,6 +70,7 @@ def providers_finding(
         usable: Those that ran a model.
         gpu_is_here: With a driver that starts.
         libraries: Folder of its shared libraries, to see what a GPU provider misses.
+        jetson: The GPU is a Jetson's, for which the builds with GPU providers are not made.
     """
     unusable = [provider for provider in listed if provider not in usable]
     detail = f"{version}: runs bundles on {', '.join(map(_short, usable)) or 'nothing'}"
@@ -82,7 +85,7 @@ def providers_finding(
         names = sorted({name for provider in broken for name in missing_libraries(libraries, provider)})
         what = f"the libraries they miss: {', '.join(names)}" if names else "CUDA and cuDNN of its version"
         return Finding("onnxruntime", "limited", detail, f"install {what}, or use TensorRT")
-    if gpu_is_here and not any(_short(provider) in _GPU for provider in listed):
+    if gpu_is_here and not jetson and not any(_short(provider) in _GPU for provider in listed):
         advice = f"for the GPU: pip uninstall onnxruntime, then {install('gpu')}"
         return Finding("onnxruntime", "limited", f"{detail}; this build has no provider for the GPU", advice)
     return Finding("onnxruntime", "ok", detail)

@@ -24,6 +24,7 @@ from prunedeploy_engines.tensorrt_library import (
 from prunedeploy_engines.tensorrt_plan import tensorrt_unavailable_reason
 
 FROM_JETPACK = "TensorRT comes with JetPack, not from pip: sudo apt install nvidia-jetpack"
+AS_CUDA_PYTHON_SAYS = "install what is missing, as the line cuda-python says"
 
 
 def tensorrt_finding() -> Finding:
@@ -37,6 +38,8 @@ def tensorrt_finding() -> Finding:
         newer = "flash JetPack 6.1 or later" if is_jetson() else install(EXTRAS[name])
         return Finding(name, "limited", problem, newer)
     reason = tensorrt_unavailable_reason(name)
+    if reason is not None and cuda_driver_problem() is None:
+        return Finding(name, "limited", f"{version}: cannot run engines: {reason}", AS_CUDA_PYTHON_SAYS)
     if reason is not None:
         detail = f"{version}: neither builds nor runs engines here: {reason}"
         return Finding(name, "limited", detail, "use it on a device with an NVIDIA GPU, or tensorrt-rtx here")
@@ -92,6 +95,8 @@ def tensorrt_rtx_finding() -> Finding:
     reason = tensorrt_unavailable_reason(name)
     if reason is not None:
         advice = "copy the bundle to a machine with one of these GPUs to run its engines"
+        if cuda_driver_problem() is None:
+            advice = AS_CUDA_PYTHON_SAYS
         return Finding("tensorrt-rtx", "limited", f"{builds}, cannot run them here: {reason}", advice)
     device = cuda_device()
     if device is not None and device.target not in rtx_targets():

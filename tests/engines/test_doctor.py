@@ -143,6 +143,24 @@ def test_onnxruntime_is_judged_by_what_ran_and_by_the_gpu(listed, usable, gpu, s
     assert found.detail.startswith(f"1.99: runs bundles on {', '.join(usable) or 'nothing'}")
 
 
+def test_onnxruntime_on_a_jetson_is_not_told_to_take_a_servers_build(tmp_path):
+    cpu = ["CPUExecutionProvider"]
+    assert doctor_runtimes.providers_finding("1.99", cpu, cpu, True, tmp_path, jetson=True).status == "ok"
+    assert doctor_runtimes.providers_finding("1.99", cpu, cpu, True, tmp_path).status == "limited"
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt_rtx"])
+def test_tensorrt_beside_a_gpu_but_without_cuda_python_points_at_it(monkeypatch, name):
+    monkeypatch.setattr(doctor_tensorrt, "installed_version", lambda name: "10.3.0" if name == "tensorrt" else "1.7.1")
+    monkeypatch.setattr(doctor_tensorrt, "load_library", lambda name: None)
+    monkeypatch.setattr(doctor_tensorrt, "cuda_driver_problem", lambda: None)
+    monkeypatch.setattr(doctor_tensorrt, "tensorrt_unavailable_reason", lambda name: "cuda-python is not installed")
+    found = getattr(doctor_tensorrt, f"{name}_finding")()
+    assert found.status == "limited"
+    assert "cuda-python is not installed" in found.detail
+    assert found.advice == "install what is missing, as the line cuda-python says"
+
+
 @pytest.mark.skipif(shutil.which("ldd") is None, reason="needs ldd")
 def test_libraries_that_a_provider_misses_are_named(tmp_path):
     content = Path(np._core._multiarray_umath.__file__).read_bytes()
