@@ -33,7 +33,7 @@ def accuracy_of(metrics: Mapping[str, Any], *, precision: str, runtime: str, fil
         return {
             "map_clean": _number(best.get("map_clean")),
             "map_pgd": _number(best.get("map_pgd_transfer")),
-            "map_pgd_interval": _interval(best, "map_pgd_transfer"),
+            "map_pgd_interval": _interval(best, "map_pgd_transfer") or _interval(best, "map_pgd"),
             "map_source": f"{best.get('runtime')} {precision}, images attacked on the fp32 network",
         }
     if precision != "fp32" or _number(metrics.get("map_clean")) is None:

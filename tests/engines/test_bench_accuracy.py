@@ -44,6 +44,13 @@ def test_the_interval_comes_with_its_entry() -> None:
     assert accuracy_of(METRICS, precision="int8", runtime="onnxruntime", file=None)["map_pgd_interval"] is None
 
 
+@pytest.mark.parametrize("key", ["map_pgd_transfer", "map_pgd"])
+def test_an_entry_may_call_its_interval_by_either_name(key: str) -> None:
+    entry = {"precision": "int8", "map_clean": 0.5, "map_pgd_transfer": 0.4, "intervals": {key: [0.3, 0.5]}}
+    found = accuracy_of({"engines": [entry]}, precision="int8", runtime="onnxruntime", file=None)
+    assert found["map_pgd_interval"] == [0.3, 0.5]
+
+
 def test_an_fp32_row_without_an_entry_has_that_of_the_network() -> None:
     found = accuracy_of(METRICS, precision="fp32", runtime="onnxruntime", file="model.onnx")
     assert (found["map_clean"], found["map_pgd"], found["map_pgd_interval"]) == (0.6, 0.40, [0.38, 0.42])
