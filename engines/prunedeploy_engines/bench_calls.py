@@ -76,8 +76,14 @@ def open_spec_runner(spec: dict[str, Any]) -> Runner:
         return runner
     from prunedeploy_engines.runtimes import open_runner
 
-    options = {key: spec[key] for key in ("providers", "inference_precision") if spec[key] is not None}
-    return open_runner(spec["path"], spec["runtime"], threads=spec["threads"], **options)
+    options = {} if spec["providers"] is None else {"providers": spec["providers"]}
+    return open_runner(
+        spec["path"],
+        spec["runtime"],
+        threads=spec["threads"],
+        inference_precision=spec["inference_precision"],  # None is a choice: OpenVINO's own
+        **options,
+    )
 
 
 def prepare(images: ImageList, runner: Runner, bundle: Bundle | None) -> Images:

@@ -35,7 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "precision": "fp32",
     "threads": None,
     "providers": None,
-    "inference_precision": None,
+    "inference_precision": "f32",
     "batch": 1,
     "images": None,
     "kind": "host",
@@ -113,7 +113,8 @@ def bench_models(
               ``on`` (``"onnxruntime"``) on a MatMul of ``size`` x ``size`` (1024) in ``precision`` fp32 or int8; its
               ``describe`` has the ``macs`` of a call
             - ``threads``: of one operator, None is one per physical core; ``providers``: of ONNX Runtime;
-              ``inference_precision``: of OpenVINO
+              ``inference_precision``: of OpenVINO (``"f32"``), None lets
+              it choose
             - ``batch``: images per call (1)
             - ``images``: what `bench_images.load_images` reads, used in turn; without it random pixels from
               ``seed``
