@@ -17,7 +17,18 @@ from prunedeploy_engines.bench_row_names import (
     row_labels,
     shape_of,
 )
-from prunedeploy_engines.bench_svg import GRID, INK, SOFT, Axis, Drawing, number_text, padded, shortened, text_width
+from prunedeploy_engines.bench_svg import (
+    GRID,
+    INK,
+    PAPER,
+    SOFT,
+    Axis,
+    Drawing,
+    number_text,
+    padded,
+    shortened,
+    text_width,
+)
 
 WIDTH = 1000.0
 
@@ -80,7 +91,7 @@ def front_picture(rows: Sequence[Row]) -> str | None:
     if not points:
         return None
     drawing = Drawing()
-    palette = palette_of([point.row for point in points])
+    palette = palette_of(rows)  # of all, so that a colour means the same in every picture
     costs, robust = [point.cost for point in points], [point.robust for point in points]
     log = max(costs) / min(costs) > _LOG_FROM
     low, high = padded(costs, log=log)
@@ -90,7 +101,8 @@ def front_picture(rows: Sequence[Row]) -> str | None:
     server = bool(points[0].row.get("server"))
     _frame(drawing, points, x_axis, y_axis, "milliseconds per query at its highest rate" if server else None)
     groups = {name: [p for p in points if str(p.row.get(palette.key)) == name] for name in palette.colours}
-    fronts = [pareto_front(group) for group in groups.values()] if palette.key == "device" else [pareto_front(points)]
+    apart = palette.key == "device"
+    fronts = [pareto_front(group) for group in groups.values() if group] if apart else [pareto_front(points)]
     for front in fronts:
         colour = palette.colour(front[0].row) if len(fronts) > 1 else SOFT
         _draw_front(drawing, front, x_axis, y_axis, colour)
@@ -201,17 +213,21 @@ def _draw_labels(
     names = [shortened(name, 300, _SIZE) for name in names]
     sizes = [(text_width(name, _SIZE), _SIZE + 2) for name in names]
     area = Box(x_axis.start + 2, y_axis.end - 8, x_axis.end - 2, y_axis.start - 2)
-    for name, (x, y), box in zip(names, spots, place_labels(spots, sizes, area, lines), strict=True):
+    boxes = place_labels(spots, sizes, area, lines)
+    for (x, y), box in zip(spots, boxes, strict=True):
         near_x, near_y = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
         if abs(near_x - x) + abs(near_y - y) > 16:
             drawing.line(x, y, near_x, near_y, SOFT, 0.7)
+    for name, box in zip(names, boxes, strict=True):
+        drawing.rect(box.left - 1, box.top + 1, box.right - box.left + 1, box.bottom - box.top - 2, PAPER, opacity=0.8)
         drawing.text(box.left, box.bottom - 3.5, name, size=_SIZE, colour=INK)
 
 
 def _legend(drawing: Drawing, points: Sequence[Point], palette: Palette, beaten: bool, y: float) -> float:
     entries: list[tuple[str, str, str, bool]] = []
-    if len(palette.colours) > 1:
-        entries += [(name, "circle", colour, True) for name, colour in palette.colours.items()]
+    drawn = {str(point.row.get(palette.key)) for point in points}
+    if len(drawn) > 1:
+        entries += [(name, "circle", colour, True) for name, colour in palette.colours.items() if name in drawn]
     shapes = {shape_of(point.row): precision_in_words(point.row).partition(" ")[0] for point in points}
     for shape in (*SHAPES.values(), OTHER_SHAPE):
         if shape in shapes:
