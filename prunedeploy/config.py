@@ -371,7 +371,7 @@ class ExportConfig(GatesConfig):
         int8: How it is made, and its gates.
     """
 
-    opset: Annotated[int, Field(ge=13)] = 17
+    opset: Annotated[int, Field(ge=17)] = 17
     precisions: Precisions = ("fp32",)
     uint8_input: bool = False
     nms: bool = False

@@ -248,7 +248,7 @@ def _artefact_stage(
     inputs = {"model": model.digest, "export": export.digest, "data": context.test_key}
     if precision == "int8":
         inputs["training"] = context.training_key
-    stage = context.run("precision", 1, key, inputs, compute)
+    stage = context.run("precision", 2, key, inputs, compute)
     measured = stage.folder / (WITHOUT_NMS if nms is not None else PLAIN)
     return Artefact(precision, target, stage, stage.folder / PLAIN, measured)
 
