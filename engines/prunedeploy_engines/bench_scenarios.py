@@ -168,7 +168,8 @@ def find_rate(capacity: float, seed: int) -> Search:
     are within 3 %. The rate found must hold once more with other arrivals; while it does not, it is lowered by 3 %.
 
     Args:
-        capacity: Queries per second that are answered without a pause, about.
+        capacity: Queries per second that are answered without a pause. No higher rate is tried: above it the queue
+            grows without end, and a trial that holds is only too short to show it.
         seed: Of the arrivals; ``seed + 1`` and so on confirm.
 
     Returns:
@@ -177,12 +178,12 @@ def find_rate(capacity: float, seed: int) -> Search:
     lowest = capacity * _LOWEST_UTILISATION * (1 - 1e-9)
     held, failed = 0.0, math.inf
     rate = capacity * _FIRST_UTILISATION
-    while failed > held * _RATE_TOLERANCE and rate >= lowest:
+    while failed > held * _RATE_TOLERANCE and rate >= lowest and held < capacity:
         if (yield rate, seed).holds:
             held = rate
         else:
             failed = rate
-        between = held * 1.5 if failed == math.inf else math.sqrt(held * failed)
+        between = min(held * 1.5, capacity) if failed == math.inf else math.sqrt(held * failed)
         rate = between if held else failed / 2
     rate = held
     while rate >= lowest:

@@ -17,6 +17,8 @@ from prunedeploy_engines.process_bench import OnUnusable, Opened, opened_models
 MIN_QUERIES = 100
 """Of a trial: fewer have no 99th percentile."""
 
+_BOUNDS_OF_A_TRIAL = 10
+
 
 @dataclass(frozen=True)
 class ServerResult:
@@ -54,8 +56,9 @@ def bench_servers(
 ) -> dict[str, ServerResult]:
     """Search the highest rate of each model.
 
-    A trial lasts at least ``seconds`` and has at least ``min_queries`` queries; it holds if at most 1 % of them are
-    answered later than ``bound_ms`` after they were due.
+    A trial lasts at least ``seconds`` and ten times the bound, so that a queue that grows has the time to show it, and
+    has at least ``min_queries`` queries; it holds if at most 1 % of them are answered later than ``bound_ms`` after
+    they were due.
 
     Args:
         models: Specifications as in `process_bench.bench_models`; up to ``batch`` waiting queries are answered in
@@ -113,7 +116,8 @@ class _Run:
         if self._next is None:
             return True
         rate, seed = self._next
-        queries = max(self._min_queries, math.ceil(rate * self._seconds))
+        seconds = max(self._seconds, _BOUNDS_OF_A_TRIAL * self._bound_ms / 1000)
+        queries = max(self._min_queries, math.ceil(rate * seconds))
         answer = self._model.worker.ask(
             "trial", rate=rate, queries=queries, seed=seed, bound_ms=self._bound_ms, warm_calls=3
         )

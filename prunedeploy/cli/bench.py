@@ -92,7 +92,7 @@ SCENARIOS = ("single-stream", "offline", "server")
     default=10.0,
     show_default=True,
     metavar="S",
-    help="Timed seconds per row, at least; of a server: per trial.",
+    help="Timed seconds per row, at least; of a server: per trial, and ten times the bound.",
 )
 @click.option(
     "--min-calls",

@@ -182,7 +182,9 @@ def test_a_model_that_cannot_be_profiled_does_not_keep_the_others_from_it(tmp_pa
 
 
 @pytest.mark.parametrize(("asked", "hint"), [("f32", "f32"), (None, None)])
-def test_openvino_computes_in_what_was_asked_for_or_chooses(tmp_path: Path, asked: str | None, hint: str | None) -> None:
+def test_openvino_computes_in_what_was_asked_for_or_chooses(
+    tmp_path: Path, asked: str | None, hint: str | None
+) -> None:
     pytest.importorskip("openvino", reason="needs openvino (prunedeploy[openvino])")
     model = save_tiny_detector(tmp_path / "model.onnx")
     described = opened({"path": model, "runtime": "openvino", "inference_precision": asked}).describe
