@@ -19,7 +19,7 @@ from prunedeploy_engines.process_bench import bench_models
 
 LATENCY_IMAGES = 16
 ROUNDS = 10
-PEAK = "peak|matmul|1"
+PEAK = "peak|{runtime}|1"
 
 
 def latency_stage(
@@ -30,7 +30,8 @@ def latency_stage(
 ) -> StageResult:
     """Latency of all rows on all runtimes that run here, a process each, interleaved in rounds.
 
-    ``latency.json`` has its rows under ``<row>|<engine>|<batch>``, the engine named by `engine_key`.
+    ``latency.json`` has its rows under ``<row>|<engine>|<batch>``, the engine named by `engine_key`; under `PEAK`
+    each runtime's on a large MatMul.
     """
     settings = context.config.latency
     threads = settings.threads or context.threads
@@ -49,8 +50,9 @@ def latency_stage(
             for name, spec in _specs(models, exports, artefacts, runtimes, threads)
             if spec["runtime"] in settings.runtimes
         }
-        if any(spec.get("runtime") == "onnxruntime" for spec in specs.values()):
-            specs[PEAK] = {"runtime": "matmul", "threads": threads}
+        for runtime in runtimes:
+            if any(spec["runtime"] == runtime for spec in specs.values()):
+                specs[PEAK.format(runtime=runtime)] = {"runtime": "matmul", "on": runtime, "threads": threads}
         results = {}
         with context.progress.task("measure latency", ROUNDS * len(specs)) as advance:
             if specs:  # with nothing to measure here, it does not wait for others that measure
@@ -81,7 +83,7 @@ def latency_stage(
     }
     inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}
     return context.run(
-        "latency", 2, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
+        "latency", 3, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
     )
 
 

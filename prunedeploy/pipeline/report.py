@@ -228,7 +228,7 @@ def _method(results: Results) -> Html:
     noisy = tag(
         "p",
         "Latency rows whose coefficient of variation (CV) is above 0.1 are marked noisy; no sample is left "
-        "out. GFLOP/s are at the median, with two FLOPs per MAC; the peak is what ONNX Runtime reaches on a "
+        "out. GFLOP/s are at the median, with two FLOPs per MAC; the peak is what the same runtime reaches on a "
         "large MatMul. Intervals are percentile bootstraps over test images, for pruned : robust over the "
         "same resamples of both.",
         cls="note",

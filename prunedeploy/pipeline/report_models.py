@@ -154,7 +154,7 @@ def _latency_rows(
         shown: list[Node] = [speed if m.get("name") == "pruned" else "" for m in models]
         rows.append(_row("speed-up, original : pruned", [*shown, *empty], main=True))
     rows.append(_row("images/s", [*(_three(summary.get("images_per_s")) for summary in summaries), *empty]))
-    rows.append(_row("GFLOP/s, share of the peak", [*_gflops(results, models, summaries), *empty]))
+    rows.append(_row("GFLOP/s, share of the peak", [*_gflops(_peak(results, runtime), models, summaries), *empty]))
     rows.append(_row("calls, spread", [*(_spread(summary) for summary in summaries), *empty]))
     return rows
 
@@ -164,9 +164,16 @@ def _three(value: object) -> Html:
     return dash() if found is None else join(three_digits(found))
 
 
-def _gflops(results: Results, models: Sequence[Model], summaries: Sequence[Model]) -> list[Node]:
+def _peak(results: Results, runtime: str) -> float | None:
+    """GFLOP/s of this very runtime on a large MatMul; of another one it would say nothing."""
+    own = number(look_up(results, "latency_method", "peaks_matmul_gflops", runtime))
+    if own is None and runtime == "onnxruntime":
+        return number(look_up(results, "latency_method", "peak_matmul_gflops"))
+    return own
+
+
+def _gflops(peak: float | None, models: Sequence[Model], summaries: Sequence[Model]) -> list[Node]:
     """Achieved at the median; two FLOPs per MAC."""
-    peak = number(look_up(results, "latency_method", "peak_matmul_gflops"))
     shown: list[Node] = []
     for model, summary in zip(models, summaries, strict=True):
         macs, median, batch = (
