@@ -3,12 +3,12 @@
     python benchmarks/latency_agreement.py [--seconds 1] [--cycles 8] [--threads 2] [--subject dense] [--trap]
 
 Two arms: ``alone`` (our row, measured alone) and ``among`` (our row, measured among five other models), each between
-two runs of a bare loop (a fresh process, the onnxruntime package, nothing of ours). A machine whose clock changes every few
-seconds differs from itself by more than what is asked here; so the ratio of a cycle is ours over the mean of the two
-bare medians around it, all cycles are printed, and beside the median of all of them stands that of the cycles in which
-the two bare loops agreed within 3 %: the machine held still. The models are YOLOv3 at 416 with random weights: dense,
-pruned to 0.5, 0.75 and 0.9, YOLOv3-tiny, and YOLOv3-tiny with another seed. With ``--trap`` a third arm shows what the
-processes are for: the six sessions in one process, called in turn.
+two runs of a bare loop (a fresh process, the onnxruntime package, nothing of ours). A machine whose clock changes
+every few seconds differs from itself by more than what is asked here; so the ratio of a cycle is ours over the mean
+of the two bare medians around it, all cycles are printed, and beside the median of all of them stands that of the
+cycles in which the two bare loops agreed within 3 %: the machine held still. The models are YOLOv3 at 416 with random
+weights: dense, pruned to 0.5, 0.75 and 0.9, YOLOv3-tiny, and YOLOv3-tiny with another seed. With ``--trap`` a third
+arm shows what the processes are for: the six sessions in one process, called in turn.
 """
 
 from __future__ import annotations
