@@ -161,7 +161,7 @@ def print_results(results: Mapping[str, Any]) -> None:
     method = (results.get("pruning") or {}).get("pattern") or results.get("method")
     click.echo(f"\n{method} pruning by {results.get('scores')} scores, {ratio}")
     if speedup:
-        click.echo(f"faster than the original: {speedup} (median latency)")
+        click.echo(f"speed against the original: {speedup} (median latency)")
     engines = [_engine_cells(engine) for engine in results.get("engines") or ()]
     if len(engines) > 1:
         click.echo()
