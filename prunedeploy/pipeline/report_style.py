@@ -57,6 +57,10 @@ td.wide { color: var(--soft); min-width: 14rem; }
 small { font-weight: 400; color: var(--soft); font-size: .8em; }
 small.interval { display: block; }
 td code, .whole { white-space: nowrap; }
+th.number { white-space: normal; }
+td.wide, .remark { white-space: normal; min-width: 14em; }
+.remark { display: block; max-width: 16em; margin-left: auto; }
+td code.file { white-space: normal; overflow-wrap: anywhere; display: inline-block; min-width: 11em; }
 small.warn { color: var(--warn); }
 .unknown { color: var(--soft); cursor: help; }
 .good { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }

@@ -74,9 +74,9 @@ def engines_table(results: Results) -> Html:
         else:
             why = f"not measured here: {note or 'no reason was recorded'}"
             cells += [cell(map_cell(value, why=why)) for value in measured[:2]]
-            extra = tag("small", " p99 ", milliseconds(latency.get("p99"))) if latency else None
-            remark = tag("small", str(note), cls="interval") if note else None
-            cells.append(cell(join(milliseconds(measured[2], why), extra, noisy_flag(latency), remark)))
+            extra = tag("small", " p99 ", milliseconds(latency.get("p99")), cls="interval") if latency else None
+            remark = tag("small", str(note), cls="remark") if note else None
+            cells.append(cell(join(milliseconds(measured[2], why), noisy_flag(latency), extra, remark)))
         rows.append(tag("tr", *cells))
     if not rows:
         return tag("p", "No engine was built.", cls="note")
@@ -112,7 +112,9 @@ def _left_in_fp32(engine: Model) -> Html | None:
 
 
 def _file(engine: Model) -> Node:
-    return tag("code", str(engine["file"])) if engine.get("file") else dash("no file was written")
+    """Its name; where it lies is said on hovering, since the figures beside it are what is read."""
+    file = str(engine.get("file") or "")
+    return tag("code", file.rpartition("/")[2], title=file, cls="file") if file else dash("no file was written")
 
 
 def gates_table(results: Results) -> Html:
