@@ -134,7 +134,7 @@ class OpenVinoRunner(Runner):
         with self._lock:
             compiled, _ = self._for_batch(len(ready))
         request = compiled.create_infer_request()  # of its own: `infer` must not change its input
-        request.set_tensor(INPUT, import_openvino().Tensor(ready, shared_memory=True))
+        request.get_tensor(INPUT).data[...] = ready
 
         def run() -> None:
             try:
@@ -155,11 +155,13 @@ class OpenVinoRunner(Runner):
             return self._compile(len(ready), {"PERF_COUNT": True}), ready
 
     def _infer(self, images: npt.NDArray[Any]) -> tuple[Any, Any]:
-        ready = np.ascontiguousarray(images)
         with self._lock:
-            _, request = self._for_batch(len(ready))
+            _, request = self._for_batch(len(images))
             try:
-                request.infer({INPUT: ready}, share_inputs=True, share_outputs=True)
+                # Copied into OpenVINO's own memory: an array of ours that it shares is let go by its threads,
+                # which do not hold Python's lock.
+                request.get_tensor(INPUT).data[...] = images
+                request.infer(share_outputs=True)
             except Exception as error:  # OpenVINO raises RuntimeError for nearly everything
                 raise run_error(error, self._path) from error
             first, second = (request.get_tensor(name).data.copy() for name in self._signature.outputs)
