@@ -21,6 +21,7 @@ demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: 
 	$(BIN)/prunedeploy build --ratio $(RATIO)
 
 test: lint ## everything that must hold before a change goes in
+	PRUNEDEPLOY_TEST_OPENVINO=1 $(BIN)/python -m pytest -k openvino
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev ## style, types and the direction of imports
