@@ -284,8 +284,13 @@ def test_saved_attacked_images_give_the_same_detections_again(tmp_path, dataset,
     assert not np.array_equal(np.round(images * 255) / 255, images)  # not quantised
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["attacked.ids.npy", "attacked.npy"]
 
+    # In other batches than they were made in, to the last bit.
     one_by_one = EvaluationLoader(dataset, INPUT, batch_size=1)
-    again = detect_all(runner, attacked_batches(path, one_by_one), dataset)
+    alone = np.concatenate([batch.images.numpy() for batch in attacked_batches(path, one_by_one)])
+    assert np.array_equal(alone, images)
+    # In the same batches, since a network's last bits depend on the batch, and between two boxes that overlap by just
+    # the threshold or score alike suppression decides by them: on some CPUs there was one detection more.
+    again = detect_all(runner, attacked_batches(path, loader), dataset)
     original = result.attacked.detections
     assert len(again) == len(original)
     np.testing.assert_allclose(again.boxes_xywh, original.boxes_xywh, atol=1e-2)
