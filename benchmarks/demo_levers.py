@@ -34,13 +34,12 @@ from prunedeploy.pipeline.context import (  # noqa: E402
 )
 from prunedeploy.pipeline.model_stages import (  # noqa: E402
     finetune_stage,
-    optimise_stage,
     original_stage,
     pretrain_stage,
-    prune_stage,
-    score_stage,
 )
 from prunedeploy.pipeline.progress import make_progress  # noqa: E402
+from prunedeploy.pipeline.prune_stages import optimise_stage, prune_stage  # noqa: E402
+from prunedeploy.pipeline.score_stages import score_stage  # noqa: E402
 from prunedeploy.pipeline.store import Store  # noqa: E402
 
 VARIANTS: dict[str, tuple[str, ...]] = {

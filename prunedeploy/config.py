@@ -42,9 +42,19 @@ def _as_tuple(value: object) -> object:
     return (value,) if isinstance(value, int) else value
 
 
+def _method_by_its_granularity(value: object) -> object:
+    """Let ``weight`` and ``filter`` stand for unstructured and structured pruning."""
+    return {"weight": "unstructured", "filter": "structured"}.get(value, value) if isinstance(value, str) else value
+
+
 Precision = Literal["fp32", "fp16", "int8"]
 Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+Method = Literal["structured", "unstructured", "kernel", "nm", "hybrid"]
+Allocation = Literal["uniform", "global", "erk", "latency"]
 Target = Annotated[str, Field(pattern=r"^(cpu|sm\d{2,3})$")]
+ScoreName = Literal[
+    "scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input"
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -199,14 +209,45 @@ class PretrainConfig(TrainingConfig):
 
 
 class ScoresConfig(Block):
-    """Step 2: one importance score per weight; ``scaled`` is HYDRA's, the others are for comparison."""
+    """Step 2: one importance score per weight.
 
-    name: Literal["scaled", "magnitude", "random"] = "scaled"
+    ``scaled`` is HYDRA's, ``deeplift`` the paper's; the others are baselines. Which key matters to which score is
+    said below; ``scaled``, ``magnitude``, ``random`` and ``bn-scale`` need no images.
+
+    Attributes:
+        name: Of the score.
+        images: Training images, drawn with the seed, that a score is taken on; all if there are fewer.
+        batch_size: Images per pass. Changes no result but for rounding.
+        reference: Of ``deeplift``, what an image is compared with: ``zeros``, the ``mean`` image, the image itself
+            blurred (``blur``), or the path of an image of the network's input size.
+        blur_sigma: Of ``blur``: standard deviation of the Gaussian, in input pixels.
+        deeplift_rule: How activations share out a difference: ``rescale`` or ``reveal-cancel``.
+        predictions: Of ``deeplift`` and ``gradient-x-input``: per head and image, so many of the highest-scoring
+            predictions on the clean image make the target.
+        normalise: Of every score: bring layers to a common scale, which matters where they compete for the same
+            ratio: ``none``, ``mean`` (divide by the layer's mean |score|), or ``scaled`` (HYDRA's
+            ``sqrt(6 / fan_in) * s / max|s|``).
+    """
+
+    name: ScoreName = "scaled"
+    images: AtLeastOne = 64
+    batch_size: AtLeastOne = 8
+    reference: Annotated[str, Field(min_length=1)] = "zeros"
+    blur_sigma: Positive = 8.0
+    deeplift_rule: Literal["rescale", "reveal-cancel"] = "rescale"
+    predictions: AtLeastOne = 10
+    normalise: Literal["none", "mean", "scaled"] = "none"
 
 
 class ScoreOptimizationConfig(TrainingConfig):
-    """Step 3: optimise the scores with frozen weights. HYDRA: SGD, lr 0.1, cosine. Left out with 0 steps."""
+    """Step 3: optimise the scores with frozen weights. HYDRA: SGD, lr 0.1, cosine. Left out with 0 steps.
 
+    Attributes:
+        enabled: Whether this step is taken; null: for every score but ``deeplift``, which replaces steps 2 and 3 in
+            the paper. Scores start from HYDRA's scale, whatever score they are.
+    """
+
+    enabled: bool | None = None
     lr: Positive = 0.1
     weight_decay: NonNegative = 0.0
 
@@ -245,6 +286,17 @@ class NmConfig(Block):
     def meets_2_4(self) -> bool:
         """Whether channels 4 i to 4 i + 3 never hold more than 2 weights, which is what TensorRT computes."""
         return self.n == 1 or (self.n == 2 and self.m % 4 == 0)  # four channels touch two blocks at most
+
+
+class HybridConfig(Block):
+    """How hybrid pruning divides its work.
+
+    Attributes:
+        filter_share: Of the weights that are removed, the part that whole filters take; single weights of what
+            remains take the rest.
+    """
+
+    filter_share: Fraction = 0.5
 
 
 class FinetuneConfig(TrainingConfig):
@@ -396,7 +448,13 @@ class BuildConfig(Block):
         threads: Of PyTorch on the CPU, part of what makes a result repeatable; null: PyTorch's own choice,
             resolved when the build starts and recorded.
         device: ``auto`` is CUDA where there is one.
-        method: ``structured`` removes filters, ``unstructured`` zeroes weights, ``nm`` zeroes them in a pattern.
+        method: ``structured`` removes filters (``filter`` says the same), ``unstructured`` zeroes single weights
+            (``weight``), ``kernel`` zeroes k x k slices, ``nm`` zeroes weights in a pattern, ``hybrid`` removes filters
+            and then zeroes weights of the rest.
+        allocation: How the ratio is shared out over layers: ``uniform``, ``global`` (the lowest scores of the
+            network go), ``erk``, or for filters ``latency`` (what costs most measured time per importance goes).
+        remove_dead_channels: After ``unstructured``, ``kernel`` and ``hybrid`` pruning: remove the filters that
+            compute a constant or that nothing reads, exactly.
         ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1). Of ``nm`` it is
             what the pattern gives, so it need not be said.
         attack: What is reported, and what is trained against where a training block says nothing else.
@@ -407,7 +465,9 @@ class BuildConfig(Block):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     threads: AtLeastOne | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    method: Literal["structured", "unstructured", "nm"] = "structured"
+    method: Annotated[Method, BeforeValidator(_method_by_its_granularity)] = "structured"
+    allocation: Allocation = "uniform"
+    remove_dead_channels: bool = True
     ratio: BelowOne = 0.75
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -417,6 +477,7 @@ class BuildConfig(Block):
     score_optimization: ScoreOptimizationConfig = ScoreOptimizationConfig()
     channels: ChannelsConfig = ChannelsConfig()
     nm: NmConfig = NmConfig()
+    hybrid: HybridConfig = HybridConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     latency: LatencyConfig = LatencyConfig()
@@ -467,6 +528,7 @@ OPTIONS = {
     "ratio": "ratio",
     "method": "method",
     "scores": "scores.name",
+    "allocation": "allocation",
     "cfg": "model.cfg",
     "weights": "model.weights",
     "data": "data.path",

@@ -125,6 +125,7 @@ def test_every_option_sets_its_key() -> None:
         "ratio": 0.5,
         "method": "unstructured",
         "scores": "magnitude",
+        "allocation": "global",
         "cfg": Path("a.cfg"),
         "weights": "a.weights",
         "data": "folder",
@@ -146,6 +147,7 @@ def test_every_option_sets_its_key() -> None:
     assert (config.export.precisions, config.targets) == (("fp32", "fp16"), ("cpu", "sm86"))
     assert config.export.uint8_input
     assert config.export.nms
+    assert config.allocation == "global"
 
 
 def test_values_of_set_are_yaml() -> None:
@@ -285,7 +287,7 @@ WRONG_FILES = [
     ("seed: 1.5\n", "my.yaml:1: seed should be an integer, got 1.5"),
     ("seed: -1\n", "my.yaml:1: seed should be greater than or equal to 0, got -1"),
     ("data:\n  greyscale: 1\n", "my.yaml:2: data.greyscale should be a boolean, got 1"),
-    ("method: kernels\n", "my.yaml:1: method should be 'structured', 'unstructured' or 'nm', got 'kernels'"),
+    ("method: kernels\n", "my.yaml:1: method should be 'structured', 'unstructured', 'kernel', 'nm' or 'hybrid', got 'kernels'"),
     ("method: nm\nnm: {n: 4}\n", "my.yaml:2: nm: n 4 must be smaller than m 4, or nothing is removed"),
     ("nm:\n  n: 0\n", "my.yaml:2: nm.n should be greater than or equal to 1, got 0"),
     (
@@ -445,3 +447,8 @@ def test_sparse_kernels_are_asked_for_if_four_channels_never_hold_three_weights(
     config = load_config("demo", [f"nm={{n: {n}, m: {m}}}", "method=nm"])
     assert config.nm.meets_2_4 == config.sparse_weights == (worst <= 2)
     assert not load_config("demo", [f"nm={{n: {n}, m: {m}}}"]).sparse_weights
+
+
+def test_granularity_names_stand_for_methods() -> None:
+    assert load_config("demo", (), {"method": "filter"}).method == "structured"
+    assert load_config("demo", (), {"method": "weight"}).method == "unstructured"

@@ -28,17 +28,15 @@ from prunedeploy.pipeline.measure_stages import (
 )
 from prunedeploy.pipeline.model_stages import (
     finetune_stage,
-    nm_pattern,
-    optimise_stage,
     original_stage,
     pretrain_stage,
-    prune_stage,
-    score_stage,
 )
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
 from prunedeploy.pipeline.pattern_stage import pattern_stage
 from prunedeploy.pipeline.progress import Progress
+from prunedeploy.pipeline.prune_stages import nm_pattern, optimise_stage, prune_stage
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
+from prunedeploy.pipeline.score_stages import score_stage
 from prunedeploy.pipeline.store import Store, read_json
 from prunedeploy.pruning.ratio import check_ratio, solve_widths
 from prunedeploy.pruning.semi_structured import check_nm_ratio

@@ -10,11 +10,9 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from prunedeploy.models.darknet import Darknet
-
-Scores = dict[int, Tensor]
+from prunedeploy.scores.interface import Scores
 
 
 def scaled_scores(model: Darknet) -> Scores:

@@ -14,6 +14,7 @@ from torch import Tensor
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline import model_stages
 from prunedeploy.pipeline.build import BuildOutcome
+from prunedeploy.pipeline.score_stages import load_scores
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import ConfigError, GateError, PruningError
 from prunedeploy_engines.tensorrt_library import installed_version
@@ -62,8 +63,8 @@ def test_the_highest_optimised_scores_decide_and_fine_tuning_moves_only_what_is_
     built: tuple[Path, BuildOutcome],
 ) -> None:
     store, outcome = built
-    scores = model_stages.load_scores(stage_folder(store, outcome.results, "optimise-scores"))
-    start = model_stages.load_scores(stage_folder(store, outcome.results, "score"))
+    scores = load_scores(stage_folder(store, outcome.results, "optimise-scores"))
+    start = load_scores(stage_folder(store, outcome.results, "score"))
     cut, tuned = weights_in(stage_folder(store, outcome.results, "prune")), weights_in(outcome.out)
     for index in cut.keys() - DENSE:
         assert not torch.equal(scores[index], start[index]), "score optimisation reaches every patterned layer"
