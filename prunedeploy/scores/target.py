@@ -1,0 +1,69 @@
+"""What an attribution explains: the sum of chosen logits of a detector's heads.
+
+Objectness times class probability would not do: DeepLIFT's rules have no product. And a head that is left out
+would leave the layers that only it reads without any score, so every head has a part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunedeploy.models.decode import HasCfg, split_head
+
+
+@dataclass(frozen=True, eq=False)
+class DetectionTarget:
+    """A sum of logits that were chosen once, from the clean image.
+
+    Attributes:
+        weights: Per head ``(B, A * (5 + C), H, W)``: 1 where a logit is part of the sum, 0 elsewhere.
+    """
+
+    weights: tuple[Tensor, ...]
+
+    def __call__(self, heads: list[Tensor]) -> Tensor:
+        """The target of each image.
+
+        Args:
+            heads: Raw heads in cfg order, each ``(B, A * (5 + C), H, W)``; or B = 1, the same for all images.
+
+        Returns:
+            ``(B,)``.
+        """
+        parts = [(weight * head).flatten(1).sum(1) for weight, head in zip(self.weights, heads, strict=True)]
+        return torch.stack(parts).sum(0)
+
+
+@torch.no_grad()
+def choose_target(model: HasCfg, heads: list[Tensor], predictions: int) -> DetectionTarget:
+    """Choose the predictions that the network is surest of, the same number in every head.
+
+    Of each chosen prediction the objectness logit and the logit of its likeliest class are part of the target.
+
+    Args:
+        model: Gives the heads' layout.
+        heads: Raw heads of the clean images in cfg order, each ``(B, A * (5 + C), H, W)``.
+        predictions: Per head and image, at least 1; all, if a head has fewer.
+
+    Raises:
+        ValueError: ``predictions`` is below 1, or the heads do not fit the cfg.
+    """
+    if predictions < 1:
+        raise ValueError(f"predictions must be at least 1, got {predictions}")
+    weights = []
+    for raw, head in zip(heads, model.cfg.heads, strict=True):
+        split = split_head(raw, head)  # (B, A, H, W, 5 + C)
+        class_logit, best_class = split[..., 5:].max(-1)  # (B, A, H, W) each
+        score = torch.sigmoid(split[..., 4]) * torch.sigmoid(class_logit)
+        count = min(predictions, score[0].numel())
+        chosen = score.flatten(1).topk(count, dim=1).indices  # (B, count)
+        weight = torch.zeros(split.shape, dtype=raw.dtype, device=raw.device).flatten(1, 3)  # (B, A H W, 5 + C)
+        image = torch.arange(len(raw), device=raw.device)[:, None]
+        weight[image, chosen, 4] = 1.0
+        weight[image, chosen, 5 + best_class.flatten(1).gather(1, chosen)] = 1.0
+        # (B, A H W, 5 + C) -> (B, A, H, W, 5 + C) -> (B, A, 5 + C, H, W) -> the head's own layout
+        weights.append(weight.view(split.shape).permute(0, 1, 4, 2, 3).reshape(raw.shape))
+    return DetectionTarget(tuple(weights))
