@@ -224,6 +224,7 @@ class ScoresConfig(Block):
         deeplift_rule: How activations share out a difference: ``rescale`` or ``reveal-cancel``.
         predictions: Of ``deeplift`` and ``gradient-x-input``: per head and image, so many of the highest-scoring
             predictions on the clean image make the target.
+        attacked: Take the score on images under the reported attack instead of clean ones.
         normalise: Of every score: bring layers to a common scale, which matters where they compete for the same
             ratio: ``none``, ``mean`` (divide by the layer's mean |score|), or ``scaled`` (HYDRA's
             ``sqrt(6 / fan_in) * s / max|s|``).
@@ -236,6 +237,7 @@ class ScoresConfig(Block):
     blur_sigma: Positive = 8.0
     deeplift_rule: Literal["rescale", "reveal-cancel"] = "rescale"
     predictions: AtLeastOne = 10
+    attacked: bool = False
     normalise: Literal["none", "mean", "scaled"] = "none"
 
 

@@ -1,32 +1,96 @@
-"""The stage that scores weights, and the file that it leaves."""
+"""The stage that scores weights, and the files that it leaves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from prunedeploy.attacks import Pgd
+from prunedeploy.config import ScoresConfig, result_settings
+from prunedeploy.data import CocoDataset, train_test_subset
+from prunedeploy.data.batches import Batch
+from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.models import Darknet
+from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.scores import Scores, magnitude_scores, random_scores, scaled_scores
+from prunedeploy.scores import (
+    ScoreFunction,
+    Scores,
+    SummationToDelta,
+    deeplift,
+    magnitude_scores,
+    normalised_scores,
+    random_scores,
+    scaled_scores,
+)
+from prunedeploy.scores.reference import (
+    ReferenceFunction,
+    blurred_reference,
+    image_reference,
+    mean_image,
+    zeros_reference,
+)
+from prunedeploy_engines.files import file_sha256
+
+WITHOUT_IMAGES = frozenset({"scaled", "magnitude", "random", "bn-scale"})
+"""Scores that follow from the weights alone."""
+READ_BY = {
+    "reference": {"deeplift"},
+    "blur_sigma": {"deeplift"},
+    "deeplift_rule": {"deeplift"},
+    "predictions": {"deeplift", "gradient-x-input"},
+}
+"""Settings that only some scores read."""
 
 
 def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
-    """Step 2: one importance score per weight."""
-    name, seed = context.config.scores.name, context.config.seed
+    """Step 2: one importance score per weight.
+
+    Leaves ``scores.safetensors`` and ``score.json``: the settings, the seconds it took, the number of images, and for
+    DeepLIFT how exactly contributions add up.
+
+    Raises:
+        PruningError: The score cannot be taken of this network or with this reference.
+        DataError: The reference image cannot be used.
+    """
+    settings = context.config.scores
+    inputs = {"robust": robust.digest}
+    if settings.name not in WITHOUT_IMAGES:
+        inputs["data"] = context.training_key
+    if _reads_an_image(settings):
+        # Read before the store hashes anything: says what is wrong with the file.
+        image_reference(Path(settings.reference), load_stage_model(robust.folder).cfg.input_size)
+        inputs["reference"] = file_sha256(Path(settings.reference))
 
     def compute(work: Path, _: Path) -> None:
-        model = load_stage_model(robust.folder)
-        functions: dict[str, Callable[[Darknet], Scores]] = {
-            "scaled": scaled_scores,
-            "magnitude": magnitude_scores,
-            "random": lambda network: random_scores(network, seed),
+        model = load_stage_model(robust.folder).to(context.device)
+        images = _ScoringImages(context, model)
+        scoring = _Scoring(context, model, images)
+        started = time.perf_counter()
+        scores = scoring()
+        seconds = time.perf_counter() - started
+        save_scores(work / "scores.safetensors", normalised_scores(scores, settings.normalise))
+        summation = scoring.summation
+        document = {
+            **_settings(context),
+            "images": None if settings.name in WITHOUT_IMAGES else len(images.records.images),
+            "skipped": {str(path): reason for path, reason in images.skipped.items()},
+            "seconds": seconds,
+            "summation_to_delta": None
+            if summation is None
+            else {"worst_layer": summation.worst_layer, "target": summation.target},
         }
-        save_scores(work / "scores.safetensors", functions[name](model))
+        (work / "score.json").write_text(json.dumps(document, indent=2))
 
-    settings = {"name": name, **({"seed": seed} if name == "random" else {})}
-    return context.run("score", 1, settings, {"robust": robust.digest}, compute)
+    return context.run("score", 2, _settings(context), inputs, compute)
 
 
 def load_scores(folder: Path) -> Scores:
@@ -37,3 +101,121 @@ def load_scores(folder: Path) -> Scores:
 def save_scores(path: Path, scores: Scores) -> None:
     """Write scores as safetensors, one tensor per convolution under its layer index."""
     save_file({str(index): value.cpu().contiguous() for index, value in scores.items()}, path)
+
+
+def _settings(context: BuildContext) -> dict[str, Any]:
+    """What the score depends on: the settings that it reads."""
+    config, name = context.config, context.config.scores.name
+    block = result_settings(config.scores)
+    kept = {key: value for key, value in block.items() if name in READ_BY.get(key, {name})}
+    if config.scores.reference != "blur":
+        kept.pop("blur_sigma", None)
+    if name in WITHOUT_IMAGES:
+        kept = {key: kept[key] for key in ("name", "normalise")}
+        return {**kept, "seed": config.seed} if name == "random" else kept
+    kept |= {"seed": config.seed, "threads": context.threads, "device": context.device.type}
+    if config.scores.attacked:
+        kept["attack"] = config.attack.model_dump()
+    return {**kept, "greyscale": config.data.greyscale}
+
+
+def _reads_an_image(settings: ScoresConfig) -> bool:
+    return settings.name == "deeplift" and settings.reference not in ("zeros", "mean", "blur")
+
+
+@dataclass
+class _ScoringImages:
+    """The batches that a score is taken on; every iteration gives the same.
+
+    Attributes:
+        context: Of the build.
+        model: The network.
+        records: The images, drawn with the seed.
+        skipped: Path and reason of every image that could not be used.
+    """
+
+    context: BuildContext
+    model: Darknet
+    skipped: dict[Path, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        training, count = self.context.training, self.context.config.scores.images
+        self.records: CocoDataset = training
+        if count < len(training.images):
+            self.records = train_test_subset(training, count, self.context.config.seed)[0]
+
+    def clean(self) -> Iterator[Batch]:
+        """Letterboxed images, not augmented."""
+        config = self.context.config
+        loader = EvaluationLoader(
+            self.records,
+            self.model.cfg.input_size,
+            config.scores.batch_size,
+            config.data.greyscale,
+            allow_bad_images=True,
+        )
+        for batch in loader:
+            yield replace(
+                batch, images=batch.images.to(self.context.device), targets=batch.targets.to(self.context.device)
+            )
+        self.skipped |= loader.skipped
+
+    def __iter__(self) -> Iterator[Batch]:
+        config = self.context.config
+        attack = None
+        if config.scores.attacked:
+            attack = Pgd.against(self.model, self.context.threat_model(), "fp32", config.seed)
+        with self.context.progress.task("score", len(self.records.images)) as advance:
+            for batch in self.clean():
+                if attack is not None:
+                    batch = replace(batch, images=attack(batch.images, batch.targets, batch.image_ids))
+                yield batch
+                advance(len(batch.images))
+
+
+class _Scoring:
+    """The configured score, by the one interface; remembers DeepLIFT's summation-to-delta."""
+
+    def __init__(self, context: BuildContext, model: Darknet, images: _ScoringImages) -> None:
+        self.model = model
+        self.images = images
+        self.settings = context.config.scores
+        self.seed = context.config.seed
+        self.summation: SummationToDelta | None = None
+
+    def __call__(self) -> Scores:
+        functions: dict[str, ScoreFunction] = {
+            "scaled": lambda model, *_: scaled_scores(model),
+            "magnitude": lambda model, *_: magnitude_scores(model),
+            "random": lambda model, *_: random_scores(model, seed=self.seed),
+            "deeplift": self._deeplift,
+        }
+        function = functions[self.settings.name]
+        batches = () if self.settings.name in WITHOUT_IMAGES else self.images
+        return function(self.model, batches, lambda heads, targets: yolo_loss(heads, targets, self.model.cfg).total)
+
+    def _deeplift(self, model: Darknet, batches: Any, loss: Any = None) -> Scores:
+        found = deeplift(
+            model,
+            batches,
+            reference=self._reference(),
+            rule=self.settings.deeplift_rule,
+            predictions=self.settings.predictions,
+        )
+        self.summation = found.summation
+        return found.scores
+
+    def _reference(self) -> ReferenceFunction:
+        if self.settings.reference == "zeros":
+            return zeros_reference
+        if self.settings.reference == "blur":
+            return partial(blurred_reference, sigma=self.settings.blur_sigma)
+        if self.settings.reference == "mean":
+            mean = mean_image(self.images.clean())
+        else:
+            mean = image_reference(Path(self.settings.reference), self.model.cfg.input_size)
+
+        def fixed(images: Tensor) -> Tensor:
+            return mean.to(images)
+
+        return fixed

@@ -1,25 +1,30 @@
-"""Importance scores that follow from the weights alone: one float per weight.
+"""Importance scores that follow from the network alone: one float per weight.
 
-Every function maps a network to scores by layer index, one for each convolution; a score's absolute value is
-the importance.
+They have the shape of every score, `interface.ScoreFunction`, but read neither batches nor loss.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 
+from prunedeploy.data.batches import Batch
 from prunedeploy.models.darknet import Darknet
-from prunedeploy.scores.interface import Scores
+from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
+from prunedeploy.scores.interface import DetectionLoss, Scores
+from prunedeploy_engines.errors import PruningError
 
 
-def scaled_scores(model: Darknet) -> Scores:
+def scaled_scores(model: Darknet, batches: Iterable[Batch] = (), loss: DetectionLoss | None = None) -> Scores:
     """HYDRA's scaled initialisation: ``sqrt(6 / fan_in) * w / max|w|`` per layer.
 
     Args:
         model: The network; fan_in is input channels per group times kernel area.
+        batches: Not read.
+        loss: Not used.
 
     Returns:
         By layer index: weight-shaped float32 in ``[-sqrt(6 / fan_in), sqrt(6 / fan_in)]``.
@@ -34,11 +39,13 @@ def scaled_scores(model: Darknet) -> Scores:
     return scores
 
 
-def magnitude_scores(model: Darknet) -> Scores:
+def magnitude_scores(model: Darknet, batches: Iterable[Batch] = (), loss: DetectionLoss | None = None) -> Scores:
     """The weights themselves: the smallest go first.
 
     Args:
         model: The network.
+        batches: Not read.
+        loss: Not used.
 
     Returns:
         By layer index: a copy of the weight.
@@ -49,11 +56,15 @@ def magnitude_scores(model: Darknet) -> Scores:
     return {layer.index: model.conv(layer.index).weight.detach().clone() for layer in model.cfg.convolutions}
 
 
-def random_scores(model: Darknet, seed: int) -> Scores:
+def random_scores(
+    model: Darknet, batches: Iterable[Batch] = (), loss: DetectionLoss | None = None, *, seed: int
+) -> Scores:
     """Uniform scores in [0, 1), the baseline that any score must beat.
 
     Args:
         model: Gives the shapes.
+        batches: Not read.
+        loss: Not used.
         seed: Each layer draws from (seed, layer index).
     """
     scores = {}
@@ -61,3 +72,55 @@ def random_scores(model: Darknet, seed: int) -> Scores:
         rng = np.random.default_rng((seed, layer.index))
         scores[layer.index] = torch.from_numpy(rng.random(layer.weight_shape, dtype=np.float32))
     return scores
+
+
+def bn_scale_scores(model: Darknet, batches: Iterable[Batch] = (), loss: DetectionLoss | None = None) -> Scores:
+    """Network slimming: |gamma| of the filter's batch normalisation, on every weight of the filter.
+
+    All weights of a filter share one score, so this tells filters apart and nothing smaller.
+
+    Args:
+        model: The network.
+        batches: Not read.
+        loss: Not used.
+
+    Returns:
+        By layer index: weight-shaped. An output of a detection head that has no batch normalisation gets 1
+        everywhere: no pruning cuts heads, but scores are needed for all convolutions.
+
+    Raises:
+        PruningError: Another convolution has no batch normalisation; the first is named.
+
+    Reference: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017, section 3.
+    """
+    heads = _head_outputs(model.cfg)
+    scores = {}
+    for layer in model.cfg.convolutions:
+        conv = model.conv(layer.index)
+        if conv.scale is not None:
+            per_filter = conv.scale.detach().abs()
+        elif layer.index in heads:
+            per_filter = torch.ones_like(conv.bias.detach())
+        else:
+            raise PruningError(
+                f"the convolution of layer {layer.index} has no batch normalisation, so bn-scale has no score for it",
+                f"{model.cfg.where}:{layer.line}",
+                "use another score for this network",
+            )
+        scores[layer.index] = per_filter.view(-1, 1, 1, 1).expand(layer.weight_shape).contiguous()
+    return scores
+
+
+def _head_outputs(cfg: DarknetCfg) -> frozenset[int]:
+    """The convolutions whose output reaches a yolo layer without another convolution."""
+    found = set()
+    pending = [source for head in cfg.heads for source in head.inputs]
+    while pending:
+        index = pending.pop()
+        if index < 0:  # the image itself
+            continue
+        if isinstance(cfg.layers[index], Convolutional):
+            found.add(index)
+        else:
+            pending.extend(cfg.layers[index].inputs)
+    return frozenset(found)

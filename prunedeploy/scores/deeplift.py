@@ -98,13 +98,15 @@ def deeplift(
         PruningError: There are no images, an activation or a layer has no rule, the reference has another size, or
             the target is the same on every image and its reference.
     """
-    sums = {layer.index: torch.zeros(layer.weight_shape) for layer in model.cfg.convolutions}
+    like = next(model.parameters())
+    sums = {
+        layer.index: like.new_zeros(layer.weight_shape).contiguous(memory_format=torch.channels_last)
+        for layer in model.cfg.convolutions
+    }
     layers: dict[int, float] = {}
     images, missed, explained = 0, 0.0, 0.0
     for batch in batches:
         pass_ = _Pass(model, batch.images, reference(batch.images), rule, predictions)
-        for layer in model.cfg.convolutions:
-            sums[layer.index] = sums[layer.index].to(pass_.images)
         for index, residual in pass_.accumulate(sums).items():
             layers[index] = max(layers.get(index, 0.0), residual)
         images += len(batch.images)
@@ -214,7 +216,7 @@ class _Pass:
             expected, scale = outcome.sum(1), outcome.abs().sum(1)
             worst = 0.0
             for image, gradient in enumerate(weight_gradients(multipliers, delta, weight)):
-                total = torch.dot(gradient.flatten(), weight.flatten())
+                total = torch.dot(_in_memory_order(gradient), _in_memory_order(weight))
                 if scale[image] > 0:
                     worst = max(worst, float((total - expected[image]).abs() / scale[image]))
                 sums[layer.index] += gradient.abs_()
@@ -223,3 +225,8 @@ class _Pass:
         at_images = backward(self.model.cfg, found, self.target, visit)
         self.explained = (at_images * found.deltas[IMAGE]).flatten(1).sum(1)
         return residuals
+
+
+def _in_memory_order(weight: Tensor) -> Tensor:
+    """All values of a channels-last weight, without a copy."""
+    return weight.permute(0, 2, 3, 1).reshape(-1)

@@ -37,9 +37,7 @@ class Multipliers:
 
 
 @torch.no_grad()
-def backward(
-    cfg: DarknetCfg, found: Trace, target: DetectionTarget, visit: Callable[[Multipliers], None]
-) -> Tensor:
+def backward(cfg: DarknetCfg, found: Trace, target: DetectionTarget, visit: Callable[[Multipliers], None]) -> Tensor:
     """Hand multipliers from the target back to the images, visiting every convolution on the way.
 
     Args:

@@ -231,6 +231,4 @@ def _maxpool(x: Tensor, layer: Maxpool, split: int) -> tuple[Tensor, PoolShares]
     delta = F.pad(x[:split] - x[split:], border).flatten(2).gather(2, chosen)
     same = (source == source0).to(x.dtype)
     share = torch.where(delta == 0, same, (y - y0) / delta)
-    return pooled, PoolShares(
-        chosen, share, (x.shape[-2], x.shape[-1]), (padded.shape[-2], padded.shape[-1]), before
-    )
+    return pooled, PoolShares(chosen, share, (x.shape[-2], x.shape[-1]), (padded.shape[-2], padded.shape[-1]), before)
