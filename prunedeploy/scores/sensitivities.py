@@ -138,8 +138,7 @@ class _Differentiable:
     def __init__(self, model: Darknet) -> None:
         self.model = model
         self.weights = {
-            layer.index: model.conv(layer.index).weight.detach().requires_grad_()
-            for layer in model.cfg.convolutions
+            layer.index: model.conv(layer.index).weight.detach().requires_grad_() for layer in model.cfg.convolutions
         }
 
     def zeros(self) -> Scores:
