@@ -140,6 +140,21 @@ def couple(cfg: DarknetCfg) -> Coupling:
     return Coupling(groups, per_unit)
 
 
+def channel_units(cfg: DarknetCfg) -> dict[int, IntArray]:
+    """Which unit every channel of every layer belongs to.
+
+    Args:
+        cfg: Any parsed cfg.
+
+    Returns:
+        By layer index, -1 for the image: ``(channels,)``, numbers of units, counted from 0. Channels with the same
+        number leave together or not at all, whatever layers they are in.
+    """
+    trace = _Trace(cfg)
+    unit_of_filter, _ = trace.units()
+    return {index: unit_of_filter[channels] for index, channels in trace.channels.items()}
+
+
 def loses_whole_groups(layer: Convolutional) -> bool:
     """Whether a grouped convolution is pruned by whole groups instead of by offsets within each group."""
     return layer.groups > 1 and layer.groups > layer.weight_shape[1]
