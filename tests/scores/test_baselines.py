@@ -1,15 +1,19 @@
-"""Scores that follow from the weights alone."""
+"""Scores that follow from the network alone."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
+from hypothesis import given, settings
 
 from prunedeploy.models import Darknet
-from prunedeploy.scores import magnitude_scores, random_scores, scaled_scores
-from pruning.darknets import HEAD, conv, network, random_network
+from prunedeploy.pruning.coupling import head_outputs
+from prunedeploy.scores import bn_scale_scores, magnitude_scores, random_scores, scaled_scores
+from prunedeploy_engines.errors import PruningError
+from pruning.darknets import HEAD, RandomCfg, conv, network, random_cfgs, random_network
 
 
 @pytest.fixture
@@ -55,19 +59,59 @@ def test_magnitude_scores_are_a_copy_of_the_weights(model: Darknet) -> None:
 
 
 def test_random_scores_follow_seed_and_layer(model: Darknet) -> None:
-    first, same, other = random_scores(model, 1), random_scores(model, 1), random_scores(model, 2)
+    first, same, other = (random_scores(model, seed=seed) for seed in (1, 1, 2))
     for index in first:
         assert torch.equal(first[index], same[index])
         assert not torch.equal(first[index], other[index])
         assert float(first[index].min()) >= 0
         assert float(first[index].max()) < 1
-    same_shape = random_scores(random_network(network(conv(3), conv(3), *HEAD)), 1)
+    same_shape = random_scores(random_network(network(conv(3), conv(3), *HEAD)), seed=1)
     assert not torch.equal(same_shape[0], same_shape[1])
 
 
-@pytest.mark.parametrize("scores_of", [scaled_scores, magnitude_scores, lambda model: random_scores(model, 0)])
+def test_bn_scale_is_the_filter_s_absolute_scale_on_all_its_weights(model: Darknet) -> None:
+    with torch.no_grad():
+        model.conv(0).scale.copy_(torch.tensor([0.5, -2.0, 0.0, 1.0]))
+    scores = bn_scale_scores(model)[0]
+    assert [values.unique().tolist() for values in scores] == [[0.5], [2.0], [0.0], [1.0]]
+
+
+def test_bn_scale_of_a_head_is_one_unless_it_is_normalised(model: Darknet) -> None:
+    assert bn_scale_scores(model)[2].unique().tolist() == [1.0]
+    normalised = random_network(network(conv(4), conv(6, activation="linear"), HEAD[1]))
+    scale = normalised.conv(1).scale.detach()
+    assert torch.equal(bn_scale_scores(normalised)[1].flatten(1)[:, 0], scale.abs())
+
+
+def test_bn_scale_refuses_a_convolution_without_normalisation_by_name() -> None:
+    model = random_network(network(conv(4), "maxpool size=2 stride=2", conv(4, norm=False), *HEAD))
+    # [net] has 4 lines, [convolutional] 6, [maxpool] 3, each with an empty line behind it: layer 2 begins on line 17.
+    assert model.cfg.layers[2].line == 17
+    with pytest.raises(PruningError, match=r"^cfg:17: the convolution of layer 2 has no batch normalisation.*; use "):
+        bn_scale_scores(model)
+
+
+@given(random_cfgs())
+@settings(max_examples=50)
+def test_bn_scale_needs_normalisation_everywhere_but_at_the_outputs_of_heads(graph: RandomCfg) -> None:
+    cfg = graph.cfg
+    heads = head_outputs(cfg)  # pruning's own search
+    missing = [layer.index for layer in cfg.convolutions if not layer.batch_normalize and layer.index not in heads]
+    model = random_network(cfg)
+    if missing:
+        with pytest.raises(PruningError, match=f"layer {missing[0]} "):
+            bn_scale_scores(model)
+    else:
+        assert list(bn_scale_scores(model)) == [layer.index for layer in cfg.convolutions]
+
+
+ALL = [scaled_scores, magnitude_scores, partial(random_scores, seed=0), bn_scale_scores]
+
+
+@pytest.mark.parametrize("scores_of", ALL)
 def test_every_convolution_has_weight_shaped_scores_without_gradient(model: Darknet, scores_of) -> None:
-    scores = scores_of(model)
+    # By the one interface of all scores; neither batches nor loss are read.
+    scores = scores_of(model, iter(()), lambda heads, targets: heads[0].sum())
     assert list(scores) == [0, 1, 2]
     for index, values in scores.items():
         assert values.shape == model.conv(index).weight.shape
