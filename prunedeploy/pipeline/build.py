@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
-from prunedeploy.models.darknet_cfg import read_cfg
-from prunedeploy.pipeline.context import open_context, original_cfg_path
+from prunedeploy.pipeline.context import open_context
 from prunedeploy.pipeline.export_stages import (
     artefact_stages,
     check_calibration_images,
@@ -26,21 +25,12 @@ from prunedeploy.pipeline.measure_stages import (
     evaluate_stage,
     gallery_stage,
 )
-from prunedeploy.pipeline.model_stages import (
-    finetune_stage,
-    original_stage,
-    pretrain_stage,
-)
+from prunedeploy.pipeline.networks import all_networks, check_reachable
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
 from prunedeploy.pipeline.pattern_stage import pattern_stage
 from prunedeploy.pipeline.progress import Progress
-from prunedeploy.pipeline.prune_stages import nm_pattern, optimise_stage, prune_stage
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
-from prunedeploy.pipeline.score_stages import score_stage
 from prunedeploy.pipeline.store import Store, read_json
-from prunedeploy.pruning.ratio import check_ratio, solve_widths
-from prunedeploy.pruning.semi_structured import check_nm_ratio
-from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy.training.distributed import is_main_process
 
 
@@ -87,17 +77,14 @@ def build(
         _claimed(out, config, provenance, overwrite) as folder,
         Store(store, progress.message) as stages,
     ):
-        _check_reachable(config)
+        check_reachable(config)
         context = open_context(config, stages, progress)
         built = BuildResults()
         check_calibration_images(context)
         check_images_stage(context)
-        original = original_stage(context)
-        robust = pretrain_stage(context, original)
-        scores = optimise_stage(context, robust, score_stage(context, robust))
-        built.prune = prune_stage(context, robust, scores)
-        pruned = finetune_stage(context, robust, built.prune)
-        built.models = dict(zip(ROWS, (original, robust, pruned), strict=True))
+        networks = all_networks(context)
+        built.prune, pruned = networks.prune, networks.pruned
+        built.models = dict(zip(ROWS, (networks.original, networks.robust, pruned), strict=True))
         built.exports = {row: export_stage(context, model) for row, model in built.models.items()}
         built.artefacts = artefact_stages(context, pruned, built.exports["pruned"])
         built.pattern = pattern_stage(context, built.prune, built.artefacts)
@@ -140,15 +127,3 @@ def _claimed(
             if {path.name for path in folder.path.iterdir()} <= {MARKER, LOCK}:
                 (folder.path / MARKER).unlink(missing_ok=True)
             raise
-
-
-def _check_reachable(config: BuildConfig) -> None:
-    """Refuse an unreachable ratio before anything is read or trained."""
-    check_ratio(config.ratio)
-    cfg = read_cfg(original_cfg_path(config))
-    if config.method == "structured":
-        solve_widths(cfg, config.ratio, config.channels.minimum, config.channels.multiple)
-    elif config.method == "nm":
-        check_nm_ratio(cfg, nm_pattern(config), config.ratio)
-    else:
-        keep_counts(cfg, config.ratio)

@@ -1,0 +1,67 @@
+"""The three networks of a build and the chain of stages that makes them: the same for a build and for a trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prunedeploy.config import BuildConfig
+from prunedeploy.models.darknet_cfg import read_cfg
+from prunedeploy.pipeline.context import BuildContext, StageResult, original_cfg_path
+from prunedeploy.pipeline.model_stages import finetune_stage, original_stage, pretrain_stage
+from prunedeploy.pipeline.prune_stages import nm_pattern, optimise_stage, prune_stage
+from prunedeploy.pipeline.score_stages import score_stage
+from prunedeploy.pruning.ratio import check_ratio, solve_widths
+from prunedeploy.pruning.semi_structured import check_nm_ratio
+from prunedeploy.pruning.unstructured import keep_counts
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks at one pruning ratio.
+
+    Attributes:
+        original: As given.
+        robust: After adversarial pre-training.
+        prune: The cut, before fine-tuning.
+        pruned: The network that is deployed.
+    """
+
+    original: StageResult
+    robust: StageResult
+    prune: StageResult
+    pruned: StageResult
+
+
+def unpruned_networks(context: BuildContext) -> tuple[StageResult, StageResult]:
+    """Step 1: the original and the robust network, which do not depend on the ratio."""
+    original = original_stage(context)
+    return original, pretrain_stage(context, original)
+
+
+def all_networks(context: BuildContext) -> Networks:
+    """Steps 1 to 5 at the configuration's ratio; what the store holds is not computed again.
+
+    Raises:
+        PruningError: The ratio cannot be reached.
+    """
+    original, robust = unpruned_networks(context)
+    scores = optimise_stage(context, robust, score_stage(context, robust))
+    cut = prune_stage(context, robust, scores)
+    pruned = finetune_stage(context, robust, cut)
+    return Networks(original, robust, cut, pruned)
+
+
+def check_reachable(config: BuildConfig) -> None:
+    """Refuse an unreachable ratio before anything is read or trained.
+
+    Raises:
+        PruningError: The message says what can be reached.
+    """
+    check_ratio(config.ratio)
+    cfg = read_cfg(original_cfg_path(config))
+    if config.method == "structured":
+        solve_widths(cfg, config.ratio, config.channels.minimum, config.channels.multiple)
+    elif config.method == "nm":
+        check_nm_ratio(cfg, nm_pattern(config), config.ratio)
+    else:
+        keep_counts(cfg, config.ratio)
