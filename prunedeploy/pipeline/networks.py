@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from prunedeploy.config import BuildConfig
 from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.pipeline.context import BuildContext, StageResult, original_cfg_path
+from prunedeploy.pipeline.dead_channel_stage import dead_channel_stage
 from prunedeploy.pipeline.model_stages import finetune_stage, original_stage, pretrain_stage
 from prunedeploy.pipeline.prune_stages import nm_pattern, optimise_stage, prune_stage
 from prunedeploy.pipeline.score_stages import score_stage
@@ -47,7 +48,7 @@ def all_networks(context: BuildContext) -> Networks:
     original, robust = unpruned_networks(context)
     scores = optimise_stage(context, robust, score_stage(context, robust))
     cut = prune_stage(context, robust, scores)
-    pruned = finetune_stage(context, robust, cut)
+    pruned = dead_channel_stage(context, finetune_stage(context, robust, cut))
     return Networks(original, robust, cut, pruned)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.dead_channel_stage import NAME as DEAD_CHANNELS
 from prunedeploy.pipeline.engine_rows import engine_rows
 from prunedeploy.pipeline.export_stages import ENGINE, Artefact
 from prunedeploy.pipeline.latency_stage import PEAK
@@ -28,6 +29,7 @@ from prunedeploy_engines.letterbox import GREY
 
 SCHEMA_VERSION = 1
 TRAININGS = ("original", "pretrain", "optimise-scores", "finetune")
+MAKE_THE_PRUNED = ("finetune", DEAD_CHANNELS)
 
 
 class BuildResults:
@@ -88,6 +90,8 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         ),
         "gates": [{"model": row, **gate} for row in built.models for gate in _gates(built, row)],
         "pruning": pruning,
+        "dead_channels": _stage_document(context, DEAD_CHANNELS, "dead_channels.json"),
+        "score_report": _stage_document(context, "score", "score.json"),
         "comparisons": _read(built.comparison.folder / "comparison.json"),
         "attack": {"name": "pgd", **config.attack.model_dump(), "precision": "fp32"},
         "data": {
@@ -145,7 +149,7 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
         load_bundle(out.path / "bundle")
     except (ValueError, KeyError, TypeError, AttributeError, BundleError):
         return False
-    pruned = next(result for result in reversed(context.results) if result.name == "finetune").folder
+    pruned = next(result for result in reversed(context.results) if result.name in MAKE_THE_PRUNED).folder
     whole = all(
         file_sha256(out.path / name) == file_sha256(pruned / name) for name in ("model.cfg", "model.weights")
     )
@@ -281,6 +285,14 @@ def _training_logs(context: BuildContext) -> list[str]:
         if result.name in TRAININGS and path.is_file():
             logs.append(path.read_text(encoding="utf-8"))
     return logs
+
+
+def _stage_document(context: BuildContext, stage: str, name: str) -> Any:
+    """A JSON file of a stage; None if the build has no such stage."""
+    for result in reversed(context.results):
+        if result.name == stage:
+            return _read(result.folder / name)
+    return None
 
 
 def _suffix(results: Sequence[StageResult], index: int) -> str:
