@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from prunedeploy.cli.build_search import print_search
 from prunedeploy.cli.group import Command, Session, examples
 from prunedeploy.cli.output import MISSING, amount, json_option, number, print_json, print_table, quiet_stdout, size
+from prunedeploy.config import Allocation, Method, ScoreName
 
 
 @click.command(
@@ -18,6 +20,7 @@ from prunedeploy.cli.output import MISSING, amount, json_option, number, print_j
     cls=Command,
     epilog=examples(
         "prunedeploy build --ratio 0.75",
+        "prunedeploy build --target-map 0.30",
         "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
         "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
     ),
@@ -37,15 +40,45 @@ from prunedeploy.cli.output import MISSING, amount, json_option, number, print_j
     help="Fraction of the weights of all prunable convolutions to remove, in [0, 1).",
 )
 @click.option(
+    "--target-map",
+    metavar="M",
+    help="Instead of --ratio: search for the highest ratio whose pruned network still has this mAP under attack, e.g. "
+    "0.30; or without attack: clean:0.5. Every trial is a training.",
+)
+@click.option(
+    "--target-latency",
+    metavar="T",
+    help="Instead of --ratio: search for the lowest ratio whose ONNX file has at most this median latency here, e.g. "
+    "20ms (us, ms, s), on the first CPU runtime of latency.runtimes that there is. No trial trains.",
+)
+@click.option(
+    "--target-size",
+    metavar="S",
+    help="Instead of --ratio: search for the lowest ratio whose smallest ONNX file has at most this size, e.g. 5MB "
+    "(KB, MB, GB, KiB, MiB, GiB). No trial trains.",
+)
+@click.option(
     "--method",
-    type=click.Choice(["structured", "unstructured", "nm"]),
-    help="Remove whole filters and rebuild the network smaller; zero single weights; or zero 2 of every 4, in the "
-    "pattern that sparse tensor cores compute (nm; it gives the ratio itself, another one: --set nm.n=1).",
+    type=click.Choice([*get_args(Method), "filter", "weight"]),
+    metavar="METHOD",
+    help="What is removed: structured (or filter): whole filters, the network is rebuilt smaller; unstructured (or "
+    "weight): single weights, which become zeros; kernel: k x k slices, zeros too; hybrid: filters first, then "
+    "weights; nm: 2 of every 4 weights, the pattern that sparse tensor cores compute (it gives the ratio itself, "
+    "another one: --set nm.n=1).",
 )
 @click.option(
     "--scores",
-    type=click.Choice(["scaled", "magnitude", "random"]),
-    help="Where importance scores start: HYDRA's scaled weights; the others are for comparison.",
+    type=click.Choice(get_args(ScoreName)),
+    metavar="SCORE",
+    help=f"How weights are ranked: {', '.join(get_args(ScoreName))}. scaled is HYDRA's, deeplift the contribution to "
+    "the detections; the others are for comparison.",
+)
+@click.option(
+    "--allocation",
+    type=click.Choice(get_args(Allocation)),
+    metavar="HOW",
+    help="How layers share the ratio: uniform; global: the lowest scores of the network go; erk: wide layers give "
+    "more; latency: filters go where they cost most measured time per importance.",
 )
 @click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
 @click.option("--weights", metavar="F", help="Its Darknet weights.")
@@ -93,6 +126,9 @@ def command(
     sets: tuple[str, ...],
     overwrite: bool,
     as_json: bool,
+    target_map: str | None,
+    target_latency: str | None,
+    target_size: str | None,
     **options: Any,
 ) -> None:
     """Make a detector robust, prune it, export it and measure it.
@@ -109,8 +145,11 @@ def command(
     keep_freed_memory()
     from prunedeploy.config import load_config
     from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.pipeline.ratio_target import target_from_options
 
     main_process = os.environ.get("RANK", "0") == "0"  # set by launchers of several processes
+    set_ratio = next((text for text in sets if text.partition("=")[0].strip() == "ratio"), options["ratio"])
+    target = target_from_options(set_ratio, {"map": target_map, "latency": target_latency, "size": target_size})
     config = load_config(source, sets, options)  # before torch is loaded: a typing error is told at once
     from prunedeploy.pipeline.build import build
 
@@ -122,6 +161,7 @@ def command(
             overwrite=overwrite,
             command=session.command,
             progress=make_progress(quiet=not main_process),
+            target=target,
         )
     if not main_process:
         return
@@ -129,6 +169,7 @@ def command(
         print_json({"out": outcome.out, "computed": outcome.computed, **outcome.results})
     else:
         print_results(outcome.results)
+        print_search(outcome.results.get("search"))
         print_places(outcome.out, outcome.computed)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
-from prunedeploy.pipeline.context import open_context
+from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
 from prunedeploy.pipeline.export_stages import (
     artefact_stages,
     check_calibration_images,
@@ -29,7 +30,11 @@ from prunedeploy.pipeline.networks import all_networks, check_reachable
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
 from prunedeploy.pipeline.pattern_stage import pattern_stage
 from prunedeploy.pipeline.progress import Progress
+from prunedeploy.pipeline.ratio_search import RatioSearch
+from prunedeploy.pipeline.ratio_target import RatioTarget
+from prunedeploy.pipeline.ratio_trials import check_target, final_value, find_ratio
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
+from prunedeploy.pipeline.stages import canonical_json
 from prunedeploy.pipeline.store import Store, read_json
 from prunedeploy.training.distributed import is_main_process
 
@@ -57,6 +62,7 @@ def build(
     overwrite: bool = False,
     progress: Progress,
     command: str | None = None,
+    target: RatioTarget | None = None,
 ) -> BuildOutcome:
     """Run every stage that the store does not hold yet and write the output folder.
 
@@ -67,60 +73,100 @@ def build(
         overwrite: Replace another build in ``out``.
         progress: Where long work says how far it is.
         command: What was typed, for the record.
+        target: Search for the ratio that meets it, instead of taking the configuration's. A folder that is given is
+            claimed before the search and stays this target's; the default one is that of the ratio that is found.
 
     Raises:
         PrunedeployError: Anything that the user can mend; finished stages stay in the store.
     """
-    out = default_out(config) if out is None else out
-    provenance = {"command": command, "configuration": as_dict(config)}
-    with (
-        _claimed(out, config, provenance, overwrite) as folder,
-        Store(store, progress.message) as stages,
-    ):
-        check_reachable(config)
+    if target is not None:
+        check_target(config, target)
+    with ExitStack() as stack:
+        folder = None
+        if target is None or out is not None:
+            folder = stack.enter_context(_claimed(out, config, target, command, overwrite))
+        stages = stack.enter_context(Store(store, progress.message))
+        if target is None:
+            check_reachable(config)
         context = open_context(config, stages, progress)
-        built = BuildResults()
         check_calibration_images(context)
         check_images_stage(context)
-        networks = all_networks(context)
-        built.prune, pruned = networks.prune, networks.pruned
-        built.models = dict(zip(ROWS, (networks.original, networks.robust, pruned), strict=True))
-        built.exports = {row: export_stage(context, model) for row, model in built.models.items()}
-        built.artefacts = artefact_stages(context, pruned, built.exports["pruned"])
-        built.pattern = pattern_stage(context, built.prune, built.artefacts)
-        built.engines, built.missing_engines = engine_stages(context, built.artefacts)
-        built.evaluations = {
-            row: evaluate_stage(
-                context, row, model, built.exports[row], built.artefacts if row == "pruned" else ()
-            )
-            for row, model in built.models.items()
-        }
-        built.comparison = compare_stage(context, built.evaluations)
-        built.gallery = gallery_stage(context, built.models)
-        built.latency = latency_stage(context, built.models, built.exports, built.artefacts)
-        computed = tuple(result.name for result in context.results if result.computed)
+        search: RatioSearch | None = None
+        tried: list[StageResult] = []
+        if target is not None:
+            search, tried = find_ratio(context, target)
+            context = replace(context, config=config.model_copy(update={"ratio": search.chosen}))
+        if folder is None:
+            folder = stack.enter_context(_claimed(None, context.config, None, command, overwrite))
+        built = _run_stages(context)
+        computed = tuple(result.name for result in (*tried, *context.results) if result.computed)
         if not is_main_process():
             return BuildOutcome(folder.path, {}, computed)
+        found = None
+        if search is not None:
+            found = search.as_dict(final_value(context, built, search.target))
+            _say_if_missed(search, found, progress)
         if is_complete(folder, context):
-            return BuildOutcome(folder.path, read_json(folder.path / "results.json"), computed)
+            results = read_json(folder.path / "results.json")
+            if results.get("search") == found:
+                return BuildOutcome(folder.path, results, computed)
         results = collect_results(context, built, command)
+        if found is not None:
+            results["search"] = found
         write_output(context, built, folder, results)
         return BuildOutcome(folder.path, results, computed)
 
 
+def _run_stages(context: BuildContext) -> BuildResults:
+    """Every stage from the network as given to the last measurement, at the configuration's ratio."""
+    built = BuildResults()
+    networks = all_networks(context)
+    built.prune, pruned = networks.prune, networks.pruned
+    built.models = dict(zip(ROWS, (networks.original, networks.robust, pruned), strict=True))
+    built.exports = {row: export_stage(context, model) for row, model in built.models.items()}
+    built.artefacts = artefact_stages(context, pruned, built.exports["pruned"])
+    built.pattern = pattern_stage(context, built.prune, built.artefacts)
+    built.engines, built.missing_engines = engine_stages(context, built.artefacts)
+    built.evaluations = {
+        row: evaluate_stage(context, row, model, built.exports[row], built.artefacts if row == "pruned" else ())
+        for row, model in built.models.items()
+    }
+    built.comparison = compare_stage(context, built.evaluations)
+    built.gallery = gallery_stage(context, built.models)
+    built.latency = latency_stage(context, built.models, built.exports, built.artefacts)
+    return built
+
+
+def _say_if_missed(search: RatioSearch, found: dict[str, Any], progress: Progress) -> None:
+    final, target = found["final"], search.target
+    if final is not None and not final["meets"]:
+        progress.message(
+            f"search: warning: the finished network misses the target: {target.show(final['value'])}, "
+            f"although the trial of ratio {search.chosen:g} met it; ask for a little more than you need"
+        )
+
+
 @contextmanager
 def _claimed(
-    out: Path, config: BuildConfig, provenance: dict[str, Any], overwrite: bool
+    out: Path | None, config: BuildConfig, target: RatioTarget | None, command: str | None, overwrite: bool
 ) -> Iterator[OutputFolder]:
     """The output folder for the time of the build, given back if the build ends before it wrote anything.
 
     So a command with a mistake in it can be corrected and given again. Of several processes under a launcher only
     the first one claims the folder.
     """
+    out = default_out(config) if out is None else out
     if os.environ.get("RANK", "0") != "0":
         yield OutputFolder(out, resumed=False)
         return
-    with open_output_folder(out, config_hash(config), provenance=provenance, overwrite=overwrite) as folder:
+    identity = config_hash(config)
+    provenance: dict[str, Any] = {"command": command, "configuration": as_dict(config)}
+    if target is not None:
+        # The ratio is not known yet; which one the configuration has does not matter.
+        text = canonical_json([config_hash(config.model_copy(update={"ratio": 0.0})), target.as_dict()])
+        identity = hashlib.sha256(text.encode()).hexdigest()
+        provenance |= {"target": target.as_dict(), "configuration": {**as_dict(config), "ratio": None}}
+    with open_output_folder(out, identity, provenance=provenance, overwrite=overwrite) as folder:
         try:
             yield folder
         except BaseException:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from prunedeploy.config import result_settings
+from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.export_stages import PLAIN, Artefact, cpu_runtimes, engine_key, evaluation_loader
 from prunedeploy.pipeline.stages import machine_id
@@ -20,6 +21,8 @@ from prunedeploy_engines.process_bench import bench_models
 LATENCY_IMAGES = 16
 ROUNDS = 10
 PEAK = "peak|{runtime}|1"
+BRIEF_SECONDS, BRIEF_CALLS, BRIEF_ROUNDS = 2.0, 50, 5
+"""At most so much of what is configured goes into one file's brief measurement."""
 
 
 def latency_stage(
@@ -39,10 +42,7 @@ def latency_stage(
 
     def compute(work: Path, _: Path) -> None:
         network = load_stage_model(models["pruned"].folder)
-        loader = evaluation_loader(context, context.test, network, LATENCY_IMAGES)
-        pixels = next(iter(loader)).images.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
-        images = work / "images.npy"
-        np.save(images, pixels, allow_pickle=False)
+        images = _save_images(context, network, work)
         common = {"threads": threads, "images": str(images), "kind": "host"}
         specs: dict[str, dict[str, Any]] = {
             f"{name}|{batch}": {**common, **spec, "batch": batch}
@@ -85,6 +85,52 @@ def latency_stage(
     return context.run(
         "latency", 3, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
     )
+
+
+def file_latency_stage(
+    context: BuildContext, network: StageResult, artefact: Artefact, runtime: str
+) -> StageResult:
+    """Latency of one ONNX file alone, briefly and at batch 1: what a search for a ratio goes by.
+
+    ``latency.json`` is the summary of its samples.
+
+    Args:
+        context: Of the build.
+        network: That the file is of.
+        artefact: The file.
+        runtime: ``onnxruntime`` or ``openvino``.
+    """
+    settings = context.config.latency
+    threads = settings.threads or context.threads
+    brief: dict[str, Any] = {
+        "seconds": min(settings.seconds, BRIEF_SECONDS),
+        "min_calls": min(settings.min_calls, BRIEF_CALLS),
+        "warmup_s": settings.warmup_seconds,
+        "warmup_calls": settings.warmup_calls,
+        "rounds": BRIEF_ROUNDS,
+    }
+
+    def compute(work: Path, _: Path) -> None:
+        images = _save_images(context, load_stage_model(network.folder), work)
+        common = {"threads": threads, "images": str(images), "kind": "host", "batch": 1}
+        with context.progress.task("measure latency", BRIEF_ROUNDS) as advance:
+            specs = {"file": {**common, **_file_spec(runtime, artefact.file)}}
+            measured = bench_models(specs, **brief, progress=lambda name: advance(1))["file"]
+        images.unlink()
+        (work / "latency.json").write_text(json.dumps(measured.summary()))
+
+    config = {**brief, "threads": threads, "runtime": runtime}
+    inputs = {"network": network.digest, "file": artefact.stage.digest, "data": context.test_key}
+    return context.run("file-latency", 1, config, inputs, compute, machine=machine_id())
+
+
+def _save_images(context: BuildContext, network: Darknet, folder: Path) -> Path:
+    """Write the first test images, letterboxed, ``(N, H, W, 3)`` uint8, for the processes that are timed."""
+    loader = evaluation_loader(context, context.test, network, LATENCY_IMAGES)
+    pixels = next(iter(loader)).images.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
+    images = folder / "images.npy"
+    np.save(images, pixels, allow_pickle=False)
+    return images
 
 
 def _specs(

@@ -38,7 +38,7 @@ class Progress(Protocol):
 
         Args:
             description: Two or three words.
-            total: Units in all; 0 if there is nothing to do.
+            total: Units in all; 0 if there is nothing to do, of which nothing is shown.
             done: Units that an earlier run has done; they do not count for the speed.
         """
         ...
@@ -86,6 +86,9 @@ class LineProgress:
     @contextmanager
     def task(self, description: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Show a task; see `Progress.task`."""
+        if total == 0:
+            yield _nothing_to_report
+            return
         started = last = self._clock()
         first, now = done, done
         if self._announce:
@@ -130,6 +133,9 @@ class BarProgress:
         """Show a task; see `Progress.task`."""
         from rich.progress import Progress as RichProgress
 
+        if total == 0:
+            yield _nothing_to_report
+            return
         outermost = self._bars is None
         # With rich's redirection, what is printed on stdout (the document of --json) would go to the bars.
         bars = self._bars or RichProgress(
@@ -162,6 +168,10 @@ class BarProgress:
     def message(self, text: str) -> None:
         """Write one line above the bars."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _nothing_to_report(n: int = 1, /, **values: float) -> None:
+    """Be the `Advance` of a task of no units."""
 
 
 def _columns() -> list[ProgressColumn]:

@@ -1,0 +1,197 @@
+"""The search for the pruning ratio that meets a target: bisection, what it tried, and what it says if there is none.
+
+What a trial measures is in `ratio_trials`; here a trial is a function from a ratio to a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prunedeploy.pipeline.ratio_target import RatioTarget
+from prunedeploy_engines.errors import GateError, PruningError
+
+GRID = tuple(round(step / 100, 2) for step in range(100))
+"""Ratios that are searched: 0, 0.01, ..., 0.99."""
+
+NO_GAIN = 0.95
+"""A best value above this part of the unpruned network's is called no gain: the noise of a short measurement."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One ratio that was tried.
+
+    Attributes:
+        ratio: Asked for.
+        value: Of the target's measure; None if there is no such network.
+        meets: Whether the value meets the target.
+        reason: Why there is no such network.
+    """
+
+    ratio: float
+    value: float | None
+    meets: bool
+    reason: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        row = {"ratio": self.ratio, "value": self.value, "meets": self.meets}
+        return row if self.reason is None else {**row, "reason": self.reason}
+
+
+@dataclass(frozen=True)
+class RatioSearch:
+    """A search that found a ratio.
+
+    Attributes:
+        target: What was searched for.
+        tried: In the order of the search.
+        chosen: The ratio.
+    """
+
+    target: RatioTarget
+    tried: tuple[Trial, ...]
+    chosen: float
+
+    def as_dict(self, final: float | None = None) -> dict[str, Any]:
+        """What ``results.json`` has under ``search``.
+
+        Args:
+            final: The value of the finished network, None if it was not measured.
+        """
+        finished = None if final is None else {"value": final, "meets": self.target.is_met_by(final)}
+        return {
+            "target": self.target.as_dict(),
+            "tried": [trial.as_dict() for trial in self.tried],
+            "chosen": self.chosen,
+            "final": finished,
+        }
+
+
+def bisect_ratio(ratios: Sequence[float], meets: Callable[[float], bool]) -> float | None:
+    """Find the last of some ratios that meets a target, if those before it meet it too and those after it do not.
+
+    Where that is so only in trend, the answer is one of the borders: it meets the target, and the next ratio, if there
+    is one, does not.
+
+    Args:
+        ratios: From the one that meets the target most easily to the one that is wanted most; ascending or
+            descending.
+        meets: Tries a ratio. Called at most once for each, first for the lower end of the ratios, which is the
+            network as it is, then for the other end if that is not the answer yet.
+
+    Returns:
+        None if the first ratio does not meet the target.
+    """
+    if not ratios:
+        return None
+    first, last = 0, len(ratios) - 1
+    for end in sorted({first, last}, key=lambda at: ratios[at]):
+        met = meets(ratios[end])
+        if end == last and met:
+            return ratios[last]
+        if end == first and not met:
+            return None
+    while last - first > 1:
+        middle = (first + last) // 2
+        if meets(ratios[middle]):
+            first = middle
+        else:
+            last = middle
+    return ratios[first]
+
+
+def search_ratio(
+    target: RatioTarget,
+    measure: Callable[[float], float],
+    *,
+    method: str,
+    ratios: Sequence[float] = GRID,
+    say: Callable[[str], None],
+) -> RatioSearch:
+    """Find the highest ratio that keeps an mAP, or the lowest that comes down to a latency or size.
+
+    Args:
+        target: What is searched for.
+        measure: The value of the network pruned at a ratio. A `PruningError` means that the ratio cannot be reached:
+            it is left out. So is one whose file fails a gate where a trial is cheap; where it is a training, it
+            counts as one that does not meet the target.
+        method: Of pruning, for what is said.
+        ratios: Ascending, the first 0.
+        say: Called with a line for every trial.
+
+    Raises:
+        PruningError: No ratio meets the target; says what the best one has.
+    """
+    tried: dict[float, Trial] = {}
+    left_out: set[float] = set()
+
+    def meets(ratio: float) -> bool:
+        if ratio not in tried:
+            tried[ratio] = _try(target, measure, ratio, left_out)
+            say(_line(target, len(tried), tried[ratio]))
+        if ratio in left_out:
+            raise _LeftOutError
+        return tried[ratio].meets
+
+    easiest_first = list(ratios) if target.is_accuracy else list(reversed(ratios))
+    say(f"search: {target.aim}")
+    while True:
+        try:
+            chosen = bisect_ratio([ratio for ratio in easiest_first if ratio not in left_out], meets)
+            break
+        except _LeftOutError:
+            continue
+    trials = tuple(tried.values())
+    if chosen is None or (target.is_accuracy and chosen == 0):
+        raise _unreachable(target, trials, method)
+    say(f"search: ratio {chosen:g} it is, {len(trials)} tried")
+    return RatioSearch(target, trials, chosen)
+
+
+class _LeftOutError(Exception):
+    """A ratio that there is no network of: bisection starts again without it, and asks for nothing twice."""
+
+
+def _try(target: RatioTarget, measure: Callable[[float], float], ratio: float, left_out: set[float]) -> Trial:
+    try:
+        value = measure(ratio)
+    except (PruningError, GateError) as error:
+        if ratio == 0:
+            raise  # nothing was pruned: this is wrong with every ratio
+        if isinstance(error, PruningError) or not target.is_accuracy:
+            left_out.add(ratio)
+        return Trial(ratio, None, False, error.what)
+    return Trial(ratio, value, target.is_met_by(value))
+
+
+def _line(target: RatioTarget, number: int, trial: Trial) -> str:
+    unpruned = " (not pruned)" if trial.ratio == 0 else ""
+    found = trial.reason if trial.value is None else target.show(trial.value)
+    verdict = "" if trial.value is None else ", meets the target" if trial.meets else ", does not meet the target"
+    return f"search: trial {number}, ratio {trial.ratio:g}{unpruned}: {found}{verdict}"
+
+
+def _unreachable(target: RatioTarget, trials: Sequence[Trial], method: str) -> PruningError:
+    """The error that says what can be had instead."""
+    unpruned = next(trial.value for trial in trials if trial.ratio == 0)
+    assert unpruned is not None, "an error at ratio 0 is raised"
+    wanted = f"{target.show(target.value)} cannot be reached"
+    if target.is_accuracy and not target.is_met_by(unpruned):
+        what = f"{wanted}: before it is pruned the network has {target.show_number(unpruned)}"
+        return PruningError(what, target.option, "ask for less, or pre-train longer")
+    pruned = {trial.ratio: trial.value for trial in trials if trial.ratio > 0 and trial.value is not None}
+    if not pruned:
+        return PruningError(f"{wanted}: {method} pruning reaches no ratio above 0", target.option, trials[-1].reason)
+    ratio = (max if target.is_accuracy else min)(pruned, key=lambda ratio: pruned[ratio])
+    best = pruned[ratio]
+    what = f"{wanted}: the best is {target.show_number(best)} at ratio {ratio:g}, "
+    what += f"without pruning it is {target.show_number(unpruned)}"
+    if target.is_accuracy:
+        return PruningError(what, target.option, "ask for less, or fine-tune longer")
+    if best > NO_GAIN * unpruned:
+        what += f", so {method} pruning gains nothing here"
+        return PruningError(what, target.option, "remove filters with --method structured, or ask for more")
+    return PruningError(what, target.option, "ask for that much or more")
