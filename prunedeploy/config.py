@@ -217,7 +217,8 @@ class ScoresConfig(Block):
     Attributes:
         name: Of the score.
         images: Training images, drawn with the seed, that a score is taken on; all if there are fewer.
-        batch_size: Images per pass. Changes no result but for rounding.
+        batch_size: Images per pass. Only ``taylor``, which squares the gradient of each batch, depends on it beyond
+            rounding.
         reference: Of ``deeplift``, what an image is compared with: ``zeros``, the ``mean`` image, the image itself
             blurred (``blur``), or the path of an image of the network's input size.
         blur_sigma: Of ``blur``: standard deviation of the Gaussian, in input pixels.

@@ -25,11 +25,15 @@ from prunedeploy.scores import (
     ScoreFunction,
     Scores,
     SummationToDelta,
+    bn_scale_scores,
     deeplift,
+    gradient_x_input_scores,
     magnitude_scores,
     normalised_scores,
     random_scores,
     scaled_scores,
+    snip_scores,
+    taylor_scores,
 )
 from prunedeploy.scores.reference import (
     ReferenceFunction,
@@ -185,9 +189,13 @@ class _Scoring:
 
     def __call__(self) -> Scores:
         functions: dict[str, ScoreFunction] = {
-            "scaled": lambda model, *_: scaled_scores(model),
-            "magnitude": lambda model, *_: magnitude_scores(model),
-            "random": lambda model, *_: random_scores(model, seed=self.seed),
+            "scaled": scaled_scores,
+            "magnitude": magnitude_scores,
+            "random": partial(random_scores, seed=self.seed),
+            "bn-scale": bn_scale_scores,
+            "snip": snip_scores,
+            "taylor": taylor_scores,
+            "gradient-x-input": partial(gradient_x_input_scores, predictions=self.settings.predictions),
             "deeplift": self._deeplift,
         }
         function = functions[self.settings.name]
