@@ -68,6 +68,23 @@ def live_inputs(layer: Convolutional, live: Mapping[int, Tensor]) -> Tensor:
     return by_group.repeat_interleave(filters // layer.groups, dim=0)
 
 
+def connected_kernels(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Which kernels the shrunk network still has: those whose filter and input channel live.
+
+    Args:
+        cfg: The unpruned network.
+        keep: By layer index: ``(filters,)`` bool.
+
+    Returns:
+        For every convolution ``(filters, input channels / groups)`` bool.
+
+    Raises:
+        ValueError: As `live_channels`.
+    """
+    live = live_channels(cfg, keep)
+    return {layer.index: live[layer.index][:, None] & live_inputs(layer, live) for layer in cfg.convolutions}
+
+
 def weight_keep_masks(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """The keep_mask of structured pruning: a weight stays if its filter and its input channel live.
 
@@ -81,12 +98,11 @@ def weight_keep_masks(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, 
     Raises:
         ValueError: As `live_channels`.
     """
-    live = live_channels(cfg, keep)
-    masks = {}
-    for layer in cfg.convolutions:
-        connected = live[layer.index][:, None] & live_inputs(layer, live)
-        masks[layer.index] = connected[:, :, None, None].expand(layer.weight_shape).contiguous()
-    return masks
+    connected = connected_kernels(cfg, keep)
+    return {
+        layer.index: connected[layer.index][:, :, None, None].expand(layer.weight_shape).contiguous()
+        for layer in cfg.convolutions
+    }
 
 
 def apply_structured(model: Darknet, keep: Mapping[int, Tensor]) -> Darknet:

@@ -17,7 +17,7 @@ from torch import Tensor
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.coupling import Coupling, couple, head_outputs, prunable_convolutions
 from prunedeploy.pruning.importance import highest
-from prunedeploy.pruning.width_search import WeightCount, allowed_counts, nearest_counts
+from prunedeploy.pruning.width_search import WeightCount, WidthPath, allowed_counts, even_path, nearest_counts
 from prunedeploy_engines.errors import PruningError
 
 
@@ -112,7 +112,24 @@ def solve_structured(
         ValueError: ``importance`` does not fit the coupling groups of ``cfg``.
     """
     coupling = couple(cfg)
-    widths = solve_widths(cfg, ratio, minimum, multiple, coupling)
+    return choose_filters(cfg, importance, solve_widths(cfg, ratio, minimum, multiple, coupling), coupling)
+
+
+def choose_filters(
+    cfg: DarknetCfg, importance: Sequence[Tensor], widths: Widths, coupling: Coupling | None = None
+) -> StructuredPlan:
+    """Fill widths with the filters of highest importance.
+
+    Args:
+        cfg: The unpruned network.
+        importance: Per coupling group ``(units,)``, from `unit_importance`.
+        widths: From `solve_widths`.
+        coupling: ``couple(cfg)``, if the caller has it.
+
+    Raises:
+        ValueError: ``importance`` does not fit the coupling groups of ``cfg``, or holds a NaN.
+    """
+    coupling = couple(cfg) if coupling is None else coupling
     keep = {layer.index: torch.ones(layer.out_channels, dtype=torch.bool) for layer in cfg.convolutions}
     given = [tuple(values.shape) for values in importance]
     if given != [(count,) for count in coupling.full_counts]:
@@ -125,8 +142,13 @@ def solve_structured(
         lives = highest(values.detach().cpu(), count)
         for member in group.members:
             keep[member.layer][member.filters] = lives[:, None]
+    return plan_of(cfg, keep, widths, coupling)
+
+
+def plan_of(cfg: DarknetCfg, keep: dict[int, Tensor], widths: Widths, coupling: Coupling) -> StructuredPlan:
+    """A plan from its parts; see `StructuredPlan` and `Widths`."""
     return StructuredPlan(
-        keep, widths.counts, ratio, widths.ratio_achieved, widths.multiple,
+        keep, widths.counts, widths.ratio_requested, widths.ratio_achieved, widths.multiple,
         layer_widths(cfg, widths.counts, coupling),
     )  # fmt: skip
 
@@ -137,6 +159,7 @@ def solve_widths(
     minimum: int | None = None,
     multiple: int = 8,
     coupling: Coupling | None = None,
+    path: WidthPath = even_path,
 ) -> Widths:
     """Solve for the number of living units of each coupling group.
 
@@ -147,6 +170,7 @@ def solve_widths(
         multiple: Each convolution keeps a multiple of this many filters, or all. Where that cannot reach the
             ratio, half of it is tried, and so on down to 1.
         coupling: ``couple(cfg)``, if the caller has it.
+        path: How the ratio is shared out over the groups; see `width_paths`.
 
     Returns:
         A solution within `ratio_tolerance`.
@@ -171,7 +195,7 @@ def solve_widths(
         levels = [
             allowed_counts(cfg, coupling, group, fewest_filters, candidate) for group in range(len(full))
         ]
-        counts = nearest_counts(weights, levels, (1.0 - ratio) * total, ratio_tolerance(ratio) * total)
+        counts = nearest_counts(weights, levels, (1.0 - ratio) * total, ratio_tolerance(ratio) * total, path)
         achieved = 1.0 - float(weights(counts[None])[0]) / total
         if abs(achieved - ratio) <= ratio_tolerance(ratio):
             return Widths(tuple(int(count) for count in counts), ratio, achieved, candidate)

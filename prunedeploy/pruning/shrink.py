@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, Route
-from prunedeploy.pruning.masks import live_channels, live_inputs
+from prunedeploy.pruning.masks import connected_kernels, live_channels, live_inputs
 
 
 def shrink_cfg(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> DarknetCfg:
@@ -70,20 +70,43 @@ def shrink(model: Darknet, keep: Mapping[int, Tensor]) -> Darknet:
     """
     cfg = shrink_cfg(model.cfg, keep)
     live = live_channels(model.cfg, keep)
+    weights = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}
+    shrunk = shrink_weights(model.cfg, keep, weights)
     with torch.random.fork_rng(devices=[]):
         small = Darknet(cfg, model.header).to(next(model.parameters()))
     with torch.no_grad():
         for layer in model.cfg.convolutions:
             source = model.conv(layer.index)
             filters = live[layer.index].to(source.weight.device)
-            connected = live_inputs(layer, live).to(source.weight.device)[filters]
-            state = {}
-            for name, value in source.state_dict().items():
-                if name == "weight":
-                    # (kept, in / groups, k, k)[(kept, in / groups) bool] -> (kept * kept inputs, k, k)
-                    kept = value[filters][connected]
-                    state[name] = kept.view(filters.sum(), -1, layer.size, layer.size)
-                else:
-                    state[name] = value[filters]
+            state = {
+                name: shrunk[layer.index] if name == "weight" else value[filters]
+                for name, value in source.state_dict().items()
+            }
             small.conv(layer.index).load_state_dict(state)
     return small.train(model.training)
+
+
+def shrink_weights(
+    cfg: DarknetCfg, keep: Mapping[int, Tensor], values: Mapping[int, Tensor]
+) -> dict[int, Tensor]:
+    """Cut what is weight-shaped down to the shapes of the smaller network.
+
+    Args:
+        cfg: The unpruned network.
+        keep: By layer index: ``(filters,)`` bool, True = lives. Convolutions not named keep all.
+        values: By layer index: weights, scores or masks, in the shapes of ``cfg``.
+
+    Returns:
+        By layer index: ``(kept filters, kept input channels / groups, k, k)``.
+
+    Raises:
+        ValueError: As `live_channels`.
+    """
+    kernels = connected_kernels(cfg, keep)
+    shrunk = {}
+    for index, value in values.items():
+        connected = kernels[index].to(value.device)
+        filters = int(connected.any(1).sum())
+        # (filters, in / groups, k, k)[(filters, in / groups) bool] -> (kept filters * kept inputs, k, k)
+        shrunk[index] = value[connected].view(filters, -1, *value.shape[2:])
+    return shrunk

@@ -95,6 +95,41 @@ def unstructured_record(cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], ratio
     }
 
 
+def kernel_record(cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], ratio: float) -> dict[str, Any]:
+    """What the bundle says about a kernel pruning; see `unstructured_record`."""
+    return {**unstructured_record(cfg, keep_masks, ratio), "method": "kernel"}
+
+
+def hybrid_record(
+    plan: StructuredPlan, keep_masks: Mapping[int, Tensor], ratio: float, filter_share: float
+) -> dict[str, Any]:
+    """What the bundle says about a hybrid pruning; plain values for JSON.
+
+    Args:
+        plan: The filters.
+        keep_masks: By layer index: bool, in the shapes that the filters leave, the weights that live.
+        ratio: What was asked for.
+        filter_share: Of the removed weights, the part that filters were to take.
+    """
+    filters = pruning_record(plan)
+    rows = filters["layers"]
+    total = sum(row["weights_before"] for row in rows if row["counted"])
+    zeroed = sum(int((~mask).sum()) for mask in keep_masks.values())
+    for row in rows:
+        if row["layer"] in keep_masks:
+            row["weights_after"] = int(keep_masks[row["layer"]].sum())
+    removed = sum(row["weights_before"] - row["weights_after"] for row in rows if row["counted"])
+    return {
+        **filters,
+        "method": "hybrid",
+        "ratio_requested": ratio,
+        "ratio_achieved": removed / total if total else 0.0,
+        "filter_share": filter_share,
+        "ratio_by_filters": plan.ratio_achieved,
+        "ratio_by_weights": zeroed / total if total else 0.0,
+    }
+
+
 def nm_record(
     cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], pattern: NmPattern, ratio: float
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Unstructured pruning: which single weights live, the same fraction in every layer."""
+"""Unstructured pruning: which single weights live."""
 
 from __future__ import annotations
 
@@ -7,49 +7,48 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pruning.allocation import allocate_pieces, check_counts, weight_pieces
 from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.importance import highest, weight_magnitude
-from prunedeploy.pruning.ratio import check_ratio, ratio_tolerance
-from prunedeploy_engines.errors import PruningError
+from prunedeploy.pruning.ratio import check_ratio
 
 
-def keep_counts(cfg: DarknetCfg, ratio: float) -> dict[int, int]:
+def keep_counts(
+    cfg: DarknetCfg, ratio: float, allocation: str = "uniform", scores: Mapping[int, Tensor] | None = None
+) -> dict[int, int]:
     """Number of weights that live in each prunable convolution, at least one.
-
-    The running total is rounded, not each layer, so that the total is right to half a weight.
 
     Args:
         cfg: The network.
         ratio: Fraction of the weights of all prunable convolutions to remove, in [0, 1).
+        allocation: How it is shared out over layers: ``uniform``, ``global`` or ``erk``.
+        scores: Of ``global``: by layer index, weight-shaped.
 
     Raises:
         PruningError: The ratio is outside [0, 1), or one weight per layer is too many.
+        ValueError: ``global`` without scores; or as `weight_magnitude`.
     """
     check_ratio(ratio)
-    counts: dict[int, int] = {}
-    total = kept = 0
-    for layer in prunable_convolutions(cfg):
-        filters, per_group, height, width = layer.weight_shape
-        total += filters * per_group * height * width
-        counts[layer.index] = max(1, round((1.0 - ratio) * total) - kept)
-        kept += counts[layer.index]
-    if total and abs(1.0 - kept / total - ratio) > ratio_tolerance(ratio):
-        raise PruningError(
-            f"pruning ratio {ratio:g} cannot be reached: the highest is {1.0 - len(counts) / total:.4f}, "
-            "one weight per layer",
-            cfg.where,
-            "ask for a lower one",
-        )
+    importance = None
+    if allocation == "global" and scores is not None:
+        layers = prunable_convolutions(cfg)
+        importance = {layer.index: weight_magnitude(scores, layer).flatten() for layer in layers}
+    pieces = weight_pieces(cfg)
+    counts = allocate_pieces(cfg, pieces, allocation, 1.0 - ratio, importance)
+    check_counts(cfg, pieces, counts, ratio, "weight")
     return counts
 
 
-def solve_unstructured(scores: Mapping[int, Tensor], cfg: DarknetCfg, ratio: float) -> dict[int, Tensor]:
+def solve_unstructured(
+    scores: Mapping[int, Tensor], cfg: DarknetCfg, ratio: float, allocation: str = "uniform"
+) -> dict[int, Tensor]:
     """Keep the weights with the highest |score| of each layer.
 
     Args:
         scores: By layer index: float, weight-shaped; needed for every prunable convolution.
         cfg: The network.
         ratio: Fraction of the weights of all prunable convolutions to remove, in [0, 1).
+        allocation: As `keep_counts`.
 
     Returns:
         For every prunable convolution: bool, weight-shaped, True = keep. The outputs of the detection
@@ -63,7 +62,7 @@ def solve_unstructured(scores: Mapping[int, Tensor], cfg: DarknetCfg, ratio: flo
     """
     layers = {layer.index: layer for layer in cfg.convolutions}
     masks = {}
-    for index, count in keep_counts(cfg, ratio).items():
+    for index, count in keep_counts(cfg, ratio, allocation, scores).items():
         magnitude = weight_magnitude(scores, layers[index])
         masks[index] = highest(magnitude.flatten(), count).view_as(magnitude)
     return masks

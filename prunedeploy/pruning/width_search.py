@@ -1,21 +1,34 @@
 """How many units of each coupling group give a number of weights.
 
-The same fraction of every group is kept, that fraction is found by bisection, and single groups
-are then moved by one step until the number of weights fits.
+A path says how many units every group wants, from none to all: usually the same fraction of every group, see
+`width_paths` for others. The point on it is found by bisection, and single groups are then moved by one step
+until the number of weights fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import gcd, lcm, prod
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
 from prunedeploy.pruning.coupling import Coupling, IntArray, loses_whole_groups
 
 _BISECTIONS = 40
 _MOST_COMBINATIONS = 50_000
+
+Wanted = Callable[[float], NDArray[np.float64]]
+"""Units that each group wants as a function of a number from 0 (fewest) to 1 (all); never falls."""
+WidthPath = Callable[[Sequence[IntArray]], Wanted]
+"""Makes it for the levels, the numbers of units that each group may have."""
+
+
+def even_path(levels: Sequence[IntArray]) -> Wanted:
+    """The `WidthPath` of uniform allocation: every group wants the same fraction of its units."""
+    full = np.array([level[-1] for level in levels])
+    return lambda fraction: fraction * full
 
 
 class WeightCount:
@@ -80,7 +93,11 @@ def allowed_counts(cfg: DarknetCfg, coupling: Coupling, index: int, minimum: int
 
 
 def nearest_counts(
-    weights: WeightCount, levels: Sequence[IntArray], target: float, tolerance: float
+    weights: WeightCount,
+    levels: Sequence[IntArray],
+    target: float,
+    tolerance: float,
+    path: WidthPath = even_path,
 ) -> IntArray:
     """Living units per group such that ``target`` weights remain, as nearly as it gets.
 
@@ -89,12 +106,14 @@ def nearest_counts(
         levels: Per group the counts it may have.
         target: Weights that shall remain.
         tolerance: Weights; while the result is farther away, groups may move by more than one step.
+        path: What the groups want.
     """
-    full = np.array([level[-1] for level in levels])
+    wanted = path(levels)
 
-    def uniform(fraction: float) -> IntArray:
-        wanted = fraction * full
-        return np.array([np.abs(level - value).argmin() for level, value in zip(levels, wanted, strict=True)])
+    def on_path(fraction: float) -> IntArray:
+        return np.array(
+            [np.abs(level - value).argmin() for level, value in zip(levels, wanted(fraction), strict=True)]
+        )
 
     def counts_at(at: IntArray) -> IntArray:
         return np.array([level[step] for level, step in zip(levels, at, strict=True)])
@@ -102,11 +121,11 @@ def nearest_counts(
     low, high = 0.0, 1.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if weights(counts_at(uniform(middle))[None])[0] > target:
+        if weights(counts_at(on_path(middle))[None])[0] > target:
             high = middle
         else:
             low = middle
-    ends = [uniform(low), uniform(high)]
+    ends = [on_path(low), on_path(high)]
     errors = [abs(weights(counts_at(at)[None])[0] - target) for at in ends]
     start = ends[int(np.argmin(errors))]
     at = _move_groups(weights, levels, start, target, within_one_of=start)
@@ -123,12 +142,12 @@ def _combinations(levels: Sequence[IntArray]) -> int:
 
 
 def _nearest_of_all(
-    weights: WeightCount, levels: Sequence[IntArray], uniform: IntArray, target: float, tolerance: float
+    weights: WeightCount, levels: Sequence[IntArray], wanted: IntArray, target: float, tolerance: float
 ) -> IntArray:
     """Try every combination: where groups are few and steps large, moving one at a time gets stuck.
 
     Returns:
-        Of the counts within ``tolerance`` those nearest to ``uniform``; if there are none, those nearest
+        Of the counts within ``tolerance`` those nearest to ``wanted``; if there are none, those nearest
         to the target.
     """
     counts = np.stack([axis.ravel() for axis in np.meshgrid(*levels, indexing="ij")], axis=1)
@@ -137,7 +156,7 @@ def _nearest_of_all(
     if not fits.any():
         return counts[errors.argmin()]
     full = np.array([level[-1] for level in levels])
-    unevenness = np.abs((counts[fits] - uniform) / full).sum(axis=1)
+    unevenness = np.abs((counts[fits] - wanted) / full).sum(axis=1)
     return counts[fits][unevenness.argmin()]
 
 

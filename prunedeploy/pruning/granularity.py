@@ -1,0 +1,286 @@
+"""The granularities: for each, what is ranked, how much of every layer lives, and what a cut leaves.
+
+Whatever is removed, a cut goes the same way. `Granularity.allocate` says how much of every layer lives,
+`Granularity.selection` by scores what that is, as masks that hand gradients to the scores, and `cut.make_cut`
+applies them. Score optimisation uses the same masks, so what is optimised is what is cut.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pruning.coupling import Coupling, couple
+from prunedeploy.pruning.cut import Masks, Selection
+from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
+from prunedeploy.pruning.importance import (
+    straight_through_channel_masks,
+    straight_through_weight_mask,
+    unit_importance,
+)
+from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
+from prunedeploy.pruning.latency_allocation import TimeTable, latency_path
+from prunedeploy.pruning.masks import connected_kernels
+from prunedeploy.pruning.ratio import Widths, choose_filters, plan_of, solve_widths
+from prunedeploy.pruning.semi_structured import (
+    NmPattern,
+    check_nm_ratio,
+    patterned_convolutions,
+    straight_through_nm_mask,
+)
+from prunedeploy.pruning.shrink import shrink_weights
+from prunedeploy.pruning.subnet import hybrid_record, kernel_record, nm_record, pruning_record, unstructured_record
+from prunedeploy.pruning.unstructured import keep_counts
+from prunedeploy.pruning.width_paths import erk_path, global_path
+from prunedeploy.pruning.width_search import WidthPath, even_path
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How much of every layer lives: what optimising scores does not change.
+
+    Attributes:
+        widths: Living filters; None where none may leave.
+        pieces: By layer index, living weights or kernels; None where none may be zeroed, or a pattern says it.
+    """
+
+    widths: Widths | None = None
+    pieces: Mapping[int, int] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "widths": None if self.widths is None else asdict(self.widths),
+            "pieces": None if self.pieces is None else {str(index): count for index, count in self.pieces.items()},
+        }
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Allocation:
+        """What `as_json` gave."""
+        widths, pieces = document["widths"], document["pieces"]
+        return Allocation(
+            None if widths is None else Widths(**{**widths, "counts": tuple(widths["counts"])}),
+            None if pieces is None else {int(index): count for index, count in pieces.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What an allocation may go by.
+
+    Attributes:
+        scores: By layer index, weight-shaped.
+        times: Of convolutions on the target.
+    """
+
+    scores: Mapping[int, Tensor] | None = None
+    times: TimeTable | None = None
+
+
+NOTHING = Evidence()
+
+
+@dataclass(frozen=True)
+class Granularity(ABC):
+    """What is removed, and how much of it.
+
+    Attributes:
+        ratio: Fraction of the weights of all prunable convolutions to remove, in [0, 1).
+        allocation: How it is shared out over layers: one of ``allocations``.
+    """
+
+    ratio: float
+    allocation: str = "uniform"
+
+    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk")
+
+    @abstractmethod
+    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
+        """How much of every layer lives.
+
+        Args:
+            cfg: The unpruned network.
+            evidence: Scores are needed by ``global`` and ``latency``, times by ``latency``.
+
+        Raises:
+            PruningError: The ratio cannot be reached.
+            ValueError: Scores or times are missing, or scores do not fit the network.
+        """
+
+    @abstractmethod
+    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
+        """What makes masks of scores for the unpruned network ``cfg``."""
+
+    @abstractmethod
+    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+        """What the bundle says about a cut of ``cfg``; plain values for JSON."""
+
+
+@dataclass(frozen=True)
+class Weights(Granularity):
+    """Unstructured: single weights by |score|."""
+
+    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
+        """How much of every layer lives; see `Granularity`."""
+        return Allocation(pieces=keep_counts(cfg, self.ratio, self.allocation, evidence.scores))
+
+    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
+        """What makes masks of scores; see `Granularity`."""
+        return _by_layer(straight_through_weight_mask, allocation)
+
+    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+        """What the bundle says; see `Granularity`."""
+        return unstructured_record(cfg, masks.weights, self.ratio)
+
+
+@dataclass(frozen=True)
+class Kernels(Granularity):
+    """Kernels by their mean |score|."""
+
+    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
+        """How much of every layer lives; see `Granularity`."""
+        return Allocation(pieces=kernel_counts(cfg, self.ratio, self.allocation, evidence.scores))
+
+    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
+        """What makes masks of scores; see `Granularity`."""
+        return _by_layer(straight_through_kernel_mask, allocation)
+
+    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+        """What the bundle says; see `Granularity`."""
+        return kernel_record(cfg, masks.weights, self.ratio)
+
+
+@dataclass(frozen=True)
+class Pattern(Granularity):
+    """n:m: weights of each block by |score|. The pattern says how many, in every layer that has whole blocks.
+
+    Attributes:
+        pattern: How many of how many live.
+    """
+
+    pattern: NmPattern = field(default=NmPattern(2, 4))
+
+    allocations: ClassVar[tuple[str, ...]] = ("uniform",)
+
+    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
+        """How much of every layer lives; see `Granularity`."""
+        check_nm_ratio(cfg, self.pattern, self.ratio)
+        return Allocation()
+
+    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
+        """What makes masks of scores; see `Granularity`."""
+        layers = [layer.index for layer in patterned_convolutions(cfg, self.pattern)]
+        return lambda scores: Masks({}, {i: straight_through_nm_mask(scores[i], self.pattern) for i in layers})
+
+    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+        """What the bundle says; see `Granularity`."""
+        return nm_record(cfg, masks.weights, self.pattern, self.ratio)
+
+
+@dataclass(frozen=True)
+class Filters(Granularity):
+    """Structured: filters, with those that they are coupled to, by the mean |score| of all their weights.
+
+    Attributes:
+        minimum: As `solve_widths`.
+        multiple: As `solve_widths`.
+    """
+
+    minimum: int | None = None
+    multiple: int = 8
+
+    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "latency")
+
+    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
+        """How much of every layer lives; see `Granularity`."""
+        return Allocation(self._widths(cfg, couple(cfg), self.ratio, evidence))
+
+    def _widths(self, cfg: DarknetCfg, coupling: Coupling, ratio: float, evidence: Evidence) -> Widths:
+        path = _width_path(cfg, coupling, self.allocation, evidence)
+        return solve_widths(cfg, ratio, self.minimum, self.multiple, coupling, path)
+
+    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
+        """What makes masks of scores; see `Granularity`."""
+        assert allocation.widths is not None
+        groups, counts = couple(cfg).groups, allocation.widths.counts
+        return lambda scores: Masks(straight_through_channel_masks(scores, counts, groups), {})
+
+    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+        """What the bundle says; see `Granularity`."""
+        assert allocation.widths is not None
+        return pruning_record(plan_of(cfg, masks.filters, allocation.widths, couple(cfg)))
+
+
+@dataclass(frozen=True)
+class FiltersThenWeights(Filters):
+    """Hybrid: filters for their share of the ratio, then single weights of what remains for the rest.
+
+    Weights have no latency of their own: with ``latency`` they are shared out uniformly.
+
+    Attributes:
+        filter_share: Of the removed weights, the part that goes with filters, in [0, 1]. With 1 no weight is zeroed.
+    """
+
+    filter_share: float = 0.5
+
+    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
+        """How much of every layer lives; see `Granularity`."""
+        coupling = couple(cfg)
+        widths = self._widths(cfg, coupling, self.ratio * self.filter_share, evidence)
+        if self.filter_share == 1.0:
+            return Allocation(widths)
+        # Which filters of a group live does not matter to shapes, only to scores.
+        importance = [torch.zeros(group.channels) for group in coupling.groups]
+        if evidence.scores is not None:
+            importance = unit_importance(evidence.scores, coupling.groups)
+        keep = choose_filters(cfg, importance, widths, coupling).keep
+        how = "uniform" if self.allocation == "latency" else self.allocation
+        return Allocation(widths, connected_counts(cfg, keep, self.ratio, how, evidence.scores))
+
+    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
+        """What makes masks of scores; see `Granularity`."""
+        of_filters, pieces = super().selection(cfg, allocation), allocation.pieces or {}
+
+        def select(scores: Mapping[int, Tensor]) -> Masks:
+            masks = of_filters(scores)
+            connected = connected_kernels(cfg, masks.as_bool().filters)
+            weights = {
+                index: straight_through_connected_mask(scores[index], connected[index], count)
+                for index, count in pieces.items()
+            }
+            return Masks(masks.filters, weights)
+
+        return select
+
+    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+        """What the bundle says; see `Granularity`."""
+        assert allocation.widths is not None
+        plan = plan_of(cfg, masks.filters, allocation.widths, couple(cfg))
+        weights = shrink_weights(cfg, masks.filters, masks.weights)
+        return hybrid_record(plan, weights, self.ratio, self.filter_share)
+
+
+def _by_layer(mask: Callable[[Tensor, int], Tensor], allocation: Allocation) -> Selection:
+    pieces = allocation.pieces or {}
+    return lambda scores: Masks({}, {index: mask(scores[index], count) for index, count in pieces.items()})
+
+
+def _width_path(cfg: DarknetCfg, coupling: Coupling, allocation: str, evidence: Evidence) -> WidthPath:
+    if allocation == "uniform":
+        return even_path
+    if allocation == "erk":
+        return erk_path(cfg, coupling)
+    if evidence.scores is None:
+        raise ValueError(f"allocation {allocation} needs scores")
+    importance = unit_importance(evidence.scores, coupling.groups)
+    if allocation == "global":
+        return global_path(importance, coupling)
+    if allocation == "latency" and evidence.times is not None:
+        return latency_path(cfg, coupling, importance, evidence.times)
+    raise ValueError(f"cannot allocate filters by {allocation!r}" + " without times" * (allocation == "latency"))
