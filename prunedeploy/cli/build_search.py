@@ -23,10 +23,14 @@ def print_search(search: Mapping[str, Any] | None) -> None:
     rows = []
     for trial in sorted(search["tried"], key=lambda trial: float(trial["ratio"])):
         value = trial.get("reason", MISSING) if trial["value"] is None else target.show_number(trial["value"])
+        value += "*" if trial.get("noisy") else ""
         mark = "<- chosen" if trial["ratio"] == search["chosen"] else ""
         rows.append([f"{trial['ratio']:g}", value, "yes" if trial["meets"] else "no", mark])
     click.echo(f"\n{target.option}: {target.aim}")
     print_table(["ratio", NAMES[target.measure], "meets", ""], rows)
     final = search["final"]
     if final is not None and not final["meets"]:
-        click.echo(f"the finished network misses the target: {target.show(final['value'])}")
+        noise = "*" if final.get("noisy") else ""
+        click.echo(f"the finished network misses the target: {target.show(final['value'])}{noise}")
+    if any(row.get("noisy") for row in (*search["tried"], final or {})):
+        click.echo("* noisy: the coefficient of variation is above 0.1; what else runs here disturbs the search")

@@ -141,7 +141,8 @@ def _say_if_missed(search: RatioSearch, found: dict[str, Any], progress: Progres
     final, target = found["final"], search.target
     if final is not None and not final["meets"]:
         progress.message(
-            f"search: warning: the finished network misses the target: {target.show(final['value'])}, "
+            f"search: warning: the finished network misses the target: {target.show(final['value'])}"
+            f"{' (noisy)' if final.get('noisy') else ''}, "
             f"although the trial of ratio {search.chosen:g} met it; ask for a little more than you need"
         )
 

@@ -22,7 +22,9 @@ LATENCY_IMAGES = 16
 ROUNDS = 10
 PEAK = "peak|{runtime}|1"
 BRIEF_SECONDS, BRIEF_CALLS, BRIEF_ROUNDS = 2.0, 50, 5
-"""At most so much of what is configured goes into one file's brief measurement."""
+"""At most so much of what is configured goes into one file's brief measurement,"""
+BRIEF_ATTEMPTS = 3
+"""and at most so many of them, while they are noisy."""
 
 
 def latency_stage(
@@ -92,7 +94,8 @@ def file_latency_stage(
 ) -> StageResult:
     """Latency of one ONNX file alone, briefly and at batch 1: what a search for a ratio goes by.
 
-    ``latency.json`` is the summary of its samples.
+    ``latency.json`` is the summary of its samples. A noisy measurement is taken again; of several noisy ones the one of
+    lowest median counts, since whatever else runs on the machine only adds time.
 
     Args:
         context: Of the build.
@@ -113,13 +116,15 @@ def file_latency_stage(
     def compute(work: Path, _: Path) -> None:
         images = _save_images(context, load_stage_model(network.folder), work)
         common = {"threads": threads, "images": str(images), "kind": "host", "batch": 1}
-        with context.progress.task("measure latency", BRIEF_ROUNDS) as advance:
-            specs = {"file": {**common, **_file_spec(runtime, artefact.file)}}
-            measured = bench_models(specs, **brief, progress=lambda name: advance(1))["file"]
+        specs = {"file": {**common, **_file_spec(runtime, artefact.file)}}
+        attempts: list[dict[str, Any]] = []
+        while len(attempts) < BRIEF_ATTEMPTS and (not attempts or attempts[-1]["noisy"]):
+            attempts.append(bench_models(specs, **brief)["file"].summary())
         images.unlink()
-        (work / "latency.json").write_text(json.dumps(measured.summary()))
+        best = min(attempts, key=lambda summary: (summary["noisy"], summary["p50"]))
+        (work / "latency.json").write_text(json.dumps({**best, "attempts": len(attempts)}))
 
-    config = {**brief, "threads": threads, "runtime": runtime}
+    config = {**brief, "attempts": BRIEF_ATTEMPTS, "threads": threads, "runtime": runtime}
     inputs = {"network": network.digest, "file": artefact.stage.digest, "data": context.test_key}
     return context.run("file-latency", 1, config, inputs, compute, machine=machine_id())
 

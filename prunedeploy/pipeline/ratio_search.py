@@ -20,6 +20,19 @@ NO_GAIN = 0.95
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What a network has of the target's measure.
+
+    Attributes:
+        value: In the measure's unit.
+        noisy: A latency whose coefficient of variation was above 0.1.
+    """
+
+    value: float
+    noisy: bool = False
+
+
+@dataclass(frozen=True)
 class Trial:
     """One ratio that was tried.
 
@@ -27,17 +40,20 @@ class Trial:
         ratio: Asked for.
         value: Of the target's measure; None if there is no such network.
         meets: Whether the value meets the target.
+        noisy: See `Measured`.
         reason: Why there is no such network.
     """
 
     ratio: float
     value: float | None
     meets: bool
+    noisy: bool = False
     reason: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
         row = {"ratio": self.ratio, "value": self.value, "meets": self.meets}
+        row |= {"noisy": True} if self.noisy else {}
         return row if self.reason is None else {**row, "reason": self.reason}
 
 
@@ -55,13 +71,16 @@ class RatioSearch:
     tried: tuple[Trial, ...]
     chosen: float
 
-    def as_dict(self, final: float | None = None) -> dict[str, Any]:
+    def as_dict(self, final: Measured | None = None) -> dict[str, Any]:
         """What ``results.json`` has under ``search``.
 
         Args:
-            final: The value of the finished network, None if it was not measured.
+            final: What the finished network has, None if it was not measured.
         """
-        finished = None if final is None else {"value": final, "meets": self.target.is_met_by(final)}
+        finished = None
+        if final is not None:
+            finished = {"value": final.value, "meets": self.target.is_met_by(final.value)}
+            finished |= {"noisy": True} if final.noisy else {}
         return {
             "target": self.target.as_dict(),
             "tried": [trial.as_dict() for trial in self.tried],
@@ -105,7 +124,7 @@ def bisect_ratio(ratios: Sequence[float], meets: Callable[[float], bool]) -> flo
 
 def search_ratio(
     target: RatioTarget,
-    measure: Callable[[float], float],
+    measure: Callable[[float], Measured],
     *,
     method: str,
     ratios: Sequence[float] = GRID,
@@ -155,23 +174,24 @@ class _LeftOutError(Exception):
     """A ratio that there is no network of: bisection starts again without it, and asks for nothing twice."""
 
 
-def _try(target: RatioTarget, measure: Callable[[float], float], ratio: float, left_out: set[float]) -> Trial:
+def _try(target: RatioTarget, measure: Callable[[float], Measured], ratio: float, left_out: set[float]) -> Trial:
     try:
-        value = measure(ratio)
+        found = measure(ratio)
     except (PruningError, GateError) as error:
         if ratio == 0:
             raise  # nothing was pruned: this is wrong with every ratio
         if isinstance(error, PruningError) or not target.is_accuracy:
             left_out.add(ratio)
-        return Trial(ratio, None, False, error.what)
-    return Trial(ratio, value, target.is_met_by(value))
+        return Trial(ratio, None, False, reason=error.what)
+    return Trial(ratio, found.value, target.is_met_by(found.value), found.noisy)
 
 
 def _line(target: RatioTarget, number: int, trial: Trial) -> str:
     unpruned = " (not pruned)" if trial.ratio == 0 else ""
     found = trial.reason if trial.value is None else target.show(trial.value)
     verdict = "" if trial.value is None else ", meets the target" if trial.meets else ", does not meet the target"
-    return f"search: trial {number}, ratio {trial.ratio:g}{unpruned}: {found}{verdict}"
+    noise = " (noisy)" if trial.noisy else ""
+    return f"search: trial {number}, ratio {trial.ratio:g}{unpruned}: {found}{noise}{verdict}"
 
 
 def _unreachable(target: RatioTarget, trials: Sequence[Trial], method: str) -> PruningError:
@@ -193,5 +213,6 @@ def _unreachable(target: RatioTarget, trials: Sequence[Trial], method: str) -> P
         return PruningError(what, target.option, "ask for less, or fine-tune longer")
     if best > NO_GAIN * unpruned:
         what += f", so {method} pruning gains nothing here"
-        return PruningError(what, target.option, "remove filters with --method structured, or ask for more")
+        if method != "structured":
+            return PruningError(what, target.option, "remove filters with --method structured, or ask for more")
     return PruningError(what, target.option, "ask for that much or more")

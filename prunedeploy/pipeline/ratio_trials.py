@@ -17,7 +17,7 @@ from prunedeploy.pipeline.export_stages import Artefact, artefact_stages, engine
 from prunedeploy.pipeline.latency_stage import file_latency_stage
 from prunedeploy.pipeline.measure_stages import evaluate_stage
 from prunedeploy.pipeline.networks import all_networks, check_reachable, unpruned_networks
-from prunedeploy.pipeline.ratio_search import RatioSearch, search_ratio
+from prunedeploy.pipeline.ratio_search import Measured, RatioSearch, search_ratio
 from prunedeploy.pipeline.ratio_target import RatioTarget
 from prunedeploy.pipeline.results import BuildResults
 from prunedeploy.pipeline.score_stages import score_stage
@@ -67,14 +67,14 @@ def find_ratio(context: BuildContext, target: RatioTarget) -> tuple[RatioSearch,
         DataError: An mAP is searched for and the test images have no boxes.
     """
     stages: list[StageResult] = []
-    measures: dict[str, Callable[[BuildContext], float]] = {
+    measures: dict[str, Callable[[BuildContext], Measured]] = {
         "latency_ms": _latency_ms,
         "onnx_bytes": _onnx_bytes,
         "map_pgd": lambda trial: _map(trial, target.measure),
         "map_clean": lambda trial: _map(trial, target.measure),
     }
 
-    def measure(ratio: float) -> float:
+    def measure(ratio: float) -> Measured:
         config = context.config.model_copy(update={"ratio": ratio})
         check_reachable(config)
         if not target.is_accuracy:
@@ -85,16 +85,16 @@ def find_ratio(context: BuildContext, target: RatioTarget) -> tuple[RatioSearch,
     return search, stages
 
 
-def final_value(context: BuildContext, built: BuildResults, target: RatioTarget) -> float | None:
+def final_value(context: BuildContext, built: BuildResults, target: RatioTarget) -> Measured | None:
     """The finished network's value, from the results of the build; None if it was not measured."""
     if target.is_accuracy:
         return _map_of(built.evaluations["pruned"], target.measure)
     if target.measure == "onnx_bytes":
-        return float(_smallest(built.artefacts))
+        return _smallest(built.artefacts)
     rows = json.loads((built.latency.folder / "latency.json").read_text())["rows"]
     engine = engine_key(trial_runtime(context.config), _timed(built.artefacts))
     row = rows.get(f"pruned|{engine}|1")
-    return None if row is None else float(row["p50"])
+    return None if row is None else Measured(row["p50"], row["noisy"])
 
 
 def without_training(config: BuildConfig) -> BuildConfig:
@@ -119,7 +119,7 @@ def without_training(config: BuildConfig) -> BuildConfig:
     )
 
 
-def _map(context: BuildContext, measure: str) -> float:
+def _map(context: BuildContext, measure: str) -> Measured:
     """MAP in PyTorch of the network that a build has at this ratio; at ratio 0 of the robust one."""
     if context.config.ratio == 0:
         _, robust = unpruned_networks(context)
@@ -135,24 +135,25 @@ def _map(context: BuildContext, measure: str) -> float:
     return _map_of(evaluate_stage(fp32_only, "pruned", pruned, export, artefacts), measure)
 
 
-def _map_of(evaluation: StageResult, measure: str) -> float:
+def _map_of(evaluation: StageResult, measure: str) -> Measured:
     value = json.loads((evaluation.folder / "evaluation.json").read_text())["torch"][measure]
     if value is None:
         raise DataError("the test images have no boxes, so mAP is undefined", "--target-map", "give other images")
-    return float(value)
+    return Measured(value)
 
 
-def _onnx_bytes(context: BuildContext) -> float:
+def _onnx_bytes(context: BuildContext) -> Measured:
     _, artefacts = _files(context)
-    return float(_smallest(artefacts))
+    return _smallest(artefacts)
 
 
-def _latency_ms(context: BuildContext) -> float:
+def _latency_ms(context: BuildContext) -> Measured:
     first = context.config.export.model_copy(update={"precisions": context.config.export.precisions[:1]})
     context = replace(context, config=context.config.model_copy(update={"export": first}))
     network, artefacts = _files(context)
     measured = file_latency_stage(context, network, _timed(artefacts), trial_runtime(context.config))
-    return float(json.loads((measured.folder / "latency.json").read_text())["p50"])
+    summary = json.loads((measured.folder / "latency.json").read_text())
+    return Measured(summary["p50"], summary["noisy"])
 
 
 def _files(context: BuildContext) -> tuple[StageResult, list[Artefact]]:
@@ -160,8 +161,8 @@ def _files(context: BuildContext) -> tuple[StageResult, list[Artefact]]:
     return pruned, artefact_stages(context, pruned, export_stage(context, pruned))
 
 
-def _smallest(artefacts: list[Artefact]) -> int:
-    return min(artefact.file.stat().st_size for artefact in artefacts)
+def _smallest(artefacts: list[Artefact]) -> Measured:
+    return Measured(min(artefact.file.stat().st_size for artefact in artefacts))
 
 
 def _timed(artefacts: list[Artefact]) -> Artefact:
