@@ -241,20 +241,24 @@ def _demands(folded: FoldedConstants, units: dict[int, IntArray], live: BoolArra
 
 
 def _choose_carriers(demands: list[_Demand], live: BoolArray) -> list[int]:
-    """Units to keep so that every demand has a living candidate: the most useful first, then none without need."""
-    open_demands = [set(demand.units.tolist()) for demand in demands if not live[demand.units].any()]
+    """Units to keep so that every demand has a living candidate: the most useful first, then none without need.
+
+    Of equally useful ones, those with the larger constants.
+    """
+    unmet = [demand.units.tolist() for demand in demands if not live[demand.units].any()]
     chosen: list[int] = []
-    left = open_demands
+    left = unmet
     while left:
-        useful: dict[int, int] = {}
+        useful: Counter[int] = Counter()
+        rank: Counter[int] = Counter()
         for candidates in left:
-            for unit in candidates:
-                useful[unit] = useful.get(unit, 0) + 1
-        chosen.append(max(useful, key=lambda unit: (useful[unit], -unit)))
+            useful.update(set(candidates))
+            rank.update({unit: candidates.index(unit) for unit in candidates})
+        chosen.append(max(useful, key=lambda unit: (useful[unit], -rank[unit], -unit)))
         left = [candidates for candidates in left if chosen[-1] not in candidates]
     for unit in list(chosen):
         others = set(chosen) - {unit}
-        if all(candidates & others for candidates in open_demands):
+        if all(others.intersection(candidates) for candidates in unmet):
             chosen.remove(unit)
     return chosen
 
