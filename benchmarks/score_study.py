@@ -1,0 +1,262 @@
+"""Which scores prune the demo network better: robust mAP after equal fine-tuning, over seeds, ratios and methods.
+
+    python benchmarks/score_study.py run [--only main,others,...] [--worker 0/1] [--out F] [--store DIR]
+    python benchmarks/score_study.py table [--out F]
+
+Every cell is the demo's configuration with the settings below, from the bundled robust weights (one for all seeds: a
+seed decides the images that scores are taken on, the random scores, and everything in fine-tuning). Stages are
+shared through the store, one row is appended per finished cell, and cells with a row are skipped, so a killed run
+goes on where it was; several workers with numbers of their own share the cells. ``table`` prints Markdown: mean and
+standard deviation (of the sample) over seeds, and one-way ANOVA against ``scaled`` in the same column.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from prunedeploy.process_setup import keep_freed_memory
+
+keep_freed_memory()
+
+from scipy.stats import f_oneway  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from prunedeploy.attacks import Pgd  # noqa: E402
+from prunedeploy.config import load_config  # noqa: E402
+from prunedeploy.data.loader import EvaluationLoader  # noqa: E402
+from prunedeploy.evaluation import TorchRunner, evaluate  # noqa: E402
+from prunedeploy.models import Darknet  # noqa: E402
+from prunedeploy.pipeline.context import BuildContext, load_stage_model, open_context  # noqa: E402
+from prunedeploy.pipeline.model_stages import finetune_stage, original_stage, pretrain_stage  # noqa: E402
+from prunedeploy.pipeline.progress import make_progress  # noqa: E402
+from prunedeploy.pipeline.prune_stages import optimise_stage, prune_stage  # noqa: E402
+from prunedeploy.pipeline.score_stages import score_stage  # noqa: E402
+from prunedeploy.pipeline.store import Store  # noqa: E402
+
+SEEDS = (0, 1, 2)
+RATIOS = (0.75, 0.85, 0.5, 0.65)
+METHODS = ("structured", "unstructured")
+EQUAL = (
+    "threads=1", "finetune.steps=80", "finetune.batch_size=16", "score_optimization.steps=40",
+    "score_optimization.batch_size=16", "data.eval_images=200", "evaluation.bootstrap=0",
+)  # fmt: skip
+"""What every cell has in common, beside the demo's configuration."""
+
+NO_STEP_3 = "score_optimization.enabled=false"
+DEEPLIFT = ("scores.name=deeplift", NO_STEP_3)
+VARIANTS: dict[str, tuple[str, ...]] = {
+    # HYDRA: scaled initialisation, then score optimisation. DeepLIFT replaces both, as in the paper.
+    "scaled": ("scores.name=scaled",),
+    "deeplift": DEEPLIFT,
+    "random": ("scores.name=random", NO_STEP_3),
+    "scaled, not optimised": ("scores.name=scaled", NO_STEP_3),
+    "magnitude": ("scores.name=magnitude", NO_STEP_3),
+    "snip": ("scores.name=snip", NO_STEP_3),
+    "taylor": ("scores.name=taylor", NO_STEP_3),
+    "bn-scale": ("scores.name=bn-scale", NO_STEP_3),
+    "gradient-x-input": ("scores.name=gradient-x-input", NO_STEP_3),
+    "deeplift, optimised": ("scores.name=deeplift", "score_optimization.enabled=true"),
+    "deeplift, mean reference": (*DEEPLIFT, "scores.reference=mean"),
+    "deeplift, blurred reference": (*DEEPLIFT, "scores.reference=blur"),
+    "deeplift, reveal-cancel": (*DEEPLIFT, "scores.deeplift_rule=reveal-cancel"),
+    "deeplift, 100 predictions": (*DEEPLIFT, "scores.predictions=100"),
+    "deeplift, attacked images": (*DEEPLIFT, "scores.attacked=true"),
+    "deeplift, layers scaled": (*DEEPLIFT, "scores.normalise=scaled"),
+    "deeplift, layers by mean": (*DEEPLIFT, "scores.normalise=mean"),
+    "deeplift, global": (*DEEPLIFT, "scores.normalise=mean", "allocation=global"),
+    "snip, attacked images": ("scores.name=snip", NO_STEP_3, "scores.attacked=true"),
+}
+OTHERS = (
+    "scaled, not optimised", "magnitude", "snip", "taylor", "bn-scale", "gradient-x-input", "deeplift, optimised",
+)  # fmt: skip
+REMEDIES = (
+    "deeplift, mean reference", "deeplift, blurred reference", "deeplift, reveal-cancel", "deeplift, 100 predictions",
+    "deeplift, attacked images", "deeplift, layers scaled", "deeplift, layers by mean", "deeplift, global",
+    "snip, attacked images",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model of the study.
+
+    Attributes:
+        part: Of the study.
+        variant: Key of `VARIANTS`.
+        method: Of pruning.
+        ratio: Requested.
+        seed: Of every draw.
+    """
+
+    part: str
+    variant: str
+    method: str
+    ratio: float
+    seed: int
+
+    @property
+    def name(self) -> tuple[str, str, float, int]:
+        """What a row is found by."""
+        return self.variant, self.method, self.ratio, self.seed
+
+    def settings(self) -> list[str]:
+        """Keys of the configuration."""
+        own = [f"method={self.method}", f"ratio={self.ratio}", f"seed={self.seed}"]
+        return [*EQUAL, *VARIANTS[self.variant], *own]
+
+
+def cells(parts: Iterable[str]) -> Iterator[Cell]:
+    """The study in the order in which it is computed: what says most comes first."""
+    main = ("scaled", "deeplift", "random")
+    grid = {
+        "main": [(variant, method, ratio) for ratio in RATIOS for variant in main for method in METHODS],
+        "others": [(variant, method, 0.75) for variant in OTHERS for method in METHODS],
+        "remedies": [(variant, method, 0.75) for variant in REMEDIES for method in METHODS],
+        # Half of what goes are filters, so shape and latency are those of the second of each pair.
+        "hybrid": [
+            ("scaled", "hybrid", 0.75), ("scaled", "structured", 0.375),
+            ("scaled", "hybrid", 0.9), ("scaled", "structured", 0.45),
+            ("scaled", "structured", 0.9),
+        ],
+    }  # fmt: skip
+    for part in parts:
+        for variant, method, ratio in grid[part]:
+            if "layers" in variant and method == "unstructured":
+                continue  # a scale per layer changes nothing where every layer keeps the same share
+            for seed in SEEDS:
+                yield Cell(part, variant, method, ratio, seed)
+
+
+def measure(context: BuildContext, model: Darknet) -> dict[str, Any]:
+    """Clean and robust mAP, PGD in fp32 with the network's own gradients."""
+    pgd = Pgd.against(model, context.threat_model(), "fp32", context.config.seed)
+
+    def attack(_: Darknet, images: Tensor, targets: Tensor) -> Tensor:
+        return pgd(images, targets)
+
+    loader = EvaluationLoader(context.test, model.cfg.input_size, context.config.evaluation.batch_size)
+    found = evaluate(
+        TorchRunner(model), loader, context.test, attack=attack, attacked_model=model, resamples=0,
+        iou_threshold=context.config.evaluation.iou_threshold,
+    )["torch"]  # fmt: skip
+    metrics = found.metrics()
+    return {key: metrics[key] for key in ("map_clean", "map_pgd", "map50_clean", "map50_pgd")}
+
+
+def run_cell(cell: Cell, store: Path) -> dict[str, Any]:
+    """Score, prune, fine-tune and measure one network."""
+    config = load_config("demo", cell.settings())
+    with Store(store) as stages:
+        context = open_context(config, stages, make_progress(quiet=True))
+        robust = pretrain_stage(context, original_stage(context))
+        scores = score_stage(context, robust)
+        optimised = optimise_stage(context, robust, scores)
+        prune = prune_stage(context, robust, optimised)
+        tuned = finetune_stage(context, robust, prune)
+
+        def compute(work: Path, _: Path) -> None:
+            found = measure(context, load_stage_model(tuned.folder))
+            (work / "study.json").write_text(json.dumps(found))
+
+        settings = {"attack": config.attack.model_dump(), "seed": config.seed, "threads": context.threads}
+        measured = context.run(
+            "study-evaluation", 1, settings, {"model": tuned.digest, "data": context.test_key}, compute
+        )
+        score = json.loads((scores.folder / "score.json").read_text())
+        pruning = json.loads((prune.folder / "pruning.json").read_text())
+        return {
+            **asdict(cell),
+            **json.loads((measured.folder / "study.json").read_text()),
+            "ratio_achieved": pruning["ratio_achieved"],
+            "score_s": score["seconds"],
+            "summation_to_delta": score["summation_to_delta"],
+            "test_images": len(context.test.images),
+            "seconds": sum(result.seconds for result in context.results if result.computed),
+        }
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows so far; half a last line, of a killed run, is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f"left out, as it is no row: {line[:60]}")
+    return rows
+
+
+def run(parts: list[str], worker: str, out: Path, store: Path) -> None:
+    """Compute what has no row yet."""
+    number, count = (int(part) for part in worker.split("/"))
+    wanted = [cell for position, cell in enumerate(cells(parts)) if position % count == number]
+    for position, cell in enumerate(wanted):
+        done = {(r["variant"], r["method"], r["ratio"], r["seed"]) for r in read_rows(out)}
+        if cell.name in done:
+            continue
+        started = time.perf_counter()
+        row = run_cell(cell, store)
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        seconds = time.perf_counter() - started
+        print(f"{position + 1}/{len(wanted)} {cell.name}: clean {row['map_clean']:.4f} PGD {row['map_pgd']:.4f} "
+              f"({seconds:.0f} s)", flush=True)  # fmt: skip
+
+
+def table(out: Path) -> None:
+    """Print the rows as Markdown."""
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in read_rows(out):
+        groups[row["method"], row["ratio"], row["variant"]].append(row)
+    for method in sorted({method for method, _, _ in groups}):
+        for ratio in sorted({ratio for of, ratio, _ in groups if of == method}):
+            variants = [name for name in VARIANTS if (method, ratio, name) in groups]
+            if not variants:
+                continue
+            print(f"\n**{method}, {ratio:.0%}**\n")
+            print("| scores | seeds | mAP PGD | ± | p against scaled | mAP clean | ± | scoring, s |")
+            print("|---|---|---|---|---|---|---|---|")
+            reference = [row["map_pgd"] for row in groups.get((method, ratio, "scaled"), ())]
+            for name in variants:
+                rows = groups[method, ratio, name]
+                robust, clean = [r["map_pgd"] for r in rows], [r["map_clean"] for r in rows]
+                p = "" if name == "scaled" or min(len(robust), len(reference)) < 2 else (
+                    f"{f_oneway(robust, reference).pvalue:.3g}"
+                )  # fmt: skip
+                print(
+                    f"| {name} | {len(rows)} | {statistics.mean(robust):.4f} | {_deviation(robust)} | {p} "
+                    f"| {statistics.mean(clean):.4f} | {_deviation(clean)} "
+                    f"| {statistics.median(r['score_s'] for r in rows):.1f} |"
+                )
+
+
+def _deviation(values: list[float]) -> str:
+    return f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+
+
+def main() -> None:
+    """Run cells or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "table"])
+    parser.add_argument("--only", default="main,others,remedies,hybrid")
+    parser.add_argument("--worker", default="0/1", help="number of this worker / workers")
+    parser.add_argument("--out", type=Path, default=Path("docs/measurements/score-study.jsonl"))
+    parser.add_argument("--store", type=Path, default=Path("runs/.store"))
+    arguments = parser.parse_args()
+    if arguments.action == "table":
+        table(arguments.out)
+        return
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    run(arguments.only.split(","), arguments.worker, arguments.out, arguments.store)
+
+
+if __name__ == "__main__":
+    main()
