@@ -137,10 +137,11 @@ def _add_convolutional(
         dilations=[layer.dilation] * 2,
         group=layer.groups,
     )
-    return _add_activation(graph, convolved, layer.activation, name)
+    return add_activation(graph, convolved, layer.activation, name)
 
 
-def _add_activation(graph: GraphBuilder, source: str, activation: str, output: str) -> str:
+def add_activation(graph: GraphBuilder, source: str, activation: str, output: str) -> str:
+    """Append an activation, by its name in a cfg, and return its output; nothing for ``linear``."""
     if activation == "linear":
         return source
     if activation == "leaky":
@@ -212,7 +213,7 @@ def _add_shortcut(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) ->
     total = graph.node(
         "Add", [value.name for value in inputs], name if layer.activation == "linear" else f"{name}/sum"
     )
-    return _add_activation(graph, total, layer.activation, name)
+    return add_activation(graph, total, layer.activation, name)
 
 
 _RULES: dict[str, Callable[[GraphBuilder, Layer, Sequence[Value]], str]] = {

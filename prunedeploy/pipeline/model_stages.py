@@ -19,7 +19,7 @@ from prunedeploy.pipeline.context import (
     original_cfg_path,
     original_weights_path,
 )
-from prunedeploy.pipeline.prune_stages import nm_pattern
+from prunedeploy.pipeline.granularity_setting import nm_pattern
 from prunedeploy.pipeline.training_run import run_training
 from prunedeploy.pruning.semi_structured import check_pattern, patterned_convolutions
 from prunedeploy.resources import asset_path

@@ -8,12 +8,10 @@ from prunedeploy.config import BuildConfig
 from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.pipeline.context import BuildContext, StageResult, original_cfg_path
 from prunedeploy.pipeline.dead_channel_stage import dead_channel_stage
+from prunedeploy.pipeline.granularity_setting import check_cut
 from prunedeploy.pipeline.model_stages import finetune_stage, original_stage, pretrain_stage
-from prunedeploy.pipeline.prune_stages import nm_pattern, optimise_stage, prune_stage
+from prunedeploy.pipeline.prune_stages import optimise_stage, prune_stage
 from prunedeploy.pipeline.score_stages import score_stage
-from prunedeploy.pruning.ratio import check_ratio, solve_widths
-from prunedeploy.pruning.semi_structured import check_nm_ratio
-from prunedeploy.pruning.unstructured import keep_counts
 
 
 @dataclass(frozen=True)
@@ -53,16 +51,10 @@ def all_networks(context: BuildContext) -> Networks:
 
 
 def check_reachable(config: BuildConfig) -> None:
-    """Refuse an unreachable ratio before anything is read or trained.
+    """Refuse an unreachable ratio, or an allocation that makes no sense, before anything is read or trained.
 
     Raises:
+        ConfigError: As `check_cut`.
         PruningError: The message says what can be reached.
     """
-    check_ratio(config.ratio)
-    cfg = read_cfg(original_cfg_path(config))
-    if config.method == "structured":
-        solve_widths(cfg, config.ratio, config.channels.minimum, config.channels.multiple)
-    elif config.method == "nm":
-        check_nm_ratio(cfg, nm_pattern(config), config.ratio)
-    else:
-        keep_counts(cfg, config.ratio)
+    check_cut(config, read_cfg(original_cfg_path(config)))

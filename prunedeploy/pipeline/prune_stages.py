@@ -1,106 +1,113 @@
-"""The stages that decide what goes and cut it: optimise scores, prune."""
+"""The stages that decide what goes and cut it: optimise scores, prune.
+
+How much of every layer lives is decided once, from the scores of the score stage as they are. Optimising the scores
+changes which weights, kernels or filters of a layer those are, never how many; it leaves ``allocation.json`` for the
+cut. Without it the cut allocates by the scores it is given, which then are the same.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from prunedeploy.config import BuildConfig, result_settings
+from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
+from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, loop_settings
+from prunedeploy.pipeline.convolution_times_stage import convolution_times_stage, load_convolution_times
+from prunedeploy.pipeline.granularity_setting import cut_settings, granularity_of
 from prunedeploy.pipeline.score_stages import load_scores, save_scores
 from prunedeploy.pipeline.training_run import run_training
-from prunedeploy.pruning.coupling import coupling_groups
-from prunedeploy.pruning.importance import unit_importance
-from prunedeploy.pruning.masks import apply_structured, apply_unstructured
-from prunedeploy.pruning.ratio import solve_structured, solve_widths
-from prunedeploy.pruning.semi_structured import NmPattern, solve_nm
-from prunedeploy.pruning.shrink import shrink
-from prunedeploy.pruning.subnet import nm_record, pruning_record, unstructured_record
-from prunedeploy.pruning.unstructured import keep_counts, solve_unstructured
-from prunedeploy.training.hydra import ScoredDarknet, score_objective
+from prunedeploy.pruning.cut import make_cut
+from prunedeploy.pruning.granularity import Allocation, Evidence
+from prunedeploy.scores.interface import Scores
+from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
 from prunedeploy_engines.errors import GateError
 
 SHRINK_TOLERANCE = 1e-5
+ALLOCATION = "allocation.json"
 
 
 def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResult) -> StageResult:
-    """Step 3: optimise the scores for this ratio and method with frozen weights; nothing with 0 steps."""
+    """Step 3: optimise the scores for this ratio and method with frozen weights.
+
+    Returns:
+        ``scores`` as they are, where the step is not taken: see ``score_optimization.enabled``.
+    """
     config, block = context.config, context.config.score_optimization
-    if block.steps == 0 or config.ratio == 0:
+    enabled = config.scores.name != "deeplift" if block.enabled is None else block.enabled
+    if not enabled or block.steps == 0 or config.ratio == 0:
         return scores
+    granularity, times = granularity_of(config), _times(context, robust)
 
     def compute(work: Path, checkpoints: Path) -> None:
         model = load_stage_model(robust.folder).to(context.device)
-        start = {index: value.to(context.device) for index, value in load_scores(scores.folder).items()}
-        if config.method == "structured":
-            widths = solve_widths(model.cfg, config.ratio, config.channels.minimum, config.channels.multiple)
-            scored = ScoredDarknet(model, start, unit_counts=widths.counts)
-        elif config.method == "nm":
-            scored = ScoredDarknet(model, start, pattern=nm_pattern(config))
-        else:
-            scored = ScoredDarknet(model, start, weight_counts=keep_counts(model.cfg, config.ratio))
+        values = load_scores(scores.folder)
+        allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
+        start = {index: value.to(context.device) for index, value in starting_scores(values).items()}
+        scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation))
         attack = context.threat_model(block.attack)
         objective = score_objective(scored, model, loop_settings(block), attack, config.seed, context.device)
         run_training(context, "optimise-scores", block, model, scored, objective, work, checkpoints)
         save_scores(work / "scores.safetensors", scored.score_tensors())
+        (work / ALLOCATION).write_text(json.dumps(allocation.as_json()))
 
-    settings = {
-        **context.training_settings(),
-        "block": result_settings(block),
-        **cut_settings(config),
-    }
-    inputs = {"robust": robust.digest, "scores": scores.digest, "data": context.training_key}
-    return context.run("optimise-scores", 1, settings, inputs, compute, collective=True)
+    trained = {key: value for key, value in result_settings(block).items() if key != "enabled"}
+    settings = {**context.training_settings(), "block": trained, **cut_settings(config)}
+    inputs = {"robust": robust.digest, "scores": scores.digest, "data": context.training_key, **_times_input(times)}
+    return context.run("optimise-scores", 2, settings, inputs, compute, collective=True)
 
 
 def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult) -> StageResult:
-    """Step 4: cut what the scores say; a structured network leaves it physically smaller."""
-    config = context.config
+    """Step 4: cut what the scores say; where filters leave, the network leaves it physically smaller.
+
+    ``keep.safetensors`` has the filters that live of a structured network; of the others the weights that were not
+    zeroed, in the shapes of the network that is left.
+    """
+    config, granularity, times = context.config, granularity_of(context.config), _times(context, robust)
 
     def compute(work: Path, _: Path) -> None:
         model = load_stage_model(robust.folder)
         values = load_scores(scores.folder)
-        if config.method == "structured":
-            importance = unit_importance(values, coupling_groups(model.cfg))
-            plan = solve_structured(
-                model.cfg, importance, config.ratio, config.channels.minimum, config.channels.multiple
-            )
-            pruned, record = shrink(model, plan.keep), pruning_record(plan)
-            masks = {str(index): keep for index, keep in plan.keep.items()}
-            record["shrunk_deviation"] = check_shrunk(apply_structured(model, plan.keep), pruned)
-        elif config.method == "nm":
-            pattern = nm_pattern(config)
-            keep = solve_nm(values, model.cfg, pattern)
-            pruned, record = apply_unstructured(model, keep), nm_record(model.cfg, keep, pattern, config.ratio)
-            record["sparse_weights"] = config.sparse_weights
-            masks = {str(index): mask for index, mask in keep.items()}
+        if (scores.folder / ALLOCATION).is_file():
+            allocation = Allocation.from_json(json.loads((scores.folder / ALLOCATION).read_text()))
         else:
-            keep = solve_unstructured(values, model.cfg, config.ratio)
-            pruned, record = apply_unstructured(model, keep), unstructured_record(model.cfg, keep, config.ratio)
-            masks = {str(index): mask for index, mask in keep.items()}
-        save_file({name: mask.contiguous() for name, mask in masks.items()}, work / "keep.safetensors")
+            allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
+        masks = granularity.selection(model.cfg, allocation)(values).as_bool()
+        cut = make_cut(model, masks)
+        record = granularity.record(model.cfg, masks, allocation)
+        if config.allocation != "uniform":
+            record["allocation"] = config.allocation
+        if config.method == "nm":
+            record["sparse_weights"] = config.sparse_weights
+        if masks.filters:
+            record["shrunk_deviation"] = check_shrunk(cut.masked, cut.network)
+        keep = cut.filters if config.method == "structured" else cut.weights
+        save_file({str(index): mask.contiguous() for index, mask in keep.items()}, work / "keep.safetensors")
         (work / "pruning.json").write_text(json.dumps(record, indent=2))
-        pruned.save(work / "model.cfg", work / "model.weights")
+        cut.network.save(work / "model.cfg", work / "model.weights")
 
-    return context.run("prune", 1, cut_settings(config), {"robust": robust.digest, "scores": scores.digest}, compute)
-
-
-def nm_pattern(config: BuildConfig) -> NmPattern:
-    """The pattern that a configuration asks for."""
-    return NmPattern(config.nm.n, config.nm.m)
+    inputs = {"robust": robust.digest, "scores": scores.digest, **_times_input(times)}
+    return context.run("prune", 1, cut_settings(config), inputs, compute)
 
 
-def cut_settings(config: BuildConfig) -> dict[str, Any]:
-    """What decides which weights go, for the keys of stages."""
-    settings = {"method": config.method, "ratio": config.ratio, "channels": config.channels.model_dump()}
-    return {**settings, "nm": config.nm.model_dump()} if config.method == "nm" else settings
+def _times(context: BuildContext, robust: StageResult) -> StageResult | None:
+    """What an allocation by latency goes by."""
+    config = context.config
+    return convolution_times_stage(context, robust) if config.allocation == "latency" and config.ratio > 0 else None
+
+
+def _times_input(times: StageResult | None) -> dict[str, str]:
+    return {} if times is None else {"times": times.digest}
+
+
+def _evidence(cfg: DarknetCfg, scores: Scores, times: StageResult | None) -> Evidence:
+    return Evidence(scores, None if times is None else load_convolution_times(cfg, times))
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """What convolutions cost at any width: measured on a grid, interpolated between.
 
 Convolutions that differ in widths alone share a grid over (filters, input channels). Times between grid points are
-interpolated bilinearly, those below the smallest are the smallest. Where noise made more channels look cheaper, the table is made
-monotone downwards, as what disturbs a measurement only ever makes it slower.
+interpolated bilinearly, those below the smallest are the smallest. Where noise made more channels look cheaper, the
+table is made monotone downwards, as what disturbs a measurement only ever makes it slower.
 """
 
 from __future__ import annotations

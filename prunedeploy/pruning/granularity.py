@@ -202,7 +202,7 @@ class Filters(Granularity):
         return Allocation(self._widths(cfg, couple(cfg), self.ratio, evidence))
 
     def _widths(self, cfg: DarknetCfg, coupling: Coupling, ratio: float, evidence: Evidence) -> Widths:
-        path = _width_path(cfg, coupling, self.allocation, evidence)
+        path = even_path if ratio == 0.0 else _width_path(cfg, coupling, self.allocation, evidence)
         return solve_widths(cfg, ratio, self.minimum, self.multiple, coupling, path)
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:

@@ -1,14 +1,14 @@
 """HYDRA's third step: optimise importance scores against the robust loss while the weights stay frozen.
 
-The forward pass uses the top-k scores only; the backward pass hands the gradient straight through the
-selection to all scores. For structured pruning the selection is by coupled group of filters and multiplies
-the output of convolution and normalisation, which is exactly what the shrunk network will lack. For n:m
-pruning it is by block of input channels.
+The forward pass uses the highest scores only; the backward pass hands the gradient straight through the selection
+to all scores. What is selected depends on the granularity (`prunedeploy.pruning.granularity`): weights and kernels
+multiply the weight; filters, by coupled group, multiply the output of convolution and normalisation, which is
+exactly what the shrunk network will lack. How much of every layer lives is fixed before the first step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,51 +18,57 @@ from prunedeploy.attacks.pgd import DTYPES
 from prunedeploy.data.loader import Batch
 from prunedeploy.models.darknet import Darknet, FoldedDarknet, check_images
 from prunedeploy.models.loss import yolo_loss
-from prunedeploy.pruning.coupling import coupling_groups
-from prunedeploy.pruning.importance import straight_through_channel_masks, straight_through_weight_mask
-from prunedeploy.pruning.semi_structured import NmPattern, patterned_convolutions, straight_through_nm_mask
+from prunedeploy.pruning.cut import Selection
+from prunedeploy.scores.interface import Scores
+from prunedeploy.scores.normalise import normalised_scores
 from prunedeploy.training.adversarial import loss_terms
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.loop import Objective
 from prunedeploy.training.optimisation import LoopSettings
 
 
+def starting_scores(scores: Scores) -> Scores:
+    """Any scores as score optimisation starts from them: on HYDRA's scale, and none of them dead.
+
+    Each layer becomes ``sqrt(6 / fan_in) * s / max|s|``, so that one learning rate suits every score; scores that are
+    on this scale already, as HYDRA's own, stay as they are. Exact zeros become the smallest positive number: the
+    gradient reaches a score through its absolute value, whose slope at 0 is 0, so they could never grow.
+
+    Args:
+        scores: By layer index, weight-shaped float.
+
+    Returns:
+        New tensors.
+
+    Reference: Sehwag et al., HYDRA, 2020, equation 5, with the score in the place of the weight.
+    """
+    starting = {}
+    for index, scaled in normalised_scores(scores, "scaled").items():
+        # Scaling once more would only round: the order of scores that are nearly equal must not change.
+        close = torch.allclose(scaled, scores[index], rtol=1e-5, atol=0.0)
+        value = scores[index].clone() if close else scaled
+        starting[index] = value.masked_fill_(value == 0, torch.finfo(value.dtype).tiny)
+    return starting
+
+
 class ScoredDarknet(nn.Module):
-    """A frozen network whose weights or filters are switched on by trainable scores.
+    """A frozen network whose weights, kernels or filters are switched on by trainable scores.
 
     Args:
         model: The network, used in evaluation mode; not modified.
-        scores: By layer index, weight-shaped.
-        unit_counts: Structured: living units per coupling group, ``StructuredPlan.counts``.
-        weight_counts: Unstructured: living weights by layer index.
-        pattern: n:m: how many of how many weights of each block live.
+        scores: By layer index, weight-shaped; see `starting_scores`.
+        select: What the scores switch on, from `Granularity.selection`.
 
     Attributes:
         scores: The trainable scores by ``str(layer index)``.
 
-    Raises:
-        ValueError: Not exactly one of the three is given.
-
     Reference: Sehwag et al., HYDRA, 2020, section 4.
     """
 
-    def __init__(
-        self,
-        model: Darknet,
-        scores: Mapping[int, Tensor],
-        *,
-        unit_counts: Sequence[int] | None = None,
-        weight_counts: Mapping[int, int] | None = None,
-        pattern: NmPattern | None = None,
-    ) -> None:
+    def __init__(self, model: Darknet, scores: Mapping[int, Tensor], select: Selection) -> None:
         super().__init__()
-        if sum(given is not None for given in (unit_counts, weight_counts, pattern)) != 1:
-            raise ValueError("give one of unit_counts (structured), weight_counts (unstructured) and pattern (n:m)")
         self.cfg = model.cfg
-        self.unit_counts = unit_counts
-        self.weight_counts = weight_counts
-        self.pattern = pattern
-        self._groups = coupling_groups(model.cfg)
+        self.select = select
         frozen = FoldedDarknet(model)
         self._folded = frozen.folded
         self.scores = nn.ParameterDict({str(index): nn.Parameter(value.clone()) for index, value in scores.items()})
@@ -73,21 +79,14 @@ class ScoredDarknet(nn.Module):
 
     def masked(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Folded weight and bias of every layer under the current selection; gradients reach the scores."""
-        scores = {int(index): value for index, value in self.scores.items()}
+        masks = self.select({int(index): value for index, value in self.scores.items()})
         masked = dict(self._folded)
-        if self.unit_counts is not None:
-            for index, mask in straight_through_channel_masks(scores, self.unit_counts, self._groups).items():
-                weight, bias = self._folded[index]
-                masked[index] = weight * mask.view(-1, 1, 1, 1), bias * mask
-        elif self.pattern is not None:
-            for layer in patterned_convolutions(self.cfg, self.pattern):
-                weight, bias = self._folded[layer.index]
-                masked[layer.index] = weight * straight_through_nm_mask(scores[layer.index], self.pattern), bias
-        else:
-            assert self.weight_counts is not None
-            for index, count in self.weight_counts.items():
-                weight, bias = self._folded[index]
-                masked[index] = weight * straight_through_weight_mask(scores[index], count), bias
+        for index, mask in masks.weights.items():
+            weight, bias = masked[index]
+            masked[index] = weight * mask, bias
+        for index, mask in masks.filters.items():
+            weight, bias = masked[index]
+            masked[index] = weight * mask.view(-1, 1, 1, 1), bias * mask
         return masked
 
     def network(self) -> FoldedDarknet:
