@@ -234,7 +234,12 @@ class _HookableDarknet(nn.Module):
             self.target = DetectionTarget(tuple(weight[part] for weight in whole.weights))
             compared = reference if len(reference) == 1 else reference[part]
             # The multipliers themselves: contributions divided by differences lose them where a difference is 0.
-            found = explainer.attribute(images[part], compared, custom_attribution_func=lambda values: values)
+            found = explainer.attribute(
+                images[part],
+                compared,
+                custom_attribution_func=lambda values: values,
+                grad_kwargs={"allow_unused": True, "materialize_grads": True},
+            )
             parts.append(found.detach())
         self.target = whole
         return torch.cat(parts)

@@ -201,7 +201,7 @@ def _convolution(model: Darknet, layer: Convolutional, shape: tuple[int, int, in
 
 def _windows(layer: Maxpool, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Maximum of every window, and its flat position in ``x``."""
-    channels, height, width = x.shape
+    _, height, width = x.shape
     before = layer.padding // 2
     largest, position = np.zeros(layer.out_shape), np.zeros(layer.out_shape, int)
     for c, y, column in np.ndindex(*layer.out_shape):

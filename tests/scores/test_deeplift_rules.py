@@ -51,7 +51,8 @@ def test_secant_of_one_point_is_the_derivative(activation: str, a: float) -> Non
 def test_float32_secants_of_close_points_keep_their_digits(activation: str) -> None:
     generator = torch.Generator().manual_seed(0)
     a = 8 * torch.rand(20000, generator=generator) - 4
-    b = a + a.abs() * 10 ** (-7 * torch.rand(20000, generator=generator)) * torch.randn(20000, generator=generator).sign()
+    distance = a.abs() * 10 ** (-7 * torch.rand(20000, generator=generator))
+    b = a + distance * torch.randn(20000, generator=generator).sign()
     exact = secant(a.double(), b.double(), activation)
     error = ((secant(a, b, activation).double() - exact).abs() / exact.abs().clamp(min=1e-2)).max()
     assert float(error) < 1e-5
@@ -89,7 +90,8 @@ def test_reveal_cancel_is_the_formula_of_the_paper(
 
 
 def test_reveal_cancel_of_relu_worked_by_hand() -> None:
-    # From 1 with parts +2 and -4 to -1: (3 - 1) alone and (0 - 0) after the other, mean 1; (0 - 1) and (0 - 3), mean -2.
+    # From 1 with parts +2 and -4 to -1. The positive one: 3 - 1 alone, 0 - 0 after the other, in the mean 1;
+    # the negative one: 0 - 1 alone, 0 - 3 after the other, in the mean -2.
     slopes = reveal_cancel_slopes(f64(1.0), f64(2.0), f64(-4.0), "relu")
     assert float(slopes.positive) == pytest.approx(1 / 2)
     assert float(slopes.negative) == pytest.approx(-2 / -4)

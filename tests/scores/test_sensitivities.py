@@ -10,7 +10,17 @@ import torch
 from prunedeploy.models import Darknet
 from prunedeploy.scores import Scores, choose_target, gradient_x_input_scores, snip_scores, taylor_scores
 from prunedeploy_engines.errors import PruningError
-from scores.examples import detection_loss, mixed_network, pixels, random_batches, sum_of_heads, tiny_model
+from pruning.darknets import HEAD, conv, network, random_network
+from scores.examples import (
+    NO_TARGETS,
+    Batch,
+    detection_loss,
+    mixed_network,
+    pixels,
+    random_batches,
+    sum_of_heads,
+    tiny_model,
+)
 
 ALL = {"snip": snip_scores, "taylor": taylor_scores, "gradient-x-input": gradient_x_input_scores}
 
@@ -189,6 +199,15 @@ def test_float32_scores_of_every_convolution_without_gradient(name: str) -> None
 def test_no_images_is_one_clear_line(name: str) -> None:
     with pytest.raises(PruningError, match=r"^scores: there are no images to take .* on; give at least one image$"):
         ALL[name](tiny_model(), [], sum_of_heads)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_convolution_that_no_head_reads_has_scores_of_zero(name: str) -> None:
+    model = random_network(network(conv(4), conv(4), "route layers=0", *HEAD))
+    batches = [Batch(torch.rand(2, 3, 16, 16), NO_TARGETS, [0, 1])]
+    scores = ALL[name](model, batches, sum_of_heads)
+    assert float(scores[1].abs().max()) == 0
+    assert all(float(scores[index].max()) > 0 for index in (0, 3))
 
 
 def test_snip_refuses_a_loss_that_depends_on_no_weight() -> None:
