@@ -201,6 +201,10 @@ def print_results(results: Mapping[str, Any]) -> None:
     )
     method = (results.get("pruning") or {}).get("pattern") or results.get("method")
     click.echo(f"\n{method} pruning by {results.get('scores')} scores, {ratio}")
+    dead = results.get("dead_channels") or {}
+    if dead.get("filters_removed"):
+        saved = f"MACs {amount(dead.get('macs_before'))} to {amount(dead.get('macs_after'))}"
+        click.echo(f"{dead['filters_removed']} filters were dead and removed exactly: {saved}")
     if speedup:
         click.echo(f"speed against the original: {speedup} (median latency)")
     engines = [_engine_cells(engine) for engine in results.get("engines") or ()]

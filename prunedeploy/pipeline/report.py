@@ -4,7 +4,7 @@ Every number comes from ``results.json``; this only says it in words, tables and
 SVG, pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
 
 - `report_words`: the headline, and what the numbers do not say.
-- `report_models`, `report_tables`, `report_figures`: what is shown.
+- `report_models`, `report_tables`, `report_figures`, `report_pruning`: what is shown.
 - `report_charts`, `report_format`, `report_html`, `report_style`: how.
 """
 
@@ -20,11 +20,11 @@ from prunedeploy.pipeline.report_figures import (
     gallery_figure,
     latency_chart,
     map_chart,
-    pruning_figure,
 )
 from prunedeploy.pipeline.report_format import look_up, mapping, number, three_digits, without_nan
 from prunedeploy.pipeline.report_html import Html, Node, join, tag
 from prunedeploy.pipeline.report_models import models_table
+from prunedeploy.pipeline.report_pruning import pruning_section
 from prunedeploy.pipeline.report_style import STYLE
 from prunedeploy.pipeline.report_tables import (
     engines_table,
@@ -89,7 +89,7 @@ def report_html(results: Results, log_rows: Sequence[Mapping[str, Any]], gallery
         ("rows", "Original, robust, pruned", _comparison(results)),
         ("limits", "What these numbers do not say", _limits(results)),
         ("engines", "Engines", _engines(results)),
-        ("pruning", "What was cut", _pruning(results)),
+        ("pruning", "What was cut", pruning_section(results)),
         ("training", "Training", curves(log_rows)),
         ("pictures", "Test images, clean and attacked", gallery_figure(gallery)),
         ("method", "How it was measured", _method(results)),
@@ -203,14 +203,6 @@ def _engines(results: Results) -> Html:
     )
     some = bool(results.get("gates"))
     return join(engines_table(results), tag("h3", "Gates"), gates if some else None, gates_table(results))
-
-
-def _pruning(results: Results) -> Html:
-    pruning = mapping(results.get("pruning"))
-    about = values_list(
-        {key: value for key, value in pruning.items() if not isinstance(value, (list, Mapping))}
-    )
-    return join(about, pruning_figure(results))
 
 
 def _method(results: Results) -> Html:

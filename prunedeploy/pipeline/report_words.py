@@ -93,6 +93,19 @@ def _size(results: Results) -> Iterator[str]:
     if parts:
         sentence = ": ".join(parts)
         yield sentence[0].upper() + sentence[1:] + "."
+    record = mapping(results.get("dead_channels"))
+    if number(record.get("filters_removed")):
+        yield dead_filters(record)
+
+
+def dead_filters(record: Mapping[str, Any]) -> str:
+    """How many filters zeros have made useless, and why, in a sentence."""
+    removed, constant = (number(record.get(key)) or 0 for key in ("filters_removed", "constants_folded"))
+    kinds = [f"{constant:,.0f} computed a constant", f"{removed - constant:,.0f} were read by nothing"]
+    return (
+        f"{removed:,.0f} filters had become useless and were removed without changing what the network computes: "
+        f"{' and '.join(kinds)}."
+    )
 
 
 def _speed(results: Results) -> Iterator[str]:
@@ -187,7 +200,13 @@ def _about_latency(results: Results) -> Iterator[str]:
     pruned = model_named(results, "pruned")
     if results.get("method") == "structured" or not pruned:
         return
-    yield "The pruned network has zeros for weights: dense kernels do the same work and gain nothing."
+    if number(look_up(results, "dead_channels", "filters_removed")):
+        yield (
+            "The pruned network has zeros for weights. Only the filters that they have made useless save work; "
+            "from the other zeros dense kernels gain nothing."
+        )
+    else:
+        yield "The pruned network has zeros for weights: dense kernels do the same work and gain nothing."
     asked = look_up(results, "pruning", "sparse_weights")
     if asked is True:
         yield (
