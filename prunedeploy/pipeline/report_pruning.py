@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunedeploy.pipeline.report_charts import column_chart, legend
 from prunedeploy.pipeline.report_figures import pruning_figure
 from prunedeploy.pipeline.report_format import count, fixed, look_up, mapping, number, percent, plain, rows_of, scaled
 from prunedeploy.pipeline.report_html import Html, Node, join, tag
@@ -12,6 +13,7 @@ from prunedeploy.pipeline.report_tables import cell, table, values_list
 from prunedeploy.pipeline.report_words import Results, dead_filters, quotient
 
 SCORE_NAMES = {"name": "scores", "seconds": "time", "normalise": "layers on a common scale"}
+SAID_ELSEWHERE = ("summation_to_delta", "seconds", "skipped", "seed", "threads", "device", "greyscale", "batch_size")
 NO_SHARE = "nothing was there to lose"
 
 
@@ -45,8 +47,7 @@ def _scores_card(scores: Mapping[str, Any]) -> Html | None:
     """The settings of the scores, what they took, and whether DeepLIFT's contributions add up."""
     if not scores:
         return None
-    shown = {key: value for key, value in scores.items() if key not in ("summation_to_delta", "seconds", "skipped")}
-    shown = {key: value for key, value in shown.items() if value is not None}
+    shown = {key: value for key, value in scores.items() if key not in SAID_ELSEWHERE and value is not None}
     if number(scores.get("seconds")) is not None:
         shown["seconds"] = f"{fixed(scores['seconds'], 2)} s"
     if skipped := scores.get("skipped"):
@@ -105,7 +106,24 @@ def _dead_channels(record: Mapping[str, Any]) -> Html | None:
         " of the largest value, over random pixels, white, and a frame around black, at the borders too.",
         cls="note",
     )
-    return join(heading, words, totals, measured, _dead_layers(record))
+    return join(heading, words, totals, _filters_chart(record), measured, _dead_layers(record))
+
+
+def _filters_chart(record: Mapping[str, Any]) -> Html | None:
+    """Filters of every convolution with dead channels and without."""
+    columns = []
+    for row in rows_of(record.get("layers")):
+        before, after = number(row.get("filters_before")), number(row.get("filters_after"))
+        if before is not None and after is not None:
+            hint = f"layer {row.get('layer')}: {after:,.0f} of {before:,.0f} filters"
+            columns.append((str(row.get("layer")), before, after, hint))
+    if not columns:
+        return None
+    chart = column_chart(
+        columns, describe="Filters of each convolution", axis="filters", x_axis="layer of the cfg"
+    )
+    names = [("with dead channels", "before"), ("without", "after")]
+    return join(tag("div", chart, cls="scroll columns", tabindex="0"), legend(names))
 
 
 def _dead_layers(record: Mapping[str, Any]) -> Html:

@@ -25,7 +25,7 @@ body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 70rem; color: var(
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; padding-top: .9rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 0 0 .5rem; }
+h3 { font-size: 1rem; margin: 0 0 .5rem; } details + h3 { margin-top: 1.75rem; }
 p { margin: .5rem 0; max-width: 52rem; }
 a { color: inherit; text-underline-offset: .2em; }
 code, pre { font: .84em/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-wrap:

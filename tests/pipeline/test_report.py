@@ -331,6 +331,60 @@ def test_headline_says_what_the_numbers_say(results: dict[str, Any]) -> None:
     assert "slower, by 2.00 times" in Page(report_html(results, [])).text
 
 
+def dead_channels(**more: Any) -> dict[str, Any]:
+    layers = [
+        {"layer": 0, "filters_before": 16, "filters_after": 16, "constant": 0, "unread": 0, "carriers": 0},
+        {"layer": 12, "filters_before": 136, "filters_after": 97, "constant": 31, "unread": 8, "carriers": 2},
+    ]
+    sums = {"filters_removed": 39, "constants_folded": 31, "carriers": 2}
+    sizes = {"params_before": 2265119, "params_after": 1850534, "macs_before": 176710400, "macs_after": 120476600}
+    return {**sums, "layers": layers, **sizes, "deviation": 2.3e-7, **more}
+
+
+def test_dead_channels_are_shown_with_what_they_save(results: dict[str, Any]) -> None:
+    results["method"] = "unstructured"
+    results["dead_channels"] = dead_channels()
+    shown = Page(report_html(results, [])).text
+    assert shown.count("39 filters had become useless") == 2  # in the headline and at the cut
+    assert "31 computed a constant and 8 were read by nothing" in shown
+    assert "2 that compute a constant were kept" in shown
+    # 1 - 120476600 / 176710400 and 1 - 1850534 / 2265119
+    assert "177 M 120 M 31.8 %" in shown
+    assert "2.27 M 1.85 M 18.3 %" in shown
+    assert "by at most 2.3e-07 of the largest value" in shown
+    assert "12 136 97 31 8 2" in shown
+    assert "Only the filters that they have made useless save work" in shown
+    assert "dense kernels do the same work" not in shown
+
+
+def test_no_dead_channels_is_said_where_they_were_looked_for(results: dict[str, Any]) -> None:
+    results["method"] = "unstructured"
+    results["dead_channels"] = dead_channels(filters_removed=0, constants_folded=0)
+    shown = Page(report_html(results, [])).text
+    assert "No filter was dead" in shown
+    assert "dense kernels do the same work and gain nothing" in shown
+    results["dead_channels"] = None
+    assert "Dead channels" not in Page(report_html(results, [])).text
+
+
+def test_scores_are_shown_with_how_they_add_up(results: dict[str, Any]) -> None:
+    summation = {"worst_layer": 1.3e-6, "target": 4.1e-7}
+    results["score_report"] = {
+        "name": "deeplift", "images": 64, "reference": "blur", "deeplift_rule": "reveal-cancel", "normalise": "none",
+        "threads": 2, "skipped": {}, "seconds": 1.419, "summation_to_delta": summation,
+    }  # fmt: skip
+    results["configuration"]["allocation"] = "global"
+    shown = Page(report_html(results, [])).text
+    assert "scores deeplift images 64 reference blur deeplift rule reveal-cancel" in shown
+    assert "time 1.42 s" in shown
+    assert "miss it by 1.3e-06 at the worst layer and by 4.1e-07 of the target's difference" in shown
+    assert "allocation global" in shown
+    results["score_report"] = {"name": "scaled", "images": None, "seconds": 0.01, "summation_to_delta": None}
+    shown = Page(report_html(results, [])).text
+    assert "Summation to delta" not in shown
+    assert "The scores" in shown
+
+
 def test_unstructured_pruning_is_not_sold_as_faster(results: dict[str, Any]) -> None:
     results["method"] = "unstructured"
     results["models"][2].update(params=2265119, macs=176710400, zero_weights=1690000)
