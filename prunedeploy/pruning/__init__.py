@@ -8,6 +8,8 @@
 - `semi_structured`: which weights of every block live, n of m; and the proof that a weight has the pattern.
 - `masks`: pruning as zeros.
 - `shrink`: the smaller network.
+- `dead_channels`: what zeros have made useless is removed, exactly; `constants` that channels compute.
+- `deviation`: how far two networks are apart.
 - `subnet`: size, sparsity and the pruning record.
 """
 
@@ -20,6 +22,8 @@ from prunedeploy.pruning.coupling import (
     head_outputs,
     prunable_convolutions,
 )
+from prunedeploy.pruning.dead_channels import DeadChannelRecord, DeadFilters, remove_dead_channels
+from prunedeploy.pruning.deviation import largest_deviation
 from prunedeploy.pruning.importance import (
     straight_through_channel_masks,
     straight_through_weight_mask,
@@ -58,6 +62,8 @@ from prunedeploy.pruning.unstructured import keep_counts, solve_unstructured
 __all__ = [
     "Coupling",
     "CouplingGroup",
+    "DeadChannelRecord",
+    "DeadFilters",
     "GroupMember",
     "LayerWidth",
     "NmPattern",
@@ -74,6 +80,7 @@ __all__ = [
     "dense_convolutions",
     "head_outputs",
     "keep_counts",
+    "largest_deviation",
     "live_channels",
     "nm_ratio",
     "nm_record",
@@ -81,6 +88,7 @@ __all__ = [
     "prunable_convolutions",
     "pruning_record",
     "ratio_tolerance",
+    "remove_dead_channels",
     "shrink",
     "shrink_cfg",
     "solve_nm",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -15,7 +15,10 @@ from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning import apply_unstructured, coupling_groups, solve_unstructured
 from prunedeploy.pruning.constants import inside_taps
+from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.dead_channels import DeadChannelRecord, remove_dead_channels
+from prunedeploy.pruning.granularity import Evidence, FiltersThenWeights, Granularity, Kernels, Weights
+from prunedeploy_engines.errors import PruningError
 from pruning.darknets import ACTIVATIONS, RandomCfg, conv, network, random_cfgs, random_network, randomise
 
 # One class, one anchor: a head of six channels.
@@ -417,3 +420,50 @@ def test_shipped_networks_compute_the_same_without_dead_channels(repository: Pat
     masked = apply_unstructured(model, solve_unstructured(scores, model.cfg, ratio))
     _, record = check_exact(masked, torch.rand(1, 3, 160, 160), 1e-5)
     assert (record.filters_removed > 0) == (ratio > 0.5)
+
+
+def granularity(name: str, ratio: float, allocation: str) -> Granularity:
+    if name == "hybrid":
+        return FiltersThenWeights(ratio, allocation, multiple=1)
+    return {"weight": Weights, "kernel": Kernels}[name](ratio, allocation)
+
+
+@pytest.mark.parametrize("name", ["weight", "kernel", "hybrid"])
+@settings(SLOW, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@given(
+    graph=random_cfgs(),
+    ratio=st.floats(0.3, 0.99),
+    allocation=st.sampled_from(["uniform", "global", "erk"]),
+    seed=st.integers(0, 9999),
+)
+def test_random_networks_of_every_granularity_equal_their_masked_ones(
+    name: str, graph: RandomCfg, ratio: float, allocation: str, seed: int
+) -> None:
+    model = random_network(graph.cfg, seed).double()
+    generator = torch.Generator().manual_seed(seed)
+    scores = {layer.index: torch.rand(layer.weight_shape, generator=generator) for layer in graph.cfg.convolutions}
+    how = granularity(name, ratio, allocation)
+    try:
+        masks = how.selection(graph.cfg, how.allocate(graph.cfg, Evidence(scores)))(scores).as_bool()
+    except PruningError:
+        masks = None  # few pieces reach few ratios
+    assume(masks is not None)
+    cut = make_cut(model, masks)
+    images = torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64)
+    small, _ = check_exact(cut.network, images, 1e-10)
+    with torch.no_grad():
+        assert relative(cut.masked(images), small(images)) <= 1e-9
+
+
+@pytest.mark.parametrize("name", ["weight", "kernel", "hybrid"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_demo_network_of_every_granularity_equals_its_masked_one(repository: Path, name: str, allocation: str) -> None:
+    model = randomise(load_darknet(repository / "configs" / "darknet" / "yolov3-slim.cfg"))
+    scores = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}
+    how = granularity(name, 0.98, allocation)
+    cut = make_cut(model, how.selection(model.cfg, how.allocate(model.cfg, Evidence(scores)))(scores).as_bool())
+    images = torch.rand(1, 3, 160, 160)
+    small, record = check_exact(cut.network, images, 1e-5)
+    assert record.filters_removed > 0
+    with torch.no_grad():
+        assert relative(cut.masked(images), small(images)) <= 1e-5
