@@ -125,7 +125,7 @@ def monotone(times: NDArray[np.float64]) -> NDArray[np.float64]:
 def times_as_json(measured: Mapping[ConvolutionShape, tuple[Grid, NDArray[np.float64]]]) -> list[dict[str, Any]]:
     """One plain entry per shape."""
     return [
-        {"shape": asdict(shape), **asdict(grid), "median_ms": times.tolist()}
+        {"shape": asdict(shape), **asdict(grid), "ms": times.tolist()}
         for shape, (grid, times) in measured.items()
     ]
 
@@ -135,7 +135,7 @@ def times_from_json(document: list[dict[str, Any]]) -> dict[ConvolutionShape, tu
     return {
         ConvolutionShape(**entry["shape"]): (
             Grid(tuple(entry["filters"]), tuple(entry["inputs"])),
-            np.array(entry["median_ms"], dtype=np.float64),
+            np.array(entry["ms"], dtype=np.float64),
         )
         for entry in document
     }

@@ -13,10 +13,13 @@ from torch import Tensor
 from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.models import Darknet, FoldedDarknet, yolo_loss
 from prunedeploy.pruning.coupling import coupling_groups
+from prunedeploy.pruning.cut import Selection
+from prunedeploy.pruning.granularity import Allocation, Filters, FiltersThenWeights, Kernels, Pattern, Weights
 from prunedeploy.pruning.masks import apply_structured, apply_unstructured
+from prunedeploy.pruning.ratio import Widths
 from prunedeploy.pruning.semi_structured import NmPattern, solve_nm
-from prunedeploy.scores import scaled_scores
-from prunedeploy.training.hydra import ScoredDarknet, score_objective
+from prunedeploy.scores import magnitude_scores, random_scores, scaled_scores
+from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
 from prunedeploy.training.optimisation import LoopSettings
 from pruning.darknets import conv, network, random_network
 from training.small import batch_of
@@ -71,11 +74,34 @@ def unit_counts(model: Darknet, counts: dict[int, int]) -> list[int]:
 
 
 COUNTS = {0: 5, 1: 7, 5: 4}
+PRUNABLE = (0, 1, 2, 5)
+METHODS = ("structured", "unstructured", "kernel", "nm", "hybrid")
+
+
+def filters(model: Darknet, counts: dict[int, int]) -> Allocation:
+    return Allocation(Widths(tuple(unit_counts(model, counts)), 0.5, 0.5, 1))
+
+
+def selection_of(model: Darknet, method: str) -> Selection:
+    scores = scaled_scores(model)
+    if method == "structured":
+        return Filters(0.5).selection(model.cfg, filters(model, COUNTS))
+    if method == "nm":
+        return Pattern(0.5, pattern=NmPattern(2, 4)).selection(model.cfg, Allocation())
+    if method == "kernel":
+        counts = {index: scores[index][:, :, 0, 0].numel() // 3 for index in PRUNABLE}
+        return Kernels(0.5).selection(model.cfg, Allocation(pieces=counts))
+    if method == "hybrid":
+        # a third of the connected weights: layers 1, 2 and 5 read 5, 7 and 14 living channels
+        counts = {0: 5 * 3 * 9 // 3, 1: 7 * 5 * 9 // 3, 2: 7 * 7 * 9 // 3, 5: 4 * 14 * 9 // 3}
+        return FiltersThenWeights(0.5).selection(model.cfg, Allocation(filters(model, COUNTS).widths, counts))
+    counts = {index: scores[index].numel() // 3 for index in PRUNABLE}
+    return Weights(0.5).selection(model.cfg, Allocation(pieces=counts))
 
 
 def test_the_structured_selection_equals_the_network_that_will_be_cut(model: Darknet, images: Tensor) -> None:
     scores = scaled_scores(model)
-    scored = ScoredDarknet(model, scores, unit_counts=unit_counts(model, COUNTS))
+    scored = ScoredDarknet(model, scores, selection_of(model, "structured"))
     cut = apply_structured(model, living_filters(model, scores, COUNTS))
     with torch.no_grad():
         for ours, expected in zip(scored(images), cut(images), strict=True):
@@ -92,7 +118,7 @@ def test_the_unstructured_selection_equals_the_network_with_zeros(model: Darknet
         mask = torch.zeros(len(order), dtype=torch.bool)
         mask[order[: counts[index]]] = True
         keep[index] = mask.view_as(scores[index])
-    scored = ScoredDarknet(model, scores, weight_counts=counts)
+    scored = ScoredDarknet(model, scores, Weights(0.7).selection(model.cfg, Allocation(pieces=counts)))
     zeroed = apply_unstructured(model, keep)
     with torch.no_grad():
         expected = zeroed(images)[0]
@@ -109,7 +135,7 @@ def test_the_nm_selection_equals_the_network_with_zeros_in_the_pattern(model: Da
         for k, start, r, s in itertools.product(range(filters), range(0, channels, 4), range(height), range(width)):
             block = scores[index][k, start : start + 4, r, s].abs()
             keep[index][k, start + block.argsort(descending=True)[:2], r, s] = True
-    scored = ScoredDarknet(model, scores, pattern=NmPattern(2, 4))
+    scored = ScoredDarknet(model, scores, selection_of(model, "nm"))
     zeroed = apply_unstructured(model, keep)
     with torch.no_grad():
         expected = zeroed(images)[0]
@@ -120,7 +146,7 @@ def test_the_nm_selection_equals_the_network_with_zeros_in_the_pattern(model: Da
     assert set(cut) == set(keep)
 
 
-@pytest.mark.parametrize("method", ["structured", "unstructured", "nm"])
+@pytest.mark.parametrize("method", METHODS)
 def test_only_scores_learn_and_all_of_a_layer_do(model: Darknet, images: Tensor, method: str) -> None:
     model.train()  # as a training stage may have left it
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -142,13 +168,7 @@ def test_only_scores_learn_and_all_of_a_layer_do(model: Darknet, images: Tensor,
 
 
 def scored_of(model: Darknet, method: str) -> ScoredDarknet:
-    scores = scaled_scores(model)
-    if method == "structured":
-        return ScoredDarknet(model, scores, unit_counts=unit_counts(model, COUNTS))
-    if method == "nm":
-        return ScoredDarknet(model, scores, pattern=NmPattern(2, 4))
-    counts = {index: scores[index].numel() // 3 for index in (0, 1, 2, 5)}
-    return ScoredDarknet(model, scores, weight_counts=counts)
+    return ScoredDarknet(model, scaled_scores(model), selection_of(model, method))
 
 
 def one_layer() -> tuple[Darknet, Tensor]:
@@ -171,8 +191,8 @@ def test_the_structured_gradient_worked_by_hand() -> None:
     # Scores 0.9 and -0.4: |0.9| is the one that lives. y = m1 (3 x + 10) + m2 (-2 x + 20) with x = 0.5:
     # m = (1, 0) gives 11.5. dy/dm = (11.5, 19), handed to |score|: times the sign of the score.
     scores = {0: torch.tensor([0.9, -0.4]).view(2, 1, 1, 1), 1: torch.ones(6, 2, 1, 1)}
-    counts = [1 if group.prunable else group.channels for group in coupling_groups(model.cfg)]
-    scored = ScoredDarknet(model, scores, unit_counts=counts)
+    counts = tuple(1 if group.prunable else group.channels for group in coupling_groups(model.cfg))
+    scored = ScoredDarknet(model, scores, Filters(0.5).selection(model.cfg, Allocation(Widths(counts, 0.5, 0.5, 1))))
     y = scored(image)[0][0, 0, 0, 0]
     assert y.item() == pytest.approx(11.5)
     y.backward()
@@ -184,7 +204,7 @@ def test_the_unstructured_gradient_worked_by_hand() -> None:
     # Weights are masked, biases are not: y = m1 3 x + 10 + m2 (-2) x + 20 = 1.5 + 30 with m = (1, 0).
     # dy/dm = (3 x, -2 x) = (1.5, -1); the dead weight's score is negative, so its gradient turns to 1.
     scores = {0: torch.tensor([0.9, -0.4]).view(2, 1, 1, 1), 1: torch.ones(6, 2, 1, 1)}
-    scored = ScoredDarknet(model, scores, weight_counts={0: 1})
+    scored = ScoredDarknet(model, scores, Weights(0.5).selection(model.cfg, Allocation(pieces={0: 1})))
     y = scored(image)[0][0, 0, 0, 0]
     assert y.item() == pytest.approx(31.5)
     y.backward()
@@ -214,7 +234,7 @@ def test_bf16_is_close_to_fp32_and_gradients_still_reach_the_scores(model: Darkn
     assert losses["bf16"] != losses["fp32"], "bf16 must be used when it is asked for"
 
 
-@pytest.mark.parametrize("method", ["structured", "unstructured", "nm"])
+@pytest.mark.parametrize("method", METHODS)
 def test_optimising_scores_lowers_the_robust_loss_of_a_fixed_batch(model: Darknet, method: str) -> None:
     scored, batch = scored_of(model, method), batch_of(1)
     objective = score_objective(scored, model, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)
@@ -246,13 +266,113 @@ def test_a_selection_follows_the_scores_as_they_change(model: Darknet, images: T
 
 def test_keeping_everything_is_the_network_itself(model: Darknet, images: Tensor) -> None:
     groups = coupling_groups(model.cfg)
-    scored = ScoredDarknet(model, scaled_scores(model), unit_counts=[group.channels for group in groups])
+    whole = Allocation(Widths(tuple(group.channels for group in groups), 0.0, 0.0, 1))
+    scored = ScoredDarknet(model, scaled_scores(model), Filters(0.0).selection(model.cfg, whole))
     with torch.no_grad():
         torch.testing.assert_close(scored(images), FoldedDarknet(model)(images))
 
 
-def test_exactly_one_kind_of_selection_is_wanted(model: Darknet) -> None:
-    pattern = NmPattern(2, 4)
-    for counts in ({}, {"unit_counts": [1], "weight_counts": {0: 1}}, {"weight_counts": {0: 1}, "pattern": pattern}):
-        with pytest.raises(ValueError, match="unit_counts"):
-            ScoredDarknet(model, scaled_scores(model), **counts)
+def test_the_kernel_selection_equals_the_network_without_them(model: Darknet, images: Tensor) -> None:
+    scores = scaled_scores(model)
+    keep = {}
+    for index in PRUNABLE:
+        filters, channels = scores[index].shape[:2]
+        importance = {
+            (o, i): sum(scores[index][o, i].abs().flatten().tolist()) for o in range(filters) for i in range(channels)
+        }
+        living = sorted(importance, key=lambda kernel: -importance[kernel])[: filters * channels // 3]
+        keep[index] = torch.zeros(scores[index].shape, dtype=torch.bool)
+        for o, i in living:
+            keep[index][o, i] = True
+    scored, zeroed = scored_of(model, "kernel"), apply_unstructured(model, keep)
+    with torch.no_grad():
+        expected = zeroed(images)[0]
+        torch.testing.assert_close(scored(images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert float((expected - model(images)[0]).abs().max()) > 0.01
+
+
+def test_the_kernel_gradient_worked_by_hand() -> None:
+    # Two 3x3 filters over one channel, image 1 everywhere, at the centre of 3 x 3 pixels: a living kernel gives
+    # sum(w) = 9 * 2 = 18, which the head hands on. dy/dm of a kernel is 18; its importance is the mean of nine
+    # |scores|, so each score gets 18 / 9 = 2, with its sign.
+    text = network(
+        conv(2, size=3, norm=False, activation="linear"), conv(6, norm=False, activation="linear"),
+        "yolo mask=0 anchors=4,5 classes=1", size=3, channels=1,
+    )  # fmt: skip
+    model = random_network(text)
+    with torch.no_grad():
+        model.conv(0).weight.fill_(2.0)
+        model.conv(0).bias.zero_()
+        model.conv(1).weight.fill_(1.0)
+        model.conv(1).bias.zero_()
+    living, dead = torch.full((1, 1, 3, 3), 0.5), torch.full((1, 1, 3, 3), 0.1)
+    dead[0, 0, 1, 1] = -0.1
+    scores = {0: torch.cat([living, dead]), 1: torch.ones(6, 2, 1, 1)}
+    scored = ScoredDarknet(model, scores, Kernels(0.5).selection(model.cfg, Allocation(pieces={0: 1})))
+    y = scored(torch.ones(1, 1, 3, 3))[0][0, 0, 1, 1]
+    assert y.item() == pytest.approx(18.0)
+    y.backward()
+    assert scored.scores["0"].grad[0].flatten().tolist() == pytest.approx([2.0] * 9)
+    assert scored.scores["0"].grad[1].flatten().tolist() == pytest.approx([2.0] * 4 + [-2.0] + [2.0] * 4)
+
+
+def test_the_hybrid_selection_equals_the_network_cut_by_both(model: Darknet, images: Tensor) -> None:
+    scores = scaled_scores(model)
+    living = living_filters(model, scores, COUNTS)
+    # By layer, which filters write its input: layer 5 reads a route of layer 3, which is layer 1's width, and layer 1.
+    inputs = {0: torch.ones(3, dtype=torch.bool), 1: living[0], 2: living[1], 5: torch.cat([living[1], living[1]])}
+    keep = {}
+    for index in PRUNABLE:
+        connected = [
+            (float(scores[index][place].abs()), place)
+            for place in itertools.product(*map(range, scores[index].shape))
+            if living[index][place[0]] and inputs[index][place[1]]
+        ]
+        keep[index] = torch.zeros(scores[index].shape, dtype=torch.bool)
+        for _, place in sorted(connected, reverse=True)[: len(connected) // 3]:
+            keep[index][place] = True
+    expected_network = apply_structured(apply_unstructured(model, keep), living)
+    with torch.no_grad():
+        expected = expected_network(images)[0]
+        found = scored_of(model, "hybrid")(images)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert float((expected - model(images)[0]).abs().max()) > 0.01
+
+
+def test_scores_start_on_hydras_scale_and_those_that_are_stay_bit_for_bit(model: Darknet) -> None:
+    scaled = scaled_scores(model)
+    for index, value in starting_scores(scaled).items():
+        assert torch.equal(value, scaled[index]), index
+    # The weights themselves, brought to the scale, are HYDRA's scores.
+    for index, value in starting_scores(magnitude_scores(model)).items():
+        torch.testing.assert_close(value, scaled[index])
+    for value in starting_scores(random_scores(model, seed=0)).values():
+        channels, height, width = value.shape[1:]
+        assert float(value.abs().max()) == pytest.approx(math.sqrt(6 / (channels * height * width)), rel=1e-6)
+
+
+def test_a_score_of_zero_can_grow() -> None:
+    model, image = one_layer()
+    scores = {0: torch.tensor([0.9, 0.0]).view(2, 1, 1, 1), 1: torch.zeros(6, 2, 1, 1)}
+    selection = Weights(0.5).selection(model.cfg, Allocation(pieces={0: 1}))
+    dead = ScoredDarknet(model, scores, selection)
+    dead(image)[0][0, 0, 0, 0].backward()
+    assert dead.scores["0"].grad[1].item() == 0.0, "through |s| no gradient passes at 0"
+    started = ScoredDarknet(model, starting_scores(scores), selection)
+    started(image)[0][0, 0, 0, 0].backward()
+    assert started.scores["0"].grad[1].item() == pytest.approx(-1.0)  # -2 x, as in the example above
+    assert 0.0 < started.scores["0"][1].item() < 1e-30
+    assert bool((started.scores["1"] > 0).all()), "a layer of zeros has no scale, but starts"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_masks_are_exactly_zero_or_one_and_as_many_as_allowed(model: Darknet, method: str) -> None:
+    masks = selection_of(model, method)(scaled_scores(model))
+    for mask in (*masks.filters.values(), *masks.weights.values()):
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    if method in ("structured", "hybrid"):
+        assert {index: int(masks.filters[index].sum()) for index in COUNTS} == COUNTS
+        assert int(masks.filters[2].sum()) == COUNTS[1]
+    if method in ("unstructured", "kernel"):
+        for index in PRUNABLE:
+            assert float(masks.weights[index].mean()) == pytest.approx(1 / 3, abs=0.02)
