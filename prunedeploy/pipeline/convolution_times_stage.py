@@ -41,8 +41,8 @@ CALLS_MACS = 2e8
 def convolution_times_stage(context: BuildContext, robust: StageResult) -> StageResult:
     """Time single convolutions with their activations in ONNX Runtime on this machine's CPU.
 
-    ``convolution_times.json`` has for every shape a grid over filters and input channels and the milliseconds of each point.
-    The network's weights do not matter to it, so all networks of one cfg share it.
+    ``convolution_times.json`` has for every shape a grid over filters and input channels and the milliseconds of each
+    point. The network's weights do not matter to it, so all networks of one cfg share it.
 
     Args:
         context: Of the build.

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
 from prunedeploy_engines.errors import ConfigError
 
-_FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
+_FRACTIONS = (0.125, 0.25, 0.5, 1.0)
 _STEP = 8
 
 
