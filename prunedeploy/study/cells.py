@@ -34,10 +34,12 @@ class Study:
         rows: All of them, in the order of the file. Where a cell has several finished rows with a value, the last one
             counts; a failed row never hides a finished one.
         bench: Whose times are used; None: no row has a time.
+        map_metric: Which robust mAP is meant.
     """
 
     rows: tuple[Row, ...]
     bench: Bench | None
+    map_metric: Metric = MAP_PGD
 
     @cached_property
     def configurations(self) -> tuple[str, ...]:
@@ -56,12 +58,6 @@ class Study:
     def runs(self) -> tuple[int, ...]:
         """Runs (seeds), ascending."""
         return tuple(sorted({row.run for row in self.rows if row.configuration not in REFERENCES}))
-
-    @cached_property
-    def map_metric(self) -> Metric:
-        """The robust mAP that most rows have; at COCO's usual score threshold if it is a draw."""
-        counts = {m: sum(getattr(row, m.field) is not None for row in self.rows) for m in (MAP_PGD, MAP_PGD_CONF50)}
-        return MAP_PGD if counts[MAP_PGD] >= counts[MAP_PGD_CONF50] else MAP_PGD_CONF50
 
     def by_run(self, metric: Metric, configuration: str, ratio: float) -> Mapping[int, float]:
         """Values of one cell of the grid by run, ascending; empty if there are none."""
@@ -109,7 +105,7 @@ METRIC_FIELDS = ("map_pgd", "map_clean", "map_pgd_conf50", "map_clean_conf50", "
 
 
 def study_from_rows(rows: Iterable[Row], machine: str | None = None) -> Study:
-    """Arrange rows as a grid.
+    """Arrange rows as a grid. Robust mAP is at COCO's usual score threshold, unless more rows have it at 0.5.
 
     Args:
         rows: Of one sweep.
@@ -127,7 +123,10 @@ def study_from_rows(rows: Iterable[Row], machine: str | None = None) -> Study:
         if not benches:
             known = ", ".join(sorted({name for name, _ in _benches(rows)})) or "none"
             raise ConfigError("no row has a time of this machine", machine, f"give one of: {known}")
-    return Study(rows, benches.most_common(1)[0][0] if benches else None)
+    counts = [sum(getattr(row, metric.field) is not None for row in rows) for metric in (MAP_PGD, MAP_PGD_CONF50)]
+    return Study(
+        rows, benches.most_common(1)[0][0] if benches else None, MAP_PGD if counts[0] >= counts[1] else MAP_PGD_CONF50
+    )
 
 
 def _bench(row: Row) -> Bench:

@@ -32,20 +32,24 @@ def curves_figure(study: Study, names: Sequence[str], title: str, paper: Study |
     """
     with styled():
         figure = new_figure(10.5, 4.9)
-        left, right = figure.subplots(1, 2)
+        axes = figure.subplots(1, 2)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
-        _curves(left, study, study.map_metric, names)
-        left.set_title(f"(a) {study.map_metric.label}")
-        _curves(right, study, TIME_MS, names)
-        right.set_title(f"(b) {TIME_MS.label}" + (f", {study.bench[1]}" if study.bench and study.bench[1] else ""))
         handles = [_handle(name, study) for name in names]
-        if _original(left, study, study.map_metric) | _original(right, study, TIME_MS):
+        originals = False
+        for axis, metric, letter in zip(axes, (study.map_metric, TIME_MS), "ab", strict=True):
+            for place, name in enumerate(names):
+                values = {ratio: study.values(metric, name, ratio) for ratio in study.ratios}
+                _curve(axis, study, name, values, place, len(names))
+            originals |= _original(axis, study, metric)
+            axis.set_title(f"({letter}) {metric.label}" + (_runtime(study) if metric.is_time else ""))
+            axis.set_ylabel(f"{metric.unit} per image" if metric.is_time else "mAP")
+            if paper is not None and not metric.is_time:
+                for name in names:
+                    _paper_means(axis, paper, paper.map_metric, name)
+            _finish(axis, study, study.has(metric))
+        if originals:
             handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.1, label="original, not pruned"))
-        if paper is not None:
-            for name in names:
-                _paper_means(left, paper, paper.map_metric, name)
-            handles.append(_paper_handle())
-        _legend(figure, handles)
+        _legend(figure, [*handles, *([_paper_handle()] if paper is not None else [])])
     return figure
 
 
@@ -71,8 +75,8 @@ def relative_figure(study: Study, names: Sequence[str], paper: Study | None = No
                 if paper is not None:
                     _paper_means(axis, paper, paper.map_metric if metric != TIME_MS else TIME_MS, name, relative=True)
             axis.set_title(title)
-            _ratio_axis(axis, study)
             axis.set_ylabel("of the same run at ratio 0")
+            _finish(axis, study, study.has(metric))
         _legend(figure, [*(_handle(name, study) for name in names), *([_paper_handle()] if paper else [])])
     return figure
 
@@ -86,14 +90,6 @@ def relative_to_zero(study: Study, metric: Metric, name: str) -> dict[float, Flo
     }
 
 
-def _curves(axis: Axes, study: Study, metric: Metric, names: Sequence[str]) -> None:
-    for place, name in enumerate(names):
-        values = {ratio: study.values(metric, name, ratio) for ratio in study.ratios}
-        _curve(axis, study, name, values, place, len(names))
-    _ratio_axis(axis, study)
-    axis.set_ylabel("mAP" if not metric.is_time else f"{metric.unit} per image")
-
-
 def _curve(
     axis: Axes, study: Study, name: str, values: Mapping[float, Floats], place: int, count: int
 ) -> None:
@@ -104,10 +100,8 @@ def _curve(
     if not known:
         return
     x = np.array([100 * ratio for ratio in known])
-    for at, group in zip(x, known.values(), strict=True):
-        axis.scatter(
-            np.full(len(group), at + shift), group, s=7, color=style.colour, alpha=0.4, linewidths=0, zorder=2
-        )
+    dots = np.repeat(x, [len(group) for group in known.values()]) + shift
+    axis.scatter(dots, np.concatenate(list(known.values())), s=7, color=style.colour, alpha=0.4, lw=0, zorder=2)
     axis.errorbar(
         x + shift,
         [group.mean() for group in known.values()],
@@ -151,9 +145,16 @@ def _original(axis: Axes, study: Study, metric: Metric) -> bool:
     return bool(len(values))
 
 
-def _ratio_axis(axis: Axes, study: Study) -> None:
+def _runtime(study: Study) -> str:
+    return f", {study.bench[1]}" if study.bench is not None and study.bench[1] else ""
+
+
+def _finish(axis: Axes, study: Study, measured: bool) -> None:
+    if not measured:
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#777777")
     ticks = [100 * ratio for ratio in study.ratios]
-    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=8)
+    axis.set_xlim(-3, 102)
     axis.set_xlabel("pruning ratio (% of the weights)")
     axis.set_ylim(bottom=0)
     axis.grid(axis="x", visible=False)
@@ -174,9 +175,14 @@ def _handle(name: str, study: Study) -> Line2D:
 
 
 def _paper_handle() -> Line2D:
-    hollow = {"color": "#555555", "marker": "o", "markerfacecolor": "white", "linewidth": 0.8, "markersize": 4.5}
-    return Line2D([], [], label="paper's means", **hollow)
+    grey = "#555555"
+    return Line2D(
+        [], [], color=grey, marker="o", markerfacecolor="white", lw=0.8, markersize=4.5, label="paper's means"
+    )
 
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=min(4, len(handles)), handlelength=3.6)
+    columns = len(handles) if len(handles) <= 5 else -(-len(handles) // 2)
+    figure.legend(
+        handles=list(handles), loc="outside lower center", ncols=columns, handlelength=3.2, fontsize=9
+    )

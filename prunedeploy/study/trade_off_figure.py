@@ -79,7 +79,7 @@ def trade_off_figure(study: Study, names: Sequence[str]) -> Figure:
             x[front], y[front], drawstyle="steps-post", color="#999999", linewidth=5, alpha=0.35, zorder=1,
             solid_joinstyle="miter", label="Pareto front",
         )  # fmt: skip
-        for index in front:
+        for index in _apart(x, y, front):
             axis.annotate(
                 f"{100 * points[index][1]:g} %", (x[index], y[index]), xytext=(-5, 5), textcoords="offset points",
                 ha="right", fontsize=8, color="#333333",
@@ -90,5 +90,15 @@ def trade_off_figure(study: Study, names: Sequence[str]) -> Figure:
         axis.set_xlim(left=0)
         axis.set_ylim(bottom=0)
         axis.margins(0.06)
-        axis.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=3, handlelength=3.2, fontsize=9)
     return figure
+
+
+def _apart(x: Floats, y: Floats, front: Sequence[int]) -> list[int]:
+    """Those points of the front whose labels do not lie on an earlier one's."""
+    chosen: list[int] = []
+    wide, high = 0.06 * x.max(initial=0), 0.035 * y.max(initial=0)
+    for index in front:
+        if all(abs(x[index] - x[other]) > wide or abs(y[index] - y[other]) > high for other in chosen):
+            chosen.append(index)
+    return chosen
