@@ -86,8 +86,7 @@ def build(
         if target is None or out is not None:
             folder = stack.enter_context(_claimed(out, config, target, command, overwrite))
         stages = stack.enter_context(Store(store, progress.message))
-        if target is None:
-            check_reachable(config)
+        check_reachable(config if target is None else config.model_copy(update={"ratio": 0.0}))
         context = open_context(config, stages, progress)
         check_calibration_images(context)
         check_images_stage(context)

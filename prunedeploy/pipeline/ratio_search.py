@@ -5,8 +5,9 @@ What a trial measures is in `ratio_trials`; here a trial is a function from a ra
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prunedeploy.pipeline.ratio_target import RatioTarget
@@ -65,11 +66,13 @@ class RatioSearch:
         target: What was searched for.
         tried: In the order of the search.
         chosen: The ratio.
+        rejected: Ratios whose trials met the target while their trained networks did not.
     """
 
     target: RatioTarget
     tried: tuple[Trial, ...]
     chosen: float
+    rejected: tuple[Trial, ...] = ()
 
     def as_dict(self, final: Measured | None = None) -> dict[str, Any]:
         """What ``results.json`` has under ``search``.
@@ -84,6 +87,7 @@ class RatioSearch:
         return {
             "target": self.target.as_dict(),
             "tried": [trial.as_dict() for trial in self.tried],
+            "rejected": [trial.as_dict() for trial in self.rejected],
             "chosen": self.chosen,
             "final": finished,
         }
@@ -128,62 +132,105 @@ def search_ratio(
     *,
     method: str,
     ratios: Sequence[float] = GRID,
+    confirm: Callable[[float], Measured] | None = None,
     say: Callable[[str], None],
 ) -> RatioSearch:
     """Find the highest ratio that keeps an mAP, or the lowest that comes down to a latency or size.
 
     Args:
         target: What is searched for.
-        measure: The value of the network pruned at a ratio. A `PruningError` means that the ratio cannot be reached:
-            it is left out. So is one whose file fails a gate where a trial is cheap; where it is a training, it
-            counts as one that does not meet the target.
+        measure: What the network pruned at a ratio has. A `PruningError` means that the ratio cannot be reached:
+            it is left out. So is one whose file fails a gate; where a trial is a training, it counts as one that does
+            not meet the target instead, since more pruning will not mend it.
         method: Of pruning, for what is said.
         ratios: Ascending, the first 0.
+        confirm: Of a latency or size, what the trained network has at the ratio that was found. While that is too much,
+            the search goes on for trials that are smaller in the same proportion.
         say: Called with a line for every trial.
 
     Raises:
         PruningError: No ratio meets the target; says what the best one has.
     """
-    tried: dict[float, Trial] = {}
-    left_out: set[float] = set()
-
-    def meets(ratio: float) -> bool:
-        if ratio not in tried:
-            tried[ratio] = _try(target, measure, ratio, left_out)
-            say(_line(target, len(tried), tried[ratio]))
-        if ratio in left_out:
-            raise _LeftOutError
-        return tried[ratio].meets
-
-    easiest_first = list(ratios) if target.is_accuracy else list(reversed(ratios))
+    trials = _Trials(target, measure, ratios, say)
+    rejected: list[Trial] = []
+    bound = target.value
     say(f"search: {target.aim}")
     while True:
-        try:
-            chosen = bisect_ratio([ratio for ratio in easiest_first if ratio not in left_out], meets)
+        chosen = trials.last_within(bound)
+        if chosen is None or (target.is_accuracy and chosen == 0):
+            raise _unreachable(target, trials, rejected, method)
+        if confirm is None:
             break
-        except _LeftOutError:
-            continue
-    trials = tuple(tried.values())
-    if chosen is None or (target.is_accuracy and chosen == 0):
-        raise _unreachable(target, trials, method)
-    say(f"search: ratio {chosen:g} it is, {len(trials)} tried")
-    return RatioSearch(target, trials, chosen)
+        trained, tried = confirm(chosen), trials.tried[chosen].value
+        assert tried is not None, "a ratio without a network is not chosen"
+        if target.is_met_by(trained.value):
+            break
+        rejected.append(Trial(chosen, trained.value, False, trained.noisy))
+        say(f"search: ratio {chosen:g} once trained: {target.show(trained.value)}, does not meet the target")
+        bound = min(target.value * tried / trained.value, math.nextafter(tried, 0.0))
+    say(f"search: ratio {chosen:g} it is, {len(trials.tried)} tried")
+    return RatioSearch(target, tuple(trials.tried.values()), chosen, tuple(rejected))
+
+
+class _Trials:
+    """Trials of one search, none of them made twice.
+
+    Args:
+        target: See `search_ratio`, also for the others.
+        measure: What a network has.
+        ratios: Ascending.
+        say: Called with a line for every trial.
+    """
+
+    def __init__(
+        self,
+        target: RatioTarget,
+        measure: Callable[[float], Measured],
+        ratios: Sequence[float],
+        say: Callable[[str], None],
+    ) -> None:
+        self.tried: dict[float, Trial] = {}
+        self.left_out: dict[float, str] = {}
+        self._target, self._measure, self._say = target, measure, say
+        self._easiest_first = list(ratios) if target.is_accuracy else list(reversed(ratios))
+
+    def last_within(self, bound: float) -> float | None:
+        """Bisect for a target of this value; ratios that turn out to have no network are left out on the way."""
+        target = replace(self._target, value=bound)
+
+        def meets(ratio: float) -> bool:
+            value = self._trial(ratio).value
+            return value is not None and target.is_met_by(value)
+
+        while True:
+            try:
+                return bisect_ratio([ratio for ratio in self._easiest_first if ratio not in self.left_out], meets)
+            except _LeftOutError:
+                continue
+
+    def _trial(self, ratio: float) -> Trial:
+        if ratio not in self.tried:
+            self.tried[ratio] = self._made(ratio)
+            self._say(_line(self._target, len(self.tried), self.tried[ratio]))
+        return self.tried[ratio]
+
+    def _made(self, ratio: float) -> Trial:
+        try:
+            found = self._measure(ratio)
+        except (PruningError, GateError) as error:
+            if ratio == 0:
+                raise  # nothing was pruned: this is wrong with every ratio
+            if self._target.is_accuracy and isinstance(error, GateError):
+                return Trial(ratio, None, False, reason=error.what)
+            if not self.left_out:
+                self._say(f"search: ratio {ratio:g} is left out, as others may be: {error.what}")
+            self.left_out[ratio] = error.what
+            raise _LeftOutError from None
+        return Trial(ratio, found.value, self._target.is_met_by(found.value), found.noisy)
 
 
 class _LeftOutError(Exception):
     """A ratio that there is no network of: bisection starts again without it, and asks for nothing twice."""
-
-
-def _try(target: RatioTarget, measure: Callable[[float], Measured], ratio: float, left_out: set[float]) -> Trial:
-    try:
-        found = measure(ratio)
-    except (PruningError, GateError) as error:
-        if ratio == 0:
-            raise  # nothing was pruned: this is wrong with every ratio
-        if isinstance(error, PruningError) or not target.is_accuracy:
-            left_out.add(ratio)
-        return Trial(ratio, None, False, reason=error.what)
-    return Trial(ratio, found.value, target.is_met_by(found.value), found.noisy)
 
 
 def _line(target: RatioTarget, number: int, trial: Trial) -> str:
@@ -194,24 +241,30 @@ def _line(target: RatioTarget, number: int, trial: Trial) -> str:
     return f"search: trial {number}, ratio {trial.ratio:g}{unpruned}: {found}{noise}{verdict}"
 
 
-def _unreachable(target: RatioTarget, trials: Sequence[Trial], method: str) -> PruningError:
+def _unreachable(target: RatioTarget, trials: _Trials, rejected: Sequence[Trial], method: str) -> PruningError:
     """The error that says what can be had instead."""
-    unpruned = next(trial.value for trial in trials if trial.ratio == 0)
+    unpruned = trials.tried[0.0].value
     assert unpruned is not None, "an error at ratio 0 is raised"
     wanted = f"{target.show(target.value)} cannot be reached"
     if target.is_accuracy and not target.is_met_by(unpruned):
         what = f"{wanted}: before it is pruned the network has {target.show_number(unpruned)}"
         return PruningError(what, target.option, "ask for less, or pre-train longer")
-    pruned = {trial.ratio: trial.value for trial in trials if trial.ratio > 0 and trial.value is not None}
+    pruned = {ratio: trial.value for ratio, trial in trials.tried.items() if ratio > 0 and trial.value is not None}
     if not pruned:
-        return PruningError(f"{wanted}: {method} pruning reaches no ratio above 0", target.option, trials[-1].reason)
+        reasons = [*trials.left_out.values(), *(trial.reason for trial in trials.tried.values() if trial.reason)]
+        what = f"{wanted}: {method} pruning gives no network that could be used ({reasons[-1]})"
+        return PruningError(what, target.option, "choose another --method")
+    if rejected:
+        best = rejected[-1]
+        assert best.value is not None, "it was rejected for its value"
+        what = f"{wanted}: the best trained network has {target.show_number(best.value)} at ratio {best.ratio:g}"
+        return PruningError(what, target.option, "ask for that much or more")
     ratio = (max if target.is_accuracy else min)(pruned, key=lambda ratio: pruned[ratio])
-    best = pruned[ratio]
-    what = f"{wanted}: the best is {target.show_number(best)} at ratio {ratio:g}, "
+    what = f"{wanted}: the best is {target.show_number(pruned[ratio])} at ratio {ratio:g}, "
     what += f"without pruning it is {target.show_number(unpruned)}"
     if target.is_accuracy:
         return PruningError(what, target.option, "ask for less, or fine-tune longer")
-    if best > NO_GAIN * unpruned:
+    if pruned[ratio] > NO_GAIN * unpruned:
         what += f", so {method} pruning gains nothing here"
         if method != "structured":
             return PruningError(what, target.option, "remove filters with --method structured, or ask for more")

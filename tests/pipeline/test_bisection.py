@@ -93,6 +93,7 @@ def test_highest_ratio_that_keeps_the_map() -> None:
     assert document["tried"][0] == {"ratio": 0.0, "value": 0.5, "meets": True}
     assert {"ratio": 0.51, "value": 0.5 - 0.4 * 0.51, "meets": False} in document["tried"]
     assert document["chosen"] == 0.5
+    assert document["rejected"] == []
     assert document["final"] == {"value": 0.29, "meets": False}
     assert said[0] == "search: the highest ratio with a robust mAP of at least 0.3000"
     assert said[1] == "search: trial 1, ratio 0 (not pruned): robust mAP 0.5000, meets the target"
@@ -130,8 +131,7 @@ def test_ratios_that_cannot_be_reached_are_left_out(reached: set[float], wanted:
     found = search_ratio(target, measure, method="structured", say=lambda line: None)
     assert found.chosen == brute_force[0]
     assert len({trial.ratio for trial in found.tried}) == len(found.tried)
-    for trial in found.tried:
-        assert (trial.value is None) == (trial.ratio != 0 and trial.ratio not in reached)
+    assert {trial.ratio for trial in found.tried} <= reached | {0.0}
 
 
 def test_file_that_fails_its_gate_counts_as_too_much_pruning_where_a_trial_is_a_training() -> None:
@@ -192,8 +192,10 @@ def test_method_that_reaches_no_ratio() -> None:
             raise PruningError("nothing can be removed", "net.cfg")
         return Measured(5000)
 
-    with pytest.raises(PruningError, match=r"structured pruning reaches no ratio above 0; nothing can be removed"):
-        search_ratio(SIZE, measure, method="structured", say=lambda line: None)
+    said: list[str] = []
+    with pytest.raises(PruningError, match=r"gives no network that could be used \(nothing can be removed\); "):
+        search_ratio(SIZE, measure, method="structured", say=said.append)
+    assert said[2:] == ["search: ratio 0.99 is left out, as others may be: nothing can be removed"], "said once"
 
 
 def test_noise_is_said_and_recorded() -> None:
@@ -207,3 +209,66 @@ def test_noise_is_said_and_recorded() -> None:
     assert (noisy[0.99], noisy[0.5]) == (True, False)
     assert any("ratio 0.99: median latency 1.080 ms (noisy), meets" in line for line in said)
     assert found.as_dict(Measured(5.1, True))["final"] == {"value": 5.1, "meets": False, "noisy": True}
+
+
+# Trained networks that have more than their trials
+
+
+@given(factors=st.lists(st.floats(0.7, 1.6), min_size=100, max_size=100), wanted=st.floats(0.01, 1.1))
+def test_what_is_chosen_is_small_enough_once_trained(factors: list[float], wanted: float) -> None:
+    """Trials have 1 - r; trained networks anything from 0.7 to 1.6 times that."""
+    trained = {ratio: (1 - ratio) * factor for ratio, factor in zip(GRID, factors, strict=True)}
+    confirmed: list[float] = []
+
+    def confirm(ratio: float) -> Measured:
+        confirmed.append(ratio)
+        return Measured(trained[ratio])
+
+    def find() -> RatioSearch:
+        return search_ratio(
+            RatioTarget("onnx_bytes", wanted),
+            lambda ratio: Measured(1 - ratio),
+            method="structured",
+            confirm=confirm,
+            say=lambda line: None,
+        )
+
+    possible = [ratio for ratio in GRID if 1 - ratio <= wanted]
+    if not possible:
+        with pytest.raises(PruningError, match="the best is"):
+            find()
+        assert confirmed == []
+        return
+    try:
+        found = find()
+    except PruningError as caught:
+        found = None
+        line = str(caught)
+    if found is None:
+        best = confirmed[-1]
+        assert trained[best] > wanted
+        assert f"at ratio {best:g}" in line
+        # In the proportion of the last one that was trained, not even the highest ratio would do.
+        assert (1 - GRID[-1]) * trained[best] / (1 - best) > wanted
+    else:
+        assert trained[found.chosen] <= wanted
+        assert found.chosen == confirmed[-1]
+        assert [trial.ratio for trial in found.rejected] == confirmed[:-1]
+        assert all(trial.value == trained[trial.ratio] > wanted for trial in found.rejected)
+    assert confirmed[0] == possible[0]
+    assert confirmed == sorted(set(confirmed)), "from one to the next the ratio rises"
+
+
+def test_constant_surplus_of_training_takes_two_trainings() -> None:
+    # 4000 (1 - r) * 1.25 <= 1000 from r = 0.8 on; the trials alone say 0.75, where it is 1250.
+    said: list[str] = []
+    found = search_ratio(
+        SIZE,
+        lambda ratio: Measured(4000 * (1 - ratio)),
+        method="structured",
+        confirm=lambda ratio: Measured(5000 * (1 - ratio)),
+        say=said.append,
+    )
+    assert found.chosen == 0.8
+    assert found.as_dict()["rejected"] == [{"ratio": 0.75, "value": 1250.0, "meets": False}]
+    assert "search: ratio 0.75 once trained: size 1.250 kB, does not meet the target" in said
