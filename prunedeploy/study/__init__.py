@@ -10,7 +10,8 @@ In the order in which data flows:
 - `tables`, `table_formats`: Tables I to XIV as data, then as HTML, CSV and LaTeX.
 - `figure_style`, `curve_figures`, `trade_off_figure`: the figures.
 - `claims`, `claim_rules`: what the paper says, and whether these rows say so too.
-- `report`: one HTML file of all that.
+- `caveats`, `power`: what the numbers do not say.
+- `report`, `report_claims`, `report_plots`: one HTML file of all that.
 
 Reference: Anton Liu, Efficient and Adversarially Robust Object Detection, Western University.
 """

@@ -103,7 +103,7 @@ def _assumptions(contrasts: Sequence[Contrast]) -> str:
     reversed_ = [c for c in welch if ((c.p_anova or 0) < ALPHA) != ((c.p_welch or 0) < ALPHA)]
     return (
         f"In {len(welch)} of {len(tested)} tests what ANOVA assumes is in doubt or could not be checked, and Welch's "
-        f"test is read instead; at p < {ALPHA:g} that changes the answer of {len(reversed_)}. Welch's test needs no equal "
+        f"test is read instead; at p < {ALPHA:g} that changes {len(reversed_)} answers. Welch's test needs no equal "
         "variances; it does not cure a lack of normality."
     )
 

@@ -10,7 +10,6 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,7 +17,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from prunedeploy.study.design import PAPER_CONFIGURATIONS
-from prunedeploy_engines.files import write_atomically
 
 SETTINGS: Any = {  # keys are matplotlib's
     "font.family": "DejaVu Sans",  # comes with matplotlib, so figures are the same everywhere
@@ -99,17 +97,9 @@ def figure_bytes(figure: Figure, form: str) -> bytes:
     metadata = {"Date": None, "Creator": "prunedeploy"} if form == "svg" else {"Software": "prunedeploy"}
     buffer = io.BytesIO()
     with styled():
+        if figure.get_layout_engine() is not None:
+            # Once is enough: every drawing would measure all texts again.
+            figure.canvas.draw()
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format=form, dpi=DPI, metadata=metadata)
     return buffer.getvalue()
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write ``<name>.png`` and ``<name>.svg`` atomically.
-
-    Raises:
-        StoreError: The file system refuses.
-    """
-    paths = folder / f"{name}.png", folder / f"{name}.svg"
-    for path in paths:
-        write_atomically(path, figure_bytes(figure, path.suffix[1:]))
-    return paths

@@ -8,32 +8,21 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from prunedeploy.pipeline.report_html import Html, Node, join, tag
 from prunedeploy.pipeline.report_style import STYLE
 from prunedeploy.study.caveats import caveats, row_name
 from prunedeploy.study.cells import Study, study_from_rows
-from prunedeploy.study.claim_rules import Part, Verdict
-from prunedeploy.study.claims import Answer, answer_claims
+from prunedeploy.study.claims import answer_claims
 from prunedeploy.study.contrasts import all_contrasts
-from prunedeploy.study.curve_figures import curves_figure, relative_figure
-from prunedeploy.study.design import (
-    GREY_SUFFIX,
-    MAP_PGD,
-    MAP_PGD_CONF50,
-    TIME_MS,
-    configuration,
-)
-from prunedeploy.study.figure_style import figure_bytes, save_figure
-from prunedeploy.study.paper import paper_rows
+from prunedeploy.study.design import configuration
+from prunedeploy.study.report_claims import claims_table, tiles
+from prunedeploy.study.report_plots import Plot, all_plots
 from prunedeploy.study.rows import Row
 from prunedeploy.study.table_formats import to_csv, to_html, to_latex
 from prunedeploy.study.tables import Table, all_tables
-from prunedeploy.study.trade_off_figure import trade_off_figure
 from prunedeploy_engines.files import write_atomically
 
 EXTRA_STYLE = """
@@ -44,24 +33,13 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 figure.table table { font-size: .82rem; } figure.table td, figure.table th { padding: .26rem .5rem; }
 figure.table td.number { white-space: nowrap; }
 tr.summary > * { border-top: 2px solid var(--line); }
-.claims td { min-width: 8rem; } .claims th { min-width: 14rem; font-weight: 400; }
-.claims details { margin: .3rem 0 0; }
-.claims li { margin: .2rem 0; } .claims td.wide { width: 50%; }
+.claims { table-layout: fixed; min-width: 46rem; } .claims thead th { width: 9.5rem; white-space: normal; }
+.claims thead th:first-child { width: 17rem; } .claims thead th:last-child { width: auto; }
+.claims details, .claims ul { margin: .3rem 0 0; } .claims li { margin: .2rem 0; }
 .verdict { white-space: nowrap; } .muted { color: var(--soft); font-weight: 600; }
 @media print { details > *:not(summary) { display: none; } figure.plot { break-inside: avoid; } }
 """
 P_TABLES = ("I", "II", "III", "IV")
-VERDICT_CLASSES = {Verdict.CONFIRMED: "good", Verdict.NOT_CONFIRMED: "bad", Verdict.NOT_TESTED: "muted"}
-VERDICT_SIGNS = {Verdict.CONFIRMED: "✓", Verdict.NOT_CONFIRMED: "✗", Verdict.NOT_TESTED: "–"}
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure of the report: its file's name, what it shows in words, and itself."""
-
-    name: str
-    caption: str
-    figure: Figure
 
 
 @dataclass(frozen=True)
@@ -103,15 +81,19 @@ def write_report(
     page = folder / "report.html"
     text = _page(study, title, tables, plots, caveats(study, contrasts), compare_paper, notes)
     table_files = [
-        (folder / "tables" / f"{table.name}{suffix}", write(table))
+        (folder / "tables" / f"{table.name}{suffix}", write(table).encode("utf-8"))
         for table in tables
         for suffix, write in ((".csv", to_csv), (".tex", to_latex))
     ]
-    for path, content in table_files:
-        write_atomically(path, content.encode("utf-8"))
-    figures = [path for plot in plots for path in save_figure(plot.figure, folder / "figures", plot.name)]
+    figure_files = [
+        (folder / "figures" / f"{plot.name}{suffix}", data)
+        for plot in plots
+        for suffix, data in ((".png", plot.png), (".svg", plot.svg))
+    ]
+    for path, content in [*table_files, *figure_files]:
+        write_atomically(path, content)
     write_atomically(page, text.encode("utf-8"))
-    return ReportFiles(page, tuple(path for path, _ in table_files), tuple(figures))
+    return ReportFiles(page, tuple(path for path, _ in table_files), tuple(path for path, _ in figure_files))
 
 
 def report_html(
@@ -122,37 +104,6 @@ def report_html(
     contrasts = all_contrasts(study)
     tables, plots = all_tables(study, contrasts), all_plots(study, compare_paper)
     return _page(study, title, tables, plots, caveats(study, contrasts), compare_paper, ())
-
-
-def all_plots(study: Study, compare_paper: bool) -> list[Plot]:
-    """Every figure for which the study has rows."""
-    paper = study_from_rows(paper_rows()) if compare_paper else None
-    names = study.configurations
-    colour = [name for name in names if not configuration(name).greyscale]
-    grey = [name for name in names if configuration(name).greyscale]
-    dots = "A dot per run, the curve through the means, bars of one standard deviation."
-    overlaid = " Thin lines with hollow markers: the paper's means, YOLOv3 on COCO." if compare_paper else ""
-    plots = []
-    if colour:
-        title = "Figure 3: scores and granularity"
-        plots.append(
-            Plot("figure-3", f"{title}. {dots}{overlaid}", curves_figure(study, colour, title, paper))
-        )
-    if grey:
-        both = [*(name.removesuffix(GREY_SUFFIX) for name in grey), *grey]
-        title = "Figure 4: colour and greyscale images"
-        figure = curves_figure(study, [name for name in both if name in names], title, paper)
-        plots.append(Plot("figure-4", f"{title}. {dots}{overlaid}", figure))
-    if 0.0 in study.ratios and len(study.ratios) > 1:
-        words = f"Robust mAP and time of every run divided by those of the same run at ratio 0. {dots}{overlaid}"
-        plots.append(Plot("figure-relative", words, relative_figure(study, names, paper)))
-    if study.has(TIME_MS):
-        words = (
-            "Robust mAP against inference time, means with bars of one standard deviation. The grey steps are the "
-            "Pareto front: no other model is both faster and more accurate."
-        )
-        plots.append(Plot("figure-trade-off", words, trade_off_figure(study, names)))
-    return plots
 
 
 def _page(
@@ -166,7 +117,7 @@ def _page(
 ) -> str:
     answers = answer_claims(study)
     sections: list[tuple[str, str, Node]] = [
-        ("claims", "What the paper claims, and what these rows say", _claims(study, answers, compare_paper)),
+        ("claims", "What the paper claims, and what these rows say", claims_table(study, answers, compare_paper)),
         ("limits", "What these numbers do not say", tag("ul", *(tag("li", one) for one in limits), cls="plain")),
         ("figures", "Figures", [_plot(plot) for plot in plots]),
         ("tests", "Tables I to IV: tests", [to_html(table) for table in tables if table.number in P_TABLES]),
@@ -187,7 +138,7 @@ def _page(
     body = tag(
         "body",
         tag("header", tag("h1", name), tag("p", _about(study), cls="about")),
-        _tiles(answers),
+        tiles(answers),
         tag("nav", *(join(tag("a", heading, href=f"#{anchor}"), " ") for anchor, heading, _ in sections)),
         tag("main", *(tag("section", tag("h2", heading), node, id=anchor) for anchor, heading, node in sections)),
     )
@@ -212,90 +163,8 @@ def _about(study: Study) -> str:
     return f"{'; '.join(parts)}. Rows of configuration {study.rows[0].configuration_hash[:12]}."
 
 
-def _tiles(answers: Sequence[Answer]) -> Html:
-    counts = {verdict: sum(answer.verdict is verdict for answer in answers) for verdict in Verdict}
-    shown = (
-        tag(
-            "div",
-            tag("span", f"claims {verdict.value}", cls="name"),
-            tag("b", str(count)),
-            tag("span", f"of {len(answers)}"),
-            cls="tile",
-        )
-        for verdict, count in counts.items()
-    )
-    return tag("div", *shown, cls="tiles")
-
-
-def _claims(study: Study, answers: Sequence[Answer], compare_paper: bool) -> Html:
-    columns: list[tuple[str, dict[str, Answer]]] = []
-    other = MAP_PGD_CONF50 if study.map_metric == MAP_PGD else MAP_PGD
-    if study.has(other):
-        again = answer_claims(replace(study, map_metric=other))
-        threshold = "0.5" if other == MAP_PGD_CONF50 else "0.001"
-        columns.append((f"at score threshold {threshold}", {answer.claim.key: answer for answer in again}))
-    if compare_paper:
-        paper = answer_claims(study_from_rows(paper_rows()))
-        columns.append(("the paper's numbers, by the same rule", {answer.claim.key: answer for answer in paper}))
-    headings = ["Claim", "Answer", *(name for name, _ in columns), "Numbers"]
-    rows = []
-    for answer in answers:
-        beside = [tag("td", _verdict(of[answer.claim.key]), _small(of[answer.claim.key].tally)) for _, of in columns]
-        rows.append(
-            tag(
-                "tr",
-                tag("th", answer.claim.text, _small(f"Section {answer.claim.source}"), scope="row"),
-                tag("td", _verdict(answer), _small(answer.tally)),
-                *beside,
-                tag("td", _numbers(answer), cls="wide"),
-                id=f"claim-{answer.claim.key}",
-            )
-        )
-    table = tag(
-        "table",
-        tag("thead", tag("tr", *(tag("th", heading, scope="col") for heading in headings))),
-        tag("tbody", *rows),
-        cls="claims",
-    )
-    note = tag(
-        "p",
-        "A claim is confirmed if each of its parts is; asking for all of them at p < 0.05 each needs no correction for "
-        "their number. A part is not tested where rows are missing or have one run only.",
-        cls="note",
-    )
-    return join(tag("div", table, cls="scroll"), note)
-
-
-def _numbers(answer: Answer) -> Html:
-    claim = answer.claim
-    failing = [part for part in answer.parts if part.verdict is Verdict.NOT_CONFIRMED]
-    shown = failing[:3]
-    more = len(failing) - len(shown)
-    against = [*(_part(part) for part in shown), *([tag("li", f"and {more} more")] if more else [])]
-    every = tag("ul", *(_part(part) for part in answer.parts), cls="plain")
-    return join(
-        tag("div", f"Confirmed by: {claim.rule}."),
-        tag("div", claim.remark) if claim.remark else None,
-        tag("ul", *against, cls="plain") if against else None,
-        tag("details", tag("summary", f"all {len(answer.parts)} parts"), every) if answer.parts else None,
-    )
-
-
-def _part(part: Part) -> Html:
-    sign = tag("span", VERDICT_SIGNS[part.verdict], cls=VERDICT_CLASSES[part.verdict], title=part.verdict.value)
-    return tag("li", sign, f" {part.where}: {part.numbers}")
-
-
-def _verdict(answer: Answer) -> Html:
-    return tag("span", answer.verdict.value, cls=f"verdict {VERDICT_CLASSES[answer.verdict]}")
-
-
-def _small(words: str) -> Html:
-    return tag("small", words, cls="interval")
-
-
 def _plot(plot: Plot) -> Html:
-    data = base64.b64encode(figure_bytes(plot.figure, "svg")).decode("ascii")
+    data = base64.b64encode(plot.svg).decode("ascii")
     image = tag("img", src=f"data:image/svg+xml;base64,{data}", alt=plot.caption)
     return tag("figure", image, tag("figcaption", plot.caption), cls="plot", id=plot.name)
 
