@@ -2,9 +2,12 @@
 
 - `coupling`: which filters live and die together.
 - `importance`: scores per weight to importance per unit, and straight-through masks for score optimisation.
+- `granularity`: what can be removed (weights, kernels, n:m blocks, filters, filters and then weights), each behind
+  the same interface; `cut` applies what they choose.
+- `allocation`, `width_paths`, `latency_allocation` with `convolution_times`: how a ratio is shared out over layers.
 - `width_search`: how many filters of each coupling group give a number of weights.
 - `ratio`: the widths that meet a pruning ratio, and which filters live.
-- `unstructured`: which single weights live.
+- `unstructured`, `kernels`, `hybrid`: which single weights, k x k slices, weights of a narrower network live.
 - `semi_structured`: which weights of every block live, n of m; and the proof that a weight has the pattern.
 - `masks`: pruning as zeros.
 - `shrink`: the smaller network.
@@ -22,13 +25,25 @@ from prunedeploy.pruning.coupling import (
     head_outputs,
     prunable_convolutions,
 )
+from prunedeploy.pruning.cut import Cut, Masks, make_cut
 from prunedeploy.pruning.dead_channels import DeadChannelRecord, DeadFilters, remove_dead_channels
 from prunedeploy.pruning.deviation import largest_deviation
+from prunedeploy.pruning.granularity import (
+    Allocation,
+    Evidence,
+    Filters,
+    FiltersThenWeights,
+    Granularity,
+    Kernels,
+    Pattern,
+    Weights,
+)
 from prunedeploy.pruning.importance import (
     straight_through_channel_masks,
     straight_through_weight_mask,
     unit_importance,
 )
+from prunedeploy.pruning.kernels import kernel_counts, solve_kernels, straight_through_kernel_mask
 from prunedeploy.pruning.masks import apply_structured, apply_unstructured, live_channels, weight_keep_masks
 from prunedeploy.pruning.ratio import (
     LayerWidth,
@@ -60,14 +75,24 @@ from prunedeploy.pruning.subnet import (
 from prunedeploy.pruning.unstructured import keep_counts, solve_unstructured
 
 __all__ = [
+    "Allocation",
     "Coupling",
     "CouplingGroup",
+    "Cut",
     "DeadChannelRecord",
     "DeadFilters",
+    "Evidence",
+    "Filters",
+    "FiltersThenWeights",
+    "Granularity",
     "GroupMember",
+    "Kernels",
     "LayerWidth",
+    "Masks",
     "NmPattern",
+    "Pattern",
     "StructuredPlan",
+    "Weights",
     "Widths",
     "apply_structured",
     "apply_unstructured",
@@ -80,8 +105,10 @@ __all__ = [
     "dense_convolutions",
     "head_outputs",
     "keep_counts",
+    "kernel_counts",
     "largest_deviation",
     "live_channels",
+    "make_cut",
     "nm_ratio",
     "nm_record",
     "patterned_convolutions",
@@ -91,12 +118,14 @@ __all__ = [
     "remove_dead_channels",
     "shrink",
     "shrink_cfg",
+    "solve_kernels",
     "solve_nm",
     "solve_structured",
     "solve_unstructured",
     "solve_widths",
     "sparsity",
     "straight_through_channel_masks",
+    "straight_through_kernel_mask",
     "straight_through_nm_mask",
     "straight_through_weight_mask",
     "unit_importance",
