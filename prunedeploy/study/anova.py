@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -99,8 +100,9 @@ def compare(a: Floats, b: Floats, alpha: float = ALPHA) -> Comparison:
     if not np.ptp(a) and not np.ptp(b):
         same = "all runs of both groups are equal" if a[0] == b[0] else "no run differs from its group"
         return Comparison(n_a, n_b, difference, remark=f"{same}: no variance, no test")
-    f_statistic, p_anova = (float(value) for value in stats.f_oneway(a, b))
-    welch = stats.ttest_ind(a, b, equal_var=False)
+    f_statistic, p_anova = one_way_anova(a, b)
+    with _quiet():
+        welch = stats.ttest_ind(a, b, equal_var=False)
     low, high = (float(end) for end in welch.confidence_interval(LEVEL))
     p_levene, p_shapiro = levene(a, b), _smallest(shapiro(a), shapiro(b))
     test, remark = _choose(min(n_a, n_b), p_levene, p_shapiro, alpha)
@@ -120,6 +122,14 @@ def compare(a: Floats, b: Floats, alpha: float = ALPHA) -> Comparison:
         test,
         remark,
     )
+
+
+def one_way_anova(a: Floats, b: Floats) -> tuple[float, float]:
+    """Return F with its 1 and ``n_a + n_b - 2`` degrees of freedom, and p; not both groups are constant."""
+    with _quiet():
+        f_statistic, p_value = (float(value) for value in stats.f_oneway(a, b))
+    # Between equal means rounding can leave a sum of squares just below 0, for which scipy has no p-value.
+    return (f_statistic, p_value) if f_statistic > 0 else (0.0, 1.0)
 
 
 def eta_squared(a: Floats, b: Floats) -> float:
@@ -167,7 +177,8 @@ def difference_interval(a: Floats, b: Floats, level: float) -> tuple[float, floa
     """Welch's interval of the difference of means; None where a group has fewer than two values or none varies."""
     if min(len(a), len(b)) < 2 or not (np.ptp(a) or np.ptp(b)):
         return None
-    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(level)
+    with _quiet():
+        low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(level)
     return float(low), float(high)
 
 
@@ -190,8 +201,14 @@ def _smallest(*values: float | None) -> float | None:
 
 
 def _p_value(test: Callable[[], Any]) -> float | None:
-    # Where all deviations are equal scipy divides by zero and says so; the answer is then that there is none.
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
+    with _quiet():
         p_value = float(test().pvalue)
     return p_value if math.isfinite(p_value) else None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep scipy from warning of constant groups and divisions by zero, which are dealt with here."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield

@@ -47,11 +47,13 @@ class Part:
         where: Which pair or configuration, at which ratio.
         verdict: The answer.
         numbers: What says so.
+        p_value: Of the test, where the rule rests on one.
     """
 
     where: str
     verdict: Verdict
     numbers: str
+    p_value: float | None = None
 
 
 def is_higher(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part:
@@ -60,7 +62,8 @@ def is_higher(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Par
     where = f"{_names(a, b)} at {percent(ratio)}"
     if result.p_value is None or result.difference is None:
         return _untested(where, result)
-    return _part(where, result.difference > 0 and result.p_value < ALPHA, _means(study, metric, a, b, ratio, result))
+    holds = result.difference > 0 and result.p_value < ALPHA
+    return _part(where, holds, _means(study, metric, a, b, ratio, result), result.p_value)
 
 
 def is_lower(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part:
@@ -69,7 +72,8 @@ def is_lower(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part
     where = f"{_names(a, b)} at {percent(ratio)}"
     if result.p_value is None or result.difference is None:
         return _untested(where, result)
-    return _part(where, result.difference < 0 and result.p_value < ALPHA, _means(study, metric, a, b, ratio, result))
+    holds = result.difference < 0 and result.p_value < ALPHA
+    return _part(where, holds, _means(study, metric, a, b, ratio, result), result.p_value)
 
 
 def is_equal(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part:
@@ -97,7 +101,7 @@ def is_share(study: Study, metric: Metric, a: str, b: str, ratio: float, bounds:
         return lower
     share = float(study.values(metric, a, ratio).mean() / study.values(metric, b, ratio).mean())
     inside = lower.verdict is Verdict.CONFIRMED and bounds[0] <= share <= bounds[1]
-    return _part(lower.where, inside, f"{share:.2f} of it; {lower.numbers}")
+    return _part(lower.where, inside, f"{share:.2f} of it; {lower.numbers}", lower.p_value)
 
 
 def falls(study: Study, metric: Metric, name: str) -> Part:
@@ -115,7 +119,7 @@ def falls(study: Study, metric: Metric, name: str) -> Part:
         f"{_value(metric, first)} at 0%, {_value(metric, last)} at {percent(ratios[-1])}: {share:.2f} of it "
         f"({result.test} p = {result.p_value:.2g})"
     )
-    return _part(label, share <= 1 - FALLS_BY and result.p_value < ALPHA, numbers)
+    return _part(label, share <= 1 - FALLS_BY and result.p_value < ALPHA, numbers, result.p_value)
 
 
 def is_s_shaped(study: Study, metric: Metric, name: str) -> Part:
@@ -165,8 +169,8 @@ def _compared(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Com
     return compare(study.values(metric, a, ratio), study.values(metric, b, ratio))
 
 
-def _part(where: str, holds: bool, numbers: str) -> Part:
-    return Part(where, Verdict.CONFIRMED if holds else Verdict.NOT_CONFIRMED, numbers)
+def _part(where: str, holds: bool, numbers: str, p_value: float | None = None) -> Part:
+    return Part(where, Verdict.CONFIRMED if holds else Verdict.NOT_CONFIRMED, numbers, p_value)
 
 
 def _untested(where: str, result: Comparison) -> Part:

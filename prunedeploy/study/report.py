@@ -37,7 +37,7 @@ tr.summary > * { border-top: 2px solid var(--line); }
 .claims thead th:first-child { width: 17rem; } .claims thead th:last-child { width: auto; }
 .claims details, .claims ul { margin: .3rem 0 0; } .claims li { margin: .2rem 0; }
 .verdict { white-space: nowrap; } .muted { color: var(--soft); font-weight: 600; }
-@media print { details > *:not(summary) { display: none; } figure.plot { break-inside: avoid; } }
+@media print { figure.plot { break-inside: avoid; } }
 """
 P_TABLES = ("I", "II", "III", "IV")
 

@@ -80,18 +80,25 @@ def claims_table(study: Study, answers: Sequence[Answer], compare_paper: bool) -
 
 
 def _numbers(answer: Answer) -> Html:
-    claim = answer.claim
-    failing = [part for part in answer.parts if part.verdict is Verdict.NOT_CONFIRMED]
-    shown = failing[:3]
-    more = len(failing) - len(shown)
-    against = [*(_part(part) for part in shown), *([tag("li", f"and {more} more")] if more else [])]
+    """What confirms the claim, the parts that speak most against it, and all of them to unfold."""
+    claim, shown = answer.claim, _telling(answer)
     every = tag("ul", *(_part(part) for part in answer.parts), cls="plain")
+    more = len(answer.parts) > len(shown)
     return join(
         tag("div", f"Confirmed by: {claim.rule}."),
         tag("div", claim.remark) if claim.remark else None,
-        tag("ul", *against, cls="plain") if against else None,
-        tag("details", tag("summary", f"all {len(answer.parts)} parts"), every) if answer.parts else None,
+        tag("ul", *(_part(part) for part in shown), cls="plain") if shown else None,
+        tag("details", tag("summary", f"all {len(answer.parts)} parts"), every) if more else None,
     )
+
+
+def _telling(answer: Answer, most: int = 3) -> list[Part]:
+    """The parts that fail; where none does, all if they are few, else the one nearest to failing."""
+    failing = [part for part in answer.parts if part.verdict is Verdict.NOT_CONFIRMED]
+    if failing or len(answer.parts) <= most:
+        return failing[:most] or list(answer.parts)
+    tested = [part for part in answer.parts if part.p_value is not None]
+    return [max(tested, key=lambda part: part.p_value or 0)] if tested else list(answer.parts[:1])
 
 
 def _part(part: Part) -> Html:
