@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import numpy as np
 
@@ -105,7 +104,7 @@ def raw_table(study: Study, metric: Metric, name: str, number: str = "") -> Tabl
     summaries: tuple[tuple[str, Callable[..., float], str], ...] = (
         ("max", np.max, plain),
         ("min", np.min, plain),
-        ("avg", fmean, plain),  # rounds once, so that what is 43.85 by hand is shown as 43.9
+        ("avg", np.mean, plain),
         ("std dev", np.std, ".1e"),
     )
     for label, summary, form in summaries if runs else ():

@@ -110,10 +110,13 @@ def test_all_printed_summaries_of_tables_v_to_xiv_come_out(shared, study):
         for label in ("max", "min", "avg", "std dev"):
             for cell, theirs in zip(ours[number][label], lines[label].split("\t"), strict=True):
                 shown = cell.text
+                exact, unit = Decimal(repr(round(cell.value, 12))), Decimal(1).scaleb(-theirs[::-1].find("."))
                 if number == "V" and label == "std dev":  # Table V is cut off
                     shown = digits(cell.value, ROUND_DOWN, "0.1")
                 elif number == "V":
-                    shown = str(Decimal(repr(cell.value)).quantize(Decimal("0.001"), ROUND_DOWN))
+                    shown = str(exact.quantize(unit, ROUND_DOWN))
+                elif label == "avg" and abs(exact - Decimal(theirs)) * 2 == unit:
+                    shown = theirs  # halfway: 43.85 became 43.9 in Table XIV, .1765 became .176 in Table VII
                 assert shown == theirs, (number, label)
                 compared += 1
     assert compared == 10 * 4 * 9
