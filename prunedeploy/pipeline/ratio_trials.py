@@ -20,7 +20,7 @@ from prunedeploy.pipeline.export_stages import Artefact, artefact_stages, engine
 from prunedeploy.pipeline.latency_stage import file_latency_stage
 from prunedeploy.pipeline.measure_stages import evaluate_stage
 from prunedeploy.pipeline.networks import all_networks, check_reachable, unpruned_networks
-from prunedeploy.pipeline.ratio_search import GRID, Measured, RatioSearch, search_ratio
+from prunedeploy.pipeline.ratio_search import Measured, RatioSearch, search_ratio
 from prunedeploy.pipeline.ratio_target import RatioTarget
 from prunedeploy.pipeline.results import BuildResults
 from prunedeploy.pipeline.score_stages import score_stage
@@ -28,6 +28,8 @@ from prunedeploy_engines.errors import ConfigError, DataError, PruningError
 from prunedeploy_engines.runtimes import unavailable_reason
 
 FILE_RUNTIMES = ("onnxruntime", "openvino")
+PROBES = (0.99, 0.95, 0.9, 0.8)
+"""Ratios at which it is seen whether shapes follow scores; at lower ones few filters die by chance."""
 
 
 def check_target(config: BuildConfig, target: RatioTarget) -> None:
@@ -155,7 +157,10 @@ def without_training(config: BuildConfig, *, but_scores: bool = False) -> BuildC
 
 
 def _shape_follows_scores(context: BuildContext) -> bool:
-    """Whether other scores would leave a network of another shape: tried with random ones at the highest ratio."""
+    """Whether other scores would leave a network of another shape: tried with random ones at `PROBES`.
+
+    Not seeing it there costs time later and nothing else, since what is found is confirmed.
+    """
     untrained = without_training(context.config)
     random = untrained.scores.model_copy(update={"name": "random"})
     other = untrained.model_copy(update={"scores": random, "seed": untrained.seed + 1})
@@ -165,10 +170,11 @@ def _shape_follows_scores(context: BuildContext) -> bool:
         check_reachable(config)
         return (all_networks(replace(context, config=config)).pruned.folder / "model.cfg").read_bytes()
 
-    for ratio in reversed(GRID):
+    for ratio in PROBES:
         try:
-            return cfg(untrained, ratio) != cfg(other, ratio)
-        except PruningError:
+            if cfg(untrained, ratio) != cfg(other, ratio):
+                return True
+        except PruningError:  # not a ratio that can be reached
             continue
     return False
 
