@@ -54,7 +54,7 @@ def convolution_model(
         dilations=[dilation] * 2,
     )
     output = convolved if activation == "linear" else add_activation(builder, convolved, activation, "activated")
-    graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
+    graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, (1, filters, "height", "width")))
     opsets = [helper.make_opsetid("", OPSET)]
     model: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION).SerializeToString()
     return model
