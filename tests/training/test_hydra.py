@@ -376,3 +376,29 @@ def test_masks_are_exactly_zero_or_one_and_as_many_as_allowed(model: Darknet, me
     if method in ("unstructured", "kernel"):
         for index in PRUNABLE:
             assert float(masks.weights[index].mean()) == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_a_dead_filter_learns_from_the_weights_it_would_have() -> None:
+    # Two 1x1 filters over two channels, both 0.5. A: scores .9, .5, mean .7, lives; B: .95, .1, mean .525, is dead. One
+    # of A's two weights lives, the one with .9; of B's those at least as high would, the one with .95.
+    text = network(
+        conv(2, norm=False, activation="linear"), conv(6, norm=False, activation="linear"),
+        "yolo mask=0 anchors=4,5 classes=1", size=8, channels=2,
+    )  # fmt: skip
+    model, image = random_network(text), torch.full((1, 2, 1, 1), 0.5)
+    with torch.no_grad():
+        model.conv(0).weight.copy_(torch.tensor([[3.0, 5.0], [-2.0, 7.0]]).view(2, 2, 1, 1))
+        model.conv(0).bias.copy_(torch.tensor([10.0, 20.0]))
+        model.conv(1).weight.fill_(1.0)
+        model.conv(1).bias.zero_()
+    scores = {0: torch.tensor([[0.9, 0.5], [0.95, 0.1]]).view(2, 2, 1, 1), 1: torch.ones(6, 2, 1, 1)}
+    counts = tuple(1 if group.prunable else group.channels for group in coupling_groups(model.cfg))
+    allocation = Allocation(Widths(counts, 0.5, 0.5, 1), {0: 1})
+    scored = ScoredDarknet(model, scores, FiltersThenWeights(0.5).selection(model.cfg, allocation))
+    y = scored(image)[0][0, 0, 0, 0]
+    assert y.item() == pytest.approx(3 * 0.5 + 10)
+    y.backward()
+    # dy/d(mask of A) = 11.5, of B = -2 * .5 + 20 = 19, each halved over two scores. Through the masks of weights come
+    # 3 * .5 and 5 * .5 for A, and nothing for B, whose filter is off.
+    expected = [11.5 / 2 + 1.5, 11.5 / 2 + 2.5, 19 / 2, 19 / 2]
+    assert scored.scores["0"].grad.flatten().tolist() == pytest.approx(expected)
