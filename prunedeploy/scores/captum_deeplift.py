@@ -65,7 +65,7 @@ def captum_deeplift_scores(
 ) -> Scores:
     """Mean over images of the absolute contribution of every weight under the Rescale rule.
 
-    One forward and one backward pass per convolution: hours on YOLOv3, where `deeplift_scores` takes seconds.
+    One forward and one backward pass per convolution, where `deeplift_scores` needs one for all.
 
     Args:
         model: The network; its evaluation mode is explained. Not modified.
