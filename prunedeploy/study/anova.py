@@ -132,6 +132,18 @@ def one_way_anova(a: Floats, b: Floats) -> tuple[float, float]:
     return (f_statistic, p_value) if f_statistic > 0 else (0.0, 1.0)
 
 
+def paired_p_value(a: Floats, b: Floats) -> float | None:
+    """Return p of Student's paired test; None for fewer than two pairs or where all differ by the same.
+
+    Args:
+        a: Values of the first group, ``(n,)``.
+        b: Those of the second, ``(n,)``, the same runs in the same order.
+    """
+    if len(a) < 2 or not np.ptp(a - b):
+        return None
+    return _p_value(lambda: stats.ttest_rel(a, b))
+
+
 def eta_squared(a: Floats, b: Floats) -> float:
     """Return between-group over total sum of squares, in [0, 1]; the values are not all equal."""
     both = np.concatenate([a, b])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from prunedeploy.study.anova import ALPHA, FEWEST_TO_CHECK
 from prunedeploy.study.cells import Study
-from prunedeploy.study.contrasts import Contrast
+from prunedeploy.study.contrasts import Contrast, share_runs
 from prunedeploy.study.design import TIME_MS, configuration
 from prunedeploy.study.power import POWER, detectable_effect
 from prunedeploy.study.rows import Row
@@ -19,7 +19,7 @@ def caveats(study: Study, contrasts: Sequence[Contrast]) -> list[str]:
     found = [
         _few_runs(contrasts),
         _control(study, contrasts),
-        _shared_runs(study),
+        _shared_runs(study, contrasts),
         _assumptions(contrasts),
         _many_tests(contrasts),
         _benches(study),
@@ -83,15 +83,16 @@ def _control(study: Study, contrasts: Sequence[Contrast]) -> str:
     return sentence
 
 
-def _shared_runs(study: Study) -> str:
-    base = [dict(study.by_run(study.map_metric, name, 0.0)) for name in study.configurations]
-    shared = [one for index, one in enumerate(base) if one and one in base[:index]]
-    if not shared:
+def _shared_runs(study: Study, contrasts: Sequence[Contrast]) -> str:
+    pairs = {c.pair: None for c in contrasts if share_runs(study, c.pair.a, c.pair.b)}
+    if not pairs:
         return ""
+    paired = [(c.p_paired, c.comparison.p_value or 0.0) for c in contrasts if c.p_paired is not None]
     return (
-        "Some configurations have the same mAP in every run at ratio 0: they share their pre-training, run by run. "
-        "ANOVA takes groups as independent; between groups that share what their runs have in common it errs on the "
-        "cautious side."
+        f"In {len(pairs)} pairs both configurations have the same mAP in every run at ratio 0: they share their "
+        "pre-training, run by run. ANOVA takes groups as independent, which is cautious where runs have something in "
+        f"common. A paired test uses it: of {len(paired)} such tests {sum(one < ALPHA for one, _ in paired)} have "
+        f"p < {ALPHA:g}, of ANOVA's and Welch's in the same places {sum(other < ALPHA for _, other in paired)}."
     )
 
 
@@ -144,9 +145,13 @@ def _noisy(study: Study) -> str:
 def _not_there(study: Study) -> str:
     parts = []
     if study.failed:
-        parts.append(f"{len(study.failed)} models failed")
+        parts.append(f"{_count(len(study.failed), 'model')} failed")
     if study.missing:
-        parts.append(f"{len(study.missing)} are not done yet")
+        parts.append(f"{_count(len(study.missing), 'model')} not done yet")
     if not parts:
         return ""
     return f"{' and '.join(parts)}: their cells have fewer runs, or none."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

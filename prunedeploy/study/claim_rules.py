@@ -16,6 +16,7 @@ from enum import Enum
 
 import numpy as np
 
+from prunedeploy.pipeline.report_format import three_digits
 from prunedeploy.study.anova import ALPHA, Comparison, compare, difference_interval, mean_interval
 from prunedeploy.study.cells import Floats, Study
 from prunedeploy.study.design import Metric, configuration
@@ -48,12 +49,14 @@ class Part:
         verdict: The answer.
         numbers: What says so.
         p_value: Of the test, where the rule rests on one.
+        leans: Whether the means at least lie the way that is claimed; None where that is no question of direction.
     """
 
     where: str
     verdict: Verdict
     numbers: str
     p_value: float | None = None
+    leans: bool | None = None
 
 
 def is_higher(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part:
@@ -62,8 +65,9 @@ def is_higher(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Par
     where = f"{_names(a, b)} at {percent(ratio)}"
     if result.p_value is None or result.difference is None:
         return _untested(where, result)
-    holds = result.difference > 0 and result.p_value < ALPHA
-    return _part(where, holds, _means(study, metric, a, b, ratio, result), result.p_value)
+    leans = result.difference > 0
+    numbers = _means(study, metric, a, b, ratio, result)
+    return _part(where, leans and result.p_value < ALPHA, numbers, result.p_value, leans)
 
 
 def is_lower(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part:
@@ -72,8 +76,9 @@ def is_lower(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part
     where = f"{_names(a, b)} at {percent(ratio)}"
     if result.p_value is None or result.difference is None:
         return _untested(where, result)
-    holds = result.difference < 0 and result.p_value < ALPHA
-    return _part(where, holds, _means(study, metric, a, b, ratio, result), result.p_value)
+    leans = result.difference < 0
+    numbers = _means(study, metric, a, b, ratio, result)
+    return _part(where, leans and result.p_value < ALPHA, numbers, result.p_value, leans)
 
 
 def is_equal(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part:
@@ -86,7 +91,7 @@ def is_equal(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part
     if interval is None or not len(base):
         return _untested(where, result)
     margin = EQUAL_MARGIN * float(base.mean())
-    decimals = metric.decimals + 1
+    decimals = metric.digits([base.mean()]) + 1
     numbers = (
         f"{_means(study, metric, a, b, ratio, result)}; the difference lies in {interval[0]:+.{decimals}f} to "
         f"{interval[1]:+.{decimals}f} (90 %), the margin is ±{margin:.{decimals}f}"
@@ -161,7 +166,8 @@ def times_as_long(a: Floats, b: Floats, where: str, bounds: tuple[float, float])
     if not len(a) or not len(b) or not b.mean():
         return Part(where, Verdict.NOT_TESTED, "no row has seconds of both, measured on one machine")
     factor = float(a.mean() / b.mean())
-    numbers = f"{a.mean():.3g} s against {b.mean():.3g} s: {factor:.3g} times as long, wanted {_between(bounds)}"
+    seconds = f"{three_digits(float(a.mean()))} s against {three_digits(float(b.mean()))} s"
+    numbers = f"{seconds}: {three_digits(factor)} times as long, wanted {_between(bounds)}"
     return _part(where, bounds[0] <= factor <= bounds[1], numbers)
 
 
@@ -169,8 +175,10 @@ def _compared(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Com
     return compare(study.values(metric, a, ratio), study.values(metric, b, ratio))
 
 
-def _part(where: str, holds: bool, numbers: str, p_value: float | None = None) -> Part:
-    return Part(where, Verdict.CONFIRMED if holds else Verdict.NOT_CONFIRMED, numbers, p_value)
+def _part(
+    where: str, holds: bool, numbers: str, p_value: float | None = None, leans: bool | None = None
+) -> Part:
+    return Part(where, Verdict.CONFIRMED if holds else Verdict.NOT_CONFIRMED, numbers, p_value, leans)
 
 
 def _untested(where: str, result: Comparison) -> Part:
@@ -184,7 +192,8 @@ def _means(study: Study, metric: Metric, a: str, b: str, ratio: float, result: C
 
 
 def _value(metric: Metric, values: Floats) -> str:
-    return f"{values.mean():.{metric.decimals}f}{' ' + metric.unit if metric.unit else ''}"
+    mean = float(values.mean())
+    return f"{mean:.{metric.digits([mean])}f}{' ' + metric.unit if metric.unit else ''}"
 
 
 def _names(a: str, b: str) -> str:

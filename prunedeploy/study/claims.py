@@ -89,6 +89,9 @@ class Answer:
         if untested == len(self.parts):
             return "nothing could be tested"
         more = f", {untested} could not be tested" if untested else ""
+        directed = [part.leans for part in self.parts if part.leans is not None]
+        if counts[Verdict.NOT_CONFIRMED] and directed:
+            more += f"; in {sum(directed)} of {len(directed)} the means lie that way"
         return f"{counts[Verdict.CONFIRMED]} of {len(self.parts)} parts hold{more}"
 
 

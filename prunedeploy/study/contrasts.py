@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from prunedeploy.study.anova import ALPHA, Comparison, compare
+import numpy as np
+
+from prunedeploy.study.anova import ALPHA, Comparison, compare, paired_p_value
 from prunedeploy.study.cells import Study
 from prunedeploy.study.design import COLOUR_PAIRS, GREY_PAIRS, TIME_MS, Metric, Pair
 
@@ -20,6 +22,8 @@ class Contrast:
         ratio: At which pruning ratio.
         comparison: The two groups of runs.
         p_holm: The p-value to read, corrected over the whole family; None where there is none.
+        p_paired: Of the paired test, for pairs whose runs share their pre-training (`share_runs`); never the one to
+            read, since the paper's design has no such pairs.
     """
 
     metric: Metric
@@ -27,6 +31,7 @@ class Contrast:
     ratio: float
     comparison: Comparison
     p_holm: float | None = None
+    p_paired: float | None = None
 
     @property
     def significant(self) -> bool:
@@ -63,15 +68,19 @@ def present_pairs(study: Study) -> tuple[Pair, ...]:
     )
 
 
+def share_runs(study: Study, a: str, b: str) -> bool:
+    """Whether two configurations have the same robust mAP in each of several runs at ratio 0: the same networks."""
+    first, second = (study.by_run(study.map_metric, name, 0.0) for name in (a, b))
+    return len(first) > 1 and first == second
+
+
 def all_contrasts(study: Study) -> tuple[Contrast, ...]:
     """Compare every pair at every ratio in robust mAP and in time.
 
     The family of Holm's correction is all of them together: whatever a reader finds in Tables I to IV.
     """
     contrasts = [
-        Contrast(
-            metric, pair, ratio, compare(study.values(metric, pair.a, ratio), study.values(metric, pair.b, ratio))
-        )
+        _contrast(study, metric, pair, ratio)
         for metric in (study.map_metric, TIME_MS)
         if study.has(metric)
         for pair in present_pairs(study)
@@ -79,3 +88,13 @@ def all_contrasts(study: Study) -> tuple[Contrast, ...]:
     ]
     corrected = holm([contrast.comparison.p_value for contrast in contrasts])
     return tuple(replace(contrast, p_holm=p) for contrast, p in zip(contrasts, corrected, strict=True))
+
+
+def _contrast(study: Study, metric: Metric, pair: Pair, ratio: float) -> Contrast:
+    first, second = (study.by_run(metric, name, ratio) for name in (pair.a, pair.b))
+    result = compare(study.values(metric, pair.a, ratio), study.values(metric, pair.b, ratio))
+    both = [run for run in first if run in second]
+    paired = None
+    if share_runs(study, pair.a, pair.b):
+        paired = paired_p_value(np.array([first[run] for run in both]), np.array([second[run] for run in both]))
+    return Contrast(metric, pair, ratio, result, p_paired=paired)

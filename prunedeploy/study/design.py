@@ -6,6 +6,8 @@ unstructured one on greyscale, as its tables say, not the structured one of that
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 ORIGINAL = "original"
@@ -107,6 +109,11 @@ class Metric:
     label: str
     unit: str
     decimals: int
+
+    def digits(self, values: Iterable[float]) -> int:
+        """Decimals that tell values apart: the paper's, and one or two more for times below 10 or 1 ms."""
+        smallest = min((abs(value) for value in values), default=math.inf)
+        return self.decimals + (self.is_time and smallest < 10) + (self.is_time and smallest < 1)
 
     @property
     def axis(self) -> str:

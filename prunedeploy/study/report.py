@@ -33,9 +33,11 @@ caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 figure.table table { font-size: .82rem; } figure.table td, figure.table th { padding: .26rem .5rem; }
 figure.table td.number { white-space: nowrap; }
 tr.summary > * { border-top: 2px solid var(--line); }
-.claims { table-layout: fixed; min-width: 46rem; } .claims thead th { width: 9.5rem; white-space: normal; }
-.claims thead th:first-child { width: 17rem; } .claims thead th:last-child { width: auto; }
-.claims details, .claims ul { margin: .3rem 0 0; } .claims li { margin: .2rem 0; }
+.claims thead th { white-space: normal; } .claims tr:first-child > * { border-bottom: 0; padding-top: .8rem; }
+.claims tbody th { font-weight: 600; width: 46%; } .claims tbody small { font-weight: 400; }
+.claims td.wide { padding-bottom: .8rem; font-size: .95em; } .claims td.wide div { max-width: 56rem; }
+.claims thead tr:first-child > * { border-bottom: 2px solid var(--line); }
+.claims details, .claims ul { margin: .3rem 0 0; max-width: none; } .claims li { margin: .15rem 0; }
 .verdict { white-space: nowrap; } .muted { color: var(--soft); font-weight: 600; }
 @media print { figure.plot { break-inside: avoid; } }
 """

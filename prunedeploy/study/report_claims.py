@@ -50,26 +50,20 @@ def claims_table(study: Study, answers: Sequence[Answer], compare_paper: bool) -
     if compare_paper:
         paper = answer_claims(study_from_rows(paper_rows()))
         columns.append(("the paper's numbers, by the same rule", {answer.claim.key: answer for answer in paper}))
-    headings = ["Claim", "Answer", *(name for name, _ in columns), "Numbers"]
-    rows = []
+    headings = ["Claim", "Answer", *(name for name, _ in columns)]
+    groups = []
     for answer in answers:
-        beside = [tag("td", _verdict(of[answer.claim.key]), _small(of[answer.claim.key].tally)) for _, of in columns]
-        rows.append(
-            tag(
-                "tr",
-                tag("th", answer.claim.text, _small(f"Section {answer.claim.source}"), scope="row"),
-                tag("td", _verdict(answer), _small(answer.tally)),
-                *beside,
-                tag("td", _numbers(answer), cls="wide"),
-                id=f"claim-{answer.claim.key}",
-            )
+        beside = [tag("td", _beside(answer, of[answer.claim.key])) for _, of in columns]
+        first = tag(
+            "tr",
+            tag("th", answer.claim.text, _small(f"Section {answer.claim.source}"), scope="rowgroup"),
+            tag("td", _answer(answer)),
+            *beside,
         )
-    table = tag(
-        "table",
-        tag("thead", tag("tr", *(tag("th", heading, scope="col") for heading in headings))),
-        tag("tbody", *rows),
-        cls="claims",
-    )
+        numbers = tag("tr", tag("td", _numbers(answer), colspan=str(len(headings)), cls="wide"))
+        groups.append(tag("tbody", first, numbers, id=f"claim-{answer.claim.key}"))
+    head = tag("thead", tag("tr", *(tag("th", heading, scope="col") for heading in headings)))
+    table = tag("table", head, *groups, cls="claims")
     note = tag(
         "p",
         "A claim is confirmed if each of its parts is; asking for all of them at p < 0.05 each needs no correction for "
@@ -104,6 +98,16 @@ def _telling(answer: Answer, most: int = 3) -> list[Part]:
 def _part(part: Part) -> Html:
     sign = tag("span", VERDICT_SIGNS[part.verdict], cls=VERDICT_CLASSES[part.verdict], title=part.verdict.value)
     return tag("li", sign, f" {part.where}: {part.numbers}")
+
+
+def _answer(answer: Answer) -> Html:
+    return join(_verdict(answer), _small(answer.tally))
+
+
+def _beside(answer: Answer, other: Answer) -> Html:
+    """Another answer, or that it is the very same: claims about time do not depend on a score threshold."""
+    same = bool(answer.parts) and other.parts == answer.parts
+    return tag("span", "the same", cls="muted", title=other.tally) if same else _answer(other)
 
 
 def _verdict(answer: Answer) -> Html:

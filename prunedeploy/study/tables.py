@@ -96,7 +96,8 @@ def all_tables(study: Study, contrasts: Sequence[Contrast]) -> tuple[Table, ...]
 def raw_table(study: Study, metric: Metric, name: str, number: str = "") -> Table:
     """One configuration's values: a row per run, then maximum, minimum, mean and population standard deviation."""
     runs = {run for ratio in study.ratios for run in study.by_run(metric, name, ratio)}
-    plain = f".{metric.decimals}f"
+    everything = [value for ratio in study.ratios for value in study.values(metric, name, ratio)]
+    plain = f".{metric.digits(everything)}f"
     rows = [
         (f"run {run}", tuple(_cell(study.by_run(metric, name, ratio).get(run), plain) for ratio in study.ratios))
         for run in sorted(runs)
@@ -157,6 +158,7 @@ DETAIL_HEAD = (
     "p Welch",
     "Read",
     "p Holm",
+    "p paired",
     "eta²",
     "Hedges' g",
     "p Levene",
@@ -170,7 +172,8 @@ def _detail_table(metric: Metric, contrasts: Iterable[Contrast]) -> Table:
     note = (
         f"Differences of means in {metric.axis}, first minus second, with Welch's interval, which is not corrected for "
         f"many comparisons. Read: whose p-value counts; Welch's where Levene's or Shapiro's is below {ALPHA:g}. "
-        "p Holm: that one, corrected over all tests of Tables I to IV."
+        "p Holm: that one, corrected over all tests of Tables I to IV. p paired: of Student's paired test, where both "
+        "configurations start from the same network in every run; it is not read."
     )
     kind = "time" if metric.is_time else "map"
     return Table(f"comparisons-{kind}", "", f"All comparisons: {metric.label}", DETAIL_HEAD, rows, note)
@@ -178,7 +181,7 @@ def _detail_table(metric: Metric, contrasts: Iterable[Contrast]) -> Table:
 
 def _detail_cells(contrast: Contrast) -> tuple[Cell, ...]:
     result = contrast.comparison
-    decimals = f".{contrast.metric.decimals + 1}f"
+    decimals = f".{contrast.metric.decimals + 1 + contrast.metric.is_time}f"
     n = str(result.n_a) if result.n_a == result.n_b else f"{result.n_a} / {result.n_b}"
     return (
         Cell(percent(contrast.ratio), contrast.ratio),
@@ -190,6 +193,7 @@ def _detail_cells(contrast: Contrast) -> tuple[Cell, ...]:
         _cell(result.p_welch, ".2e"),
         Cell(result.test or "–", result.test),
         Cell(_p(contrast.p_holm), contrast.p_holm, "", contrast.significant),
+        _cell(contrast.p_paired, ".2e"),
         _cell(result.eta_squared, ".3f"),
         _cell(result.hedges_g, "+.2f"),
         _cell(result.p_levene, ".3f"),

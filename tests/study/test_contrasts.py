@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,3 +56,26 @@ def test_pairs_of_which_one_side_is_absent_are_left_out():
     assert [c.pair.label for c in contrasts] == ["DeepLIFT vs. HYDRA (Structured)"]
     assert contrasts[0].comparison.difference == pytest.approx(0.2)
     assert contrasts[0].p_holm == contrasts[0].comparison.p_value
+
+
+def test_runs_that_start_from_the_same_network_are_also_compared_in_pairs():
+    base = (0.40, 0.42, 0.45)
+    cells = {("structured-scaled", 0.0): base, ("structured-deeplift", 0.0): base}
+    cells |= {("structured-scaled", 0.5): (0.20, 0.30, 0.40), ("structured-deeplift", 0.5): (0.21, 0.32, 0.43)}
+    zero, half = all_contrasts(study_from_rows(grid(cells)))
+    assert zero.p_paired is None  # nothing differs
+    assert zero.comparison.p_value == pytest.approx(1)
+    # Differences .01, .02, .03: mean .02, standard error .01 / sqrt(3), t = sqrt(12). With 2 degrees of freedom
+    # P(|T| > t) = 1 - t / sqrt(2 + t^2).
+    assert half.p_paired == pytest.approx(1 - (12 / 14) ** 0.5)
+    assert half.comparison.p_value > 0.5
+    cells["structured-scaled", 0.0] = (0.40, 0.42, 0.46)
+    assert [c.p_paired for c in all_contrasts(study_from_rows(grid(cells)))] == [None, None]
+
+
+def test_pairs_are_of_the_runs_that_both_have():
+    base = {(name, 0.0): (0.40, 0.42, 0.45) for name in ("structured-scaled", "structured-deeplift")}
+    cells = {("structured-scaled", 0.5): (0.20, 0.30, 0.9), ("structured-deeplift", 0.5): (0.21, 0.33)}
+    half = all_contrasts(study_from_rows(grid({**base, **cells})))[1]
+    # Differences .01 and .03: mean .02, standard error .01, t = 2; with 1 degree of freedom 1 - 2 atan(t) / pi.
+    assert half.p_paired == pytest.approx(1 - 2 * math.atan(2) / math.pi)

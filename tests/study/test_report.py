@@ -161,7 +161,7 @@ def test_noisy_times_failed_and_missing_models_are_said():
     ]
     said = sentences(rows)
     assert "1 of 1 times are noisy" in said
-    assert "1 models failed and 4 are not done yet" in said
+    assert "1 model failed and 4 models not done yet" in said
     text = Page(report_html(rows)).text
     assert "structured, scaled at 75%, run 1: out of memory <here>" in text
     assert "structured, DeepLIFT at 75%, run 2" in text

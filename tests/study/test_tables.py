@@ -92,7 +92,7 @@ def test_csv_has_every_value_unrounded(tables):
             assert float(text) == next(contrasts).comparison.p_anova
     details = list(csv.reader(io.StringIO(to_csv(tables["comparisons-time"]))))
     assert len(details) == 46
-    assert all(len(line) == 15 for line in details)
+    assert all(len(line) == 16 for line in details)
 
 
 def test_html_shows_what_the_table_says(tables):
