@@ -13,10 +13,13 @@ NAME = "remove-dead-channels"
 TOLERANCE = 1e-5
 # Of the other methods, structured leaves no zeros, and to n:m every channel's place in its block matters.
 METHODS = ("unstructured", "kernel", "hybrid")
+# ONNX Runtime computes a convolution in its fast blocked layout only if its input channels are a multiple of 4: with
+# all dead channels gone a network can be slower than before (benchmarks/dead_channels.py).
+MULTIPLE = 4
 
 
 def dead_channel_stage(context: BuildContext, finetuned: StageResult) -> StageResult:
-    """Remove what nothing reads and what computes a constant; `finetuned` itself where that is not to be done.
+    """Remove what nothing reads and what computes a constant; ``finetuned`` itself where that is not to be done.
 
     Its ``dead_channels.json`` is the record of `remove_dead_channels`. With nothing dead the network is the same.
 
@@ -28,7 +31,7 @@ def dead_channel_stage(context: BuildContext, finetuned: StageResult) -> StageRe
         return finetuned
 
     def compute(work: Path, _: Path) -> None:
-        small, record = remove_dead_channels(load_stage_model(finetuned.folder))
+        small, record = remove_dead_channels(load_stage_model(finetuned.folder), MULTIPLE)
         if not record.deviation <= TOLERANCE:
             raise GateError(
                 f"the network without dead channels deviates from the one with them by {record.deviation:.2e}",
@@ -38,4 +41,4 @@ def dead_channel_stage(context: BuildContext, finetuned: StageResult) -> StageRe
         (work / "dead_channels.json").write_text(json.dumps(record.as_dict(), indent=2))
         small.save(work / "model.cfg", work / "model.weights")
 
-    return context.run(NAME, 1, {}, {"finetuned": finetuned.digest}, compute)
+    return context.run(NAME, 2, {"multiple": MULTIPLE}, {"finetuned": finetuned.digest}, compute)

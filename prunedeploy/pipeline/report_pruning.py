@@ -91,7 +91,14 @@ def _dead_channels(record: Mapping[str, Any]) -> Html | None:
             f" {carriers:,.0f} that compute a constant were kept: they carry, for a padded convolution, what "
             "constants contribute inside but not at the border."
         )
-    words = tag("p", f"{dead_filters(record)}", carried, cls="note")
+    idle, multiple = number(record.get("idle")), number(record.get("multiple"))
+    rest: Node = None
+    if idle:
+        rest = (
+            f" {idle:,.0f} that do nothing were kept, so that no layer is empty and widths are multiples of "
+            f"{multiple or 1:.0f}, with which runtimes are fast."
+        )
+    words = tag("p", dead_filters(record), carried, rest, cls="note")
     saved = []
     for name, key in (("MACs per image", "macs"), ("parameters", "params")):
         before, after = record.get(f"{key}_before"), record.get(f"{key}_after")
@@ -129,10 +136,10 @@ def _filters_chart(record: Mapping[str, Any]) -> Html | None:
 def _dead_layers(record: Mapping[str, Any]) -> Html:
     """Convolutions that lost filters."""
     rows = []
-    keys = ("filters_before", "filters_after", "constant", "unread", "carriers")
+    keys = ("filters_before", "filters_after", "constant", "unread", "carriers", "idle")
     for row in rows_of(record.get("layers")):
-        if row.get("filters_before") != row.get("filters_after") or row.get("carriers"):
+        if row.get("filters_before") != row.get("filters_after") or row.get("carriers") or row.get("idle"):
             cells = [plain(row.get("layer")), *(count(row.get(key)) for key in keys)]
             rows.append(tag("tr", *(cell(one) for one in cells)))
-    head = ["Layer", "Filters before", "after", "constant", "unread", "carriers kept"]
-    return tag("details", tag("summary", "Dead channels by layer"), table(head, rows, numbers=range(6)))
+    head = ["Layer", "Filters before", "after", "constant", "unread", "kept as carriers", "kept idle"]
+    return tag("details", tag("summary", "Dead channels by layer"), table(head, rows, numbers=range(7)))

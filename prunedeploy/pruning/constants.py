@@ -5,13 +5,10 @@ Maxpool, upsample, route and shortcut hand such constants on. A convolution that
 gets v * w from each tap of its kernel, but zero where the tap lies on the zero padding. So
 
 - the taps that never touch the padding add the same number at every position: it moves into the bias;
-- the other taps add something at the inside and nothing at the border. All constant channels together still
-  contribute no more than one kernel, sum_j v_j w[o, j], and any single one of them, the **carrier** u, can
-  contribute it alone: w[o, u] = sum_j v_j w[o, j] / v_u. That is exact, borders included, whereas folding
-  the sum into the bias is wrong there.
+- the other taps add something at the inside and nothing at the border, so folding them into the bias is wrong there:
+  see `carriers`.
 
-Each convolution chooses among the channels of its own input, by their values there: a channel of a residual stage may
-be constant at one depth and not at the next.
+Constants are kept by layer: a channel of a residual stage may be constant at one depth and not at the next.
 """
 
 from __future__ import annotations
@@ -24,9 +21,6 @@ from torch import Tensor
 
 from prunedeploy.models.darknet import DARKNET_BN_EPS, Darknet, DarknetConv, activate
 from prunedeploy.models.darknet_cfg import Convolutional, Layer, Maxpool, Route, Shortcut
-
-# A carrier's weights are at most this many times as large as if the largest constant carried.
-CARRIER_SHARE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,20 +82,6 @@ def spread_by_group(layer: Convolutional, channels: Tensor) -> Tensor:
     """What each filter reads of a value per input channel: ``(in,)`` -> ``(filters, in / groups)``."""
     filters, per_group = layer.weight_shape[:2]
     return channels.view(layer.groups, per_group).repeat_interleave(filters // layer.groups, dim=0)
-
-
-def carrier_candidates(layer: Convolutional, values: Tensor) -> Tensor:
-    """The input channels that can carry what constants contribute to a convolution.
-
-    Args:
-        layer: The convolution.
-        values: ``(in,)`` float64, the constants of its input; NaN where it is none.
-
-    Returns:
-        ``(groups, in / groups)`` bool: constants other than zero, none of them tiny beside the largest of its group.
-    """
-    size = values.nan_to_num(0.0).abs().view(layer.groups, -1)
-    return (size > 0) & (size >= CARRIER_SHARE * size.amax(1, keepdim=True))
 
 
 def _take_out(conv: DarknetConv, values: Tensor) -> Tensor:

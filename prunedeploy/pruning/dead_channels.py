@@ -4,12 +4,13 @@ A filter can go if nothing that reaches a detection head reads it. Two kinds of 
 
 - those whose every reader has zero weights for them, through route, shortcut, maxpool and upsample;
 - those that compute a constant, because `constants.fold_constants` moves constants into the biases of their readers,
-  or, where padding forbids that, onto one carrier channel.
+  or, where padding forbids that, `carriers` has one of them contribute what all did.
 
 The filters of a unit (see `coupling`) go together or not at all. Which units live is the smallest set that contains
 what the heads read and, with each living filter, what it reads: so a chain of filters that only feeds something
 dead goes in one pass, and so does a residual stage's channel that is read by nothing but itself. No layer loses all of
-its filters: a cfg cannot say ``filters=0``.
+its filters: a cfg cannot say ``filters=0``. Dead filters may also stay to make widths multiples of what a runtime is
+fast with.
 """
 
 from __future__ import annotations
@@ -20,17 +21,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from prunedeploy.models.darknet import Darknet
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
-from prunedeploy.pruning.constants import FoldedConstants, carrier_candidates, fold_constants
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pruning.carriers import BoolArray, carrier_demands, carry, choose_carriers
+from prunedeploy.pruning.constants import FoldedConstants, fold_constants
 from prunedeploy.pruning.coupling import IMAGE, IntArray, channel_units
 from prunedeploy.pruning.deviation import largest_deviation
 from prunedeploy.pruning.shrink import shrink
 from prunedeploy.pruning.subnet import count_parameters
-
-BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,7 @@ class DeadFilters:
         constant: Removed filters that computed a constant.
         unread: Removed filters that computed something else, which nothing read.
         carriers: Filters that live only to carry constants for a padded convolution.
+        idle: Filters that do nothing and stay for the layer's width.
     """
 
     layer: int
@@ -52,6 +52,7 @@ class DeadFilters:
     constant: int
     unread: int
     carriers: int
+    idle: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class DeadChannelRecord:
 
     Attributes:
         layers: One entry per convolution, in cfg order.
+        multiple: What widths were kept a multiple of where the layer's own width allows it.
         params_before: `count_parameters` of the given network.
         params_after: The same of the smaller one.
         macs_before: Multiply-accumulate operations of the given network for one image.
@@ -68,6 +70,7 @@ class DeadChannelRecord:
     """
 
     layers: tuple[DeadFilters, ...]
+    multiple: int
     params_before: int
     params_after: int
     macs_before: int
@@ -89,24 +92,30 @@ class DeadChannelRecord:
         """How many filters live only to carry constants."""
         return sum(row.carriers for row in self.layers)
 
+    @property
+    def idle(self) -> int:
+        """How many filters do nothing and stay for their layers' widths."""
+        return sum(row.idle for row in self.layers)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON, the sums among them."""
-        sums = {name: getattr(self, name) for name in ("filters_removed", "constants_folded", "carriers")}
+        sums = {name: getattr(self, name) for name in ("filters_removed", "constants_folded", "carriers", "idle")}
         return {**sums, **asdict(self)}
 
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """One pass: the network after it, and by convolution how many filters are constant, unread and carriers."""
+    """One pass: the network after it, and by convolution how many filters are constant, unread, carriers and idle."""
 
     model: Darknet
     constant: dict[int, int]
     unread: dict[int, int]
     carriers: dict[int, int]
+    idle: dict[int, int]
 
 
 @torch.no_grad()
-def remove_dead_channels(model: Darknet) -> tuple[Darknet, DeadChannelRecord]:
+def remove_dead_channels(model: Darknet, multiple: int = 1) -> tuple[Darknet, DeadChannelRecord]:
     """Build the network without the filters that zeros have made useless.
 
     In evaluation mode it computes what ``model`` computes, at the borders too. Nothing is removed for being small:
@@ -114,6 +123,7 @@ def remove_dead_channels(model: Darknet) -> tuple[Darknet, DeadChannelRecord]:
 
     Args:
         model: A pruned network; not modified.
+        multiple: Keep so many dead filters that widths are multiples of it, or what they were; at least 1.
 
     Returns:
         The smaller network, on the same device, of the same type and in the same training mode, or ``model`` itself if
@@ -122,13 +132,13 @@ def remove_dead_channels(model: Darknet) -> tuple[Darknet, DeadChannelRecord]:
     constant: Counter[int] = Counter()
     unread: Counter[int] = Counter()
     # One pass finds all that is dead, but a grouped convolution that has lost filters may fall into smaller units.
-    cut = _cut(model)
+    cut = _cut(model, multiple)
     small = model
     while cut.model is not small:
         small = cut.model
         constant.update(cut.constant)
         unread.update(cut.unread)
-        cut = _cut(small)
+        cut = _cut(small, multiple)
     after = {layer.index: layer.out_channels for layer in small.cfg.convolutions}
     rows = tuple(
         DeadFilters(
@@ -138,11 +148,13 @@ def remove_dead_channels(model: Darknet) -> tuple[Darknet, DeadChannelRecord]:
             constant[layer.index],
             unread[layer.index],
             cut.carriers[layer.index],
+            cut.idle[layer.index],
         )
         for layer in model.cfg.convolutions
     )
     return small, DeadChannelRecord(
         layers=rows,
+        multiple=multiple,
         params_before=count_parameters(model),
         params_after=count_parameters(small),
         macs_before=model.cfg.macs,
@@ -151,30 +163,30 @@ def remove_dead_channels(model: Darknet) -> tuple[Darknet, DeadChannelRecord]:
     )
 
 
-def _cut(model: Darknet) -> _Cut:
+def _cut(model: Darknet, multiple: int) -> _Cut:
     """Remove all units that nothing reads once constants are folded; the very same network if there are none."""
     cfg = model.cfg
     folded = fold_constants(model)
     units = channel_units(cfg)
     read = _read_by_heads(folded, units)
-    demands = _demands(folded, units, read)
+    demands = carrier_demands(folded, units, read)
     carriers = np.zeros_like(read)
-    carriers[_choose_carriers(demands, read)] = True
-    live = read | carriers
-    live |= _one_per_layer(cfg, units, live)
+    carriers[choose_carriers(demands, read)] = True
+    idle = _idle(cfg, units, read | carriers, multiple)
+    live = read | carriers | idle
     keep = {layer.index: torch.from_numpy(live[units[layer.index]]) for layer in cfg.convolutions}
-    constant, unread, carrying = {}, {}, {}
+    constant, unread = {}, {}
     for index, mask in keep.items():
         is_constant = ~folded.values[index].isnan()
         constant[index] = int((~mask & is_constant).sum())
         unread[index] = int((~mask & ~is_constant).sum())
-        carrying[index] = int(carriers[units[index]].sum())
+    carrying, resting = ({index: int(part[units[index]].sum()) for index in keep} for part in (carriers, idle))
     if all(bool(mask.all()) for mask in keep.values()):
-        return _Cut(model, constant, unread, carrying)
+        return _Cut(model, constant, unread, carrying, resting)
     for demand in demands:
-        _carry(folded, demand, live)
+        carry(folded, demand, live)
     _silence(folded.model, units, live & ~read)
-    return _Cut(shrink(folded.model, keep), constant, unread, carrying)
+    return _Cut(shrink(folded.model, keep), constant, unread, carrying, resting)
 
 
 def _read_by_heads(folded: FoldedConstants, units: dict[int, IntArray]) -> BoolArray:
@@ -199,76 +211,19 @@ def _read_by_heads(folded: FoldedConstants, units: dict[int, IntArray]) -> BoolA
     return live
 
 
-@dataclass(frozen=True, eq=False)
-class _Demand:
-    """One group of a convolution's filters that needs a carrier among its input channels.
-
-    Attributes:
-        layer: The convolution.
-        filters: Those of the group.
-        channels: Input channels that can carry, counted within the group, the largest constant first.
-        values: Their constants.
-        units: Their units.
-    """
-
-    layer: Convolutional
-    filters: slice
-    channels: IntArray
-    values: NDArray[np.float64]
-    units: IntArray
-
-
-def _demands(folded: FoldedConstants, units: dict[int, IntArray], live: BoolArray) -> list[_Demand]:
-    found = []
-    for index, kernels in folded.carried.items():
-        layer = folded.model.conv(index).layer
-        values = folded.values[layer.inputs[0]]
-        candidates = carrier_candidates(layer, values).numpy()
-        by_group = values.view(layer.groups, -1).numpy()
-        units_by_group = units[layer.inputs[0]].reshape(layer.groups, -1)
-        per_group = layer.out_channels // layer.groups
-        wanted = (kernels != 0).flatten(1).any(1).cpu().numpy() & live[units[index]]
-        for group in range(layer.groups):
-            filters = slice(group * per_group, (group + 1) * per_group)
-            if wanted[filters].any():
-                channels = np.flatnonzero(candidates[group])
-                order = np.argsort(-np.abs(by_group[group, channels]), kind="stable")
-                channels = channels[order]
-                found.append(
-                    _Demand(layer, filters, channels, by_group[group, channels], units_by_group[group, channels])
-                )
-    return found
-
-
-def _choose_carriers(demands: list[_Demand], live: BoolArray) -> list[int]:
-    """Units to keep so that every demand has a living candidate: the most useful first, then none without need.
-
-    Of equally useful ones, those with the larger constants.
-    """
-    unmet = [demand.units.tolist() for demand in demands if not live[demand.units].any()]
-    chosen: list[int] = []
-    left = unmet
-    while left:
-        useful: Counter[int] = Counter()
-        rank: Counter[int] = Counter()
-        for candidates in left:
-            useful.update(set(candidates))
-            rank.update({unit: candidates.index(unit) for unit in candidates})
-        chosen.append(max(useful, key=lambda unit: (useful[unit], -rank[unit], -unit)))
-        left = [candidates for candidates in left if chosen[-1] not in candidates]
-    for unit in list(chosen):
-        others = set(chosen) - {unit}
-        if all(others.intersection(candidates) for candidates in unmet):
-            chosen.remove(unit)
-    return chosen
-
-
-def _one_per_layer(cfg: DarknetCfg, units: dict[int, IntArray], live: BoolArray) -> BoolArray:
-    """Units that must stay because a convolution would have no filter without them."""
+def _idle(cfg: DarknetCfg, units: dict[int, IntArray], live: BoolArray, multiple: int) -> BoolArray:
+    """Dead units that stay: a convolution would have no filters without them, or no multiple."""
     kept = np.zeros_like(live)
     for layer in cfg.convolutions:
-        if not (live | kept)[units[layer.index]].any():
-            kept[units[layer.index][0]] = True
+        own = units[layer.index]
+        alive = int((live | kept)[own].sum())
+        wanted = min(len(own), -(-max(1, alive) // multiple) * multiple)
+        for unit in own:
+            if alive >= wanted:
+                break
+            if not (live | kept)[unit]:
+                kept[unit] = True
+                alive = int((live | kept)[own].sum())
     return kept
 
 
@@ -281,12 +236,4 @@ def _silence(model: Darknet, units: dict[int, IntArray], silent: BoolArray) -> N
     for layer in model.cfg.convolutions:
         weight = model.conv(layer.index).weight
         weight[torch.from_numpy(silent[units[layer.index]]).to(weight.device)] = 0.0
-
-
-def _carry(folded: FoldedConstants, demand: _Demand, live: BoolArray) -> None:
-    """Give what the constants contribute to the living candidate with the largest value: exact at every position."""
-    weight = folded.model.conv(demand.layer.index).weight
-    at = int(np.flatnonzero(live[demand.units])[0])
-    kernels = folded.carried[demand.layer.index][demand.filters] / demand.values[at]
-    weight[demand.filters, int(demand.channels[at])] = kernels.to(weight)
 

@@ -110,10 +110,12 @@ def unpadded_cfgs(draw: st.DrawFn) -> DarknetCfg:
     return network(*sections, head, YOLO, size=size, channels=2)
 
 
-def check_exact(model: Darknet, images: Tensor, tolerance: float) -> tuple[Darknet, DeadChannelRecord]:
+def check_exact(
+    model: Darknet, images: Tensor, tolerance: float, multiple: int = 1
+) -> tuple[Darknet, DeadChannelRecord]:
     """Remove, and compare heads, widths and the record with what can be counted without it."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    small, record = remove_dead_channels(model)
+    small, record = remove_dead_channels(model, multiple)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     with torch.no_grad():
         assert relative(model(images), small(images)) <= tolerance
@@ -122,7 +124,8 @@ def check_exact(model: Darknet, images: Tensor, tolerance: float) -> tuple[Darkn
     for row in record.layers:
         assert (row.filters_before, row.filters_after) == (was[row.layer], now[row.layer])
         assert row.filters_before - row.filters_after == row.constant + row.unread
-        assert row.filters_after >= 1
+        assert row.filters_after >= max(1, row.carriers + row.idle)
+        assert row.filters_after >= min(multiple, row.filters_before)
     assert record.params_after == sum(parameter.numel() for parameter in small.parameters())
     assert (record.macs_before, record.macs_after) == (model.cfg.macs, small.cfg.macs)
     assert record.deviation <= tolerance
@@ -132,13 +135,28 @@ def check_exact(model: Darknet, images: Tensor, tolerance: float) -> tuple[Darkn
 
 
 @SLOW
-@given(graph=random_cfgs(), seed=st.integers(0, 9999))
-def test_random_networks_compute_the_same_without_dead_channels(graph: RandomCfg, seed: int) -> None:
+@given(graph=random_cfgs(), seed=st.integers(0, 9999), multiple=st.sampled_from([1, 1, 4]))
+def test_random_networks_compute_the_same_without_dead_channels(graph: RandomCfg, seed: int, multiple: int) -> None:
     # float64, so that a wrong constant cannot hide behind rounding
     model = zero_at_random(random_network(graph.cfg, seed).double(), seed)
-    small, _ = check_exact(model, torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64), 1e-10)
-    again, _ = remove_dead_channels(small)
+    images = torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64)
+    small, _ = check_exact(model, images, 1e-10, multiple)
+    again, _ = remove_dead_channels(small, multiple)
     assert again is small
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 8])
+def test_widths_stay_multiples_with_as_few_idle_filters_as_that_takes(repository: Path, multiple: int) -> None:
+    model = randomise(load_darknet(repository / "configs" / "darknet" / "yolov3-slim.cfg"))
+    scores = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}
+    masked = apply_unstructured(model, solve_unstructured(scores, model.cfg, 0.98))
+    least = filters(remove_dead_channels(masked)[0])
+    _, record = check_exact(masked, torch.rand(1, 3, 160, 160), 1e-5, multiple)
+    for row in record.layers:
+        # 7 filters that live of 12, in multiples of 4: 8
+        assert row.filters_after == min(row.filters_before, -(-least[row.layer] // multiple) * multiple)
+        assert row.idle == row.filters_after - least[row.layer]
+    assert record.multiple == multiple
 
 
 @SLOW
