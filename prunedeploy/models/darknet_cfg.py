@@ -188,6 +188,21 @@ class DarknetCfg:
         return tuple(layer for layer in self.layers if isinstance(layer, Yolo))
 
     @property
+    def head_outputs(self) -> frozenset[int]:
+        """Indices of the convolutions whose output reaches a yolo layer without another convolution."""
+        found: set[int] = set()
+        pending = [source for head in self.heads for source in head.inputs]
+        while pending:
+            index = pending.pop()
+            if index < 0:  # the image itself
+                continue
+            if isinstance(self.layers[index], Convolutional):
+                found.add(index)
+            else:
+                pending.extend(self.layers[index].inputs)
+        return frozenset(found)
+
+    @property
     def classes(self) -> int:
         """Number of classes of the network."""
         return self.heads[0].classes

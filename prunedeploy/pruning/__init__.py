@@ -11,7 +11,7 @@
 - `semi_structured`: which weights of every block live, n of m; and the proof that a weight has the pattern.
 - `masks`: pruning as zeros.
 - `shrink`: the smaller network.
-- `dead_channels`: what zeros have made useless is removed, exactly; `constants` that channels compute.
+- `dead_channels`: what zeros have made useless is removed, exactly; by `constants`, and `carriers` of them.
 - `deviation`: how far two networks are apart.
 - `subnet`: size, sparsity and the pruning record.
 """
@@ -22,7 +22,6 @@ from prunedeploy.pruning.coupling import (
     GroupMember,
     couple,
     coupling_groups,
-    head_outputs,
     prunable_convolutions,
 )
 from prunedeploy.pruning.cut import Cut, Masks, make_cut
@@ -103,7 +102,6 @@ __all__ = [
     "couple",
     "coupling_groups",
     "dense_convolutions",
-    "head_outputs",
     "keep_counts",
     "kernel_counts",
     "largest_deviation",

@@ -160,26 +160,9 @@ def loses_whole_groups(layer: Convolutional) -> bool:
     return layer.groups > 1 and layer.groups > layer.weight_shape[1]
 
 
-def head_outputs(cfg: DarknetCfg) -> frozenset[int]:
-    """Indices of the convolutions whose output reaches a yolo section without another convolution."""
-    found: set[int] = set()
-    for layer in cfg.heads:
-        pending = list(layer.inputs)
-        while pending:
-            index = pending.pop()
-            if index == IMAGE:
-                continue
-            source = cfg.layers[index]
-            if isinstance(source, Convolutional):
-                found.add(index)
-            else:
-                pending.extend(source.inputs)
-    return frozenset(found)
-
-
 def prunable_convolutions(cfg: DarknetCfg) -> tuple[Convolutional, ...]:
     """The convolutions whose weights a pruning ratio counts: all but the outputs of the detection heads."""
-    excluded = head_outputs(cfg)
+    excluded = cfg.head_outputs
     return tuple(layer for layer in cfg.convolutions if layer.index not in excluded)
 
 

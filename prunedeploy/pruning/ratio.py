@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pruning.coupling import Coupling, couple, head_outputs, prunable_convolutions
+from prunedeploy.pruning.coupling import Coupling, couple, prunable_convolutions
 from prunedeploy.pruning.importance import highest
 from prunedeploy.pruning.width_search import WeightCount, WidthPath, allowed_counts, even_path, nearest_counts
 from prunedeploy_engines.errors import PruningError
@@ -221,7 +221,7 @@ def layer_widths(cfg: DarknetCfg, counts: Sequence[int], coupling: Coupling) -> 
         counts: Living units per coupling group.
         coupling: ``couple(cfg)``.
     """
-    heads = head_outputs(cfg)
+    heads = cfg.head_outputs
     weights = WeightCount(cfg.convolutions, coupling)
     before = weights.per_layer(np.array([coupling.full_counts]))[0]
     after = weights.per_layer(np.array([counts]))[0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
-from prunedeploy.pruning.coupling import head_outputs, prunable_convolutions
+from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.importance import straight_through, weight_magnitude
 from prunedeploy.pruning.ratio import ratio_tolerance
 from prunedeploy_engines.errors import ConfigError, GateError, PruningError
@@ -49,7 +49,7 @@ def patterned_convolutions(cfg: DarknetCfg, pattern: NmPattern) -> tuple[Convolu
 
 def dense_convolutions(cfg: DarknetCfg, pattern: NmPattern) -> dict[int, str]:
     """The convolutions that the pattern leaves as they are: by layer index, why."""
-    heads, patterned = head_outputs(cfg), {layer.index for layer in patterned_convolutions(cfg, pattern)}
+    heads, patterned = cfg.head_outputs, {layer.index for layer in patterned_convolutions(cfg, pattern)}
     return {
         layer.index: "output of a detection head"
         if layer.index in heads

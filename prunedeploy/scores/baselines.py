@@ -13,7 +13,6 @@ import torch
 
 from prunedeploy.data.batches import Batch
 from prunedeploy.models.darknet import Darknet
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
 from prunedeploy.scores.interface import DetectionLoss, Scores
 from prunedeploy_engines.errors import PruningError
 
@@ -93,7 +92,7 @@ def bn_scale_scores(model: Darknet, batches: Iterable[Batch] = (), loss: Detecti
 
     Reference: Liu et al., Learning Efficient Convolutional Networks through Network Slimming, 2017, section 3.
     """
-    heads = _head_outputs(model.cfg)
+    heads = model.cfg.head_outputs
     scores = {}
     for layer in model.cfg.convolutions:
         conv = model.conv(layer.index)
@@ -109,18 +108,3 @@ def bn_scale_scores(model: Darknet, batches: Iterable[Batch] = (), loss: Detecti
             )
         scores[layer.index] = per_filter.view(-1, 1, 1, 1).expand(layer.weight_shape).contiguous()
     return scores
-
-
-def _head_outputs(cfg: DarknetCfg) -> frozenset[int]:
-    """The convolutions whose output reaches a yolo layer without another convolution."""
-    found = set()
-    pending = [source for head in cfg.heads for source in head.inputs]
-    while pending:
-        index = pending.pop()
-        if index < 0:  # the image itself
-            continue
-        if isinstance(cfg.layers[index], Convolutional):
-            found.add(index)
-        else:
-            pending.extend(cfg.layers[index].inputs)
-    return frozenset(found)

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from prunedeploy.models import DarknetCfg, parse_cfg, read_cfg
 from prunedeploy.models.darknet import run_layers
 from prunedeploy.models.darknet_cfg import Convolutional
-from prunedeploy.pruning import couple, coupling_groups, head_outputs, live_channels, prunable_convolutions
+from prunedeploy.pruning import couple, coupling_groups, live_channels, prunable_convolutions
 from pruning.darknets import HEAD, RandomCfg, conv, network, random_cfgs
 
 Filter = tuple[int, int]
@@ -122,7 +122,7 @@ def test_channels_per_unit_give_the_width_of_every_layer(graph: RandomCfg) -> No
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(graph=random_cfgs())
 def test_outputs_of_the_heads_are_those_before_the_yolo_sections(graph: RandomCfg) -> None:
-    assert head_outputs(graph.cfg) == graph.head_outputs
+    assert graph.cfg.head_outputs == graph.head_outputs
     everything = {layer.index for layer in graph.cfg.convolutions}
     assert {layer.index for layer in prunable_convolutions(graph.cfg)} == everything - graph.head_outputs
 

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 
 from prunedeploy.models import Darknet
-from prunedeploy.pruning.coupling import head_outputs
 from prunedeploy.scores import bn_scale_scores, magnitude_scores, random_scores, scaled_scores
 from prunedeploy_engines.errors import PruningError
 from pruning.darknets import HEAD, RandomCfg, conv, network, random_cfgs, random_network
@@ -95,7 +94,7 @@ def test_bn_scale_refuses_a_convolution_without_normalisation_by_name() -> None:
 @settings(max_examples=50)
 def test_bn_scale_needs_normalisation_everywhere_but_at_the_outputs_of_heads(graph: RandomCfg) -> None:
     cfg = graph.cfg
-    heads = head_outputs(cfg)  # pruning's own search
+    heads = cfg.head_outputs
     missing = [layer.index for layer in cfg.convolutions if not layer.batch_normalize and layer.index not in heads]
     model = random_network(cfg)
     if missing:
