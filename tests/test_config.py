@@ -287,7 +287,10 @@ WRONG_FILES = [
     ("seed: 1.5\n", "my.yaml:1: seed should be an integer, got 1.5"),
     ("seed: -1\n", "my.yaml:1: seed should be greater than or equal to 0, got -1"),
     ("data:\n  greyscale: 1\n", "my.yaml:2: data.greyscale should be a boolean, got 1"),
-    ("method: kernels\n", "my.yaml:1: method should be 'structured', 'unstructured', 'kernel', 'nm' or 'hybrid', got 'kernels'"),
+    (
+        "method: kernels\n",
+        "my.yaml:1: method should be 'structured', 'unstructured', 'kernel', 'nm' or 'hybrid', got 'kernels'",
+    ),
     ("method: nm\nnm: {n: 4}\n", "my.yaml:2: nm: n 4 must be smaller than m 4, or nothing is removed"),
     ("nm:\n  n: 0\n", "my.yaml:2: nm.n should be greater than or equal to 1, got 0"),
     (

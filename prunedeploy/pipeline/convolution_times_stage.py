@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -56,13 +56,8 @@ def convolution_times_stage(context: BuildContext, robust: StageResult) -> Stage
     points = sum(len(grid.filters) * len(grid.inputs) for grid in grids.values())
 
     def compute(work: Path, _: Path) -> None:
-        measured = {}
         with context.progress.task("measure convolutions", SWEEPS * points) as advance, measuring_lock():
-            sweeps = [
-                {shape: _sweep(shape, grid, threads, advance) for shape, grid in grids.items()} for _ in range(SWEEPS)
-            ]
-            for shape, grid in grids.items():
-                measured[shape] = grid, np.minimum.reduce([sweep[shape] for sweep in sweeps])
+            measured = measure_convolutions(grids, threads, advance)
         document = {"times": times_as_json(measured), "threads": threads, "machine": machine_info()}
         (work / FILE).write_text(json.dumps(document))
 
@@ -80,8 +75,25 @@ def load_convolution_times(cfg: DarknetCfg, result: StageResult) -> ConvolutionT
     return ConvolutionTimes(cfg, times_from_json(document["times"]))
 
 
+def measure_convolutions(
+    grids: Mapping[ConvolutionShape, Grid], threads: int | None, advance: Callable[[int], None] = lambda done: None
+) -> dict[ConvolutionShape, tuple[Grid, NDArray[np.float64]]]:
+    """Time every point of every grid, in `SWEEPS` sweeps over all of them.
+
+    Args:
+        grids: By shape, from `measuring_grid`.
+        threads: As `convolution_ms`.
+        advance: Called with 1 after each measurement.
+
+    Returns:
+        By shape the grid and ``(filters, inputs)`` milliseconds.
+    """
+    sweeps = [{shape: _sweep(shape, grid, threads, advance) for shape, grid in grids.items()} for _ in range(SWEEPS)]
+    return {shape: (grid, np.minimum.reduce([sweep[shape] for sweep in sweeps])) for shape, grid in grids.items()}
+
+
 def _sweep(
-    shape: ConvolutionShape, grid: Grid, threads: int, advance: Callable[[int], None]
+    shape: ConvolutionShape, grid: Grid, threads: int | None, advance: Callable[[int], None]
 ) -> NDArray[np.float64]:
     """Measure every point of a grid once: ``(filters, inputs)`` milliseconds."""
     times = np.empty((len(grid.filters), len(grid.inputs)))
