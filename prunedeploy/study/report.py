@@ -32,6 +32,8 @@ figure.plot, figure.table { margin: 1.25rem 0 1.75rem; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 figure.table table { font-size: .82rem; } figure.table td, figure.table th { padding: .26rem .5rem; }
 figure.table td.number { white-space: nowrap; }
+figure[id^=comparisons] table { font-size: .74rem; } figure[id^=comparisons] :is(td, th) { padding: .2rem .3rem; }
+figure[id^=comparisons] td:last-child { min-width: 7rem; line-height: 1.3; }
 tr.summary > * { border-top: 2px solid var(--line); }
 .claims thead th { white-space: normal; } .claims tr:first-child > * { border-bottom: 0; padding-top: .8rem; }
 .claims tbody th { font-weight: 600; width: 46%; } .claims tbody small { font-weight: 400; }

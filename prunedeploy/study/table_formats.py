@@ -8,6 +8,8 @@ import io
 from prunedeploy.pipeline.report_html import Html, join, tag
 from prunedeploy.study.tables import Cell, Table
 
+MANY_COLUMNS = 12
+"""With more, LaTeX gets smaller letters."""
 SUMMARIES = ("max", "min", "avg", "std dev")
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -37,6 +39,7 @@ def to_latex(table: Table) -> str:
         rf"\caption{{{latex_text(table.caption)}}}",
         rf"\label{{tab:{table.name}}}",
         r"\centering",
+        *([r"\scriptsize\setlength{\tabcolsep}{2pt}"] if len(table.head) > MANY_COLUMNS else []),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\hline",
         " & ".join(latex_text(heading) for heading in table.head) + r" \\",
