@@ -8,6 +8,7 @@ The packages in the order in which data flows through them:
 - `prunedeploy.evaluation`: detections and mAP of any runner, clean and attacked.
 - `prunedeploy.training`: the loop, adversarial training, score optimisation.
 - `prunedeploy.pipeline`: the stages of a build, their store, the report.
+- `prunedeploy.study`: rows of many builds, their statistics, tables, figures and page; without PyTorch.
 - `prunedeploy.cli`: the command line.
 """
 
