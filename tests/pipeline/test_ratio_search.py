@@ -243,6 +243,7 @@ def test_size_that_cannot_be_reached_leaves_nothing(tiny_store: Path, tiny_case:
 # Latency
 
 
+@pytest.mark.timeout(900)  # some twenty processes that wait their turn on a busy machine
 def test_latency_search_goes_by_what_it_measured(demo_store: Path, tiny_data: Path, tmp_path: Path) -> None:
     """No number of milliseconds is expected of a machine: the decisions must follow from the recorded values."""
     sets = ("method=structured", "latency.runtimes=onnxruntime", "latency.seconds=0.1", "latency.min_calls=5")
