@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 from prunedeploy.cli.build_search import print_search
 from prunedeploy.cli.group import Command, Session, examples
 from prunedeploy.cli.output import MISSING, amount, json_option, number, print_json, print_table, quiet_stdout, size
-from prunedeploy.config import Allocation, Method, ScoreName
+
+# As in prunedeploy.config, which `--help` does not load.
+METHODS = ("structured", "unstructured", "kernel", "nm", "hybrid", "filter", "weight")
+SCORES = ("scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input")
+ALLOCATIONS = ("uniform", "global", "erk", "latency")
 
 
 @click.command(
@@ -59,7 +63,7 @@ from prunedeploy.config import Allocation, Method, ScoreName
 )
 @click.option(
     "--method",
-    type=click.Choice([*get_args(Method), "filter", "weight"]),
+    type=click.Choice(METHODS),
     metavar="METHOD",
     help="What is removed: structured (or filter): whole filters, the network is rebuilt smaller; unstructured (or "
     "weight): single weights, which become zeros; kernel: k x k slices, zeros too; hybrid: filters first, then "
@@ -68,14 +72,14 @@ from prunedeploy.config import Allocation, Method, ScoreName
 )
 @click.option(
     "--scores",
-    type=click.Choice(get_args(ScoreName)),
+    type=click.Choice(SCORES),
     metavar="SCORE",
-    help=f"How weights are ranked: {', '.join(get_args(ScoreName))}. scaled is HYDRA's, deeplift the contribution to "
+    help=f"How weights are ranked: {', '.join(SCORES)}. scaled is HYDRA's, deeplift the contribution to "
     "the detections; the others are for comparison.",
 )
 @click.option(
     "--allocation",
-    type=click.Choice(get_args(Allocation)),
+    type=click.Choice(ALLOCATIONS),
     metavar="HOW",
     help="How layers share the ratio: uniform; global: the lowest scores of the network go; erk: wide layers give "
     "more; latency: filters go where they cost most measured time per importance.",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+
+from prunedeploy.cli.build import ALLOCATIONS, METHODS, SCORES
+from prunedeploy.config import Allocation, Method, ScoreName, load_config
 
 SMOKE = (
     "--config", "smoke", "--set", "data.train_images=null", "--set", "data.eval_images=null", "--set",
@@ -97,13 +100,12 @@ def test_search_prints_what_it_tried_and_writes_the_folder_of_what_it_chose(
     assert {row[3] for row in rows if float(row[0]) < chosen} == {"no"}
 
 
-def test_help_names_every_method_score_and_allocation(run: Any) -> None:
+def test_names_are_those_of_the_configuration(run: Any) -> None:
+    assert set(get_args(ScoreName)) == set(SCORES)
+    assert set(get_args(Allocation)) == set(ALLOCATIONS)
+    assert {load_config("demo", [f"method={name}"]).method for name in METHODS} == set(get_args(Method))
     text = " ".join(run("build", "--help").stdout.split())
-    for name in ("structured", "unstructured", "kernel", "hybrid", "nm", "filter", "weight"):
-        assert name in text
-    for name in ("scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input"):
-        assert name in text
-    for name in ("uniform", "global", "erk", "latency"):
+    for name in (*METHODS, *SCORES, *ALLOCATIONS):
         assert name in text
 
 
