@@ -25,6 +25,7 @@ from prunedeploy.pipeline.report_format import look_up, mapping, number, three_d
 from prunedeploy.pipeline.report_html import Html, Node, join, tag
 from prunedeploy.pipeline.report_models import models_table
 from prunedeploy.pipeline.report_pruning import pruning_section
+from prunedeploy.pipeline.report_search import search_section
 from prunedeploy.pipeline.report_style import STYLE
 from prunedeploy.pipeline.report_tables import (
     engines_table,
@@ -85,8 +86,10 @@ def report_html(results: Results, log_rows: Sequence[Mapping[str, Any]], gallery
     """Return the report as text; arguments as for `write_report`."""
     results = mapping(without_nan(results))
     name = str(results.get("name") or "a build")
+    search = search_section(results)
     sections = [
         ("rows", "Original, robust, pruned", _comparison(results)),
+        *([] if search is None else [("search", "How the ratio was found", search)]),
         ("limits", "What these numbers do not say", _limits(results)),
         ("engines", "Engines", _engines(results)),
         ("pruning", "What was cut", pruning_section(results)),
