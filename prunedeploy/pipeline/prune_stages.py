@@ -8,12 +8,9 @@ cut. Without it the cut allocates by the scores it is given, which then are the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
@@ -24,6 +21,7 @@ from prunedeploy.pipeline.granularity_setting import cut_settings, granularity_o
 from prunedeploy.pipeline.score_stages import load_scores, save_scores
 from prunedeploy.pipeline.training_run import run_training
 from prunedeploy.pruning.cut import make_cut
+from prunedeploy.pruning.deviation import largest_deviation
 from prunedeploy.pruning.granularity import Allocation, Evidence
 from prunedeploy.scores.interface import Scores
 from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
@@ -93,7 +91,7 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
         cut.network.save(work / "model.cfg", work / "model.weights")
 
     inputs = {"robust": robust.digest, "scores": scores.digest, **_times_input(times)}
-    return context.run("prune", 1, cut_settings(config), inputs, compute)
+    return context.run("prune", 2, cut_settings(config), inputs, compute)
 
 
 def _times(context: BuildContext, robust: StageResult) -> StageResult | None:
@@ -110,19 +108,13 @@ def _evidence(cfg: DarknetCfg, scores: Scores, times: StageResult | None) -> Evi
     return Evidence(scores, None if times is None else load_convolution_times(cfg, times))
 
 
-@torch.no_grad()
 def check_shrunk(masked: Darknet, shrunk: Darknet) -> float:
-    """Largest relative difference of the heads of a masked and its shrunk network on random pixels.
+    """How far a masked network and its shrunk one are apart, as `largest_deviation` measures it.
 
     Raises:
         GateError: It is above `SHRINK_TOLERANCE`.
     """
-    height, width = masked.cfg.input_size
-    images = torch.rand(1, masked.cfg.input_shape[0], height, width, generator=torch.Generator().manual_seed(0))
-    worst = 0.0
-    pairs: Iterator[tuple[Tensor, Tensor]] = zip(masked(images), shrunk(images), strict=True)
-    for a, b in pairs:
-        worst = max(worst, float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)))
+    worst = largest_deviation(masked, shrunk)
     if not worst <= SHRINK_TOLERANCE:
         raise GateError(f"the shrunk network deviates from the masked one by {worst:.2e}", "prune")
     return worst

@@ -1,0 +1,124 @@
+"""The score stage: every score by name, what its key depends on, what `score.json` says, bad references."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from PIL import Image
+
+from prunedeploy.config import ScoreName, load_config
+from prunedeploy.data.batches import Batch, load_sample
+from prunedeploy.models import load_darknet
+from prunedeploy.pipeline.context import StageResult, open_context
+from prunedeploy.pipeline.model_stages import original_stage
+from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.score_stages import WITHOUT_IMAGES, load_scores, score_stage
+from prunedeploy.pipeline.store import Store
+from prunedeploy.scores import deeplift
+from prunedeploy.scores.reference import mean_image
+from prunedeploy_engines.errors import DataError, PruningError
+from prunedeploy_engines.letterbox import GREY
+
+NAMES = get_args(ScoreName)
+QUICK = ("scores.images=4", "scores.batch_size=2", "attack.steps=1")
+
+
+def score(tiny_case: Any, store: Path, *sets: str) -> StageResult:
+    """Score the network as given, which saves the training."""
+    config = load_config("smoke", tiny_case.arguments(*QUICK, *sets))
+    with Store(store) as stages:
+        context = open_context(config, stages, make_progress(quiet=True))
+        return score_stage(context, original_stage(context))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_score_has_one_float_per_weight(tiny_case: Any, tmp_path: Path, name: str) -> None:
+    result = score(tiny_case, tmp_path, f"scores.name={name}")
+    model = load_darknet(tiny_case.cfg, tiny_case.weights)
+    scores = load_scores(result.folder)
+    assert {index: tuple(value.shape) for index, value in scores.items()} == {
+        layer.index: layer.weight_shape for layer in model.cfg.convolutions
+    }
+    assert all(value.dtype == torch.float32 and bool(value.isfinite().all()) for value in scores.values())
+    assert all(bool((value != 0).any()) for value in scores.values())
+    document = json.loads((result.folder / "score.json").read_text())
+    assert document["name"] == name
+    assert document["images"] == (None if name in WITHOUT_IMAGES else 4)
+    sums = document["summation_to_delta"]
+    assert (sums is not None) == (name == "deeplift")
+    if sums is not None:
+        assert 0 <= sums["worst_layer"] < 1e-4
+        assert 0 <= sums["target"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "new"),
+    [
+        ("scaled", "scores.images=3", False),
+        ("scaled", "seed=5", False),
+        ("random", "seed=5", True),
+        ("snip", "scores.images=3", True),
+        ("snip", "scores.reference=zeros", False),
+        ("snip", "scores.attacked=true", True),
+        ("snip", "attack.eps=0.1", False),
+        ("gradient-x-input", "scores.predictions=3", True),
+        ("deeplift", "scores.predictions=3", True),
+        ("deeplift", "scores.reference=zeros", True),
+        ("deeplift", "scores.blur_sigma=3", False),
+        ("deeplift", "scores.deeplift_rule=reveal-cancel", True),
+        ("deeplift", "scores.normalise=mean", True),
+    ],
+)
+def test_a_score_is_computed_again_only_for_what_it_reads(
+    tiny_case: Any, tmp_path: Path, name: str, change: str, new: bool
+) -> None:
+    first = score(tiny_case, tmp_path, f"scores.name={name}")
+    second = score(tiny_case, tmp_path, f"scores.name={name}", change)
+    assert first.computed
+    assert second.computed == new
+
+
+def test_mean_reference_is_the_mean_of_the_images_that_are_scored(tiny_case: Any, tmp_path: Path) -> None:
+    result = score(tiny_case, tmp_path, "scores.name=deeplift", "scores.reference=mean", "scores.images=16")
+    config = load_config("smoke", tiny_case.arguments())
+    with Store(tmp_path) as stages:
+        records = open_context(config, stages, make_progress(quiet=True)).training.images
+    model = load_darknet(tiny_case.cfg, tiny_case.weights)
+    pixels = [load_sample(record, model.cfg.input_size, False, GREY).image for record in records]
+    images = torch.stack([torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in pixels])
+    assert len(images) == 16
+    mean = images.double().mean(0, keepdim=True).float()
+    batch = Batch(images, torch.zeros(0, 6), list(range(len(images))))
+    torch.testing.assert_close(mean_image([batch]), mean)
+    wanted = deeplift(model, [batch], reference=lambda _: mean).scores
+    for index, value in load_scores(result.folder).items():
+        torch.testing.assert_close(value, wanted[index], rtol=1e-4, atol=1e-6 * float(wanted[index].max()))
+
+
+def test_image_file_as_reference_is_part_of_the_key(tiny_case: Any, tmp_path: Path) -> None:
+    reference = tmp_path / "grey.png"
+    sets = ("scores.name=deeplift", f"scores.reference={reference}")
+    Image.new("RGB", (64, 64), (128, 128, 128)).save(reference)
+    assert score(tiny_case, tmp_path / "store", *sets).computed
+    assert not score(tiny_case, tmp_path / "store", *sets).computed
+    Image.new("RGB", (64, 64), (100, 100, 100)).save(reference)
+    assert score(tiny_case, tmp_path / "store", *sets).computed
+
+
+def test_reference_image_of_another_size_is_refused(tiny_case: Any, tmp_path: Path) -> None:
+    reference = tmp_path / "wide.png"
+    Image.new("RGB", (80, 64)).save(reference)
+    said = r"wide\.png: the reference image is 80 x 64, the network's input 64 x 64; resize it"
+    with pytest.raises(DataError, match=said):
+        score(tiny_case, tmp_path / "store", "scores.name=deeplift", f"scores.reference={reference}")
+    with pytest.raises(DataError, match="nowhere"):
+        score(tiny_case, tmp_path / "store", "scores.name=deeplift", "scores.reference=nowhere.png")
+
+
+def test_target_that_is_constant_is_refused(tiny_case: Any, tmp_path: Path) -> None:
+    with pytest.raises(PruningError, match="the target is the same on every image and its reference"):
+        score(tiny_case, tmp_path, "scores.name=deeplift", "scores.reference=mean", "scores.images=1")
