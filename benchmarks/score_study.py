@@ -246,7 +246,7 @@ def main() -> None:
     """Run cells or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["run", "table"])
-    parser.add_argument("--only", default="main,remedies,others,hybrid,mean")
+    parser.add_argument("--only", default="main,others,remedies,hybrid,mean")
     parser.add_argument("--worker", default="0/1", help="number of this worker / workers")
     parser.add_argument("--out", type=Path, default=Path("docs/measurements/score-study.jsonl"))
     parser.add_argument("--store", type=Path, default=Path("runs/.store"))

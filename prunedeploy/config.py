@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -32,7 +32,7 @@ class Block(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-def _as_tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
     """Let ``a,b`` and a single value stand for a list, as on the command line; ``8,16`` are integers."""
     if isinstance(value, str):
         parts = [part.strip() for part in value.split(",")]
@@ -62,11 +62,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 Factor = Annotated[float, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
-Precisions = Annotated[tuple[Precision, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Targets = Annotated[tuple[Target, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Batches = Annotated[tuple[AtLeastOne, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Milestones = Annotated[tuple[Fraction, ...], BeforeValidator(_as_tuple)]
+Precisions = Annotated[tuple[Precision, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Targets = Annotated[tuple[Target, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Batches = Annotated[tuple[AtLeastOne, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Milestones = Annotated[tuple[Fraction, ...], BeforeValidator(as_tuple)]
 
 
 class ModelConfig(Block):
@@ -219,7 +219,7 @@ class ScoresConfig(Block):
         images: Training images, drawn with the seed, that a score is taken on; all if there are fewer.
         batch_size: Images per pass. Only ``taylor``, which squares the gradient of each batch, depends on it beyond
             rounding.
-        reference: Of ``deeplift``, what an image is compared with: ``zeros``, the ``mean`` image, the image itself
+        reference: Of ``deeplift``, what an image is compared with: the ``mean`` image, ``zeros``, the image itself
             blurred (``blur``), or the path of an image of the network's input size.
         blur_sigma: Of ``blur``: standard deviation of the Gaussian, in input pixels.
         deeplift_rule: How activations share out a difference: ``rescale`` or ``reveal-cancel``.
@@ -234,7 +234,7 @@ class ScoresConfig(Block):
     name: ScoreName = "scaled"
     images: AtLeastOne = 64
     batch_size: AtLeastOne = 8
-    reference: Annotated[str, Field(min_length=1)] = "zeros"
+    reference: Annotated[str, Field(min_length=1)] = "mean"
     blur_sigma: Positive = 8.0
     deeplift_rule: Literal["rescale", "reveal-cancel"] = "rescale"
     predictions: AtLeastOne = 10
@@ -544,6 +544,7 @@ OPTIONS = {
 """The key that each option of ``prunedeploy build`` sets."""
 
 KeyPath = tuple[str, ...]
+AnyBlock = TypeVar("AnyBlock", bound=Block)
 
 
 def load_config(
@@ -562,7 +563,9 @@ def load_config(
     Raises:
         ConfigError: Names the key, the file and line or the option, and what to write instead.
     """
-    data, origins = _read_yaml(source)
+    data, origins = read_yaml(source)
+    if "base" in data and "configurations" in data:
+        raise ConfigError("is the configuration of a sweep", source, "give it to `prunedeploy sweep --config`")
     for assignment in sets:
         _set(data, origins, *_parse_set(assignment), f"--set {assignment}")
     given = {name: value for name, value in (options or {}).items() if value is not None}
@@ -572,10 +575,27 @@ def load_config(
         plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
         _set(data, origins, OPTIONS[name].split("."), plain, f"--{name}")
     _start_from_given_network(data, origins, given)
+    return validated(BuildConfig, data, origins, str(source))
+
+
+def validated(
+    kind: type[AnyBlock], data: Mapping[str, Any], origins: Mapping[KeyPath, str], source: str
+) -> AnyBlock:
+    """Make a block of values.
+
+    Args:
+        kind: Of the block.
+        data: Its values.
+        origins: Where each key was given.
+        source: Named in an error that has no key.
+
+    Raises:
+        ConfigError: Names the first wrong key, and where it was given.
+    """
     try:
-        return BuildConfig.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        _raise_first(error, origins, str(source))
+        _raise_first(error, origins, source, kind)
 
 
 def as_dict(block: BaseModel) -> dict[str, Any]:
@@ -652,7 +672,12 @@ def _lines(node: yaml.Node | None, path: KeyPath, where: object) -> Iterator[tup
         yield from _lines(value, here, where)
 
 
-def _read_yaml(source: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+def read_yaml(source: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Read a YAML file: its values, and where each key stands, ``path:line``.
+
+    Raises:
+        ConfigError: It cannot be read, or is not a mapping.
+    """
     path = Path(source)
     bare = isinstance(source, str) and path.name == source
     if bare and not (path.suffix in {".yaml", ".yml"} and path.exists()):
@@ -716,7 +741,9 @@ def _start_from_given_network(
         _set(data, origins, ["pretrain", "from"], "given", "--weights")
 
 
-def _raise_first(error: ValidationError, origins: Mapping[KeyPath, str], source: str) -> NoReturn:
+def _raise_first(
+    error: ValidationError, origins: Mapping[KeyPath, str], source: str, kind: type[BaseModel]
+) -> NoReturn:
     # An inherited attack repeats its errors in every training block: what was really written comes first.
     errors = error.errors()
     written = [item for item in errors if tuple(map(str, item["loc"])) in origins] or errors
@@ -727,15 +754,15 @@ def _raise_first(error: ValidationError, origins: Mapping[KeyPath, str], source:
     where = next(iter(above), below[0] if location and below else source)
     rest = f" ({more} more problem{'s' * (more > 1)} in it)" if more else ""
     if first["type"] in {"extra_forbidden", "invalid_key"}:
-        near = _nearest(location)
-        fix = f"did you mean {near}?" if near else f"known here: {', '.join(_keys(location[:-1]))}"
+        near = _nearest(location, kind)
+        fix = f"did you mean {near}?" if near else f"known here: {', '.join(_keys(location[:-1], kind))}"
         raise ConfigError(f"unknown key {_dotted(location)}{rest}", where, fix) from None
     if first["type"] == "value_error":
         what = str(first["ctx"]["error"])
         raise ConfigError((f"{_dotted(location)}: {what}" if location else what) + rest, where) from None
     if first["type"] == "model_type":
         what = f"is a block with keys, got {_shown(first['input'])}"
-        fix = f"its keys: {', '.join(_keys(location))}"
+        fix = f"its keys: {', '.join(_keys(location, kind))}"
         raise ConfigError(f"{_dotted(location)} {what}{rest}", where, fix) from None
     what = first["msg"].removeprefix("Input ").replace("a valid ", "a ").replace("a integer", "an integer")
     if first["type"] == "string_pattern_mismatch":
@@ -743,31 +770,31 @@ def _raise_first(error: ValidationError, origins: Mapping[KeyPath, str], source:
     raise ConfigError(f"{_dotted(location)} {what}, got {_shown(first['input'])}{rest}", where) from None
 
 
-def _nearest(location: KeyPath) -> str | None:
+def _nearest(location: KeyPath, kind: type[BaseModel]) -> str | None:
     wrong = str(location[-1])
-    close = difflib.get_close_matches(wrong, _keys(location[:-1]), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(wrong, _keys(location[:-1], kind), n=1, cutoff=0.6)
     if close:
         return _dotted((*location[:-1], close[0]))
-    names = {key.rpartition(".")[2]: key for key in reversed(known_keys())}
+    names = {key.rpartition(".")[2]: key for key in reversed(known_keys(kind))}
     if wrong in names:
-        return " or ".join([key for key in known_keys() if key.rpartition(".")[2] == wrong][:3])
+        return " or ".join([key for key in known_keys(kind) if key.rpartition(".")[2] == wrong][:3])
     return next((names[name] for name in difflib.get_close_matches(wrong, names, n=1, cutoff=0.85)), None)
 
 
-def known_keys() -> list[str]:
-    """Every dotted key, blocks included, in the order of the classes."""
+def known_keys(kind: type[BaseModel] = BuildConfig) -> list[str]:
+    """Every dotted key of a block, blocks included, in the order of the classes."""
 
     def below(path: KeyPath) -> Iterator[str]:
-        for name in _keys(path):
+        for name in _keys(path, kind):
             yield _dotted((*path, name))
             yield from below((*path, name))
 
     return list(below(()))
 
 
-def _keys(path: KeyPath) -> list[str]:
+def _keys(path: KeyPath, kind: type[BaseModel]) -> list[str]:
     """Return the names of the keys of the block at ``path``, none if that is a value."""
-    block: type[BaseModel] | None = BuildConfig
+    block: type[BaseModel] | None = kind
     for name in path:
         fields = (
             {} if block is None else {field.alias or key: field for key, field in block.model_fields.items()}

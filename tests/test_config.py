@@ -25,6 +25,7 @@ from prunedeploy.config import (
 from prunedeploy_engines.errors import ConfigError
 
 SHIPPED = ["demo", "smoke", "yolov3-coco", "yolov3-tiny-coco"]
+SWEEPS = ["paper", "study-demo", "study-smoke"]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_every_shipped_configuration_loads_and_carries_its_name(repository: Path) -> None:
-    assert sorted(path.stem for path in (repository / "configs").glob("*.yaml")) == SHIPPED
+    assert sorted(path.stem for path in (repository / "configs").glob("*.yaml")) == sorted(SHIPPED + SWEEPS)
     hashes = set()
     for name in SHIPPED:
         config = load_config(name)
@@ -392,7 +393,7 @@ def test_mistake_in_an_option_names_the_option(option: str, value: object, line:
     [
         (
             "dmeo",
-            "no configuration called 'dmeo' ships with prunedeploy; use one of: demo, smoke, yolov3-coco",
+            "no configuration called 'dmeo' ships with prunedeploy; use one of: demo, paper, smoke",
         ),
         ("none.yaml", "no configuration called 'none.yaml' ships with prunedeploy"),
         ("sub/none.yaml", "sub/none.yaml: cannot be read (No such file or directory); give a YAML file"),

@@ -89,7 +89,7 @@ def test_mean_reference_is_the_mean_of_the_images_that_are_scored(tiny_case: Any
         records = open_context(config, stages, make_progress(quiet=True)).training.images
     model = load_darknet(tiny_case.cfg, tiny_case.weights)
     pixels = [load_sample(record, model.cfg.input_size, False, GREY).image for record in records]
-    images = torch.stack([torch.from_numpy(image).permute(2, 0, 1).float() / 255 for image in pixels])
+    images = torch.stack([torch.tensor(image).permute(2, 0, 1).float() / 255 for image in pixels])
     assert len(images) == 16
     mean = images.double().mean(0, keepdim=True).float()
     batch = Batch(images, torch.zeros(0, 6), list(range(len(images))))
