@@ -1,4 +1,4 @@
-"""``prunedeploy report``: write a build's page again."""
+"""``prunedeploy report``: write a build's page again, or that of a sweep."""
 
 from __future__ import annotations
 
@@ -11,8 +11,16 @@ import click
 from prunedeploy.cli.group import Command, examples
 from prunedeploy.cli.output import json_option, print_json, quiet_stdout
 
+SWEEP_ROWS = "rows.jsonl"
 
-@click.command("report", cls=Command, epilog=examples("prunedeploy report runs/demo-structured-scaled-0.75-s0"))
+
+@click.command(
+    "report",
+    cls=Command,
+    epilog=examples(
+        "prunedeploy report runs/demo-structured-scaled-0.75-s0", "prunedeploy report runs/study-demo --compare-paper"
+    ),
+)
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
     "--store",
@@ -22,14 +30,32 @@ from prunedeploy.cli.output import json_option, print_json, quiet_stdout
     metavar="DIR",
     help="Where the build's stages are: the test images with boxes come from there.",
 )
+@click.option(
+    "--compare-paper",
+    is_flag=True,
+    help="Of a sweep: draw the paper's means, and answer its claims from its numbers too.",
+)
+@click.option(
+    "--machine",
+    metavar="ID",
+    help="Of a sweep: whose times to show, as rows.jsonl names it; default: the machine with the most.",
+)
 @json_option
-def command(folder: Path, store: Path, as_json: bool) -> None:
-    """Write report.html of a build's output folder again, from its results.json and log.jsonl.
+def command(folder: Path, store: Path, compare_paper: bool, machine: str | None, as_json: bool) -> None:
+    """Write report.html of a build's or a sweep's output folder.
 
-    The grid of test images is taken from the store; if it is no longer there, the page is written without it.
+    Of a sweep, which has a rows.jsonl: from its rows alone, with every table as CSV and LaTeX and every figure as PNG
+    and SVG beside it. Of a build: again, from its results.json and log.jsonl; the grid of test images is taken from
+    the store, and if it is no longer there, the page is written without it.
     """
     from prunedeploy_engines.errors import ConfigError
 
+    if (folder / SWEEP_ROWS).is_file():
+        report_sweep(folder, compare_paper, machine, as_json)
+        return
+    if compare_paper or machine is not None:
+        option = "--compare-paper" if compare_paper else "--machine"
+        raise ConfigError("is for the folder of a sweep", option, f"{folder} has no {SWEEP_ROWS}; leave it out")
     results = _read(folder / "results.json")
     if not results.get("models") or not results.get("configuration"):
         raise ConfigError("is not what a build writes", folder / "results.json", "run the build again")
@@ -50,6 +76,39 @@ def command(folder: Path, store: Path, as_json: bool) -> None:
     click.echo(path)
     if gallery is None:
         click.echo(f"without test images: {store} does not hold them (give --store)", err=True)
+
+
+def report_sweep(folder: Path, compare_paper: bool, machine: str | None, as_json: bool) -> None:
+    """Write the report of a study into its folder, from its rows."""
+    from prunedeploy.study.report import write_report
+    from prunedeploy.study.row_file import read_rows
+
+    with quiet_stdout():
+        found = read_rows(folder / SWEEP_ROWS)
+        written = write_report(
+            found.rows,
+            folder,
+            title=_sweep_name(folder),
+            machine=machine,
+            compare_paper=compare_paper,
+            notes=found.notes,
+        )
+    for note in found.notes:
+        click.echo(note, err=True)
+    if as_json:
+        print_json(
+            {"report": written.page, "tables": written.tables, "figures": written.figures, "rows": len(found.rows)}
+        )
+    else:
+        click.echo(written.page)
+
+
+def _sweep_name(folder: Path) -> str:
+    """As the sweep has noted it beside its rows; rows that came without it go by their folder."""
+    try:
+        return str(json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["name"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return folder.resolve().name
 
 
 def find_gallery(results: dict[str, Any], store: Path) -> Path | None:

@@ -43,7 +43,15 @@ def all_networks(context: BuildContext) -> Networks:
     Raises:
         PruningError: The ratio cannot be reached.
     """
-    original, robust = unpruned_networks(context)
+    return pruned_networks(context, *unpruned_networks(context))
+
+
+def pruned_networks(context: BuildContext, original: StageResult, robust: StageResult) -> Networks:
+    """Steps 2 to 5 on the given networks of step 1.
+
+    Raises:
+        PruningError: The ratio cannot be reached.
+    """
     scores = optimise_stage(context, robust, score_stage(context, robust))
     cut = prune_stage(context, robust, scores)
     pruned = dead_channel_stage(context, finetune_stage(context, robust, cut))

@@ -19,8 +19,9 @@ from prunedeploy.data import CocoDataset, train_test_subset
 from prunedeploy.data.batches import Batch
 from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.models import Darknet
+from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.models.loss import yolo_loss
-from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, original_cfg_path
 from prunedeploy.scores import (
     ScoreFunction,
     Scores,
@@ -71,7 +72,7 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
         inputs["data"] = context.training_key
     if _reads_an_image(settings):
         # Read before the store hashes anything: says what is wrong with the file.
-        image_reference(Path(settings.reference), load_stage_model(robust.folder).cfg.input_size)
+        image_reference(Path(settings.reference), read_cfg(original_cfg_path(context.config)).input_size)
         inputs["reference"] = file_sha256(Path(settings.reference))
 
     def compute(work: Path, _: Path) -> None:

@@ -150,6 +150,7 @@ def write_record(folder: Path, key: StageKey, description: str, seconds: float) 
         "description": description,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
+        "computed_on": machine_id(),
         "bytes": sum(entry["bytes"] for entry in files),
         "files": files,
     }

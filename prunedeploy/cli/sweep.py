@@ -1,0 +1,204 @@
+"""``prunedeploy sweep``: a grid of builds, in parallel and resumable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunedeploy.cli.group import Command, examples
+from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+from prunedeploy.cli.sweep_output import plan_document, print_outcome, print_plan
+
+if TYPE_CHECKING:
+    from prunedeploy.study.sweep.driver import SweepOutcome
+    from prunedeploy.study.sweep.grid import Cell, Sweep
+    from prunedeploy.study.sweep.tasks import Executor, Phase
+
+ONLY = ("configuration", "ratio", "seed")
+
+
+@click.command(
+    "sweep",
+    cls=Command,
+    epilog=examples(
+        "prunedeploy sweep --config study-demo --dry-run",
+        "prunedeploy sweep --config study-demo",
+        "prunedeploy sweep --config my-study.yaml --only configuration=structured-scaled --only seed=0",
+        "prunedeploy report runs/study-demo",
+    ),
+)
+@click.option(
+    "--config",
+    "source",
+    required=True,
+    metavar="F",
+    help="YAML file, or the name of one that ships: paper, study-demo, study-smoke.",
+)
+@click.option(
+    "--executor",
+    type=click.Choice(["local"]),
+    default="local",
+    show_default=True,
+    metavar="E",
+    help="Where the work is done: local: processes on this machine.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes that train at once; default: the cores, divided by the configuration's threads. Changes no result.",
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Compute nothing: say how many stages there are and are done, and what is left."
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="KEY=V,...",
+    help="Only these cells: configuration=NAME,..., ratio=R,... or seed=N,...; may be repeated.",
+)
+@click.option("--retry", is_flag=True, help="Try models again that failed before.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder to write rows.jsonl into; default: runs/<name>.",
+)
+@click.option(
+    "--store",
+    type=click.Path(path_type=Path),
+    default=Path("runs/.store"),
+    show_default=True,
+    metavar="DIR",
+    help="Where the results of stages are kept and shared.",
+)
+@json_option
+def command(
+    source: str,
+    executor: str,
+    workers: int | None,
+    dry_run: bool,
+    only: tuple[str, ...],
+    retry: bool,
+    out: Path | None,
+    store: Path,
+    as_json: bool,
+) -> None:
+    """Build every model of a study: configurations x ratios x seeds.
+
+    What models share is computed once: one adversarial pre-training per seed and colour mode, one scoring per score.
+    Models are trained and evaluated by several processes at once; then latency is measured, one model at a time.
+    Every finished model is a line in rows.jsonl; killed at any moment, the same command goes on where it was. A model
+    that fails is recorded with its error and the rest goes on.
+    """
+    from prunedeploy.process_setup import keep_freed_memory
+
+    keep_freed_memory()
+    from prunedeploy.study.sweep.grid import load_sweep
+
+    sweep = load_sweep(source)  # before torch is loaded: a typing error is told at once
+    cells = select_cells(sweep, only)
+    out = out or Path("runs") / sweep.config.name
+    workers = workers or max(1, usable_cores() // sweep.config.threads)
+    if dry_run:
+        _show_plan(sweep, cells, store, out, workers, retry, as_json)
+        return
+    with quiet_stdout():
+        outcome = _run(sweep, cells, store, out, workers, retry)
+    document = outcome_document(outcome)
+    if as_json:
+        print_json(document)
+    else:
+        print_outcome(document)
+    if outcome.failed:
+        from prunedeploy_engines.errors import PruningError
+
+        count = len(outcome.failed)
+        what = f"{count} model{'s' if count > 1 else ''} failed"
+        raise PruningError(what, out / "rows.jsonl", "mend what the lines above say, then give --retry")
+
+
+def usable_cores() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def select_cells(sweep: Sweep, only: Sequence[str]) -> list[Cell]:
+    """The cells that ``--only`` leaves.
+
+    Raises:
+        click.UsageError: A key or value that the sweep does not have, or nothing is left.
+    """
+    cells = list(sweep.cells)
+    for text in only:
+        key, equals, values = text.partition("=")
+        if key not in ONLY or not equals:
+            raise click.UsageError(f"--only {text!r} is not of the form {'=..., '.join(ONLY)}=...")
+        place = ONLY.index(key)
+        known = {_spelled(cell.key[place]): None for cell in cells}
+        wanted = [_spelled(value.strip(), key) for value in values.split(",") if value.strip()]
+        missing = [value for value in wanted if value not in known]
+        if missing or not wanted:
+            what = f"--only {text!r}: {f'there is no {key} {missing[0]}' if missing else 'is empty'}"
+            raise click.UsageError(f"{what}; there are: {', '.join(known)}")
+        cells = [cell for cell in cells if _spelled(cell.key[place]) in wanted]
+    return cells
+
+
+def _spelled(value: object, key: str = "") -> str:
+    if key == "ratio":
+        try:
+            value = float(str(value))
+        except ValueError:
+            return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _run(sweep: Sweep, cells: list[Cell], store: Path, out: Path, workers: int, retry: bool) -> SweepOutcome:
+    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.study.sweep.driver import run_sweep
+    from prunedeploy.study.sweep.local_executor import LocalExecutor
+
+    def executors(phase: Phase, log: Path) -> Executor:
+        return LocalExecutor(workers if phase == "train" else 1, log, sweep.config.threads)
+
+    return run_sweep(sweep, cells, store=store, out=out, executors=executors, retry=retry, progress=make_progress())
+
+
+def _show_plan(
+    sweep: Sweep, cells: list[Cell], store: Path, out: Path, workers: int, retry: bool, as_json: bool
+) -> None:
+    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.pipeline.store import Store
+    from prunedeploy.study.sweep.driver import open_cells, read_standings
+    from prunedeploy.study.sweep.plan import plan_sweep
+
+    there = read_standings(sweep, out)
+    with quiet_stdout(), Store(store) as stages:
+        progress = make_progress()
+        plan = plan_sweep(cells, stages, progress)
+        left = plan_sweep(open_cells(cells, there, retry), stages, progress)
+    document = plan_document(sweep, there, plan, left, workers, store)
+    if as_json:
+        print_json(document)
+    else:
+        print_plan(document)
+
+
+def outcome_document(outcome: SweepOutcome) -> dict[str, Any]:
+    """What ``--json`` prints of a sweep that has ended."""
+    return {
+        "out": outcome.out,
+        "models": outcome.cells,
+        "trained": outcome.trained,
+        "timed": outcome.timed,
+        "failed": [
+            {"configuration": name, "ratio": ratio, "run": run, "error": error}
+            for (name, ratio, run), error in outcome.failed.items()
+        ],
+        "computed": dict(outcome.computed),
+    }

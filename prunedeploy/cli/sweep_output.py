@@ -1,0 +1,134 @@
+"""What ``prunedeploy sweep`` prints: what there is to do, and what was done."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prunedeploy.cli.output import MISSING, print_table, size
+from prunedeploy.pipeline.progress import duration
+
+if TYPE_CHECKING:
+    from prunedeploy.study.rows import CellKey
+    from prunedeploy.study.sweep.driver import Standing
+    from prunedeploy.study.sweep.grid import Sweep
+    from prunedeploy.study.sweep.plan import Plan
+
+LATENCY = "file-latency"
+"""The stage that is never run beside another one."""
+
+
+def plan_document(
+    sweep: Sweep, there: Mapping[CellKey, Standing], plan: Plan, left: Plan, workers: int, store: Path
+) -> dict[str, Any]:
+    """What ``--dry-run`` says.
+
+    Args:
+        sweep: The configuration.
+        there: What the rows say.
+        plan: Of all cells that are asked for.
+        left: Of those that something is left to do for.
+        workers: That train at once.
+        store: Where disk is needed.
+    """
+    keys = [planned.cell.key for planned in plan.cells]
+    standings = [there[key] for key in keys if key in there]
+    counts = left.counts(measured_in=plan)
+    needed = {count.name: count.total - count.done for count in counts}
+    parallel = [count for count in counts if count.name != LATENCY]
+    alone = [count for count in counts if count.name == LATENCY]
+    seconds = sum(count.seconds_left or 0 for count in parallel) / workers + sum(
+        count.seconds_left or 0 for count in alone
+    )
+    return {
+        "name": sweep.config.name,
+        "configuration_hash": sweep.configuration_hash,
+        "models": len(keys),
+        "trained": sum(standing.trained for standing in standings),
+        "timed": sum(standing.timed for standing in standings),
+        "failed": sum(standing.error is not None for standing in standings),
+        "impossible": [
+            {"model": planned.cell.label, "error": planned.error} for planned in plan.cells if planned.error is not None
+        ],
+        "workers": workers,
+        "threads": sweep.config.threads,
+        "stages": {
+            "total": len(plan.stages),
+            "done": plan.done,
+            "to_do": sum(needed.values()),
+            "by_name": [
+                {
+                    "name": count.name,
+                    "total": count.total,
+                    "done": count.done,
+                    "to_do": needed.get(count.name, 0),
+                    "seconds_left": next((one.seconds_left for one in counts if one.name == count.name), 0.0),
+                }
+                for count in plan.counts()
+            ],
+        },
+        "seconds_left": seconds,
+        "bytes_done": plan.bytes_done,
+        "bytes_left": sum(count.bytes_left or 0 for count in counts),
+        "bytes_free": shutil.disk_usage(store).free,
+        "not_measured": [count.name for count in counts if count.seconds_left is None],
+    }
+
+
+def print_plan(document: Mapping[str, Any]) -> None:
+    """Print a `plan_document`."""
+    stages, unknown = document["stages"], document["not_measured"]
+    click.echo(
+        f"{document['name']}: {document['models']} models, of which {document['trained']} are trained and "
+        f"{document['timed']} timed, {document['failed']} failed"
+    )
+    click.echo(f"{stages['total']} different stages, {stages['done']} in the store, {stages['to_do']} to do\n")
+    rows = [
+        [
+            stage["name"],
+            *(str(stage[key]) for key in ("total", "done", "to_do")),
+            MISSING if stage["seconds_left"] is None else duration(stage["seconds_left"]),
+        ]
+        for stage in stages["by_name"]
+    ]
+    print_table(["stage", "in all", "in store", "to do", "time left, one worker"], rows)
+    for planned in document["impossible"]:
+        click.echo(f"cannot be done: {planned['model']}: {planned['error']}")
+    workers = _many(document["workers"], "worker")
+    threads = _many(document["threads"], "thread")
+    click.echo(f"\ntime left: {_estimate(document, 'seconds_left', duration)} with {workers} of {threads}")
+    click.echo(
+        f"disk: {_estimate(document, 'bytes_left', size)} more beside {size(document['bytes_done'])}; "
+        f"{size(document['bytes_free'])} are free"
+    )
+    if unknown:
+        click.echo(f"not measured yet: {', '.join(unknown)}; finish one model first, e.g. with --only")
+
+
+def _estimate(document: Mapping[str, Any], key: str, show: Callable[[float], str]) -> str:
+    """What is left as far as it is known."""
+    if not document["not_measured"]:
+        return f"about {show(document[key])}"
+    return f"at least {show(document[key])}" if document[key] else "unknown"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
+def print_outcome(document: Mapping[str, Any]) -> None:
+    """Print what a sweep has come to."""
+    click.echo(
+        f"{document['models']} models: {document['trained']} trained and evaluated, {document['timed']} timed, "
+        f"{len(document['failed'])} failed"
+    )
+    for failed in document["failed"]:
+        name = f"{failed['configuration']} at {failed['ratio']:g}, run {failed['run']}"
+        click.echo(f"failed: {name}: {failed['error']}")
+    counts = ", ".join(f"{count} x {name}" for name, count in document["computed"].items())
+    click.echo(f"computed: {counts}" if counts else "nothing had to be computed")
+    click.echo(f"`prunedeploy report {document['out']}` writes tables and figures")

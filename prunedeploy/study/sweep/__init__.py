@@ -1,0 +1,12 @@
+"""A sweep: the grid configurations x ratios x seeds, worked off by processes, one row per finished model.
+
+In the order in which data flows:
+
+- `grid`: the configuration of a sweep, and the cells of its grid. No torch.
+- `contexts`: what cells run in: one that only plans keys, one that is observed.
+- `cell`: the stages of one cell, and what a row takes from them.
+- `plan`: every stage of a sweep with what is there already; time left and disk needed.
+- `tasks`: what an executor is given and what it reports, and the executor's interface. No torch.
+- `worker`, `local_executor`: a process that works off tasks; several of them on this machine.
+- `driver`: the sweep itself: trains in parallel, then measures latency alone, and appends rows.
+"""

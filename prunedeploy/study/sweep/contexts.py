@@ -1,0 +1,130 @@
+"""What the cells of a sweep run in: a context that only plans, one that is observed, and data opened once for many."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from prunedeploy.config import BuildConfig, as_dict
+from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
+from prunedeploy.pipeline.progress import Progress
+from prunedeploy.pipeline.stages import StageKey, canonical_json, read_record
+from prunedeploy.pipeline.store import Store
+from prunedeploy_engines.errors import StoreError
+
+
+class Contexts:
+    """Opens contexts, and the data of successive configurations that share it only once."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._last: tuple[str, BuildContext] | None = None
+
+    def fields(self, config: BuildConfig, store: Store) -> dict[str, Any]:
+        """What a `BuildContext` of a configuration is made of; it has no results yet.
+
+        Raises:
+            PrunedeployError: As `open_context`.
+        """
+        data = as_dict(config.data)
+        del data["greyscale"]  # read image by image
+        key = canonical_json([as_dict(config.model), data, config.seed, config.device, config.threads])
+        if self._last is None or self._last[0] != key:
+            self._last = key, open_context(config, store, self._progress)
+        values = {one.name: getattr(self._last[1], one.name) for one in fields(BuildContext)}
+        return {**values, "config": config, "store": store, "results": []}
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage that a cell needs.
+
+    Attributes:
+        name: Of the stage.
+        digest: Of its key.
+        seconds: What computing it took; None if the store does not have it.
+        bytes: What it takes on the disk; likewise.
+    """
+
+    name: str
+    digest: str
+    seconds: float | None
+    bytes: int | None
+
+    @property
+    def is_done(self) -> bool:
+        """The store has it."""
+        return self.seconds is not None
+
+
+@dataclass
+class PlanningContext(BuildContext):
+    """Computes keys and nothing else: a key depends on the digests of earlier keys, not on their results.
+
+    Attributes:
+        known: Stages that were looked up in the store, by digest; shared by the cells of a sweep.
+        planned: Stages of this cell, in their order.
+    """
+
+    known: dict[str, PlannedStage] = field(default_factory=dict)
+    planned: list[PlannedStage] = field(default_factory=list)
+
+    def run(
+        self,
+        name: str,
+        version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        compute: Callable[[Path, Path], None],
+        *,
+        machine: str | None = None,
+        collective: bool = False,
+    ) -> StageResult:
+        """Return where the result is or will be."""
+        key = StageKey(name, version, config, inputs, machine)
+        folder = self.store.root / "results" / key.folder_name
+        stage = self.known.get(key.digest)
+        if stage is None:
+            stage = self.known[key.digest] = _look_up(folder, key)
+        self.planned.append(stage)
+        result = StageResult(name, folder, key.digest, False, stage.seconds or 0.0)
+        self.results.append(result)
+        return result
+
+
+def _look_up(folder: Path, key: StageKey) -> PlannedStage:
+    """By the record alone: whether the files are whole is seen when they are used."""
+    try:
+        record = read_record(folder)
+    except StoreError:
+        return PlannedStage(key.name, key.digest, None, None)
+    return PlannedStage(key.name, key.digest, float(record["seconds"]), int(record["bytes"]))
+
+
+@dataclass
+class ObservedContext(BuildContext):
+    """Says of every stage that it is done.
+
+    Attributes:
+        observe: Called with it.
+    """
+
+    observe: Callable[[StageResult], None] = lambda result: None
+
+    def run(
+        self,
+        name: str,
+        version: int,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str],
+        compute: Callable[[Path, Path], None],
+        *,
+        machine: str | None = None,
+        collective: bool = False,
+    ) -> StageResult:
+        """As `BuildContext.run`."""
+        result = super().run(name, version, config, inputs, compute, machine=machine, collective=collective)
+        self.observe(result)
+        return result

@@ -1,0 +1,122 @@
+"""``python -m prunedeploy.study.sweep.worker``: works off tasks until its standard input ends.
+
+A task is a line of JSON on standard input, every event of it a line on standard output. Whatever else prints goes to
+standard error. If standard input ends in the middle of a task, whoever gave it is dead: then the worker ends too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from prunedeploy.process_setup import keep_freed_memory
+
+SECONDS_TO_STOP = 10.0
+Answer = Callable[[dict[str, Any]], None]
+
+
+def main() -> None:
+    """Run the worker."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background lets it be ignored
+    keep_freed_memory()
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    busy = threading.Event()
+    threading.Thread(target=_read, args=(lines, busy), daemon=True).start()
+
+    def answer(message: dict[str, Any]) -> None:
+        channel.write(json.dumps(message) + "\n")
+        channel.flush()
+
+    worker = None
+    try:
+        while (line := lines.get()) is not None:
+            busy.set()
+            worker = worker or _Worker(answer)
+            worker.do(json.loads(line))
+            busy.clear()
+    except (KeyboardInterrupt, BrokenPipeError):
+        sys.exit(130)
+
+
+def _read(lines: queue.SimpleQueue[str | None], busy: threading.Event) -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    lines.put(None)
+    while not busy.wait(0.1):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(SECONDS_TO_STOP)
+    os._exit(1)
+
+
+class _Worker:
+    """Loads PyTorch once, and the data of tasks that follow each other on the same data once."""
+
+    def __init__(self, answer: Answer) -> None:
+        from prunedeploy.pipeline.progress import LineProgress
+
+        self._answer = answer
+        self._progress = LineProgress(sys.stderr, seconds_between_lines=60.0)
+        self._contexts: Any = None
+
+    def do(self, task: dict[str, Any]) -> None:
+        """Do a task and answer with ``done``, ``failed`` or, where no task can go on, ``stop``."""
+        from prunedeploy.pipeline.store import Store, is_disk_full
+        from prunedeploy_engines.errors import PrunedeployError, StoreError
+
+        print(f"{task['phase']}: {' '.join(map(str, task['cell']))}", file=sys.stderr, flush=True)
+        try:
+            with Store(task["store"], self._progress.message) as store:
+                values = self._values(task, store)
+        except Exception as error:  # noqa: BLE001 - a failed cell is recorded, the rest goes on
+            if not isinstance(error, PrunedeployError):
+                traceback.print_exc()
+            if isinstance(error, StoreError) or is_disk_full(error):
+                self._answer({"stop": str(error)})
+            elif isinstance(error, PrunedeployError):
+                self._answer({"failed": str(error)})
+            else:
+                self._answer({"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
+        else:
+            self._answer({"done": values})
+
+    def _values(self, task: dict[str, Any], store: Any) -> dict[str, Any]:
+        from prunedeploy.config import BuildConfig
+        from prunedeploy.study.sweep.cell import (
+            timed_stage,
+            timing_runtime,
+            timing_values,
+            trained_stages,
+            training_values,
+        )
+        from prunedeploy.study.sweep.contexts import Contexts, ObservedContext
+        from prunedeploy_engines.errors import RuntimeUnavailableError
+
+        config = BuildConfig.model_validate_json(task["configuration"])
+        self._contexts = self._contexts or Contexts(self._progress)
+        context = ObservedContext(**self._contexts.fields(config, store), observe=self._say)
+        stages = trained_stages(context, task["is_reference"])
+        if task["phase"] == "train":
+            return training_values(stages)
+        runtime = timing_runtime(context)
+        if runtime is None:
+            raise RuntimeUnavailableError("no configured runtime runs here", "latency.runtimes", "install onnxruntime")
+        return timing_values(timed_stage(context, stages, runtime), runtime)
+
+    def _say(self, result: Any) -> None:
+        stage = {"name": result.name, "digest": result.digest, "computed": result.computed, "seconds": result.seconds}
+        self._answer({"stage": stage})
+
+
+if __name__ == "__main__":
+    main()
