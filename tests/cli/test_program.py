@@ -111,7 +111,7 @@ def test_a_group_without_a_command_shows_its_help(run: Any, name: tuple[str, ...
         (("--bogus",), "--bogus"),
         (("frobnicate",), "frobnicate"),
         (("build", "--ratio", "much"), "much"),
-        (("build", "--method", "kernel"), "kernel"),
+        (("build", "--method", "kernels"), "kernels"),
         (("detect",), "BUNDLE"),
         (("data", "coco"), "DIR"),
         (("data", "frobnicate"), "frobnicate"),
