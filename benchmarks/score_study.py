@@ -211,35 +211,58 @@ def run(parts: list[str], worker: str, out: Path, store: Path) -> None:
               f"({seconds:.0f} s)", flush=True)  # fmt: skip
 
 
+Groups = dict[tuple[str, str, float], list[dict[str, Any]]]
+"""Rows by variant, method and ratio."""
+
+
 def table(out: Path) -> None:
-    """Print the rows as Markdown."""
-    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = defaultdict(list)
+    """Print the rows as Markdown: robust mAP over ratios, then everything of each ratio."""
+    groups: Groups = defaultdict(list)
     for row in read_rows(out):
-        groups[row["method"], row["ratio"], row["variant"]].append(row)
-    for method in sorted({method for method, _, _ in groups}):
-        for ratio in sorted({ratio for of, ratio, _ in groups if of == method}):
-            variants = [name for name in VARIANTS if (method, ratio, name) in groups]
-            if not variants:
-                continue
-            print(f"\n**{method}, {ratio:.0%}**\n")
-            print("| scores | seeds | mAP PGD | ± | p against scaled | mAP clean | ± | scoring, s |")
-            print("|---|---|---|---|---|---|---|---|")
-            reference = [row["map_pgd"] for row in groups.get((method, ratio, "scaled"), ())]
-            for name in variants:
-                rows = groups[method, ratio, name]
+        groups[row["variant"], row["method"], row["ratio"]].append(row)
+    for method in sorted({method for _, method, _ in groups}):
+        ratios = sorted({ratio for _, of, ratio in groups if of == method})
+        print(f"\n## {method}, mAP under PGD\n")
+        print(f"| scores | {' | '.join(f'{ratio:.3g}' for ratio in ratios)} |\n|---|{'---|' * len(ratios)}")
+        for variant in VARIANTS:
+            cells = [_cell(groups, variant, method, ratio) for ratio in ratios]
+            if any(cells):
+                print(f"| {variant} | {' | '.join(cells)} |")
+    for method, ratio in sorted({(method, ratio) for _, method, ratio in groups}):
+        print(f"\n### {method}, {ratio:.3g}\n")
+        print("| scores | seeds | mAP PGD | ± | p against scaled | mAP clean | ± | scoring, s |")
+        print("|---|---|---|---|---|---|---|---|")
+        for variant in VARIANTS:
+            if rows := groups.get((variant, method, ratio)):
                 robust, clean = [r["map_pgd"] for r in rows], [r["map_clean"] for r in rows]
-                p = "" if name == "scaled" or min(len(robust), len(reference)) < 2 else (
-                    f"{f_oneway(robust, reference).pvalue:.3g}"
-                )  # fmt: skip
+                p = _p_against_scaled(groups, variant, method, ratio)
                 print(
-                    f"| {name} | {len(rows)} | {statistics.mean(robust):.4f} | {_deviation(robust)} | {p} "
-                    f"| {statistics.mean(clean):.4f} | {_deviation(clean)} "
+                    f"| {variant} | {len(rows)} | {statistics.mean(robust):.4f} | {_deviation(robust)} "
+                    f"| {'' if p is None else f'{p:.3g}'} | {statistics.mean(clean):.4f} | {_deviation(clean)} "
                     f"| {statistics.median(r['score_s'] for r in rows):.1f} |"
                 )
 
 
+def _cell(groups: Groups, variant: str, method: str, ratio: float) -> str:
+    rows = groups.get((variant, method, ratio), [])
+    if not rows:
+        return ""
+    values = [row["map_pgd"] for row in rows]
+    p = _p_against_scaled(groups, variant, method, ratio)
+    mark = "" if p is None or p >= 0.05 else " *"
+    return f"{statistics.mean(values):.3f} ± {_deviation(values) or '?'}{mark}"
+
+
+def _p_against_scaled(groups: Groups, variant: str, method: str, ratio: float) -> float | None:
+    """One-way ANOVA of robust mAP; None if one side has fewer than two runs."""
+    own, scaled = ([row["map_pgd"] for row in groups.get((name, method, ratio), ())] for name in (variant, "scaled"))
+    if variant == "scaled" or min(len(own), len(scaled)) < 2:
+        return None
+    return float(f_oneway(own, scaled).pvalue)
+
+
 def _deviation(values: list[float]) -> str:
-    return f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.stdev(values):.3f}" if len(values) > 1 else ""
 
 
 def main() -> None:
