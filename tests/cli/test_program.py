@@ -91,7 +91,6 @@ def test_listed_commands_are_those_that_load() -> None:
     shown = CliRunner().invoke(cli, ["--help"]).stdout
     assert all(f"  {name} " in shown for name in COMMANDS)
     assert "serve" not in shown
-    assert "sweep" not in shown
 
 
 def test_version_is_that_of_the_package(run: Any) -> None:
