@@ -15,7 +15,7 @@ import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ ALWAYS_HASHED_BYTES = 64 << 20
 changed."""
 
 
+@cache
 def torch_version() -> str:
     """Return the version of the installed torch without importing it, ``none`` if there is none."""
     try:
