@@ -1,7 +1,8 @@
-"""The study: result rows of many builds, their statistics, tables, figures and report. No torch in here.
+"""The study: result rows of many builds, their statistics, tables, figures and report. No torch but in `sweep`.
 
 In the order in which data flows:
 
+- `sweep`: builds the models of a grid, in processes of their own, and writes a row for each.
 - `design`: the configurations, pairs and metrics that the paper compares.
 - `rows`, `row_file`: one result row per finished model; the append-only file they stand in.
 - `paper`: the paper's own numbers as such rows.

@@ -20,7 +20,7 @@ from prunedeploy.study.sweep.tasks import CellDone, CellFailed, Event, StageDone
 from prunedeploy_engines.errors import StoreError
 
 DEATHS_ALLOWED = 3
-SECONDS_TO_STOP = 10.0
+SECONDS_TO_STOP = 20.0
 
 
 class LocalExecutor:
