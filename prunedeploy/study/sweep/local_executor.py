@@ -163,10 +163,8 @@ class _Process:
 
 
 def _stop(pool: Sequence[_Process]) -> None:
-    """End idle workers by the end of their input, busy ones by an interrupt, and kill what does not listen."""
+    """End workers by the end of their input, which interrupts busy ones, and kill what does not listen."""
     for process in pool:
-        if process.task is not None:
-            process.process.send_signal(signal.SIGINT)
         assert process.process.stdin is not None
         try:
             process.process.stdin.close()

@@ -25,7 +25,7 @@ Answer = Callable[[dict[str, Any]], None]
 
 def main() -> None:
     """Run the worker."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background lets it be ignored
+    signal.signal(signal.SIGINT, _interrupt)  # a shell in the background lets it be ignored
     keep_freed_memory()
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -46,6 +46,12 @@ def main() -> None:
             busy.clear()
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(130)
+
+
+def _interrupt(*_: object) -> None:
+    """Interrupt the task once: a second signal must not cut short the tidying up after the first."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _read(lines: queue.SimpleQueue[str | None], busy: threading.Event) -> None:
