@@ -94,7 +94,7 @@ class DataConfig(Block):
         greyscale: Rec. 601 luma in all three channels.
         workers: Processes that load training images; 0: the training process itself. Changes no result.
         allow_bad_images: Leave out test images that cannot be read instead of ending with an error.
-        eval_images: Measure on the first so many of a seeded order of the test images; null: all of them.
+        eval_images: Measure on so many of the test images, the same ones whatever the seed; null: all of them.
         cache_mb: Memory for keeping letterboxed training images. Changes no result.
     """
 

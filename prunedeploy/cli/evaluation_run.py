@@ -18,7 +18,7 @@ from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.cli.data import read_names
 from prunedeploy.cli.model_source import ModelSource, find_model
 from prunedeploy.config import BUNDLED, AttackConfig, EvaluationConfig
-from prunedeploy.data.coco import load_test_split, train_test_subset
+from prunedeploy.data.coco import load_test_split, measured_subset
 from prunedeploy.data.coco_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
 from prunedeploy.data.loader import EvaluationLoader
@@ -81,7 +81,7 @@ def run(request: Request) -> dict[str, Any]:
                 raise ConfigError(
                     "parent and engine have inputs of different sizes", source.given, "give its own parent"
                 )
-        dataset, path = _dataset(request, configuration, _class_names(request, bundle, parent), seed, progress)
+        dataset, path = _dataset(request, configuration, _class_names(request, bundle, parent), progress)
         loader = EvaluationLoader(
             dataset,
             first.input_size,
@@ -241,7 +241,6 @@ def _dataset(
     request: Request,
     configuration: dict[str, Any],
     class_names: list[str] | None,
-    seed: int,
     progress: Progress,
 ) -> tuple[CocoDataset, str]:
     """The test images, and what they are called."""
@@ -255,7 +254,7 @@ def _dataset(
     dataset = load_test_split(folder, class_names, divided.get("train_images"), int(configuration.get("seed", 0)))
     limit = request.limit or divided.get("eval_images")
     if limit is not None and limit < len(dataset.images):
-        dataset = train_test_subset(dataset, limit, seed)[0]
+        dataset = measured_subset(dataset, limit)
     return dataset, str(path)
 
 

@@ -20,6 +20,7 @@ from prunedeploy.data.coco import (
     find_splits,
     load_coco,
     load_splits,
+    measured_subset,
     train_test_subset,
 )
 
@@ -30,5 +31,6 @@ __all__ = [
     "find_splits",
     "load_coco",
     "load_splits",
+    "measured_subset",
     "train_test_subset",
 ]

@@ -26,6 +26,7 @@ __all__ = [
     "load_coco",
     "load_splits",
     "load_test_split",
+    "measured_subset",
     "train_test_subset",
 ]
 
@@ -193,3 +194,14 @@ def train_test_subset(dataset: CocoDataset, train_images: int, seed: int) -> tup
     train = [image for image, is_train in zip(dataset.images, chosen, strict=True) if is_train]
     test = [image for image, is_train in zip(dataset.images, chosen, strict=True) if not is_train]
     return replace(dataset, images=train), replace(dataset, images=test)
+
+
+def measured_subset(dataset: CocoDataset, images: int) -> CocoDataset:
+    """Draw ``images`` of the test images to measure on, in the order of the JSON: the same ones whatever a run's seed.
+
+    So runs that differ in their seeds alone are compared on the same images.
+
+    Raises:
+        DataError: There are not more images than asked for.
+    """
+    return train_test_subset(dataset, images, seed=0)[0]

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from prunedeploy.attacks import ThreatModel
 from prunedeploy.config import BUNDLED, AttackConfig, BuildConfig, TrainingConfig
-from prunedeploy.data import CocoDataset, content_key, load_splits, train_test_subset
+from prunedeploy.data import CocoDataset, content_key, load_splits, measured_subset
 from prunedeploy.data.coco_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
 from prunedeploy.data.loader import TrainingLoader
@@ -302,4 +302,4 @@ def _limited(test: CocoDataset, config: BuildConfig) -> CocoDataset:
     count = config.data.eval_images
     if count is None or count >= len(test.images):
         return test
-    return train_test_subset(test, count, config.seed)[0]
+    return measured_subset(test, count)

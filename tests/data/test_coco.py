@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from prunedeploy.data import content_key, find_splits, load_coco, load_splits, train_test_subset
+from prunedeploy.data import content_key, find_splits, load_coco, load_splits, measured_subset, train_test_subset
 from prunedeploy.data.coco import load_test_split
 from prunedeploy_engines.errors import DataError
 
@@ -259,6 +259,14 @@ def test_every_image_is_drawn_for_training_equally_often(coco_folder):
 def test_a_subset_that_leaves_nothing_is_refused(coco_folder, count):
     with pytest.raises(DataError, match="for training"):
         train_test_subset(load_train(coco_folder), count, 0)
+
+
+def test_what_is_measured_on_is_drawn_whatever_the_seed_of_a_run(coco_folder):
+    test = load_splits(coco_folder, seed=3)[1]
+    measured = [image.image_id for image in measured_subset(test, 2).images]
+    assert measured == [image.image_id for image in measured_subset(load_splits(coco_folder, seed=4)[1], 2).images]
+    assert len(measured) == 2
+    assert set(measured) < {image.image_id for image in test.images}
 
 
 def test_a_folder_with_only_a_test_split_is_tested_on_whole(coco_folder):
