@@ -63,6 +63,15 @@ ONLY = ("configuration", "ratio", "seed")
 )
 @click.option("--retry", is_flag=True, help="Try models again that failed before.")
 @click.option(
+    "--samples",
+    type=click.IntRange(0, 8),
+    default=2,
+    show_default=True,
+    metavar="N",
+    help="Test images that every model of the first seed makes pictures of, for the report's Figure 5; 0: none. "
+    "Changes no row.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
@@ -84,6 +93,7 @@ def command(
     dry_run: bool,
     only: tuple[str, ...],
     retry: bool,
+    samples: int,
     out: Path | None,
     store: Path,
     as_json: bool,
@@ -108,7 +118,7 @@ def command(
         _show_plan(sweep, cells, store, out, workers, retry, as_json)
         return
     with quiet_stdout():
-        outcome = _run(sweep, cells, store, out, workers, retry)
+        outcome = _run(sweep, cells, store, out, workers, retry, samples)
     document = outcome_document(outcome)
     if as_json:
         print_json(document)
@@ -158,7 +168,9 @@ def _spelled(value: object, key: str = "") -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _run(sweep: Sweep, cells: list[Cell], store: Path, out: Path, workers: int, retry: bool) -> SweepOutcome:
+def _run(
+    sweep: Sweep, cells: list[Cell], store: Path, out: Path, workers: int, retry: bool, samples: int
+) -> SweepOutcome:
     from prunedeploy.pipeline.progress import make_progress
     from prunedeploy.study.sweep.driver import run_sweep
     from prunedeploy.study.sweep.local_executor import LocalExecutor
@@ -166,7 +178,16 @@ def _run(sweep: Sweep, cells: list[Cell], store: Path, out: Path, workers: int, 
     def executors(phase: Phase, log: Path) -> Executor:
         return LocalExecutor(workers if phase == "train" else 1, log, sweep.config.threads)
 
-    return run_sweep(sweep, cells, store=store, out=out, executors=executors, retry=retry, progress=make_progress())
+    return run_sweep(
+        sweep,
+        cells,
+        store=store,
+        out=out,
+        executors=executors,
+        retry=retry,
+        samples=samples,
+        progress=make_progress(),
+    )
 
 
 def _show_plan(

@@ -8,5 +8,6 @@ In the order in which data flows:
 - `plan`: every stage of a sweep with what is there already; time left and disk needed.
 - `tasks`: what an executor is given and what it reports, and the executor's interface. No torch.
 - `worker`, `local_executor`: a process that works off tasks; several of them on this machine.
+- `samples`: pictures of what the networks see and find.
 - `driver`: the sweep itself: trains in parallel, then measures latency alone, and appends rows.
 """

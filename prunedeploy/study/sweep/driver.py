@@ -1,4 +1,4 @@
-"""The sweep itself: first cells are trained and evaluated, several at once; then latency is measured, one at a time.
+"""The sweep itself: cells are trained and evaluated, several at once; then timed, one at a time; then pictures made.
 
 What is finished stands in ``rows.jsonl`` of the output folder, which alone is enough to go on or to report. A model
 has a line when it is evaluated and another one when it is timed. Whatever is killed, and whenever: rows that are
@@ -22,6 +22,7 @@ from prunedeploy.study.row_file import RowFile, read_rows
 from prunedeploy.study.rows import CellKey, Row
 from prunedeploy.study.sweep.grid import Cell, Sweep
 from prunedeploy.study.sweep.plan import Plan, PlannedCell, plan_sweep
+from prunedeploy.study.sweep.samples import make_samples
 from prunedeploy.study.sweep.tasks import CellDone, CellFailed, Executor, Phase, Task
 from prunedeploy_engines.errors import StoreError
 
@@ -106,6 +107,7 @@ def run_sweep(
     out: Path,
     executors: Callable[[Phase, Path], Executor],
     retry: bool = False,
+    samples: int = 0,
     progress: Progress,
 ) -> SweepOutcome:
     """Do what is left of a sweep.
@@ -117,6 +119,7 @@ def run_sweep(
         out: Output folder; made if it is not there.
         executors: Gives what works off the tasks of a phase, with the file for its log.
         retry: Try cells again that failed before.
+        samples: Test images that every model of the first run makes pictures of, at last.
         progress: Where long work says how far it is.
 
     Raises:
@@ -136,6 +139,8 @@ def run_sweep(
         run.do("train", to_train, executors("train", out / LOG))
         to_time = [one for one in plan.cells if run.is_to_be_timed(one)]
         run.do("time", to_time, executors("time", out / LOG))
+        if made := make_samples(sweep, cells, samples, stages, out, progress):
+            run.computed["samples"] = made
         now = standings(file.rows)
     mine = {cell.key: now.get(cell.key, Standing()) for cell in cells}
     return SweepOutcome(

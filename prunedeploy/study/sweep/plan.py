@@ -34,12 +34,14 @@ class PlannedCell:
         training: All stages but the measurement of latency.
         timing: That one; None where no configured runtime runs here.
         error: Why the cell cannot be done at all; then it has no stages.
+        network: Where the finished network is or will be; None if there is an error.
     """
 
     cell: Cell
     training: tuple[PlannedStage, ...] = ()
     timing: PlannedStage | None = None
     error: str | None = None
+    network: StageResult | None = None
 
     @property
     def stages(self) -> tuple[PlannedStage, ...]:
@@ -50,6 +52,12 @@ class PlannedCell:
     def is_trained(self) -> bool:
         """The store has everything but the measurement."""
         return all(stage.is_done for stage in self.training)
+
+    @property
+    def has_network(self) -> bool:
+        """The store has the finished network."""
+        digest = None if self.network is None else self.network.digest
+        return any(stage.is_done and stage.digest == digest for stage in self.training)
 
 
 @dataclass(frozen=True)
@@ -172,7 +180,8 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
         runtime = timing_runtime(context)
         if runtime is not None:
             timed_stage(context, stages, runtime)
-        planned.append(PlannedCell(cell, training, next(iter(context.planned[len(training) :]), None)))
+        timing = next(iter(context.planned[len(training) :]), None)
+        planned.append(PlannedCell(cell, training, timing, network=stages.network))
     return Plan(tuple(planned))
 
 
