@@ -27,6 +27,7 @@ ONLY = ("configuration", "ratio", "seed")
     epilog=examples(
         "prunedeploy sweep --config study-demo --dry-run",
         "prunedeploy sweep --config study-demo",
+        "prunedeploy sweep --config my-study.yaml --executor ray --ray-address auto --gpus-per-task 1",
         "prunedeploy sweep --config my-study.yaml --only configuration=structured-scaled --only seed=0",
         "prunedeploy report runs/study-demo",
     ),
@@ -40,17 +41,32 @@ ONLY = ("configuration", "ratio", "seed")
 )
 @click.option(
     "--executor",
-    type=click.Choice(["local"]),
+    type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
     metavar="E",
-    help="Where the work is done: local: processes on this machine.",
+    help="Where the work is done: local: processes on this machine; ray: a Ray cluster (prunedeploy[cluster]).",
+)
+@click.option(
+    "--ray-address",
+    metavar="A",
+    help="HOST:PORT of the cluster; auto: the one this machine is a node of; local: Ray on this machine alone. "
+    "Default: RAY_ADDRESS of the environment, else local.",
+)
+@click.option(
+    "--gpus-per-task",
+    type=click.FloatRange(min=0.0),
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="GPUs that Ray gives each task; 0.5: two tasks share one. CPUs: the configuration's threads.",
 )
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Processes that train at once; default: the cores, divided by the configuration's threads. Changes no result.",
+    help="Models trained at once, at most; default: the cores (ray: of all nodes, and the GPUs), divided by what "
+    "each takes. Changes no result.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Compute nothing: say how many stages there are and are done, and what is left."
@@ -89,6 +105,8 @@ ONLY = ("configuration", "ratio", "seed")
 def command(
     source: str,
     executor: str,
+    ray_address: str | None,
+    gpus_per_task: float,
     workers: int | None,
     dry_run: bool,
     only: tuple[str, ...],
@@ -188,6 +206,38 @@ def _run(
         samples=samples,
         progress=make_progress(),
     )
+
+
+def _run_on_ray(
+    sweep: Sweep,
+    cells: list[Cell],
+    store: Path,
+    out: Path,
+    address: str | None,
+    gpus: float,
+    workers: int | None,
+    retry: bool,
+) -> SweepOutcome:
+    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.study.sweep.driver import run_sweep
+    from prunedeploy.study.sweep.ray_cluster import RayCluster
+    from prunedeploy.study.sweep.ray_executor import RayExecutor
+
+    progress = make_progress()
+    with RayCluster(address, usable_cores()) as cluster:
+
+        def executors(phase: Phase, log: Path) -> Executor:
+            return RayExecutor(
+                cluster,
+                log,
+                sweep.config.threads,
+                gpus,
+                workers=workers if phase == "train" else 1,
+                on_this_machine=phase == "time",
+                say=progress.message,
+            )
+
+        return run_sweep(sweep, cells, store=store, out=out, executors=executors, retry=retry, progress=progress)
 
 
 def _show_plan(

@@ -196,7 +196,7 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
         DataError: The data cannot be used.
         DarknetFormatError: The cfg cannot be used.
     """
-    device = _device(config)
+    device = training_device(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     start_process_group(device)
@@ -248,7 +248,12 @@ def load_stage_model(folder: Path) -> Darknet:
     return load_darknet(folder / "model.cfg", folder / "model.weights")
 
 
-def _device(config: BuildConfig) -> torch.device:
+def training_device(config: BuildConfig) -> torch.device:
+    """Where a configuration trains in this process; stages have the type of it in their keys.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not there.
+    """
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise ConfigError("CUDA was asked for and is not there", "device", "use --set device=cpu")

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import queue
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prunedeploy.process_setup import keep_freed_memory
@@ -65,6 +66,30 @@ def _read(lines: queue.SimpleQueue[str | None], busy: threading.Event) -> None:
     os._exit(1)
 
 
+def _unlike(task: Mapping[str, Any]) -> str | None:
+    """What of this process is not as in the driver's, in a line; None if nothing is, or if the driver does not say.
+
+    On another machine this code, torch or the device may be others: the keys of stages would be others too, and what
+    the driver has planned would never come about.
+    """
+    if "expected" not in task:
+        return None
+    from prunedeploy.config import BuildConfig
+    from prunedeploy.pipeline.context import training_device
+    from prunedeploy.study.sweep.identity import difference, identity
+    from prunedeploy_engines.errors import ConfigError
+
+    try:
+        device = training_device(BuildConfig.model_validate_json(task["configuration"])).type
+    except ConfigError:
+        device = "without CUDA"
+    differs = difference(task["expected"], {**identity(), "device": device})
+    if differs is None:
+        return None
+    fix = "install the same versions everywhere, and start the sweep on a node with the same kind of device"
+    return f"node {platform.node()}: is not like the driver: {differs}; {fix}"
+
+
 class _Worker:
     """Loads PyTorch once, and the data of tasks that follow each other on the same data once."""
 
@@ -76,9 +101,13 @@ class _Worker:
         self._contexts: Any = None
 
     def do(self, task: dict[str, Any]) -> None:
-        """Do a task and answer with ``done``, ``failed`` or, where no task can go on, ``stop``."""
+        """Do a task and answer with ``done`` or ``failed``; where no task can go on, with ``stop`` or ``unfit``."""
         from prunedeploy.pipeline.store import Store, is_disk_full
         from prunedeploy_engines.errors import PrunedeployError, StoreError
+
+        if unlike := _unlike(task):
+            self._answer({"unfit": unlike})
+            return
 
         print(f"{task['phase']}: {' '.join(map(str, task['cell']))}", file=sys.stderr, flush=True)
         try:

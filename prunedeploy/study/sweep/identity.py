@@ -1,0 +1,50 @@
+"""What must be the same in every process that works on one sweep, or their results are not each other's."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from prunedeploy.pipeline.stages import torch_version
+
+PACKAGES = ("prunedeploy", "prunedeploy_export", "prunedeploy_engines")
+
+
+def identity() -> dict[str, str]:
+    """Versions of this process, and a digest of the source of the three packages: a version says little of a checkout.
+
+    Python's patch level does not count.
+    """
+    return {
+        "prunedeploy": source_digest(),
+        "torch": torch_version(),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+
+
+def source_digest() -> str:
+    """SHA-256 over names and content of all Python files of the three packages, its first 12 digits."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        folder = package_folder(package)
+        for path in sorted(folder.rglob("*.py")):
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest.update(f"{package}/{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def package_folder(package: str) -> Path:
+    """Where a package is; it is not imported."""
+    specification = importlib.util.find_spec(package)
+    assert specification is not None, "the packages come together"
+    assert specification.origin is not None, "none of them is a namespace package"
+    return Path(specification.origin).parent
+
+
+def difference(expected: Mapping[str, str], here: Mapping[str, str]) -> str | None:
+    """What is not as expected, for people; None if all is."""
+    differs = [f"{name} {here.get(name)}, not {value}" for name, value in expected.items() if here.get(name) != value]
+    return ", ".join(differs) or None

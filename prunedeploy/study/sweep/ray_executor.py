@@ -1,0 +1,216 @@
+"""Tasks on a Ray cluster; see `ray_task` for what runs on its nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from prunedeploy.config import BuildConfig
+from prunedeploy.pipeline.context import training_device
+from prunedeploy.pipeline.store import FileLock
+from prunedeploy.study.sweep.identity import identity
+from prunedeploy.study.sweep.ray_cluster import WHERE, RayCluster
+from prunedeploy.study.sweep.ray_task import work
+from prunedeploy.study.sweep.task_queue import TaskQueue, order
+from prunedeploy.study.sweep.tasks import Event, StageDone, Task
+from prunedeploy.study.sweep.worker_process import SECONDS_TO_STOP
+from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.files import write_atomically
+
+SECONDS_BETWEEN_LOOKS = 2.0
+"""How often it is seen whether nodes have come or gone."""
+
+
+class RayExecutor:
+    """Ray tasks, each of which does one cell in a process of its own.
+
+    What a task says comes back while it runs (a streaming generator), so that a stage several cells need lets them go
+    on as soon as it is there. Ray tries nothing again by itself: a lost task is counted here.
+
+    Args:
+        cluster: Where the tasks go.
+        log: File that standard error of all workers is appended to.
+        threads: Of PyTorch in each task, and CPUs that Ray sets aside for it.
+        gpus: That Ray sets aside for a task; a fraction shares one.
+        workers: At most so many tasks at once; None: as many as the nodes have room for.
+        on_this_machine: All tasks run here: latencies of two machines are never mixed.
+        say: Called with what a person should know.
+    """
+
+    def __init__(
+        self,
+        cluster: RayCluster,
+        log: Path,
+        threads: int = 1,
+        gpus: float = 0.0,
+        *,
+        workers: int | None = None,
+        on_this_machine: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.cluster = cluster
+        self.log = log
+        self.threads = threads
+        self.gpus = gpus
+        self.workers = workers
+        self.on_this_machine = on_this_machine
+        self.say = say
+        self._identity = identity()
+        self._local_locks: set[str] = set()
+
+    def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
+        """See `Executor.run`.
+
+        Raises:
+            ConfigError: No node has the resources, or a node is not like the driver's or does not see its folders.
+        """
+        if not tasks:
+            return
+        import ray
+
+        queue, running = TaskQueue(tasks), dict[Any, Task]()
+        remote = self._remote()
+        with _probe(Path(tasks[0].store)) as probe:
+            try:
+                while queue or running:
+                    self._hand_out(queue, running, remote, probe)
+                    ready, _ = ray.wait(list(running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
+                    for stream in ready:
+                        event = self._next(stream, queue, running)
+                        if event is not None:
+                            yield event
+            finally:
+                _cancel(list(running))
+
+    def _remote(self) -> Any:
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus}
+        if self.on_this_machine:
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.cluster.own_node, soft=False)
+            if self.cluster.own_cpus() < self.threads:
+                options["num_cpus"] = 0
+        # A process that has used a GPU is ended by Ray, and with it our worker, which frees the GPU's memory.
+        return ray.remote(work).options(num_returns="streaming", max_retries=0, **options)
+
+    def _hand_out(self, queue: TaskQueue, running: dict[Any, Task], remote: Any, probe: dict[str, str]) -> None:
+        """Give Ray as many tasks as it can do at once: the order of the others stays ours to choose."""
+        if not queue:
+            return
+        room = 1 if self.on_this_machine else self.cluster.capacity(self.threads, self.gpus)
+        if room == 0 and not running:
+            needed = f"{self.threads} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
+            fix = "add a node, or lower the sweep's threads or --gpus-per-task"
+            raise ConfigError(f"no node has {needed}", f"{WHERE} {self.cluster.address}", fix)
+        limit = room if self.workers is None else self.workers
+        while queue and len(running) < limit:
+            task = queue.next(running.values())
+            if task is None:
+                return
+            running[remote.remote(self._text(task, probe))] = task
+
+    def _text(self, task: Task, probe: dict[str, str]) -> str:
+        device = training_device(BuildConfig.model_validate_json(task.configuration)).type
+        plain = {**order(task), "store": os.path.abspath(task.store), "expected": {**self._identity, "device": device}}
+        return json.dumps({"task": plain, "threads": self.threads, "folder": os.getcwd(), "probe": probe})
+
+    def _next(self, stream: Any, queue: TaskQueue, running: dict[Any, Task]) -> Event | None:
+        """Take one message of a task, which `running` holds until its last one."""
+        task = running[stream]
+        message = _message(stream)
+        if "log" in message:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in message["log"])
+            return None
+        if "local_locks" in message:
+            self._tell_of_locks(message["local_locks"])
+            return None
+        if "ended" in message:
+            del running[stream]
+            return queue.died(task, message["ended"])
+        event = queue.event(task, message)
+        if not isinstance(event, StageDone):
+            del running[stream]
+        return event
+
+    def _tell_of_locks(self, node: str) -> None:
+        """Within one sweep no two tasks make the same stage, so locks guard against other commands only."""
+        if node not in self._local_locks:
+            self._local_locks.add(node)
+            self.say(
+                f"locks of the store do not reach node {node}: until the end, start no other sweep or build on this "
+                "store, and no `prunedeploy store gc`"
+            )
+
+
+def _message(stream: Any) -> dict[str, Any]:
+    """The next message of a task, which is there.
+
+    Raises:
+        ConfigError: A node cannot do any task.
+    """
+    import ray
+
+    try:
+        message: dict[str, Any] = json.loads(ray.get(next(stream)))
+        return message
+    except StopIteration:
+        return {"ended": "without a word"}
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, ImportError):
+            fix = "install the driver's version of prunedeploy on every node"
+            raise ConfigError(f"a node cannot load prunedeploy ({_line(error.cause)})", fix=fix) from None
+        return {"failed": _line(f"{type(error.cause).__name__}: {error.cause}")}
+    except (ray.exceptions.RuntimeEnvSetupError, ray.exceptions.TaskUnschedulableError) as error:
+        raise ConfigError(f"Ray cannot start a task ({_line(error)})") from None
+    except ray.exceptions.NodeDiedError:
+        return {"ended": "with its node"}
+    except ray.exceptions.OutOfMemoryError:
+        return {"ended": "killed by Ray, because the memory of its node was used up"}
+    except ray.exceptions.RayError as error:
+        return {"ended": f"lost by Ray ({_line(error)})"}
+
+
+def _cancel(streams: list[Any]) -> None:
+    """End tasks in order, and then those that do not listen."""
+    import ray
+
+    for stream in streams:
+        ray.cancel(stream)
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    while streams and (left := deadline - time.monotonic()) > 0:
+        ready, _ = ray.wait(streams, num_returns=1, timeout=left)
+        for stream in ready:
+            try:
+                ray.get(next(stream))
+            except (ray.exceptions.RayError, StopIteration):
+                streams.remove(stream)
+    for stream in streams:
+        with suppress(ray.exceptions.RayError):
+            ray.cancel(stream, force=True)
+
+
+@contextmanager
+def _probe(store: Path) -> Iterator[dict[str, str]]:
+    """A file in the store, locked, by which a node sees that it has the driver's store, and whether its locks work."""
+    content = uuid.uuid4().hex
+    path = (store / "locks" / f"probe-{content}").absolute()
+    write_atomically(path, content.encode())
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+        yield {"path": str(path), "content": content}
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _line(error: object) -> str:
+    return " ".join(str(error).split())[:300]
