@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from prunedeploy.cli.output import json_option, print_json, quiet_stdout
 from prunedeploy.cli.sweep_output import plan_document, print_outcome, print_plan
 
 if TYPE_CHECKING:
+    from prunedeploy.pipeline.progress import Progress
     from prunedeploy.study.sweep.driver import SweepOutcome
     from prunedeploy.study.sweep.grid import Cell, Sweep
     from prunedeploy.study.sweep.tasks import Executor, Phase
@@ -128,15 +130,33 @@ def command(
     keep_freed_memory()
     from prunedeploy.study.sweep.grid import load_sweep
 
+    if executor != "ray" and (ray_address is not None or gpus_per_task):
+        raise click.UsageError("--ray-address and --gpus-per-task are for --executor ray")
     sweep = load_sweep(source)  # before torch is loaded: a typing error is told at once
     cells = select_cells(sweep, only)
     out = out or Path("runs") / sweep.config.name
-    workers = workers or max(1, usable_cores() // sweep.config.threads)
+    threads = sweep.config.threads
     if dry_run:
-        _show_plan(sweep, cells, store, out, workers, retry, as_json)
+        _show_plan(sweep, cells, store, out, workers or default_workers(threads), retry, as_json)
         return
-    with quiet_stdout():
-        outcome = _run(sweep, cells, store, out, workers, retry, samples)
+    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.study.sweep.driver import run_sweep
+
+    progress = make_progress()
+    with (
+        quiet_stdout(),
+        _executors(executor, threads, workers, ray_address, gpus_per_task, progress) as executors,
+    ):
+        outcome = run_sweep(
+            sweep,
+            cells,
+            store=store,
+            out=out,
+            executors=executors,
+            retry=retry,
+            samples=samples,
+            progress=progress,
+        )
     document = outcome_document(outcome)
     if as_json:
         print_json(document)
@@ -153,6 +173,11 @@ def command(
 def usable_cores() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_workers(threads: int) -> int:
+    """Processes that train at once on this machine, each with so many threads."""
+    return max(1, usable_cores() // threads)
 
 
 def select_cells(sweep: Sweep, only: Sequence[str]) -> list[Cell]:
@@ -186,58 +211,29 @@ def _spelled(value: object, key: str = "") -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _run(
-    sweep: Sweep, cells: list[Cell], store: Path, out: Path, workers: int, retry: bool, samples: int
-) -> SweepOutcome:
-    from prunedeploy.pipeline.progress import make_progress
-    from prunedeploy.study.sweep.driver import run_sweep
-    from prunedeploy.study.sweep.local_executor import LocalExecutor
+@contextmanager
+def _executors(
+    executor: str, threads: int, workers: int | None, ray_address: str | None, gpus_per_task: float, progress: Progress
+) -> Iterator[Callable[[Phase, Path], Executor]]:
+    """What works off the tasks of a phase. Latency is measured on this machine, one model at a time."""
+    if executor == "local":
+        from prunedeploy.study.sweep.local_executor import LocalExecutor
 
-    def executors(phase: Phase, log: Path) -> Executor:
-        return LocalExecutor(workers if phase == "train" else 1, log, sweep.config.threads)
-
-    return run_sweep(
-        sweep,
-        cells,
-        store=store,
-        out=out,
-        executors=executors,
-        retry=retry,
-        samples=samples,
-        progress=make_progress(),
-    )
-
-
-def _run_on_ray(
-    sweep: Sweep,
-    cells: list[Cell],
-    store: Path,
-    out: Path,
-    address: str | None,
-    gpus: float,
-    workers: int | None,
-    retry: bool,
-) -> SweepOutcome:
-    from prunedeploy.pipeline.progress import make_progress
-    from prunedeploy.study.sweep.driver import run_sweep
+        here = workers or default_workers(threads)
+        yield lambda phase, log: LocalExecutor(here if phase == "train" else 1, log, threads)
+        return
     from prunedeploy.study.sweep.ray_cluster import RayCluster
     from prunedeploy.study.sweep.ray_executor import RayExecutor
 
-    progress = make_progress()
-    with RayCluster(address, usable_cores()) as cluster:
+    with RayCluster(ray_address, usable_cores()) as cluster:
 
         def executors(phase: Phase, log: Path) -> Executor:
-            return RayExecutor(
-                cluster,
-                log,
-                sweep.config.threads,
-                gpus,
-                workers=workers if phase == "train" else 1,
-                on_this_machine=phase == "time",
-                say=progress.message,
-            )
+            timing = phase == "time"
+            at_once = 1 if timing else workers
+            say = progress.message
+            return RayExecutor(cluster, log, threads, gpus_per_task, workers=at_once, on_this_machine=timing, say=say)
 
-        return run_sweep(sweep, cells, store=store, out=out, executors=executors, retry=retry, progress=progress)
+        yield executors
 
 
 def _show_plan(
