@@ -131,6 +131,7 @@ function show() {
 // Ask every model that has not answered for this image yet, one after the other: together they would slow each other.
 async function ask() {
   asking.stop.abort();
+  if (!state.live) say("Looking …");
   const before = asking.done;
   const stop = new AbortController();
   const work = before.then(() => askEach(stop.signal));
@@ -181,11 +182,13 @@ function again() {
 
 async function look(file) {
   stopCamera();
+  say("Looking …");
   let bitmap;
   try {
     // Upright, as the server reads it.
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
+    say("No new image.");
     report(new Refusal(`${file.name || "This file"} is not an image that this browser can show: choose a JPEG, PNG or WebP.`), () => at("file").click());
     return;
   }
@@ -193,7 +196,6 @@ async function look(file) {
   state.answers.clear();
   state.times.clear();
   at("source").textContent = `${file.name || "Pasted image"}, ${bitmap.width} × ${bitmap.height} pixels.`;
-  say("Looking …");
   await ask();
 }
 

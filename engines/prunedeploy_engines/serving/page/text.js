@@ -28,7 +28,8 @@ export function short(number) {
 }
 
 export function bytes(number) {
-  return Number.isFinite(number) ? `${short(number)}B` : "–";
+  if (!Number.isFinite(number)) return "–";
+  return number < 1000 ? `${number} B` : `${short(number)}B`;
 }
 
 export function fraction(number) {
