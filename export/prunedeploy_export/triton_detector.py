@@ -152,8 +152,7 @@ def _plan(bundle: Bundle, target: str, precision: str) -> EngineFile:
         raise BundleError(
             f"its plan for {target} is one of TensorRT for RTX, which Triton's tensorrt backend cannot load",
             where=bundle.path,
-            fix=f"build one with full TensorRT on the GPU (`prunedeploy engine --library tensorrt`), or take "
-            f"`--target gpu`: ONNX Runtime (its int8 and fp16 files are for the GPU too) instead of {there[0].name}",
+            fix="build one with `prunedeploy engine --library tensorrt` on such a GPU, or take --target gpu",
         )
     if len(full) > 1:
         names = ", ".join(plan.path.name for plan in full)
@@ -176,4 +175,3 @@ def _source(bundle: Bundle, plan: EngineFile) -> Path:
         where=bundle.path,
         fix="build the plan again with `prunedeploy engine`",
     )
-

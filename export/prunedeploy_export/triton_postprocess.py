@@ -69,7 +69,12 @@ class TritonPythonModel:
         thresholds = request_thresholds(request.parameters(), self._thresholds)
         found = []
         for number, (height, width) in enumerate(sizes):
-            kept, kept_scores, class_ids = detections_from(boxes[number], scores[number], **thresholds)
+            kept, kept_scores, class_ids = detections_from(
+                boxes[number],
+                scores[number],
+                score_threshold=thresholds["score_threshold"],
+                iou_threshold=thresholds["iou_threshold"],
+            )
             geometry = letterbox_geometry((int(height), int(width)), self._size)
             in_image = unletterbox_boxes(kept, geometry).astype(np.float32, copy=False)
             found.append((in_image, kept_scores, class_ids))

@@ -105,7 +105,7 @@ def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8
     if not (webp or content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))):
         raise DataError(f"this is not an image; send {KINDS}")
     try:
-        return read_image(io.BytesIO(content), max_pixels)
+        return read_image(io.BytesIO(content), max_pixels)  # type: ignore[arg-type]  # Pillow opens files too
     except DataError as error:
         # Pillow's own words name the object that was read from.
         raise DataError(error.what.partition(" (")[0]) from None

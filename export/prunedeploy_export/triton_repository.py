@@ -23,7 +23,7 @@ NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 CONFIG = "config.pbtxt"
 _PYTHON_MODELS = ("preprocess", "postprocess")
 
-_MODEL_TEXT = '''"""What Triton's Python backend loads: the model beside this file, and its modules, come before installed ones."""
+_MODEL_TEXT = '''"""What Triton's Python backend loads. The modules beside this file come before installed ones."""
 
 import sys
 from pathlib import Path

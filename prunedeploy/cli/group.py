@@ -23,6 +23,7 @@ COMMANDS = {
     "bench": "Measure the latency of bundles or ONNX files against each other.",
     "detect": "Find objects in images, and draw them.",
     "engine": "Build TensorRT engines from a bundle or an ONNX file.",
+    "export": "Write a bundle for Triton, or a manifest for KServe.",
     "sweep": "Build every model of a study, in parallel and resumable.",
     "report": "Write the report of a build or of a sweep.",
     "data": "Make the demo set, or check a COCO folder.",
