@@ -82,18 +82,22 @@ def report_sweep(folder: Path, compare_paper: bool, machine: str | None, as_json
     """Write the report of a study into its folder, from its rows."""
     from prunedeploy.study.report import write_report
     from prunedeploy.study.row_file import read_rows
+    from prunedeploy.study.samples import samples_of
 
     with quiet_stdout():
         found = read_rows(folder / SWEEP_ROWS)
+        samples, doubts = samples_of(folder, found.rows)
+        notes = (*found.notes, *doubts)
         written = write_report(
             found.rows,
             folder,
             title=_sweep_name(folder),
             machine=machine,
             compare_paper=compare_paper,
-            notes=found.notes,
+            notes=notes,
+            samples=samples,
         )
-    for note in found.notes:
+    for note in notes:
         click.echo(note, err=True)
     if as_json:
         print_json(

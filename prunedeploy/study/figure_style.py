@@ -93,7 +93,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def figure_bytes(figure: Figure, form: str) -> bytes:
-    """Return a figure as a ``png`` or ``svg`` file's content; the same figure gives the same bytes."""
+    """Return a figure as a ``png`` or ``svg`` file's content; the same figure gives the same bytes.
+
+    Pictures in it keep their pixels in SVG, which whoever shows it enlarges; in PNG they are enlarged smoothly.
+    """
+    for picture in (picture for axes in figure.axes for picture in axes.images):
+        picture.set_interpolation("none" if form == "svg" else "lanczos")
     metadata = {"Date": None, "Creator": "prunedeploy"} if form == "svg" else {"Software": "prunedeploy"}
     buffer = io.BytesIO()
     with styled():

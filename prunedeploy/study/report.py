@@ -19,8 +19,9 @@ from prunedeploy.study.claims import answer_claims
 from prunedeploy.study.contrasts import all_contrasts
 from prunedeploy.study.design import configuration
 from prunedeploy.study.report_claims import claims_table, tiles
-from prunedeploy.study.report_plots import Plot, all_plots
+from prunedeploy.study.report_plots import Plot, all_plots, sample_plots
 from prunedeploy.study.rows import Row
+from prunedeploy.study.samples import FOLDER, SampleSet
 from prunedeploy.study.table_formats import to_csv, to_html, to_latex
 from prunedeploy.study.tables import Table, all_tables
 from prunedeploy_engines.files import write_atomically
@@ -63,6 +64,7 @@ def write_report(
     machine: str | None = None,
     compare_paper: bool = False,
     notes: Sequence[str] = (),
+    samples: SampleSet | None = None,
 ) -> ReportFiles:
     """Write ``report.html``, ``tables/`` and ``figures/`` of a study.
 
@@ -73,6 +75,7 @@ def write_report(
         machine: Whose times to show; None: the one with the most rows.
         compare_paper: Whether the paper's means are drawn and its numbers answer the claims beside ours.
         notes: Sentences about the rows' reading, shown on the page.
+        samples: Of the same sweep, with its pictures in ``samples/`` of the folder; None: there are none.
 
     Raises:
         ConfigError: There is no row to report on, or none with a time of that machine.
@@ -81,7 +84,7 @@ def write_report(
     study = study_from_rows(rows, machine)
     contrasts = all_contrasts(study)
     tables = all_tables(study, contrasts)
-    plots = all_plots(study, compare_paper)
+    plots = [*all_plots(study, compare_paper), *sample_plots(study, samples, folder / FOLDER)]
     page = folder / "report.html"
     text = _page(study, title, tables, plots, caveats(study, contrasts), compare_paper, notes)
     table_files = [
@@ -123,7 +126,8 @@ def _page(
     sections: list[tuple[str, str, Node]] = [
         ("claims", "What the paper claims, and what these rows say", claims_table(study, answers, compare_paper)),
         ("limits", "What these numbers do not say", tag("ul", *(tag("li", one) for one in limits), cls="plain")),
-        ("figures", "Figures", [_plot(plot) for plot in plots]),
+        ("figures", "Figures", [_plot(plot) for plot in plots if not plot.has_photographs]),
+        ("samples", "Sample images", _samples(plots)),
         ("tests", "Tables I to IV: tests", [to_html(table) for table in tables if table.number in P_TABLES]),
         ("everything", "Every number", _folded(tables)),
         ("method", "How it was computed", _method()),
@@ -168,9 +172,24 @@ def _about(study: Study) -> str:
 
 
 def _plot(plot: Plot) -> Html:
-    data = base64.b64encode(plot.svg).decode("ascii")
-    image = tag("img", src=f"data:image/svg+xml;base64,{data}", alt=plot.caption)
+    form, content = ("webp", plot.webp) if plot.has_photographs else ("svg+xml", plot.svg)
+    data = base64.b64encode(content).decode("ascii")
+    image = tag("img", src=f"data:image/{form};base64,{data}", alt=plot.caption)
     return tag("figure", image, tag("figcaption", plot.caption), cls="plot", id=plot.name)
+
+
+def _samples(plots: Sequence[Plot]) -> Node:
+    pictures = [plot for plot in plots if plot.has_photographs]
+    more = sum(not plot.on_page for plot in pictures)
+    if not pictures:
+        return tag(
+            "p",
+            "Figure 5 is left out: there are no sample images beside these rows. `prunedeploy sweep` makes them as "
+            "long as its store has the networks; rows do not need them.",
+            cls="note",
+        )
+    shown = [_plot(plot) for plot in pictures if plot.on_page]
+    return [*shown, tag("p", f"{more} more are in the folder figures.", cls="note") if more else None]
 
 
 def _folded(tables: Sequence[Table]) -> list[Html]:

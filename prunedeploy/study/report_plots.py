@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from prunedeploy.study.cells import Study, study_from_rows
 from prunedeploy.study.curve_figures import curves_figure, relative_figure
 from prunedeploy.study.design import GREY_SUFFIX, MAP_PGD_CONF50, TIME_MS, configuration
 from prunedeploy.study.figure_style import figure_bytes
 from prunedeploy.study.paper import paper_rows
+from prunedeploy.study.sample_figure import sample_caption, sample_figure
+from prunedeploy.study.samples import KINDS, SampleSet
 from prunedeploy.study.trade_off_figure import trade_off_figure
+
+SAMPLES_ON_PAGE = 2
+"""So many sample images are on the page, clean and attacked: with all it would grow without end. Others are files only."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +31,15 @@ class Plot:
         name: Of its files.
         caption: What it shows.
         figure: Itself.
+        has_photographs: Then a page takes it as WebP, a tenth of the SVG.
+        on_page: Whether it is on the page, or a file only.
     """
 
     name: str
     caption: str
     figure: Figure
+    has_photographs: bool = False
+    on_page: bool = True
 
     @cached_property
     def svg(self) -> bytes:
@@ -38,6 +50,14 @@ class Plot:
     def png(self) -> bytes:
         """As a PNG file."""
         return figure_bytes(self.figure, "png")
+
+    @cached_property
+    def webp(self) -> bytes:
+        """As a WebP file, with loss."""
+        buffer = io.BytesIO()
+        with Image.open(io.BytesIO(self.png)) as image:
+            image.convert("RGB").save(buffer, "WEBP", quality=82)
+        return buffer.getvalue()
 
 
 def all_plots(study: Study, compare_paper: bool) -> list[Plot]:
@@ -75,4 +95,24 @@ def all_plots(study: Study, compare_paper: bool) -> list[Plot]:
             "Pareto front: no other model is both faster and more accurate."
         )
         plots.append(Plot("figure-trade-off", words, trade_off_figure(study, names)))
+    return plots
+
+
+def sample_plots(study: Study, samples: SampleSet | None, folder: Path) -> list[Plot]:
+    """Figure 5, clean and attacked, for every sample image; nothing where there is none.
+
+    Args:
+        study: Whose configurations are the columns.
+        samples: Of the same sweep.
+        folder: With their pictures.
+    """
+    cells = [] if samples is None else [cell for cell in samples.cells if cell.configuration in study.configurations]
+    plots = []
+    for number in range(1, max((len(cell.images) for cell in cells), default=0) + 1):
+        for kind in KINDS:
+            assert samples is not None, "there are cells"
+            name = f"figure-5-{'attacked' if kind == 'pgd' else kind}{f'-{number}' if number > 1 else ''}"
+            figure = sample_figure(samples, folder, study.configurations, kind, number)
+            words = sample_caption(samples, kind, number)
+            plots.append(Plot(name, words, figure, has_photographs=True, on_page=number <= SAMPLES_ON_PAGE))
     return plots

@@ -11,11 +11,13 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from prunedeploy.study.rows import Row
 from prunedeploy_engines.errors import ConfigError
 
 FOLDER = "samples"
@@ -146,3 +148,22 @@ def read_samples(folder: Path) -> SampleSet | None:
     except ValidationError:
         fix = "remove it and run the sweep again, which makes the pictures anew"
         raise ConfigError("is not what a sweep writes", path, fix) from None
+
+
+def samples_of(out: Path, rows: Iterable[Row]) -> tuple[SampleSet | None, list[str]]:
+    """Read the images that belong to rows; a report does not fail for want of them.
+
+    Args:
+        out: The sweep's output folder.
+        rows: Of its ``rows.jsonl``.
+
+    Returns:
+        The images, or None; and a sentence where there are some that cannot be used.
+    """
+    try:
+        samples = read_samples(out / FOLDER)
+    except ConfigError as error:
+        return None, [f"no sample images: {error}"]
+    if samples is not None and any(row.configuration_hash != samples.configuration_hash for row in rows):
+        return None, [f"no sample images: those in {out / FOLDER} are of another configuration than the rows"]
+    return samples, []
