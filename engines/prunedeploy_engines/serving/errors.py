@@ -1,0 +1,82 @@
+"""What goes wrong with a request: each with its HTTP and gRPC status, and a line that a client may read.
+
+Such a line names fields of the request and names of models, never a path, an address or a library's own words.
+"""
+
+from __future__ import annotations
+
+from prunedeploy_engines.errors import PrunedeployError
+
+
+class ServingError(PrunedeployError):
+    """A request that is not answered as asked.
+
+    Attributes:
+        status: Of HTTP.
+        grpc_status: Name of the gRPC status code.
+        kind: For metrics and logs.
+    """
+
+    status = 500
+    grpc_status = "INTERNAL"
+    kind = "internal"
+
+
+class InvalidRequestError(ServingError):
+    """The request is malformed; the line names the field."""
+
+    status, grpc_status, kind = 400, "INVALID_ARGUMENT", "invalid"
+
+
+class UnauthorisedError(ServingError):
+    """The token is missing or wrong."""
+
+    status, grpc_status, kind = 401, "UNAUTHENTICATED", "unauthorised"
+
+
+class UnknownModelError(ServingError):
+    """No model of that name or version is served."""
+
+    status, grpc_status, kind = 404, "NOT_FOUND", "unknown-model"
+
+
+class TooLargeError(ServingError):
+    """The request is over a limit."""
+
+    status, grpc_status, kind = 413, "INVALID_ARGUMENT", "too-large"
+
+
+class UnsupportedMediaError(ServingError):
+    """The body is of a kind that is not taken."""
+
+    status, grpc_status, kind = 415, "INVALID_ARGUMENT", "unsupported-media"
+
+
+class OverloadedError(ServingError):
+    """The queue is full.
+
+    Attributes:
+        retry_after_s: When asking again may help, in seconds.
+    """
+
+    status, grpc_status, kind = 503, "RESOURCE_EXHAUSTED", "overloaded"
+
+    def __init__(self, what: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(what, fix="ask again later")
+        self.retry_after_s = retry_after_s
+
+
+class ModelUnavailableError(ServingError):
+    """The model is known but not loaded, or the server is stopping."""
+
+    status, grpc_status, kind = 503, "UNAVAILABLE", "unavailable"
+
+
+class DeadlineError(ServingError):
+    """The request's time was over before its answer was there."""
+
+    status, grpc_status, kind = 504, "DEADLINE_EXCEEDED", "deadline"
+
+
+class InferenceFailedError(ServingError):
+    """The runner failed; the server's log says how."""
