@@ -17,7 +17,7 @@ export function compare(section, first, second) {
   const count = Math.min(first.times.count, second.times.count);
   const rows = [
     ["Parameters", first.model.metrics?.params, second.model.metrics?.params, short, factor("fewer", "more")],
-    ["Multiplications and additions", first.model.metrics?.macs, second.model.metrics?.macs, short, factor("fewer", "more")],
+    ["Multiply-accumulates", first.model.metrics?.macs, second.model.metrics?.macs, short, factor("fewer", "more")],
     ["File", first.model.bytes, second.model.bytes, bytes, factor("smaller", "larger")],
     ["Run the network, ms", first.times.stage("compute"), second.times.stage("compute"), milliseconds, factor("faster", "slower")],
     // Not the round trip: between two browsers' moods the models' difference is lost.

@@ -53,8 +53,11 @@ function report(error, retry) {
     say(error.message);
     return;
   }
-  at("problem-text").textContent = error.message + (error.retryAfter ? ` It asks for ${plural(error.retryAfter, "second")} of patience.` : "");
-  at("problem").hidden = false;
+  const patience = error.retryAfter ? ` It asks for ${plural(error.retryAfter, "second")} of patience.` : "";
+  if (at("problem").hidden || at("problem-text").textContent !== error.message + patience) {
+    at("problem-text").textContent = error.message + patience;
+    at("problem").hidden = false;
+  }
 }
 
 function forgive() {
@@ -153,20 +156,20 @@ async function askEach(signal) {
     } catch (error) {
       if (signal.aborted) return null;
       failure = error;
-      if (!state.live) panes[side].clear("No answer for this image.");
+      panes[side].clear("No answer for this image.");
       if (error.status === 401 || error.status === 0) break;
     }
     if (!state.live) show();
   }
   if (signal.aborted) return null;
   at("again").disabled = Boolean(state.live);
+  const answered = show();
   if (failure) {
     report(failure, failure.status === 404 ? load : again);
     if (failure.status !== 401) say("The image has not been answered for.");
     return failure;
   }
   forgive();
-  const answered = show();
   if (!state.live) announce(answered);
   return null;
 }

@@ -100,6 +100,22 @@ def test_model_that_is_not_loaded(lonely: tuple[Served, Visit]) -> None:
     assert visit.page.get_by_label("Compare with").locator("option").all_text_contents() == ["nothing", "markup"]
 
 
+def test_camera_waits_for_a_model_that_is_away(lonely: tuple[Served, Visit]) -> None:
+    served, visit = lonely
+    page = visit.page
+    asked = {"Content-Type": "application/json"}
+    page.get_by_role("button", name="Use the camera").click()
+    visit.pane("pruned").get_by_role("img", name="pruned finds").wait_for()
+    served.ask("/v2/repository/models/pruned/unload", b"{}", **asked)
+    assert "not loaded at the moment" in told(visit)
+    assert page.get_by_role("button", name="Stop the camera").is_visible()
+    assert visit.pane("pruned").get_by_text("No answer for this image.").is_visible()
+    assert visit.pane("dense").get_by_role("img", name="dense finds").is_visible()
+    served.ask("/v2/repository/models/pruned/load", b"{}", **asked)
+    page.get_by_role("alert").wait_for(state="hidden")
+    visit.pane("pruned").get_by_role("img", name="pruned finds").wait_for()
+
+
 def test_token_is_asked_for_and_kept_in_memory_only(
     browser: Browser, bundles: dict[str, Bundle], tmp_path: Path
 ) -> None:
@@ -115,7 +131,7 @@ def test_token_is_asked_for_and_kept_in_memory_only(
         assert field.is_visible()
         assert page.evaluate("document.activeElement.id") == "token", "the focus is where something is to be typed"
         assert page.get_by_role("status").text_content() == "This server asks for a token."
-        field.fill("another one")
+        field.fill("another-one")
         field.press("Enter")
         page.wait_for_function(refused)
         assert field.input_value() == ""
