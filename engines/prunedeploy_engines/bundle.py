@@ -140,20 +140,27 @@ class Bundle:
             )
         return opened
 
-    def prepare(self, image: str | Path | npt.NDArray[np.uint8]) -> tuple[Float32Array, LetterboxGeometry]:
+    def prepare(
+        self, image: str | Path | npt.NDArray[np.uint8], *, uint8: bool = False
+    ) -> tuple[Float32Array | npt.NDArray[np.uint8], LetterboxGeometry]:
         """Turn an image into network input, as ``bundle.json`` says.
 
         Args:
             image: File, or ``(H, W, 3)`` uint8 RGB.
+            uint8: For a runner with ``uint8_input``.
 
         Returns:
-            ``(3, height, width)`` float32 in [0, 1], and where the image lies in it.
+            ``(3, height, width)`` float32 in [0, 1], or ``(height, width, 3)`` uint8; and where the image lies in it.
 
         Raises:
             DataError: The file is no usable image.
         """
-        boxed, geometry = self._letterboxed(image)
-        return to_input(boxed), geometry
+        spec = self.manifest.input
+        pixels = image if isinstance(image, np.ndarray) else read_image(image)
+        if spec.greyscale:
+            pixels = to_greyscale(pixels)
+        boxed, geometry = letterbox(pixels, self.input_size, spec.letterbox_colour)
+        return (boxed if uint8 else to_input(boxed)), geometry
 
     def detections(
         self,
@@ -203,8 +210,8 @@ class Bundle:
             DataError: The file is no usable image.
         """
         runner = self._own_runner() if runner is None else runner
-        boxed, geometry = self._letterboxed(image)
-        boxes, scores = runner.infer((boxed if runner.uint8_input else to_input(boxed))[None])
+        prepared, geometry = self.prepare(image, uint8=runner.uint8_input)
+        boxes, scores = runner.infer(prepared[None])
         return self.detections(
             boxes[0], scores[0], geometry, score_threshold=score_threshold, iou_threshold=iou_threshold
         )
@@ -244,15 +251,6 @@ class Bundle:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _letterboxed(
-        self, image: str | Path | npt.NDArray[np.uint8]
-    ) -> tuple[npt.NDArray[np.uint8], LetterboxGeometry]:
-        spec = self.manifest.input
-        pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        if spec.greyscale:
-            pixels = to_greyscale(pixels)
-        return letterbox(pixels, self.input_size, spec.letterbox_colour)
 
     def _own_runner(self) -> Runner:
         with self._runner_lock:
