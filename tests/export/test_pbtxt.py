@@ -27,7 +27,7 @@ def test_any_text_comes_back(entries: dict[str, str]) -> None:
 def test_numbers_and_truth_come_back(number: float, flag: bool) -> None:
     values = [{"number_value": number}, {"bool_value": flag}]
     read = text_format.Parse(to_pbtxt({"values": values}), struct_pb2.ListValue())
-    assert [value for value in read] == [number, flag]
+    assert list(read) == [number, flag]
 
 
 @given(numbers=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=5), comment=any_text)

@@ -30,7 +30,9 @@ class RefusedError(Exception):
 
 def read_config(repository: Path, model: str) -> Any:
     """A model's configuration by Triton's own schema; an unknown field or a wrong type is an error."""
-    return text_format.Parse((repository / model / "config.pbtxt").read_text(encoding="utf-8"), model_config.ModelConfig())
+    return text_format.Parse(
+        (repository / model / "config.pbtxt").read_text(encoding="utf-8"), model_config.ModelConfig()
+    )
 
 
 def run_python_model(repository: Path, model: str, requests: Sequence[Tensors], parameters: Sequence[str] = ()) -> list:
@@ -56,7 +58,10 @@ def run_python_model(repository: Path, model: str, requests: Sequence[Tensors], 
                 {name: stored[f"{of}/{name}"] for of, name in names if int(of) == number}
                 for number in range(len(requests))
             ]
-    return [RefusedError(*errors[str(number)]) if str(number) in errors else answers[number] for number in range(len(requests))]
+    return [
+        RefusedError(*errors[str(number)]) if str(number) in errors else answers[number]
+        for number in range(len(requests))
+    ]
 
 
 def run_ensemble(repository: Path, ensemble: str, inputs: Mapping[str, Any], **parameters: object) -> Tensors:
