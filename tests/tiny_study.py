@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +109,21 @@ def run_tiny(
         executors=executors or (lambda phase, log: LocalExecutor(workers if phase == "train" else 1, log)),
         retry=retry,
         progress=make_progress(quiet=True),
+    )
+
+
+def start_sweep(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The real program on ``folder/study.yaml``."""
+    repository = Path(__file__).resolve().parents[1]
+    paths = os.pathsep.join(str(repository / name) for name in (".", "export", "engines"))
+    places = ["--config", str(folder / "study.yaml"), "--store", str(folder / "store"), "--out", str(folder / "out")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "prunedeploy.cli", "sweep", *places, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

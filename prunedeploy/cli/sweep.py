@@ -140,13 +140,14 @@ def command(
         _show_plan(sweep, cells, store, out, workers or default_workers(threads), retry, as_json)
         return
     from prunedeploy.pipeline.progress import make_progress
-    from prunedeploy.study.sweep.driver import run_sweep
 
     progress = make_progress()
     with (
         quiet_stdout(),
         _executors(executor, threads, workers, ray_address, gpus_per_task, progress) as executors,
     ):
+        from prunedeploy.study.sweep.driver import run_sweep
+
         outcome = run_sweep(
             sweep,
             cells,
@@ -223,9 +224,9 @@ def _executors(
         yield lambda phase, log: LocalExecutor(here if phase == "train" else 1, log, threads)
         return
     from prunedeploy.study.sweep.ray_cluster import RayCluster
-    from prunedeploy.study.sweep.ray_executor import RayExecutor
 
-    with RayCluster(ray_address, usable_cores()) as cluster:
+    with RayCluster(ray_address, usable_cores()) as cluster:  # before torch is loaded: an error is told at once
+        from prunedeploy.study.sweep.ray_executor import RayExecutor
 
         def executors(phase: Phase, log: Path) -> Executor:
             timing = phase == "time"

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,29 +14,14 @@ import pytest
 
 from prunedeploy.study.row_file import read_rows
 from prunedeploy.study.rows import Row, to_line
-from tiny_study import TinyStudy, child_workers, make_tiny_study
+from tiny_study import TinyStudy, child_workers, make_tiny_study, start_sweep
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SECONDS = 300.0
 
 
 @pytest.fixture(scope="module")
 def tiny_study(tmp_path_factory: pytest.TempPathFactory) -> TinyStudy:
     return make_tiny_study(tmp_path_factory.mktemp("tiny"))
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The real program on ``folder/study.yaml``."""
-    paths = os.pathsep.join(str(REPOSITORY / name) for name in (".", "export", "engines"))
-    places = ["--config", str(folder / "study.yaml"), "--store", str(folder / "store"), "--out", str(folder / "out")]
-    return subprocess.Popen(
-        [sys.executable, "-m", "prunedeploy.cli", "sweep", *places, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def wait_for(condition: Callable[[], Any], what: str) -> Any:
@@ -69,14 +51,14 @@ def test_driver_killed_then_interrupted_then_left_alone_gets_every_row_once(
 
     only = ("--only", "seed=0")
 
-    killed = start(tmp_path, "--workers", "2", *only)
+    killed = start_sweep(tmp_path, "--workers", "2", *only)
     workers = wait_for(lambda: len(found := child_workers(killed.pid)) == 2 and found, "two workers")
     wait_for(lambda: list((tmp_path / "store" / "results").glob("pretrain-*")), "a pre-training")
     killed.kill()
     killed.communicate()
     wait_for(lambda: all(map(is_gone, workers)), "the end of workers whose driver is dead")
 
-    interrupted = start(tmp_path, "--workers", "1", *only)
+    interrupted = start_sweep(tmp_path, "--workers", "1", *only)
     before = rows.read_bytes().count(b"\n") if rows.exists() else 0
     wait_for(lambda: rows.exists() and rows.read_bytes().count(b"\n") > before, "a row")
     (worker,) = child_workers(interrupted.pid)
@@ -88,7 +70,7 @@ def test_driver_killed_then_interrupted_then_left_alone_gets_every_row_once(
     assert is_gone(worker)
     assert list((tmp_path / "store" / "work").iterdir()) == [], "an interrupt leaves nothing half-made"
 
-    last = start(tmp_path, "--workers", "1", "--json", *only)
+    last = start_sweep(tmp_path, "--workers", "1", "--json", *only)
     output, errors = last.communicate(timeout=SECONDS)
     assert last.returncode == 0, errors
     document = json.loads(output)
@@ -136,6 +118,8 @@ def test_dry_run_counts_and_computes_nothing(tiny_study: TinyStudy, tmp_path: Pa
         (["--only", "run=1"], "not of the form"),
         (["--workers", "0"], "0 is not in the range"),
         (["--executor", "slurm"], "'slurm' is not"),
+        (["--ray-address", "auto"], "--ray-address and --gpus-per-task are for --executor ray"),
+        (["--gpus-per-task", "1"], "--ray-address and --gpus-per-task are for --executor ray"),
     ],
 )
 def test_wrong_option_is_one_line(

@@ -11,10 +11,12 @@ from pathlib import Path
 from prunedeploy.pipeline.stages import torch_version
 
 PACKAGES = ("prunedeploy", "prunedeploy_export", "prunedeploy_engines")
+_WITHOUT = ("prunedeploy/cli/", "prunedeploy/study/", "prunedeploy_engines/serving/")
+_BUT_WITH = "prunedeploy/study/sweep/"
 
 
 def identity() -> dict[str, str]:
-    """Versions of this process, and a digest of the source of the three packages: a version says little of a checkout.
+    """Versions of this process, and a digest of the source: a version says little of a checkout.
 
     Python's patch level does not count.
     """
@@ -26,13 +28,17 @@ def identity() -> dict[str, str]:
 
 
 def source_digest() -> str:
-    """SHA-256 over names and content of all Python files of the three packages, its first 12 digits."""
+    """SHA-256 over names and content of the Python files of the three packages, its first 12 digits.
+
+    What cannot change a cell's results is left out: a report may be worked on while its study still runs.
+    """
     digest = hashlib.sha256()
     for package in PACKAGES:
         folder = package_folder(package)
         for path in sorted(folder.rglob("*.py")):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            digest.update(f"{package}/{path.relative_to(folder).as_posix()} {content}\n".encode())
+            name = f"{package}/{path.relative_to(folder).as_posix()}"
+            if name.startswith(_BUT_WITH) or not name.startswith(_WITHOUT):
+                digest.update(f"{name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -46,14 +47,17 @@ class RayCluster:
     """
 
     def __init__(self, address: str | None, cpus: int) -> None:
-        # Read when Ray is imported.
+        self.address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+        # All of these are read when Ray is imported.
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        if self.address == LOCAL and "RAY_AUTH_MODE" not in os.environ:
+            # Nobody else on this machine may use it; and without a token Ray leaves one in the home folder.
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         try:
             import ray
         except ImportError:
             raise ConfigError("Ray is not installed", "--executor ray", EXTRA) from None
         self._ray = ray
-        self.address = address or os.environ.get("RAY_ADDRESS") or LOCAL
         handler = signal.getsignal(signal.SIGTERM)
         try:
             self._connect(cpus)

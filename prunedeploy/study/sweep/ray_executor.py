@@ -20,11 +20,11 @@ from prunedeploy.study.sweep.ray_task import work
 from prunedeploy.study.sweep.task_queue import TaskQueue, order
 from prunedeploy.study.sweep.tasks import Event, StageDone, Task
 from prunedeploy.study.sweep.worker_process import SECONDS_TO_STOP
-from prunedeploy_engines.errors import ConfigError
-from prunedeploy_engines.files import write_atomically
+from prunedeploy_engines.errors import ConfigError, StoreError
 
 SECONDS_BETWEEN_LOOKS = 2.0
 """How often it is seen whether nodes have come or gone."""
+_PROBE = "probe-"
 
 
 class RayExecutor:
@@ -126,19 +126,23 @@ class RayExecutor:
         task = running[stream]
         message = _message(stream)
         if "log" in message:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.writelines(f"{line}\n" for line in message["log"])
+            self._write(message["log"])
             return None
         if "local_locks" in message:
             self._tell_of_locks(message["local_locks"])
             return None
         if "ended" in message:
+            self._write([f"driver: {' '.join(map(str, task.cell))}: its process ended, {message['ended']}"])
             del running[stream]
             return queue.died(task, message["ended"])
         event = queue.event(task, message)
         if not isinstance(event, StageDone):
             del running[stream]
         return event
+
+    def _write(self, lines: Sequence[str]) -> None:
+        with self.log.open("a", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
     def _tell_of_locks(self, node: str) -> None:
         """Within one sweep no two tasks make the same stage, so locks guard against other commands only."""
@@ -186,7 +190,7 @@ def _cancel(streams: list[Any]) -> None:
         ray.cancel(stream)
     deadline = time.monotonic() + SECONDS_TO_STOP
     while streams and (left := deadline - time.monotonic()) > 0:
-        ready, _ = ray.wait(streams, num_returns=1, timeout=left)
+        ready: list[Any] = ray.wait(streams, num_returns=1, timeout=left)[0]
         for stream in ready:
             try:
                 ray.get(next(stream))
@@ -200,16 +204,22 @@ def _cancel(streams: list[Any]) -> None:
 @contextmanager
 def _probe(store: Path) -> Iterator[dict[str, str]]:
     """A file in the store, locked, by which a node sees that it has the driver's store, and whether its locks work."""
-    content = uuid.uuid4().hex
-    path = (store / "locks" / f"probe-{content}").absolute()
-    write_atomically(path, content.encode())
+    content, rooms = uuid.uuid4().hex, store.absolute() / "locks"
+    for left in rooms.glob(f"{_PROBE}*"):  # by a driver that was killed; one whose lock is held is another sweep's
+        if (lock := FileLock(left)).acquire(wait=False):
+            lock.release(remove=True)
+    path = rooms / f"{_PROBE}{content}"
     lock = FileLock(path)
     try:
         lock.acquire()
+        try:
+            path.write_text(content, encoding="utf-8")
+        except OSError as error:
+            fix = "free space or choose another folder"
+            raise StoreError(f"cannot be written ({error.strerror})", path, fix) from None
         yield {"path": str(path), "content": content}
     finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+        lock.release(remove=True)
 
 
 def _line(error: object) -> str:

@@ -42,7 +42,7 @@ def work(text: str) -> Iterator[str]:
     if trouble is not None:
         yield json.dumps({"unfit": trouble})
         return
-    if not _locks_reach(probe):
+    if not locks_reach(probe):
         yield json.dumps({"local_locks": platform.node()})
     worker = _kept.take(given["threads"], Path(given["folder"]))
     finished = False
@@ -76,7 +76,7 @@ def _trouble(given: dict[str, Any]) -> str | None:
     return None
 
 
-def _locks_reach(probe: Path) -> bool:
+def locks_reach(probe: Path) -> bool:
     """The driver holds a lock on the probe: whether that is noticed here."""
     lock = FileLock(probe)
     if not lock.acquire(wait=False):
