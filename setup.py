@@ -25,6 +25,7 @@ setup(
     package_data={
         "": ["py.typed"],
         "prunedeploy": ["assets/**"],
+        "prunedeploy_engines": ["serving/page/*"],
         "prunedeploy.configs": ["*.yaml", "darknet/*.cfg"],
     },
 )

@@ -24,6 +24,7 @@ COMMANDS = {
     "detect": "Find objects in images, and draw them.",
     "engine": "Build TensorRT engines from a bundle or an ONNX file.",
     "export": "Write a bundle for Triton, or a manifest for KServe.",
+    "serve": "Answer detection requests over HTTP and gRPC.",
     "sweep": "Build every model of a study, in parallel and resumable.",
     "report": "Write the report of a build or of a sweep.",
     "data": "Make the demo set, or check a COCO folder.",

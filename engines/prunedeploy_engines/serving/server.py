@@ -1,0 +1,156 @@
+"""Starting and stopping: load every model, open both ports, and answer what was accepted before ending."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.serving.settings import ServingSettings
+
+NEEDED = ("fastapi", "uvicorn", "httptools", "grpc", "google.protobuf", "prometheus_client", "python_multipart")
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a server listens: a URL, and ``host:port`` of gRPC or None."""
+
+    http: str
+    grpc: str | None
+
+
+def check_extra() -> None:
+    """Refuse to go on without what the extra ``serve`` installs.
+
+    Raises:
+        ConfigError: Something is missing.
+    """
+    for name in NEEDED:
+        try:
+            found = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise ConfigError(f"serving needs {name}, which is not installed", fix="pip install 'prunedeploy[serve]'")
+
+
+def run(bundles: Mapping[str, Path], settings: ServingSettings, announce: Callable[[Addresses], None]) -> None:
+    """Serve until SIGINT or SIGTERM; see `serve`."""
+    check_extra()
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        uvloop.run(serve(bundles, settings, announce))
+        return
+    asyncio.run(serve(bundles, settings, announce))
+
+
+async def serve(bundles: Mapping[str, Path], settings: ServingSettings, announce: Callable[[Addresses], None]) -> None:
+    """Serve bundles until the process is told to stop.
+
+    Args:
+        bundles: Folders by the name that clients know them by.
+        settings: How.
+        announce: Is told the addresses once everything is loaded and both ports are open.
+
+    Raises:
+        ConfigError: A port is taken, TLS files do not fit, the extra is missing.
+        PrunedeployError: A bundle cannot be loaded.
+    """
+    from prunedeploy_engines.serving.listening import http_server, listen, tls_bytes
+
+    tls = tls_bytes(settings)
+    with contextlib.ExitStack() as opened:
+        http_socket = opened.enter_context(listen(settings.host, settings.port, "--port"))
+        if settings.grpc_port is not None:  # gRPC binds it itself, and its error says nothing
+            listen(settings.host, settings.grpc_port, "--grpc-port").close()
+        await _serve(bundles, settings, announce, http_socket, tls, http_server)
+
+
+async def _serve(
+    bundles: Mapping[str, Path],
+    settings: ServingSettings,
+    announce: Callable[[Addresses], None],
+    http_socket: socket.socket,
+    tls: tuple[bytes, bytes] | None,
+    http_server: Callable[[Any, ServingSettings], Any],
+) -> None:
+    from prunedeploy_engines.serving.app import create_app
+    from prunedeploy_engines.serving.metrics import Metrics
+    from prunedeploy_engines.serving.repository import ModelRepository
+
+    repository = ModelRepository(bundles, settings, Metrics())
+    grpc_server = None
+    try:
+        for name in repository.names:
+            await repository.load(name)
+        server = http_server(create_app(repository, settings), settings)
+        grpc_address = None
+        if settings.grpc_port is not None:
+            grpc_server, grpc_address = await _grpc_server(repository, settings, tls)
+
+        def stop() -> None:
+            repository.stop_being_ready()
+            # A second signal does not wait for anybody.
+            server.force_exit = server.should_exit
+            server.should_exit = True
+
+        _on_signals(stop)
+        scheme = "http" if tls is None else "https"
+        announce(Addresses(f"{scheme}://{_shown(http_socket.getsockname())}", grpc_address))
+        await server.serve(sockets=[http_socket])
+    finally:
+        if grpc_server is not None:
+            await grpc_server.stop(settings.grace_s)
+        await repository.close()
+
+
+async def _grpc_server(
+    repository: Any, settings: ServingSettings, tls: tuple[bytes, bytes] | None
+) -> tuple[Any, str]:
+    import grpc
+    import grpc.aio
+
+    from prunedeploy_engines.serving.v2_grpc import add_grpc
+
+    server = grpc.aio.server(
+        options=[
+            ("grpc.so_reuseport", 0),  # or a second server would share the port silently
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.max_send_message_length", -1),
+        ]
+    )
+    add_grpc(server, repository, settings)
+    address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
+    try:
+        if tls is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, grpc.ssl_server_credentials([tls]))
+    except RuntimeError:
+        raise ConfigError(f"cannot listen at {address}", "--grpc-port", "give another port") from None
+    await server.start()
+    return server, f"{_bracketed(settings.host)}:{port}"
+
+
+def _on_signals(stop: Callable[[], None]) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # A server in a thread of another program, or on Windows, is stopped by cancelling it.
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(number, stop)
+
+
+def _shown(address: tuple[Any, ...]) -> str:
+    return f"{_bracketed(str(address[0]))}:{address[1]}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
