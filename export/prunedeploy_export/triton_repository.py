@@ -6,6 +6,7 @@ detections. Its Python models run copies of this project's own letterbox and sup
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ def write_triton_repository(
         raise ConfigError(f"{version} is no version", "version", "count from 1")
     _check_not_foreign(folder)
     detector = triton_detector(bundle, target, precision)
-    _check_batches(settings, detector)
+    _check_settings(settings, detector)
     configs = triton_configs(name, bundle, detector, settings, version)
 
     def fill(temporary: Path) -> None:
@@ -130,7 +131,10 @@ def _check_not_foreign(folder: Path) -> None:
             raise ConfigError(f"holds {entry.name}, so it is no Triton repository", folder, "choose another folder")
 
 
-def _check_batches(settings: TritonSettings, detector: TritonDetector) -> None:
+def _check_settings(settings: TritonSettings, detector: TritonDetector) -> None:
+    if not (settings.max_delay_ms >= 0 and settings.timeout_s > 0 and math.isfinite(settings.timeout_s)):
+        times = f"a delay of {settings.max_delay_ms} ms and a timeout of {settings.timeout_s} s"
+        raise ConfigError(f"{times} are not possible", "settings", "give numbers above zero")
     limit = detector.max_batch
     if limit is not None and settings.max_batch > limit:
         fix = f"ask for at most {limit}, or build the plan with a larger one (`prunedeploy engine --batch`)"
