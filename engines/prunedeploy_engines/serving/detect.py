@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +15,18 @@ from prunedeploy_engines.serving.errors import InvalidRequestError, TooLargeErro
 FORMATS = "JPEG, PNG or WebP"
 
 
-def decode_image(data: bytes | memoryview, max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Decode an image that came with a request.
+def pixel_count(data: bytes | memoryview, max_pixels: int) -> int:
+    """Read the size of an image from its header; nothing is decoded.
 
     Args:
         data: JPEG, PNG or WebP; other formats that Pillow could read are refused, since each is one more decoder
             that a stranger can feed.
-        max_pixels: More are refused by the header alone.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB, as `read_image` gives it.
+        max_pixels: More are refused.
 
     Raises:
         UnsupportedMediaError: Another format.
         TooLargeError: Too many pixels.
-        InvalidRequestError: It is damaged.
+        InvalidRequestError: The header is damaged.
     """
     from PIL import Image
 
@@ -38,15 +36,37 @@ def decode_image(data: bytes | memoryview, max_pixels: int) -> npt.NDArray[np.ui
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     if not is_webp and not head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         raise UnsupportedMediaError("the image is of no format that is taken", fix=f"send {FORMATS}")
-    stream = io.BytesIO(data)
     try:
-        with Image.open(stream, formats=("JPEG", "PNG", "WEBP")) as opened:
-            pixels = opened.size[0] * opened.size[1]
-        if pixels > max_pixels:
-            raise TooLargeError(f"the image has {pixels} pixels, more than {max_pixels}", fix="scale it down")
-        stream.seek(0)
-        return read_image(stream, max_pixels)  # type: ignore[arg-type]  # Pillow reads files and streams alike
+        with warnings.catch_warnings():
+            # Pillow warns above 89 megapixels; `max_pixels` is the limit here.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as opened:
+                pixels = opened.size[0] * opened.size[1]
     except Image.DecompressionBombError:
         raise TooLargeError(f"the image has far more than {max_pixels} pixels", fix="scale it down") from None
-    except (DataError, OSError, SyntaxError, ValueError, MemoryError):
+    except Exception:  # noqa: BLE001 - Pillow raises OSError, SyntaxError, struct.error and more for damaged headers
+        raise InvalidRequestError("the image is damaged", fix=f"send {FORMATS}") from None
+    if pixels > max_pixels:
+        raise TooLargeError(f"the image has {pixels} pixels, more than {max_pixels}", fix="scale it down")
+    return pixels
+
+
+def decode_image(data: bytes | memoryview, max_pixels: int) -> npt.NDArray[np.uint8]:
+    """Decode an image that came with a request.
+
+    Args:
+        data: See `pixel_count`.
+        max_pixels: More are refused by the header alone.
+
+    Returns:
+        ``(H, W, 3)`` uint8 RGB, as `read_image` gives it.
+
+    Raises:
+        ServingError: See `pixel_count`.
+        InvalidRequestError: It is damaged.
+    """
+    pixel_count(data, max_pixels)
+    try:
+        return read_image(io.BytesIO(data), max_pixels)  # type: ignore[arg-type]  # Pillow reads streams as well
+    except (DataError, MemoryError):
         raise InvalidRequestError("the image is damaged", fix=f"send {FORMATS}") from None
