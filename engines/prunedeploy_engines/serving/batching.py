@@ -33,7 +33,7 @@ Output = tuple[Float32Array, Float32Array]
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)  # each is itself: arrays have no one truth value
 class _Part:
     """Images of one request that are computed together."""
 
