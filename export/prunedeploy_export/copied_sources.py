@@ -36,7 +36,7 @@ def copied_sources(module: str) -> dict[str, bytes]:
             continue
         files[path] = _source(name)
         left.extend(_imported(files[path]))
-    for package in {Path(path).parts[0] for path in files}:
+    for package in {folder.as_posix() for path in files for folder in Path(path).parents if folder.name}:
         files[f"{package}/__init__.py"] = _PACKAGE_TEXT.encode()
     return dict(sorted(files.items()))
 

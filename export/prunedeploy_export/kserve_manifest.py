@@ -7,76 +7,24 @@ modes: security is set per container, and nothing is asked of the pod but empty 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.bundle_manifest import MANIFEST_NAME
-from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.engine_file import read_engine_file
+from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.files import file_sha256
 from prunedeploy_engines.version import __version__
 
+from .kserve_settings import DEFAULT_TARGETS, KServeSettings, check_settings
 from .serving_image import BUNDLE_FOLDER, TRITON_USER_ID, USER_ID
 
-SERVERS = ("prunedeploy", "triton")
-METRICS = ("concurrency", "rps", "cpu")
-STORAGE_SCHEMES = ("gs", "s3", "pvc", "hdfs", "webhdfs", "https", "http", "oci", "hf")
 MOUNTED = "/mnt/models"
 """Where KServe puts what lies at the storage URI."""
 
-# KServe names pods after "<name>-predictor", and Kubernetes' labels end at 63 characters.
-_NAME = re.compile(r"[a-z]([a-z0-9-]{0,51}[a-z0-9])?")
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_QUANTITY = re.compile(r"(0|[1-9][0-9]*)(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti)?")
 _PORTS = {"prunedeploy": 8000, "triton": 8080}
 _METRICS_PORTS = {"prunedeploy": 8000, "triton": 8002}
-_TARGETS = {"concurrency": 8, "cpu": 80}
-
-
-@dataclass(frozen=True)
-class KServeSettings:
-    """What to ask of the cluster.
-
-    Attributes:
-        name: Of the service.
-        namespace: None leaves it to `kubectl`.
-        server: ``"prunedeploy"`` or ``"triton"``.
-        image: The container's. prunedeploy's server needs one; Triton's replaces the cluster's, which has no Pillow.
-        storage_uri: Where the bundle, or Triton's repository, lies. None: the image has the bundle in it.
-        min_replicas: 0 lets the service sleep, not with ``scale_metric`` cpu.
-        max_replicas: At least 1.
-        scale_metric: ``"concurrency"`` and ``"rps"`` are Knative's; ``"cpu"`` is Kubernetes' own, without Knative.
-        scale_target: Per replica: requests at once, requests per second, or % of the CPUs asked for. None is 8 at
-            once, or 80 %.
-        concurrency: Requests that a replica is ever given at once, the others wait before it; None is no limit.
-        timeout_s: Of a request, in the cluster's gateway.
-        startup_s: How long loading may take before a replica counts as dead.
-        cpu: Kubernetes quantity.
-        memory: Kubernetes quantity.
-        gpus: Per replica.
-        service_account: Whose credentials fetch the model.
-        arguments: More for prunedeploy's server, e.g. ``("--precision", "int8")``.
-    """
-
-    name: str
-    namespace: str | None = None
-    server: str = "prunedeploy"
-    image: str | None = None
-    storage_uri: str | None = None
-    min_replicas: int = 1
-    max_replicas: int = 3
-    scale_metric: str = "concurrency"
-    scale_target: int | None = None
-    concurrency: int | None = None
-    timeout_s: int = 30
-    startup_s: int = 60
-    cpu: str = "1"
-    memory: str = "2Gi"
-    gpus: int = 0
-    service_account: str | None = None
-    arguments: tuple[str, ...] = ()
 
 
 def inference_service(bundle: Bundle, settings: KServeSettings) -> dict[str, Any]:
@@ -88,8 +36,11 @@ def inference_service(bundle: Bundle, settings: KServeSettings) -> dict[str, Any
 
     Raises:
         ConfigError: A setting that Kubernetes or KServe would refuse, or that does not fit the others.
+        BundleError: prunedeploy's server would find no model of this precision.
     """
     check_settings(settings)
+    if settings.server == "prunedeploy":
+        _check_model(bundle, settings)
     metadata: dict[str, Any] = {"name": settings.name}
     if settings.namespace is not None:
         metadata["namespace"] = settings.namespace
@@ -99,7 +50,7 @@ def inference_service(bundle: Bundle, settings: KServeSettings) -> dict[str, Any
         "minReplicas": settings.min_replicas,
         "maxReplicas": settings.max_replicas,
         "scaleMetric": settings.scale_metric,
-        "scaleTarget": settings.scale_target or _TARGETS[settings.scale_metric],
+        "scaleTarget": settings.scale_target or DEFAULT_TARGETS[settings.scale_metric],
         "timeout": settings.timeout_s,
     }
     if settings.concurrency is not None:
@@ -156,15 +107,22 @@ def _triton_model(settings: KServeSettings) -> dict[str, Any]:
 
 
 def _container(settings: KServeSettings) -> dict[str, Any]:
-    """The container of prunedeploy's own server."""
+    """The container of prunedeploy's own server. Knative takes one port, so it is HTTP's."""
     bundle = BUNDLE_FOLDER if settings.storage_uri is None else MOUNTED
     port = _PORTS[settings.server]
-    storage = [] if settings.storage_uri is None else [{"name": "STORAGE_URI", "value": settings.storage_uri}]
+    runtime = ["--runtime", "tensorrt"] if settings.gpus else []
+    arguments = ["--host", "0.0.0.0", "--port", str(port), "--no-grpc", *runtime, "--precision", settings.precision]
+    variables: list[dict[str, Any]] = []
+    if settings.storage_uri is not None:
+        variables.append({"name": "STORAGE_URI", "value": settings.storage_uri})
+    if settings.token_secret is not None:
+        secret = {"name": settings.token_secret, "key": "token"}
+        variables.append({"name": "PRUNEDEPLOY_TOKEN", "valueFrom": {"secretKeyRef": secret}})
     return {
         "name": "kserve-container",  # KServe looks for this name
         "image": settings.image,
-        "args": ["serve", bundle, "--host", "0.0.0.0", "--port", str(port), *settings.arguments],
-        **({"env": storage} if storage else {}),
+        "args": ["serve", f"{settings.name}={bundle}", *arguments],
+        **({"env": variables} if variables else {}),
         "ports": [{"containerPort": port, "protocol": "TCP"}],
         **_around(settings, USER_ID),
     }
@@ -211,66 +169,21 @@ def _folders(settings: KServeSettings) -> list[tuple[dict[str, Any], str]]:
     return folders
 
 
-def check_settings(settings: KServeSettings) -> None:
-    """Refuse what the cluster would refuse, before anybody asks it.
-
-    Raises:
-        ConfigError: With the option that is wrong.
-    """
-    lowercase = "use lower-case letters, digits and '-' (RFC 1123), and begin with a letter"
-    if not _NAME.fullmatch(settings.name):
-        raise ConfigError(f"{settings.name!r} is no name of a service of at most 53 characters", "--name", lowercase)
-    if settings.namespace is not None and not _NAMESPACE.fullmatch(settings.namespace):
-        raise ConfigError(f"{settings.namespace!r} is no namespace", "--namespace", lowercase.rpartition(",")[0])
-    _check_server(settings)
-    _check_scaling(settings)
-    for option, quantity in (("--cpu", settings.cpu), ("--memory", settings.memory)):
-        if not _QUANTITY.fullmatch(quantity) or not quantity.strip("0.mkKMGTi"):
-            raise ConfigError(f"{quantity!r} is no amount", option, "write it as Kubernetes does, e.g. 500m, 2 or 2Gi")
-    if settings.gpus < 0:
-        raise ConfigError(f"{settings.gpus} is no number of GPUs", "--gpus")
-    for option, seconds in (("--timeout-s", settings.timeout_s), ("--startup-s", settings.startup_s)):
-        if seconds < 1:
-            raise ConfigError(f"{seconds} is not a whole number of at least 1", option)
-
-
-def _check_server(settings: KServeSettings) -> None:
-    uri = settings.storage_uri
-    if settings.server not in SERVERS:
-        raise ConfigError(f"{settings.server!r} is not known", "--server", f"choose from {', '.join(SERVERS)}")
-    if settings.server == "prunedeploy" and not settings.image:
-        raise ConfigError(
-            "is needed for prunedeploy's server", "--image", "build one, see --dockerfile, or take --server triton"
+def _check_model(bundle: Bundle, settings: KServeSettings) -> None:
+    """See that the server will find its model: on a GPU it computes with TensorRT."""
+    if not settings.gpus:
+        bundle.model_path(settings.precision, "cpu")
+    elif gpu_library(bundle, settings.precision) is None:
+        raise BundleError(
+            f"has no TensorRT plan in {settings.precision}, which prunedeploy's server needs to compute on a GPU",
+            where=bundle.path,
+            fix="build one with `prunedeploy engine`, leave --gpus out, or take --server triton",
         )
-    if settings.image is not None and (not settings.image or re.search(r"\s", settings.image)):
-        raise ConfigError(f"{settings.image!r} is no image", "--image")
-    if settings.server == "triton" and uri is None:
-        raise ConfigError("is needed for Triton: where its repository was copied to", "--storage-uri")
-    scheme, separator, rest = (uri or "").partition("://")
-    if uri is not None and (scheme not in STORAGE_SCHEMES or not separator or not rest or re.search(r"\s", uri)):
-        raise ConfigError(
-            f"{uri!r} is nothing that KServe fetches", "--storage-uri", f"begin with {', '.join(STORAGE_SCHEMES)} ://"
-        )
-    if settings.server == "triton" and settings.arguments:
-        raise ConfigError("are for prunedeploy's server", "arguments", "leave them out with --server triton")
 
 
-def _check_scaling(settings: KServeSettings) -> None:
-    low, high, metric = settings.min_replicas, settings.max_replicas, settings.scale_metric
-    if low < 0:
-        raise ConfigError(f"{low} is negative", "--min-replicas")
-    if high < max(1, low):
-        raise ConfigError(f"{high} is less than {'--min-replicas' if low else 'one'} {low or ''}", "--max-replicas")
-    if metric not in METRICS:
-        raise ConfigError(f"{metric!r} is not known", "--scale-metric", f"choose from {', '.join(METRICS)}")
-    if metric == "cpu" and low == 0:
-        raise ConfigError("0 needs Knative, which does not scale by cpu", "--min-replicas", "scale by concurrency")
-    if metric == "cpu" and settings.concurrency is not None:
-        raise ConfigError("is kept by Knative, which does not scale by cpu", "--concurrency", "scale by concurrency")
-    if settings.scale_target is None and metric not in _TARGETS:
-        raise ConfigError(f"is needed for {metric}", "--scale-target", "measure what one replica can do")
-    target = 1 if settings.scale_target is None else settings.scale_target
-    if target < 1 or (metric == "cpu" and target > 100):
-        raise ConfigError(f"{target} is no target for {metric}", "--scale-target")
-    if settings.concurrency is not None and settings.concurrency < 1:
-        raise ConfigError(f"{settings.concurrency} is not a whole number of at least 1", "--concurrency")
+def gpu_library(bundle: Bundle, precision: str) -> str | None:
+    """``"tensorrt"`` or ``"tensorrt_rtx"``: what the bundle's plans of a precision are for; None without any."""
+    for name, entry in bundle.manifest.files.items():
+        if entry.role == "engine" and entry.precision == precision:
+            return read_engine_file(bundle.path / name, verify=False).library
+    return None

@@ -24,7 +24,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER {user}:{user}
 EXPOSE 8000 8001
 ENTRYPOINT ["prunedeploy"]
-CMD ["serve", "{folder}", "--host", "0.0.0.0"]
+CMD ["serve", "detector={folder}", "--host", "0.0.0.0"]
 """
 
 _TRITON = """\
@@ -41,13 +41,13 @@ USER {user}:{user}
 """
 
 
-def dockerfile(server: str, *, with_bundle: bool = False, gpu: bool = False, name: str = "Dockerfile") -> str:
+def dockerfile(server: str, *, with_bundle: bool = False, runtime: str = "cpu", name: str = "Dockerfile") -> str:
     """The text of a Dockerfile.
 
     Args:
         server: ``"prunedeploy"`` or ``"triton"``.
         with_bundle: prunedeploy only: the folder ``bundle`` becomes part of the image.
-        gpu: prunedeploy only: install ONNX Runtime for GPUs instead of that for CPUs.
+        runtime: prunedeploy only: the extra with the runtime, ``"cpu"``, ``"gpu"`` or ``"rtx"``.
         name: Of the file, for the command in its head.
     """
     if server == "triton":
@@ -56,7 +56,7 @@ def dockerfile(server: str, *, with_bundle: bool = False, gpu: bool = False, nam
         version=__version__,
         and_bundle=" and the bundle in bundle/" if with_bundle else "",
         name=name,
-        extras="gpu,serve" if gpu else "cpu,serve",
+        extras=f"{runtime},serve",
         user=USER_ID,
         bundle=f"COPY --chown=root:root bundle {BUNDLE_FOLDER}\n" if with_bundle else "",
         folder=BUNDLE_FOLDER if with_bundle else "/mnt/models",

@@ -7,18 +7,16 @@ may import only NumPy, Pillow and those modules of prunedeploy that need no more
 from __future__ import annotations
 
 import importlib
-import io
 import json
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from prunedeploy_engines.errors import DataError
-from prunedeploy_engines.images import MAX_PIXELS, read_image, to_greyscale
+from prunedeploy_engines.images import MAX_PIXELS, to_greyscale
 from prunedeploy_engines.letterbox import batch_to_input, letterbox
-
-KINDS = "JPEG, PNG or WebP"
+from prunedeploy_engines.serving.detect import decode_image
+from prunedeploy_engines.serving.errors import ServingError
 
 
 class TritonPythonModel:
@@ -35,6 +33,10 @@ class TritonPythonModel:
         """
         # This module exists only inside Triton's Python backend.
         self._triton: Any = importlib.import_module("triton_python_backend_utils")
+        try:
+            importlib.import_module("PIL.Image")
+        except ImportError as error:  # better now than at the first request
+            raise RuntimeError("Triton's image lacks Pillow; add it with `pip install --no-deps pillow`") from error
         parameters = json.loads(args["model_config"])["parameters"]
         settings = json.loads(parameters["detector"]["string_value"])
         self._size = (int(settings["height"]), int(settings["width"]))
@@ -77,35 +79,10 @@ class TritonPythonModel:
         boxed, sizes = [], []
         for number, content in enumerate(encoded.reshape(-1)):
             try:
-                pixels = decode(bytes(content), self._max_pixels)
-            except DataError as error:
-                raise ValueError(f"image {number}: {error.what}") from None
+                pixels = decode_image(bytes(content), self._max_pixels)
+            except ServingError as error:
+                raise ValueError(f"image {number}: {error}") from None
             sizes.append(pixels.shape[:2])
             boxed.append(letterbox(to_greyscale(pixels) if self._greyscale else pixels, self._size, self._colour)[0])
         images = np.stack(boxed) if self._uint8_input else batch_to_input(boxed)
         return images, np.array(sizes, np.int32)
-
-
-def decode(content: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Decode an image from the network.
-
-    Pillow knows dozens of formats, many of them old and seldom looked after: only three are let in.
-
-    Args:
-        content: The file's content.
-        max_pixels: A larger image is refused from its header alone.
-
-    Returns:
-        ``(H, W, 3)`` uint8 RGB, upright.
-
-    Raises:
-        DataError: It is no JPEG, PNG or WebP, is damaged, or is too large.
-    """
-    webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-    if not (webp or content.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"))):
-        raise DataError(f"this is not an image; send {KINDS}")
-    try:
-        return read_image(io.BytesIO(content), max_pixels)  # type: ignore[arg-type]  # Pillow opens files too
-    except DataError as error:
-        # Pillow's own words name the object that was read from.
-        raise DataError(error.what.partition(" (")[0]) from None

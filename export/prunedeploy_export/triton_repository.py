@@ -118,7 +118,7 @@ def write_triton_repository(
 def _write_python_model(folder: Path, module: str) -> None:
     (folder / "model.py").write_text(_MODEL_TEXT.format(module=module), encoding="utf-8")
     for path, content in copied_sources(module).items():
-        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
 
 

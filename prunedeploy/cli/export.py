@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
+from prunedeploy.cli.export_kserve import folder_name, kserve
 from prunedeploy.cli.group import Group, examples
 from prunedeploy.cli.output import json_option, print_json, print_table, quiet_stdout, whole_numbers
 
-if TYPE_CHECKING:
-    from prunedeploy.cli.model_source import ModelSource
-    from prunedeploy_engines.bundle import Bundle
-
 PRECISIONS = ("fp32", "fp16", "int8")
-SERVERS = ("prunedeploy", "triton")
-METRICS = ("concurrency", "rps", "cpu")
-bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
 
 
 @click.group("export", cls=Group)
 def command() -> None:
     """Write a bundle as a Triton model repository, or as a KServe manifest."""
+
+
+command.add_command(kserve)
 
 
 @command.command(
@@ -35,7 +30,7 @@ def command() -> None:
         "tritonserver --model-repository=models/",
     ),
 )
-@bundle_argument
+@click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--name", metavar="NAME", help="Of the model in Triton; default: the name of the bundle's folder.")
 @click.option(
@@ -155,7 +150,7 @@ def triton(
         written = write_triton_repository(
             source.load_bundle(),
             folder,
-            name=_folder_name(source) if name is None else name,
+            name=folder_name(source) if name is None else name,
             target=target,
             precision=precision,
             version=model_version,
@@ -187,145 +182,3 @@ def triton(
         [ensemble, "the three in a row: ask this one"],
     ]
     print_table(["model", ""], rows, left=2)
-
-
-@command.command(
-    "kserve",
-    epilog=examples(
-        "prunedeploy export kserve bundle/ --image registry.example/detector:1 --dockerfile Dockerfile --out isvc.yaml",
-        "prunedeploy export kserve bundle/ --server triton --storage-uri s3://models/detector --gpus 1 --out isvc.yaml",
-        "kubectl apply -f isvc.yaml",
-    ),
-)
-@bundle_argument
-@click.option("--name", metavar="NAME", help="Of the service; default: made from the name of the bundle's folder.")
-@click.option("--namespace", metavar="NAME", help="Default: kubectl's.")
-@click.option(
-    "--server",
-    type=click.Choice(SERVERS),
-    default="prunedeploy",
-    show_default=True,
-    help="What answers: `prunedeploy serve` in an image of yours, or Triton with the repository of `export triton`.",
-)
-@click.option("--image", metavar="IMAGE", help="The container's; Triton's own needs Pillow added, see --dockerfile.")
-@click.option(
-    "--storage-uri",
-    metavar="URI",
-    help="Where the bundle (or Triton's repository) was copied to: gs://, s3://, pvc://... Default: in the image.",
-)
-@click.option("--min-replicas", type=int, default=1, show_default=True, metavar="N", help="0 lets the service sleep.")
-@click.option("--max-replicas", type=int, default=3, show_default=True, metavar="N", help="At most so many.")
-@click.option(
-    "--scale-metric",
-    type=click.Choice(METRICS),
-    default="concurrency",
-    show_default=True,
-    help="What decides their number. concurrency and rps need Knative in the cluster, cpu does without.",
-)
-@click.option(
-    "--scale-target",
-    type=int,
-    metavar="N",
-    help="Per replica: requests at once (default 8), requests per second, or % of its CPUs (default 80).",
-)
-@click.option("--concurrency", type=int, metavar="N", help="Never give a replica more requests at once.")
-@click.option("--timeout-s", type=int, default=30, show_default=True, metavar="S", help="Of a request in the cluster.")
-@click.option(
-    "--startup-s",
-    type=int,
-    default=60,
-    show_default=True,
-    metavar="S",
-    help="How long a replica may take to load before it counts as dead.",
-)
-@click.option("--cpu", default="1", show_default=True, metavar="Q", help="CPUs of a replica, e.g. 500m or 2.")
-@click.option("--memory", default="2Gi", show_default=True, metavar="Q", help="Memory of a replica.")
-@click.option("--gpus", type=int, default=0, show_default=True, metavar="N", help="NVIDIA GPUs of a replica.")
-@click.option("--service-account", metavar="NAME", help="Whose credentials fetch the model.")
-@click.option("--precision", type=click.Choice(PRECISIONS), help="Which of the bundle's models prunedeploy serves.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Default: print it.")
-@click.option(
-    "--dockerfile",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Also write a Dockerfile for the image, which runs without root.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace files that are there.")
-@json_option
-def kserve(
-    bundle: Path,
-    name: str | None,
-    precision: str | None,
-    out: Path | None,
-    dockerfile: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Write the manifest of a KServe InferenceService, with autoscaling.
-
-    BUNDLE is a bundle or a build's output folder; it is verified first, and its hash stands in the manifest. The
-    container runs without root and capabilities, on a read-only root file system. Nothing is sent anywhere:
-    `kubectl apply -f FILE` is yours to type.
-    """
-    from prunedeploy.cli.model_source import find_model
-    from prunedeploy_export.kserve_manifest import KServeSettings, inference_service, to_yaml
-    from prunedeploy_export.serving_image import dockerfile as dockerfile_text
-
-    server = settings["server"]
-    with quiet_stdout():
-        source = find_model(bundle)
-        opened = source.load_bundle()
-        arguments = () if precision is None else _precision_of(opened, precision, settings)
-        asked = KServeSettings(name=_service_name(source) if name is None else name, arguments=arguments, **settings)
-        manifest = inference_service(opened, asked)
-        files: dict[Path, str] = {}
-        if out is not None:
-            files[out] = to_yaml(manifest)
-        if dockerfile is not None:
-            files[dockerfile] = dockerfile_text(
-                server, with_bundle=asked.storage_uri is None, gpu=asked.gpus > 0, name=dockerfile.name
-            )
-        _write(files, overwrite)
-    if as_json:
-        print_json(manifest)
-    elif out is None:
-        click.echo(to_yaml(manifest), nl=False)
-    else:
-        click.echo(f"{out}: {server} behind {asked.name}, {asked.min_replicas} to {asked.max_replicas} replicas")
-
-
-def _precision_of(bundle: Bundle, precision: str, settings: dict[str, Any]) -> tuple[str, ...]:
-    """Arguments of the server for a precision that the bundle has."""
-    from prunedeploy_engines.errors import ConfigError
-
-    if settings["server"] != "prunedeploy":
-        raise ConfigError("is chosen when Triton's repository is written", "--precision", "leave it out here")
-    bundle.model_path(precision, "gpu" if settings["gpus"] > 0 else "cpu")
-    return ("--precision", precision)
-
-
-def _write(files: dict[Path, str], overwrite: bool) -> None:
-    """Write all files or, if one is there already, none."""
-    from prunedeploy_engines.errors import StoreError
-    from prunedeploy_engines.files import write_atomically
-
-    for path in files:
-        if path.exists() and not overwrite:
-            raise StoreError("exists already", path, "choose another name, or --overwrite it")
-    for path, text in files.items():
-        write_atomically(path, text.encode())
-
-
-def _folder_name(source: ModelSource) -> str:
-    """The name of the bundle's folder, or of the build's that it lies in."""
-    folder = source.given.absolute()
-    if folder.name == "bundle.json":
-        folder = folder.parent
-    return folder.parent.name if folder.name == "bundle" else folder.name
-
-
-def _service_name(source: ModelSource) -> str:
-    """The same as Kubernetes takes it; what is left of a name in another script may be nothing."""
-    plain = re.sub("[^a-z0-9]+", "-", _folder_name(source).lower()).strip("-")
-    return (plain if plain[:1].isalpha() else f"detector-{plain}".strip("-"))[:53].rstrip("-")

@@ -132,6 +132,12 @@ def test_plan_of_tensorrt_for_rtx_is_refused_with_what_to_do(run: Any, tmp_path:
         "has no plan in fp32 for 'sm75'; targets are cpu, gpu and those of its plans: sm86 (fp32)",
     )
     assert run("export", "triton", tmp_path / "bundle", tmp_path / "models", "--target", "gpu").exit_code == 0
+    # The own server can run it.
+    files = ("--gpus", "1", "--dockerfile", tmp_path / "Dockerfile")
+    done = run("export", "kserve", tmp_path / "bundle", "--image", "x:1", *files)
+    arguments = yaml.safe_load(done.stdout)["spec"]["predictor"]["containers"][0]["args"]
+    assert arguments[-4:] == ["--runtime", "tensorrt", "--precision", "fp32"]
+    assert "[rtx,serve]" in (tmp_path / "Dockerfile").read_text()
 
 
 def test_manifest_is_printed_or_written(run_process: Any, tmp_path: Path, bundle: Path) -> None:
@@ -190,6 +196,7 @@ def test_name_of_the_service_comes_from_the_folder(
         (("--image", "x:1", "--min-replicas", "4"), "--max-replicas: 3 is less than --min-replicas 4"),
         (("--image", "x:1", "--min-replicas", "many"), "'many' is not a valid integer"),
         (("--image", "x:1", "--precision", "int8"), "has no onnx of precision int8"),
+        (("--image", "x:1", "--gpus", "1"), "has no TensorRT plan in fp32"),
         (("--server", "triton"), "--storage-uri: is needed for Triton"),
         (("--server", "triton", "--storage-uri", "s3://a/b", "--precision", "fp32"), "--precision: is chosen when"),
         (("--image", "x:1", "--out", "/"), "is a directory"),

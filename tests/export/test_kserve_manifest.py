@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunedeploy_engines.bundle import Bundle, BundleFile, write_bundle
-from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.errors import BundleError, ConfigError
 from prunedeploy_engines.files import file_sha256
 from prunedeploy_engines.version import __version__
-from prunedeploy_export.kserve_manifest import KServeSettings, inference_service, to_yaml
+from prunedeploy_export.kserve_manifest import inference_service, to_yaml
+from prunedeploy_export.kserve_settings import KServeSettings
 from prunedeploy_export.serving_image import TRITON_USER_ID, USER_ID, dockerfile
 
 SCHEMA = json.loads(Path(__file__).with_name("inference_service.schema.json").read_text(encoding="utf-8"))
@@ -59,7 +60,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **OWN,
         "storage_uri": "pvc://claim/detector",
         "namespace": "vision",
-        "arguments": ("--precision", "int8"),
+        "token_secret": "detector-token",
     },
     "own, by cpu": {**OWN, "scale_metric": "cpu", "cpu": "500m", "memory": "768Mi"},
     "own, asleep": {**OWN, "min_replicas": 0, "scale_metric": "rps", "scale_target": 40, "concurrency": 16},
@@ -104,7 +105,7 @@ def test_every_setting_that_is_let_in_fits_the_schema(
         scale_metric=metric,
         scale_target=target,
         concurrency=concurrency,
-        gpus=gpus,
+        gpus=gpus if server == "triton" else 0,
         image=image,
         server=server,
         storage_uri=uri,
@@ -161,20 +162,40 @@ def test_own_server_in_its_image(bundle: Bundle) -> None:
     manifest = manifest_of(bundle, **OWN)
     container = container_of(manifest)
     assert container["name"] == "kserve-container"
-    assert container["args"] == ["serve", "/bundle", "--host", "0.0.0.0", "--port", "8000"]
+    assert container["args"][:6] == ["serve", "detector=/bundle", "--host", "0.0.0.0", "--port", "8000"]
+    assert container["args"][6:] == ["--no-grpc", "--precision", "fp32"]
     assert container["ports"] == [{"containerPort": 8000, "protocol": "TCP"}]
     assert "env" not in container
     assert container["securityContext"]["runAsUser"] == USER_ID
     assert {probe["httpGet"]["port"] for probe in (container["readinessProbe"], container["livenessProbe"])} == {8000}
 
 
-def test_own_server_with_a_fetched_bundle(bundle: Bundle) -> None:
-    container = container_of(
-        manifest_of(bundle, **OWN, storage_uri="gs://models/detector", arguments=("--precision", "int8"))
-    )
-    assert container["args"][:2] == ["serve", "/mnt/models"]
-    assert container["args"][-2:] == ["--precision", "int8"]
-    assert container["env"] == [{"name": "STORAGE_URI", "value": "gs://models/detector"}]
+def test_own_server_with_a_fetched_bundle_and_a_token(bundle: Bundle) -> None:
+    settings = {"storage_uri": "gs://models/detector", "token_secret": "for-clients", "name": "tiny"}
+    container = container_of(manifest_of(bundle, **OWN, **settings))
+    assert container["args"][:2] == ["serve", "tiny=/mnt/models"]
+    assert container["env"] == [
+        {"name": "STORAGE_URI", "value": "gs://models/detector"},
+        {"name": "PRUNEDEPLOY_TOKEN", "valueFrom": {"secretKeyRef": {"name": "for-clients", "key": "token"}}},
+    ]
+
+
+def test_arguments_are_ones_that_the_server_takes(bundle: Bundle, tmp_path: Path) -> None:
+    """The real command parses them, all but that there is no such folder here."""
+    from prunedeploy.cli.serve import command
+
+    arguments = container_of(manifest_of(bundle, **OWN, storage_uri="gs://a/b"))["args"]
+    assert arguments[0] == command.name
+    parsed = command.make_context("serve", arguments[1:]).params
+    assert (parsed["host"], parsed["port"], parsed["no_grpc"]) == ("0.0.0.0", 8000, True)
+    assert (parsed["bundles"], parsed["precision"]) == (("detector=/mnt/models",), "fp32")
+
+
+def test_precision_must_be_in_the_bundle_and_a_plan_for_gpus(bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match="has no onnx of precision int8"):
+        inference_service(bundle, KServeSettings("detector", **OWN, precision="int8"))
+    with pytest.raises(BundleError, match="has no TensorRT plan in fp32, which prunedeploy's server needs"):
+        inference_service(bundle, KServeSettings("detector", **OWN, gpus=1))
 
 
 def test_triton_is_the_clusters_runtime(bundle: Bundle) -> None:
@@ -257,7 +278,8 @@ def test_manifest_says_which_bundle_it_is_for(bundle: Bundle) -> None:
         ({"image": "a b"}, "--image: 'a b' is no image"),
         ({"server": "torchserve"}, "--server: 'torchserve' is not known; choose from prunedeploy, triton"),
         ({"server": "triton"}, "--storage-uri: is needed for Triton"),
-        ({**TRITON, "arguments": ("--precision", "int8")}, "are for prunedeploy's server"),
+        ({**TRITON, "token_secret": "a"}, "--token-secret: is for prunedeploy's server"),
+        ({"token_secret": "a/b"}, "--token-secret: 'a/b' is no name of a Secret"),
         ({"storage_uri": "/models"}, "--storage-uri: '/models' is nothing that KServe fetches"),
         ({"storage_uri": "ftp://models"}, "--storage-uri: 'ftp://models' is nothing"),
         ({"storage_uri": "s3://"}, "--storage-uri: 's3://' is nothing"),
@@ -288,17 +310,20 @@ def test_what_the_cluster_would_refuse_is_one_line_here(bundle: Bundle, settings
 
 
 @pytest.mark.parametrize("with_bundle", [False, True])
-@pytest.mark.parametrize("gpu", [False, True])
-def test_image_of_the_own_server_runs_without_root(with_bundle: bool, gpu: bool) -> None:
-    text = dockerfile("prunedeploy", with_bundle=with_bundle, gpu=gpu)
+@pytest.mark.parametrize("runtime", ["cpu", "gpu", "rtx"])
+def test_image_of_the_own_server_runs_without_root(with_bundle: bool, runtime: str) -> None:
+    text = dockerfile("prunedeploy", with_bundle=with_bundle, runtime=runtime)
     instructions = [line.split(maxsplit=1) for line in text.splitlines() if re.match("[A-Z]+ ", line)]
     assert [name for name, _ in instructions if name == "FROM"] == ["FROM"]
     assert dict(instructions)["USER"] == f"{USER_ID}:{USER_ID}"
     assert f"--uid {USER_ID}" in text
     assert json.loads(dict(instructions)["ENTRYPOINT"]) == ["prunedeploy"]
-    assert json.loads(dict(instructions)["CMD"])[:2] == ["serve", "/bundle" if with_bundle else "/mnt/models"]
+    assert json.loads(dict(instructions)["CMD"])[:2] == [
+        "serve",
+        "detector=/bundle" if with_bundle else "detector=/mnt/models",
+    ]
     assert ("COPY --chown=root:root bundle /bundle" in text) is with_bundle
-    assert f"prunedeploy-{__version__}-py3-none-any.whl[{'gpu' if gpu else 'cpu'},serve]" in text
+    assert f"prunedeploy-{__version__}-py3-none-any.whl[{runtime},serve]" in text
     last = [name for name, _ in instructions]
     assert last.index("USER") > max(number for number, name in enumerate(last) if name in ("RUN", "COPY"))
 

@@ -234,11 +234,11 @@ def test_bad_images_spoil_their_own_request_only(tmp_path: Path, image_files: di
     answers = run_python_model(tmp_path / "models", "tiny-preprocess", [{"image": images} for images in requests])
     said = {number: answer.args[1] for number, answer in enumerate(answers) if isinstance(answer, RefusedError)}
     assert said == {
-        1: "image 1: this is not an image; send JPEG, PNG or WebP",
-        2: "image 0: this is not an image; send JPEG, PNG or WebP",
-        3: "image 0: the image is damaged",
-        4: "image 0: the image has 64 megapixels, more than the limit of 50 megapixels",
-        5: "image 0: this is not an image; send JPEG, PNG or WebP",
+        1: "image 1: the image is of no format that is taken; send JPEG, PNG or WebP",
+        2: "image 0: the image is of no format that is taken; send JPEG, PNG or WebP",
+        3: "image 0: the image is damaged; send JPEG, PNG or WebP",
+        4: "image 0: the image has 64000000 pixels, more than 50000000; scale it down",
+        5: "image 0: the image is empty; send JPEG, PNG or WebP",
         6: "a request must have 1 to 4 images, this one has 5",
     }
     np.testing.assert_array_equal(answers[0]["images"], answers[7]["images"])
@@ -251,7 +251,8 @@ def test_copied_modules_are_the_originals(tmp_path: Path, repository: Path, part
     write_triton_repository(bundle, tmp_path / "models", name="tiny")
     folder = tmp_path / "models" / f"tiny-{part}" / "1"
     homes = {"prunedeploy_engines": repository / "engines", "prunedeploy_export": repository / "export"}
-    copied = [path for package in homes for path in sorted((folder / package).glob("*.py")) if path.stem != "__init__"]
+    copied = [path for package in homes for path in sorted((folder / package).rglob("*.py")) if path.stem != "__init__"]
     assert f"triton_{part}.py" in {path.name for path in copied}
     for path in copied:
-        assert path.read_bytes() == (homes[path.parent.name] / path.relative_to(folder)).read_bytes()
+        of_package = path.relative_to(folder)
+        assert path.read_bytes() == (homes[of_package.parts[0]] / of_package).read_bytes()
