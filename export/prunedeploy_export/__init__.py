@@ -7,6 +7,7 @@ In the order of the data's flow::
     precision        model.onnx -> fp16 and int8 files
     onnx_uint8_input, onnx_nms   uint8 images in, detections out
     parity           the gates an artefact passes before it is deployed
+    triton_repository, kserve_manifest   a bundle -> what a cluster's servers run
 
 Everything is imported at first use, so that the gates run where neither torch nor onnx is installed.
 """
