@@ -196,3 +196,20 @@ def test_names_from_a_bundle_are_text_and_never_markup(visit: Visit) -> None:
     assert rows(visit, "markup")[0][0] == MARKUP
     assert MARKUP in visit.pane("markup").get_by_role("img").get_attribute("aria-label")
     assert visit.page.locator("b, img[src=x]").count() == 0
+
+
+def test_policy_of_the_page_is_in_force_and_would_be_noticed(visit: Visit) -> None:
+    inject = """() => {
+        const script = document.createElement("script");
+        script.textContent = "window.intruder = true";
+        document.body.append(script);
+        document.body.insertAdjacentHTML("beforeend", '<p style="color: red" onclick="window.intruder = true">x</p>');
+        return fetch("http://127.0.0.1:9/elsewhere").then(() => "answered", () => "refused");
+    }"""
+    assert visit.page.evaluate(inject) == "refused"
+    visit.page.get_by_text("x", exact=True).click()
+    assert visit.page.evaluate("window.intruder") is None
+    broken = " ".join(visit.problems)
+    for directive in ("script-src-elem", "script-src-attr", "style-src-attr", "connect-src"):
+        assert f"policy: {directive}" in broken
+    visit.problems.clear()

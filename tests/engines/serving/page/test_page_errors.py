@@ -131,7 +131,7 @@ def test_token_is_asked_for_and_kept_in_memory_only(
         assert field.is_visible()
         assert page.evaluate("document.activeElement.id") == "token", "the focus is where something is to be typed"
         assert page.get_by_role("status").text_content() == "This server asks for a token."
-        field.fill("another-one")
+        field.fill("another one")
         field.press("Enter")
         page.wait_for_function(refused)
         assert field.input_value() == ""
