@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -122,42 +121,31 @@ class Served:
 
 
 @contextmanager
-def serving(
-    bundles: dict[str, Bundle], *options: str, port: int | None = None, token: str | None = None
-) -> Iterator[Served]:
+def serving(bundles: dict[str, Bundle], *options: str, port: int = 0, token: str | None = None) -> Iterator[Served]:
     """Start the server, wait until it is ready, and stop it at the end.
 
     Args:
         bundles: To serve, by name.
         options: Of ``prunedeploy serve``.
-        port: None takes a free one.
+        port: 0 takes a free one.
         token: That the options ask for, so that the tests' own requests carry it.
     """
-    port = port or free_port()
     named = [f"{name}={bundle.path}" for name, bundle in bundles.items()]
     command = [*SERVE, *named, "--port", str(port), "--no-grpc", *options]
     path = os.pathsep.join(str(REPOSITORY / folder) for folder in (".", "export", "engines"))
-    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL)
-    served = Served(bundles, port, process, token)
+    process = subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     try:
-        while True:
-            assert process.poll() is None, f"{' '.join(command)} ended with {process.returncode}"
-            try:
-                served.ask("/v2/health/ready")
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield served
+        assert process.stdout is not None
+        said = process.stdout.readline().decode()  # the one line that it writes when everything is loaded
+        announced = re.search(r" at http://127\.0\.0\.1:(\d+)$", said.strip())
+        assert announced, f"{' '.join(command)} says {said!r} and ends with {process.poll()}"
+        yield Served(bundles, int(announced[1]), process, token)
     finally:
         if process.poll() is None:
-            served.stop()
-
-
-def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
+            process.send_signal(signal.SIGTERM)
+        process.wait(30)
 
 
 class Visit:

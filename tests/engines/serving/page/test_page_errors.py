@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from prunedeploy_engines import Bundle
-from served_page import Served, Visit, mosaic, serving
+from served_page import Served, Visit, mosaic, png, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -26,7 +26,10 @@ TOKEN = "a-token-of-this-test"
 def lonely(browser: Browser, bundles: dict[str, Bundle]) -> Iterator[tuple[Served, Visit]]:
     """A server of one test's own, with narrow limits, and a visit to it."""
     pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
-    with serving(bundles, "--max-body-bytes", "50000") as served, Visit(browser, served.url, "503") as visit:
+    with (
+        serving(bundles, "--max-body-mb", "1", "--max-megapixels", "0.5") as served,
+        Visit(browser, served.url, "503") as visit,
+    ):
         yield served, visit
 
 
@@ -51,11 +54,12 @@ def in_format(name: str) -> bytes:
 
 def test_too_large_is_told_without_sending_it(lonely: tuple[Served, Visit]) -> None:
     _, visit = lonely
-    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)  # does not compress: 120 kB
-    file = io.BytesIO()
-    Image.fromarray(noise).save(file, "PNG")
-    choose(visit, file.getvalue())
-    assert told(visit) == "This image is too large for the server. It has 0.1 MiB, the limit is 0.0 MiB."
+    noise = np.random.default_rng(0).integers(0, 256, (650, 650, 3), dtype=np.uint8)  # cannot be compressed
+    choose(visit, png(noise))
+    assert told(visit) == "This image is too large for the server. It has 1.2 MiB, the limit is 1.0 MiB."
+    choose(visit, png(np.zeros((800, 800, 3), np.uint8)))
+    visit.page.get_by_text("0.5 million").wait_for()
+    assert told(visit) == "This image is too large for the server. It has 800 x 800 pixels, the limit is 0.5 million."
     assert visit.detect_requests == 0
     visit.upload(mosaic(30))
     assert visit.page.get_by_role("alert").is_hidden(), "the next image makes it good"
