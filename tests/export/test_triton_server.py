@@ -50,6 +50,8 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(os.path.join(os.path.dirname(__file__), "model.onnx"))
 
     def execute(self, requests):
+        with open({batches!r}, "a") as file:
+            file.write(f"{{len(requests)}}\\n")
         time.sleep({seconds})
         responses = []
         for request in requests:
@@ -75,7 +77,7 @@ def start(repository: Path, folder: Path, seconds: float = 0.0) -> tuple[subproc
     config.write_text(text.replace('platform: "onnxruntime_onnx"\n', "").replace('"model.onnx"', '"model.py"'))
     site = sysconfig.get_path("purelib")
     (repository / "tiny" / "1" / "model.py").write_text(
-        DETECTOR.format(libraries=str(given), site=site, seconds=seconds)
+        DETECTOR.format(libraries=str(given), site=site, seconds=seconds, batches=str(folder / "batches.txt"))
     )
     for part in ("preprocess", "postprocess"):  # the interpreter's own NumPy may be of version 2
         for library in ("numpy", "numpy.libs", "PIL", "pillow.libs"):
@@ -218,3 +220,21 @@ def test_full_queue_refuses_at_once_and_answers_the_rest(tmp_path: Path) -> None
     assert len(answered) >= 3  # one computes, two wait
     assert len(refused) >= 3
     assert len(set(answered)) == 1
+
+
+def test_requests_of_many_clients_become_batches(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path / "bundle", DETECTORS["plain"](tmp_path / "source.onnx"))
+    settings = TritonSettings(max_batch=8, preferred_batch=(8,), max_delay_ms=500)
+    write_triton_repository(bundle, tmp_path / "models", name="tiny", settings=settings)
+    server, port, _ = start(tmp_path / "models", tmp_path, seconds=0.2)
+    (tmp_path / "batches.txt").unlink()  # of the warm-up
+    image = encoded_images()["small.png"]
+    try:
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(pool.map(lambda _: rows_of(asker(http, port)(image)), range(16)))
+    finally:
+        stop(server)
+    assert all(answer == answers[0] for answer in answers)
+    batches = [int(line) for line in (tmp_path / "batches.txt").read_text().split()]
+    assert sum(batches) == 16
+    assert 1 < max(batches) <= 8
