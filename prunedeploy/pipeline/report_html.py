@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 
 VOID = frozenset({"br", "col", "hr", "img", "link", "meta"})
+_ILLEGAL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 class Html(str):
@@ -44,13 +46,7 @@ def tag(name: str, /, *children: Node, **attributes: str | float | None) -> Html
 
 def text(value: object) -> Html:
     """Escape; characters that no HTML file may hold become the replacement character."""
-    legal = "".join(
-        "\N{REPLACEMENT CHARACTER}"
-        if (c < " " and c not in "\t\n") or "\ud800" <= c <= "\udfff" or c == "\x7f"
-        else c
-        for c in str(value)
-    )
-    return Html(html.escape(legal, quote=True))
+    return Html(html.escape(_ILLEGAL.sub("\N{REPLACEMENT CHARACTER}", str(value)), quote=True))
 
 
 def _markup(node: Node) -> str:

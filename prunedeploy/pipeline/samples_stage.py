@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,12 +15,15 @@ from PIL import Image
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd
+from prunedeploy.data.records import ImageRecord
 from prunedeploy.evaluation import TorchRunner
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.export_stages import evaluation_loader
 from prunedeploy_engines.nms import detections_from
 
 DOCUMENT = "samples.json"
+OBJECTS = (2, 5)
+"""Of one object there is little to see, of many nothing in a small picture."""
 THRESHOLDS = ("score_threshold", "iou_threshold")
 
 
@@ -29,7 +33,7 @@ def picture_name(kind: str, number: int) -> str:
 
 
 def samples_stage(context: BuildContext, model: StageResult, images: int) -> StageResult:
-    """The first test images that have boxes, clean and under PGD of the very network, and its detections.
+    """Some test images (`telling_images`), clean and under PGD of the very network, and its detections.
 
     The pictures are the network's input, letterboxed, pixel by pixel; boxes are in the document beside them, so that
     they can be drawn in any size. Detections are those of the exact attack, whose pixels a picture rounds to 8 bits.
@@ -37,14 +41,14 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
     Args:
         context: Of the build.
         model: The network.
-        images: How many; fewer where the test images do not have so many with boxes.
+        images: How many; fewer where not so many have boxes.
     """
     config = context.config
 
     def compute(work: Path, _: Path) -> None:
         network = load_stage_model(model.folder).to(context.device)
         height, width = network.cfg.input_size
-        labelled = [record for record in context.test.images if not record.iscrowd.all()]
+        labelled = telling_images(context.test.images)
         loader = evaluation_loader(context, replace(context.test, images=labelled), network, 1)
         pgd = Pgd.against(network, context.threat_model(), "fp32", config.seed)
         names = {record.image_id: record.path.name for record in labelled}
@@ -68,7 +72,7 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
                         iou_threshold=config.evaluation.iou_threshold,
                     )
                     document[kind] = [
-                        {**_box(box, context.class_names[int(index)]), "score": round(float(score), 4)}
+                        {**_box(box, context.class_names[int(index)]), "score": round(float(score), 6)}
                         for box, score, index in zip(*found, strict=True)
                     ]
                     rounded = (pixels[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
@@ -80,6 +84,7 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
         "attack": config.attack.model_dump(),
         "thresholds": config.evaluation.model_dump(include=set(THRESHOLDS)),
         "images": images,
+        "objects": OBJECTS,
         "greyscale": config.data.greyscale,
         "allow_bad_images": config.data.allow_bad_images,
         "seed": config.seed,
@@ -87,6 +92,16 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
         "class_names": context.class_names,
     }
     return context.run("samples", 1, settings, {"model": model.digest, "data": context.test_key}, compute)
+
+
+def telling_images(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Images with boxes, first those in which there is something to see: `OBJECTS` from and to.
+
+    By the objects alone, in the order of the data set: an image that suits one network cannot be picked.
+    """
+    objects = [int((~record.iscrowd).sum()) for record in records]
+    ordered = sorted(zip(objects, records, strict=True), key=lambda pair: not OBJECTS[0] <= pair[0] <= OBJECTS[1])
+    return [record for count, record in ordered if count]
 
 
 def _ground_truth(targets: Tensor, width: int, height: int, class_names: list[str]) -> list[dict[str, Any]]:

@@ -111,7 +111,7 @@ def is_share(study: Study, metric: Metric, a: str, b: str, ratio: float, bounds:
 
 def falls(study: Study, metric: Metric, name: str) -> Part:
     """The mean at the highest ratio is significantly lower than at ratio 0, and by at least `FALLS_BY`."""
-    label = configuration(name).label
+    label = configuration(name).phrase
     ratios = [ratio for ratio in study.ratios if len(study.values(metric, name, ratio)) > 1]
     if len(ratios) < 2 or ratios[0] != 0.0:
         return Part(label, Verdict.NOT_TESTED, "needs two runs at ratio 0 and at another one")
@@ -129,7 +129,7 @@ def falls(study: Study, metric: Metric, name: str) -> Part:
 
 def is_s_shaped(study: Study, metric: Metric, name: str) -> Part:
     """The curve of means falls (`falls`), gently at first, steeply in the middle, gently at last (`S_ENDS`)."""
-    label = configuration(name).label
+    label = configuration(name).phrase
     fall = falls(study, metric, name)
     known = [(ratio, float(v.mean())) for ratio in study.ratios if len(v := study.values(metric, name, ratio))]
     if fall.verdict is Verdict.NOT_TESTED or len(known) < 4:
@@ -151,7 +151,7 @@ def is_s_shaped(study: Study, metric: Metric, name: str) -> Part:
 
 def is_above_number(study: Study, metric: Metric, name: str, ratio: float, number: float, what: str) -> Part:
     """The 95 % interval of a mean lies above a number that has no runs."""
-    label = f"{configuration(name).label} at {percent(ratio)}"
+    label = f"{configuration(name).phrase} at {percent(ratio)}"
     values = study.values(metric, name, ratio)
     interval = mean_interval(values)
     if interval is None:
@@ -197,7 +197,7 @@ def _value(metric: Metric, values: Floats) -> str:
 
 
 def _names(a: str, b: str) -> str:
-    return f"{configuration(a).label} against {configuration(b).label}"
+    return f"{configuration(a).phrase} against {configuration(b).phrase}"
 
 
 def _between(bounds: tuple[float, float]) -> str:

@@ -44,6 +44,11 @@ class Configuration:
         return ", ".join(part for part in parts if part)
 
     @property
+    def phrase(self) -> str:
+        """For sentences, where commas would part other things, e.g. ``unstructured DeepLIFT``."""
+        return self.label.replace(",", "")
+
+    @property
     def caption(self) -> str:
         """As the paper's tables call it, e.g. ``Unstructured HYDRA``: its name for scaled scores."""
         words = [self.method.capitalize(), _IN_THE_PAPER.get(self.scores, self.scores)]

@@ -42,7 +42,17 @@ tr.summary > * { border-top: 2px solid var(--line); }
 .claims thead tr:first-child > * { border-bottom: 2px solid var(--line); }
 .claims details, .claims ul { margin: .3rem 0 0; max-width: none; } .claims li { margin: .15rem 0; }
 .verdict { white-space: nowrap; } .muted { color: var(--soft); font-weight: 600; }
-@media print { figure.plot { break-inside: avoid; } }
+figure.plot > .scroll { margin: 0 0 .4rem; } figcaption { max-width: 56rem; }
+@media (max-width: 40rem) {
+  .plot img { min-width: 42rem; } .plot.tall img { min-width: 34rem; } figcaption { font-size: .88rem; }
+  figure.table :is(tbody, thead) th:first-child { position: sticky; left: 0; background: var(--paper); }
+  .claims thead th { font-size: .74rem; }
+}
+@media print {
+  .plot img { width: auto; max-width: 100%; min-width: 0; margin: 0 auto; border: 0; padding: 0; }
+  .plot.tall img { max-height: 21.5cm; } figcaption { font-size: 9pt; }
+  figure.table table { font-size: 7.5pt; } figure[id^=comparisons] table { font-size: 6pt; }
+}
 """
 P_TABLES = ("I", "II", "III", "IV")
 
@@ -172,10 +182,11 @@ def _about(study: Study) -> str:
 
 
 def _plot(plot: Plot) -> Html:
-    form, content = ("webp", plot.webp) if plot.has_photographs else ("svg+xml", plot.svg)
+    form, content = ("jpeg", plot.jpeg) if plot.has_photographs else ("svg+xml", plot.svg)
     data = base64.b64encode(content).decode("ascii")
     image = tag("img", src=f"data:image/{form};base64,{data}", alt=plot.caption)
-    return tag("figure", image, tag("figcaption", plot.caption), cls="plot", id=plot.name)
+    kind = "plot tall" if plot.has_photographs else "plot"
+    return tag("figure", tag("div", image, cls="scroll"), tag("figcaption", plot.caption), cls=kind, id=plot.name)
 
 
 def _samples(plots: Sequence[Plot]) -> Node:

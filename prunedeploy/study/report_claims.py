@@ -111,7 +111,8 @@ def _beside(answer: Answer, other: Answer) -> Html:
 
 
 def _verdict(answer: Answer) -> Html:
-    return tag("span", answer.verdict.value, cls=f"verdict {VERDICT_CLASSES[answer.verdict]}")
+    sign = tag("span", f"{VERDICT_SIGNS[answer.verdict]} ", aria_hidden="true")
+    return tag("span", sign, answer.verdict.value, cls=f"verdict {VERDICT_CLASSES[answer.verdict]}")
 
 
 def _small(words: str) -> Html:

@@ -57,8 +57,8 @@ def test_answers_on_the_papers_own_numbers(of_the_paper):
     }
     failing = [part for part in of_the_paper["structured-half"].parts if part.verdict is NO]
     assert [part.where for part in failing] == [
-        "structured, DeepLIFT against unstructured, DeepLIFT at 65%",
-        "structured, scaled against unstructured, scaled at 65%",
+        "structured DeepLIFT against unstructured DeepLIFT at 65%",
+        "structured scaled against unstructured scaled at 65%",
     ]
     assert failing[0].numbers.startswith("0.60 of it; 52.9 ms against 87.7 ms")
 
@@ -187,7 +187,7 @@ def test_a_study_with_its_own_ratios_is_asked_at_those():
     study = study_of({(name, ratio): 0.3 for name in (A, B) for ratio in (0.0, 0.3, 0.6, 0.95)})
     assert ratios_within(study, 0.5, 0.85) == [0.6]
     answer = next(answer for answer in answer_claims(study) if answer.claim.key == "deeplift-map")
-    assert [part.where for part in answer.parts] == ["structured, DeepLIFT against structured, scaled at 60%"]
+    assert [part.where for part in answer.parts] == ["structured DeepLIFT against structured scaled at 60%"]
 
 
 def test_greyscale_is_compared_with_its_own_original():
