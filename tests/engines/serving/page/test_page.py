@@ -48,12 +48,17 @@ def test_boxes_are_drawn_where_the_objects_are(visit: Visit) -> None:
     assert (name, box) == ("green", ["32", "16", "16", "16"])
     canvas = visit.pane("dense").locator("canvas")
     assert canvas.evaluate("canvas => [canvas.width, canvas.height]") == [768, 512]
-    drawn = canvas.evaluate("canvas => [...canvas.getContext('2d').getImageData(0, 0, 768, 512).data]")
-    pixels = np.array(drawn).reshape(512, 768, 4)
-    for x, y in ((256, 192), (383, 192), (320, 255)):  # left, right and bottom edge
-        assert pixels[y, x] == pytest.approx([0x56, 0xB4, 0xE9, 255], abs=3)
-    assert pixels[192, 320] == pytest.approx([0, 255, 0, 255], abs=3), "the object stays visible"
-    assert pixels[450, 60].tolist() == [0, 0, 0, 255], "and so does what is around it"
+    seen = """(canvas, points) => {
+        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        return points.map(([x, y]) => [...data.slice(4 * (y * canvas.width + x)).slice(0, 3)]);
+    }"""
+    edges = [[256, 192], [383, 192], [320, 255]]  # left, right, bottom
+    *edge_colours, label, inside, outside = canvas.evaluate(seen, [*edges, [258, 112], [320, 192], [60, 450]])
+    for colour in edge_colours:
+        assert colour == pytest.approx([0x56, 0xB4, 0xE9], abs=3)
+    assert label == pytest.approx([0x56, 0xB4, 0xE9], abs=3), "the label's plate stands above its box"
+    assert inside == pytest.approx([0, 255, 0], abs=3), "the object stays visible"
+    assert outside == [0, 0, 0], "and so does what is around it"
 
 
 def test_slider_filters_without_asking_the_server(served: Served, visit: Visit) -> None:
@@ -126,17 +131,16 @@ def test_second_model_can_be_left_out_and_models_can_be_swapped(served: Served, 
 
 
 def test_matching_agrees_with_every_assignment_tried(visit: Visit) -> None:
-    # Boxes of different classes, or far apart, or one upon the other: then the largest possible number of pairs, found
-    # by trying all assignments, is what matching greedily finds as well.
+    # Two boxes here are the same or do not touch, and are of the same class or not: then the largest possible number of
+    # pairs, found by trying all assignments, is what matching greedily finds as well.
     random = np.random.default_rng(0)
     for _ in range(20):
-        places = [random.integers(0, 3, size=random.integers(0, 5)) for _ in range(2)]
         sides = [
             [
-                {"class": f"c{place % 2}", "score": 0.5, "box": [20.0 * place, 0, 20.0 * place + 10, 10]}
-                for place in side
+                {"class": f"c{class_id}", "score": 0.5, "box": [20.0 * place, 0, 20.0 * place + 10, 10]}
+                for place, class_id in random.integers(0, 2, size=(random.integers(0, 5), 2)).tolist()
             ]
-            for side in places
+            for _ in range(2)
         ]
         few, many = sorted(sides, key=len)
         best = max(
@@ -146,7 +150,7 @@ def test_matching_agrees_with_every_assignment_tried(visit: Visit) -> None:
             for order in itertools.permutations(many, len(few))
         )
         program = "async sides => (await import('/static/agreement.js')).inBoth(...sides)"
-        assert visit.page.evaluate(program, sides) == best, places
+        assert visit.page.evaluate(program, sides) == best, sides
 
 
 def test_latency_is_told_by_stage(visit: Visit) -> None:
@@ -175,6 +179,21 @@ def test_models_are_listed_with_their_pruning_record(visit: Visit) -> None:
     assert "75 %, structured, scaled | 500 k" in pruned
     for row, (map_clean, map_pgd) in ((dense, ("0.700", "0.500")), (pruned, ("0.650", "0.480"))):
         assert re.search(rf"\| ready \|.*onnxruntime, fp32 \| 48 × 32 \| 3 classes \| {map_clean} \| {map_pgd}", row)
+
+
+def test_newer_image_is_not_overtaken_by_an_older_one(served: Served, visit: Visit) -> None:
+    held: list[Any] = []
+    visit.page.route("**/v1/detect?*", lambda route: held.append(route))
+    visit.page.locator("#file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": mosaic(7)})
+    visit.page.wait_for_function("() => document.querySelector('[aria-busy=true]')")
+    visit.page.unroute("**/v1/detect?*")
+    newer = mosaic(8)
+    visit.upload(newer)
+    for route in held:
+        route.abort()
+    visit.again()
+    for name in ("dense", "pruned"):
+        assert rows(visit, name) == [as_row(one) for one in served.detect(name, newer, 0.5)]
 
 
 def test_image_without_objects_says_so(visit: Visit) -> None:
