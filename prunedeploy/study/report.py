@@ -50,7 +50,7 @@ figure.plot > .scroll { margin: 0 0 .4rem; } figcaption { max-width: 56rem; }
 }
 @media print {
   .plot img { width: auto; max-width: 100%; min-width: 0; margin: 0 auto; border: 0; padding: 0; }
-  .plot.tall img { max-height: 21.5cm; } figcaption { font-size: 9pt; }
+  .claims tbody { break-inside: avoid; } .plot.tall img { max-height: 21.5cm; } figcaption { font-size: 9pt; }
   figure.table table { font-size: 7.5pt; } figure[id^=comparisons] table { font-size: 6pt; }
 }
 """

@@ -33,10 +33,12 @@ def to_csv(table: Table) -> str:
 
 def to_latex(table: Table) -> str:
     """A ``table`` environment that needs no package; what stands out is bold."""
+    # LaTeX numbers tables itself.
+    caption = f"{table.title} (as Table {table.number} of the paper)" if table.number else table.title
     columns = "l" + "".join("l" if _is_text(table, i) else "r" for i in range(len(table.head) - 1))
     lines = [
         r"\begin{table}",
-        rf"\caption{{{latex_text(table.caption)}}}",
+        rf"\caption{{{latex_text(caption)}}}",
         rf"\label{{tab:{table.name}}}",
         r"\centering",
         *([r"\scriptsize\setlength{\tabcolsep}{2pt}"] if len(table.head) > MANY_COLUMNS else []),
