@@ -49,7 +49,7 @@ figure.plot > .scroll { margin: 0 0 .4rem; } figcaption { max-width: 56rem; }
   .claims thead th { font-size: .74rem; }
 }
 @media print {
-  .plot img { width: auto; max-width: 100%; min-width: 0; margin: 0 auto; border: 0; padding: 0; }
+  .plot img { width: auto; max-width: 100% !important; min-width: 0; margin: 0 auto; border: 0; padding: 0; }
   .claims tbody { break-inside: avoid; } .plot.tall img { max-height: 21.5cm; } figcaption { font-size: 9pt; }
   figure.table table { font-size: 7.5pt; } figure[id^=comparisons] table { font-size: 6pt; }
 }
@@ -184,7 +184,10 @@ def _about(study: Study) -> str:
 def _plot(plot: Plot) -> Html:
     form, content = ("jpeg", plot.jpeg) if plot.has_photographs else ("svg+xml", plot.svg)
     data = base64.b64encode(content).decode("ascii")
-    image = tag("img", src=f"data:image/{form};base64,{data}", alt=plot.caption)
+    # Letters of all figures are about as large as those of the page: a small figure is not blown up to its width.
+    widest = plot.figure.get_figwidth() * (8 if plot.has_photographs else 6.7)
+    source = f"data:image/{form};base64,{data}"
+    image = tag("img", src=source, alt=plot.caption, style=f"max-width: {widest:.1f}rem")
     kind = "plot tall" if plot.has_photographs else "plot"
     return tag("figure", tag("div", image, cls="scroll"), tag("figcaption", plot.caption), cls=kind, id=plot.name)
 
