@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from prunedeploy_engines.detections import Detections
 from prunedeploy_engines.serving.errors import InvalidRequestError, TooLargeError
 from prunedeploy_engines.serving.image_room import ImageRoom
-from prunedeploy_engines.serving.repository import ModelRepository
+from prunedeploy_engines.serving.repository import ModelRepository, ModelState
 from prunedeploy_engines.serving.request_notes import RequestNotes
 from prunedeploy_engines.serving.served_model import ServedModel
 from prunedeploy_engines.serving.settings import ServingSettings
@@ -67,6 +68,11 @@ class ProtocolModels:
         """
         bundle = self.bundle_of(name)
         return self.repository.get(bundle, version), bundle != name
+
+    def index(self) -> list[ModelState]:
+        """The state of every protocol name, in the order of `names`."""
+        bundles = {state.name: state for state in self.repository.index()}
+        return [replace(bundles[self.bundle_of(name)], name=name) for name in self.names()]
 
     def metadata(self, name: str, version: str | None) -> dict[str, Any]:
         """Name, versions, platform, inputs and outputs, as the protocol's JSON.
