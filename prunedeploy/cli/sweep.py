@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,25 +217,23 @@ def _spelled(value: object, key: str = "") -> str:
 def _executors(
     executor: str, threads: int, workers: int | None, ray_address: str | None, gpus_per_task: float, progress: Progress
 ) -> Iterator[Callable[[Phase, Path], Executor]]:
-    """What works off the tasks of a phase. Latency is measured on this machine, one model at a time."""
-    if executor == "local":
-        from prunedeploy.study.sweep.local_executor import LocalExecutor
+    """What works off the tasks of a phase. Latency is measured by processes of this machine, one model at a time."""
+    from prunedeploy.study.sweep.local_executor import LocalExecutor
 
-        here = workers or default_workers(threads)
-        yield lambda phase, log: LocalExecutor(here if phase == "train" else 1, log, threads)
-        return
-    from prunedeploy.study.sweep.ray_cluster import RayCluster
+    with ExitStack() as stack:
+        train: Callable[[Path], Executor]
+        if executor == "ray":
+            from prunedeploy.study.sweep.ray_cluster import RayCluster
 
-    with RayCluster(ray_address, usable_cores()) as cluster:  # before torch is loaded: an error is told at once
-        from prunedeploy.study.sweep.ray_executor import RayExecutor
+            cluster = stack.enter_context(RayCluster(ray_address, usable_cores()))  # before torch is loaded, for errors
+            from prunedeploy.study.sweep.ray_executor import RayExecutor
 
-        def executors(phase: Phase, log: Path) -> Executor:
-            timing = phase == "time"
-            at_once = 1 if timing else workers
-            say = progress.message
-            return RayExecutor(cluster, log, threads, gpus_per_task, workers=at_once, on_this_machine=timing, say=say)
-
-        yield executors
+            train = partial(
+                RayExecutor, cluster, threads=threads, gpus=gpus_per_task, workers=workers, say=progress.message
+            )
+        else:
+            train = partial(LocalExecutor, workers or default_workers(threads), threads=threads)
+        yield lambda phase, log: train(log) if phase == "train" else LocalExecutor(1, log, threads)
 
 
 def _show_plan(

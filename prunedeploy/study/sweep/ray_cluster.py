@@ -63,7 +63,6 @@ class RayCluster:
             self._connect(cpus)
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
-        self.own_node: str = ray.get_runtime_context().get_node_id()
 
     def _connect(self, cpus: int) -> None:
         settings: dict[str, Any] = {**QUIET, "runtime_env": {"env_vars": _environment()}}
@@ -82,15 +81,8 @@ class RayCluster:
         """How many tasks with these resources the cluster can do at once, were it idle."""
         return sum(
             min(int(node.get(name, 0.0) / needed) for name, needed in (("CPU", cpus), ("GPU", gpus)) if needed)
-            for node in self._resources().values()
+            for node in (node["Resources"] for node in self._ray.nodes() if node["Alive"])
         )
-
-    def own_cpus(self) -> float:
-        """CPUs that Ray has on this machine: none on a head node that is kept free of tasks."""
-        return float(self._resources().get(self.own_node, {}).get("CPU", 0.0))
-
-    def _resources(self) -> dict[str, dict[str, float]]:
-        return {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
 
     def close(self) -> None:
         """Disconnect, and end a Ray that was started here."""

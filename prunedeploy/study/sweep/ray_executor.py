@@ -30,6 +30,9 @@ _PROBE = "probe-"
 class RayExecutor:
     """Ray tasks, each of which does one cell in a process of its own.
 
+    It is for training. Latency is measured by a `LocalExecutor`, on the driver's machine: times of two machines are
+    never mixed, and Ray runs its tasks with the lowest priority but a few, which would be measured too.
+
     What a task says comes back while it runs (a streaming generator), so that a stage several cells need lets them go
     on as soon as it is there. Ray tries nothing again by itself: a lost task is counted here.
 
@@ -39,7 +42,6 @@ class RayExecutor:
         threads: Of PyTorch in each task, and CPUs that Ray sets aside for it.
         gpus: That Ray sets aside for a task; a fraction shares one.
         workers: At most so many tasks at once; None: as many as the nodes have room for.
-        on_this_machine: All tasks run here: latencies of two machines are never mixed.
         say: Called with what a person should know.
     """
 
@@ -51,7 +53,6 @@ class RayExecutor:
         gpus: float = 0.0,
         *,
         workers: int | None = None,
-        on_this_machine: bool = False,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.cluster = cluster
@@ -59,7 +60,6 @@ class RayExecutor:
         self.threads = threads
         self.gpus = gpus
         self.workers = workers
-        self.on_this_machine = on_this_machine
         self.say = say
         self._identity = identity()
         self._local_locks: set[str] = set()
@@ -75,7 +75,9 @@ class RayExecutor:
         import ray
 
         queue, running = TaskQueue(tasks), dict[Any, Task]()
-        remote = self._remote()
+        # A process that has used a GPU is ended by Ray, and with it our worker, which frees the GPU's memory.
+        options = {"num_cpus": self.threads, "num_gpus": self.gpus, "max_retries": 0}
+        remote = ray.remote(work).options(num_returns="streaming", **options)
         with _probe(Path(tasks[0].store)) as probe:
             try:
                 while queue or running:
@@ -88,23 +90,11 @@ class RayExecutor:
             finally:
                 _cancel(list(running))
 
-    def _remote(self) -> Any:
-        import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-        options: dict[str, Any] = {"num_cpus": self.threads, "num_gpus": self.gpus}
-        if self.on_this_machine:
-            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(self.cluster.own_node, soft=False)
-            if self.cluster.own_cpus() < self.threads:
-                options["num_cpus"] = 0
-        # A process that has used a GPU is ended by Ray, and with it our worker, which frees the GPU's memory.
-        return ray.remote(work).options(num_returns="streaming", max_retries=0, **options)
-
     def _hand_out(self, queue: TaskQueue, running: dict[Any, Task], remote: Any, probe: dict[str, str]) -> None:
         """Give Ray as many tasks as it can do at once: the order of the others stays ours to choose."""
         if not queue:
             return
-        room = 1 if self.on_this_machine else self.cluster.capacity(self.threads, self.gpus)
+        room = self.cluster.capacity(self.threads, self.gpus)
         if room == 0 and not running:
             needed = f"{self.threads} CPUs" + (f" and {self.gpus:g} GPUs" if self.gpus else "")
             fix = "add a node, or lower the sweep's threads or --gpus-per-task"
@@ -172,7 +162,7 @@ def _message(stream: Any) -> dict[str, Any]:
             fix = "install the driver's version of prunedeploy on every node"
             raise ConfigError(f"a node cannot load prunedeploy ({_line(error.cause)})", fix=fix) from None
         return {"failed": _line(f"{type(error.cause).__name__}: {error.cause}")}
-    except (ray.exceptions.RuntimeEnvSetupError, ray.exceptions.TaskUnschedulableError) as error:
+    except ray.exceptions.RuntimeEnvSetupError as error:
         raise ConfigError(f"Ray cannot start a task ({_line(error)})") from None
     except ray.exceptions.NodeDiedError:
         return {"ended": "with its node"}

@@ -27,6 +27,7 @@ Answer = Callable[[dict[str, Any]], None]
 def main() -> None:
     """Run the worker."""
     signal.signal(signal.SIGINT, _interrupt)  # a shell in the background lets it be ignored
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # a process of Ray leaves it blocked
     keep_freed_memory()
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
