@@ -108,9 +108,7 @@ async def read_body(request: Request, settings: ServingSettings, held: HeldBody)
     if not announced.isdecimal() or len(announced) > 18 or int(announced) > settings.max_body_bytes:
         raise body_too_large(settings.max_body_bytes)
     try:
-        return await asyncio.wait_for(
-            _collect(request, settings.max_body_bytes, held), settings.body_timeout_s
-        )
+        return await asyncio.wait_for(_collect(request, settings.max_body_bytes, held), settings.body_timeout_s)
     except asyncio.TimeoutError:
         raise SlowClientError(f"the body did not arrive within {settings.body_timeout_s:g} s") from None
 

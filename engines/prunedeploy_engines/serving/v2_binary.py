@@ -29,7 +29,9 @@ from prunedeploy_engines.serving.v2_tensors import (
 HEADER = "Inference-Header-Content-Length"
 
 
-def read_request(body: bytes, header_length: str | None, max_depth: int, model: str, version: str | None) -> InferRequest:
+def read_request(
+    body: bytes, header_length: str | None, max_depth: int, model: str, version: str | None
+) -> InferRequest:
     """Read an inference request.
 
     Args:
@@ -62,12 +64,12 @@ def read_request(body: bytes, header_length: str | None, max_depth: int, model: 
         inputs.append(tensor)
     if len(rest):
         raise InvalidRequestError(f"the body has {len(rest)} bytes more than its inputs")
-    all_binary = _flag(parameters, "binary_data_output", False)
+    binary = _flag(parameters, "binary_data_output", False)
     outputs = None
     if document.get("outputs"):
         listed = enumerate(_list(document["outputs"], "outputs"))
-        outputs = [_output(_mapping(one, f"outputs[{index}]"), f"outputs[{index}]", all_binary) for index, one in listed]
-    return InferRequest(model, version, request_id, inputs, outputs, {**parameters, "binary_data_output": all_binary})
+        outputs = [_output(_mapping(one, f"outputs[{index}]"), f"outputs[{index}]", binary) for index, one in listed]
+    return InferRequest(model, version, request_id, inputs, outputs, {**parameters, "binary_data_output": binary})
 
 
 def write_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int | None]:
@@ -89,7 +91,10 @@ def write_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int
             behind.append(_as_bytes(array))
         else:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise InvalidRequestError(f"output {name} has infinities, which JSON has no word for", fix="ask for binary_data")
+                # An untrained network overflows its exp().
+                raise InvalidRequestError(
+                    f"output {name} has infinities, which JSON cannot write", fix="set binary_data"
+                )
             entry["data"] = array.ravel().tolist()
         outputs.append(entry)
     document: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version, "outputs": outputs}

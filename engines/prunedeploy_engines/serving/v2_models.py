@@ -107,9 +107,7 @@ class ProtocolModels:
         given = [one for one in seconds if one is not None]
         return time.monotonic() + min(given, default=self.settings.timeout_s)
 
-    async def infer(
-        self, request: InferRequest, notes: RequestNotes, *other_timeouts: float | None
-    ) -> InferAnswer:
+    async def infer(self, request: InferRequest, notes: RequestNotes, *other_timeouts: float | None) -> InferAnswer:
         """Run a request.
 
         Args:
@@ -183,7 +181,7 @@ class ProtocolModels:
             raise InvalidRequestError("inputs[0]: image must be BYTES (N,), each a JPEG, PNG or WebP file")
         score, iou = fraction(request.parameters, "score_threshold"), fraction(request.parameters, "iou_threshold")
         fields = [f"inputs[0].data[{index}]" for index in range(len(tensor.data))]
-        found, _ = await self.detect(model, tensor.data, fields, score, iou, deadline, notes)
+        found, *_ = await self.detect(model, tensor.data, fields, score, iou, deadline, notes)
         return padded(found)
 
     async def detect(
@@ -196,7 +194,7 @@ class ProtocolModels:
         deadline: float,
         notes: RequestNotes,
         keep: bool = False,
-    ) -> tuple[list[Detections], list[tuple[int, int] | npt.NDArray[np.uint8]]]:
+    ) -> tuple[list[Detections], list[tuple[int, int]], list[npt.NDArray[np.uint8]]]:
         """Decode images and find objects in them.
 
         Args:
@@ -210,7 +208,7 @@ class ProtocolModels:
             keep: Return the pixels, to draw into them.
 
         Returns:
-            Detections of each image, and each image's (height, width), or its pixels.
+            Detections of each image, its (height, width), and its pixels if they are kept.
 
         Raises:
             ServingError: See `ImageRoom.decoded` and `ServedModel.detect`.
@@ -225,7 +223,7 @@ class ProtocolModels:
             )
             times.decode_s = decoded - begun
             notes.times = times
-            return found, [one if keep else (one.shape[0], one.shape[1]) for one in pixels]
+            return found, [(one.shape[0], one.shape[1]) for one in pixels], pixels if keep else []
 
 
 def padded(found: Sequence[Detections]) -> dict[str, npt.NDArray[Any]]:

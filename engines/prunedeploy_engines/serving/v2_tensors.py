@@ -80,7 +80,9 @@ class InferAnswer:
     outputs: dict[str, npt.NDArray[Any]]
 
 
-def raw_array(datatype: str, shape: tuple[int, ...], count: int, raw: bytes | memoryview, where: str) -> npt.NDArray[Any]:
+def raw_array(
+    datatype: str, shape: tuple[int, ...], count: int, raw: bytes | memoryview, where: str
+) -> npt.NDArray[Any]:
     """Take little-endian elements as they are, without copying.
 
     Args:
