@@ -49,7 +49,7 @@ def add_grpc(server: grpc.aio.Server, repository: ModelRepository, settings: Ser
     methods = _Methods(service)
     handlers = {}
     for name in METHODS:
-        answering = _Answering(name, getattr(methods, name), service)
+        answering = _Answering(name, getattr(methods, name), service).answer
         # Bytes go in, so that a message which is none is refused in words and not by the library.
         handlers[name] = grpc.unary_unary_rpc_method_handler(answering, None, _serialised)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
@@ -68,7 +68,8 @@ class _Answering:
         self._service = service
         self._request = message_type(f"{name}Request")
 
-    async def __call__(self, data: bytes, context: Context) -> Any:
+    async def answer(self, data: bytes, context: Context) -> Any:
+        """Answer one request; whatever is raised inside becomes a status."""
         metadata = dict(context.invocation_metadata() or ())
         notes = RequestNotes(
             request_id(_text(metadata, "x-request-id")),
