@@ -36,6 +36,9 @@ class ImageRoom:
     """
 
     def __init__(self, max_pixels: int) -> None:
+        from PIL import Image
+
+        Image.init()  # or the first image would wait until Pillow has imported its decoders
         self._max_pixels = max_pixels
         self._free = max_pixels
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()

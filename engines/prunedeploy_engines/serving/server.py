@@ -42,8 +42,11 @@ def check_extra() -> None:
 
 
 def run(bundles: Mapping[str, Path], settings: ServingSettings, announce: Callable[[Addresses], None]) -> None:
-    """Serve until SIGINT or SIGTERM; see `serve`."""
+    """Serve until SIGINT or SIGTERM, with a line of JSON on standard error for every request; see `serve`."""
     check_extra()
+    from prunedeploy_engines.serving.logs import configure_logs
+
+    configure_logs()
     with contextlib.suppress(ImportError):
         import uvloop
 
