@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from prunedeploy_engines.serving.request_notes import RequestNotes
+from prunedeploy_engines.serving.stage_times import STAGES
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -71,8 +73,12 @@ class Metrics:
             self._errors.labels(notes.protocol, notes.error).inc()
         elif notes.times is not None:
             self._images.labels(notes.model).inc(notes.images)
-            for stage, milliseconds in notes.times.milliseconds().items():
-                self._stages.labels(notes.model, stage).observe(milliseconds / 1e3)
+            for stage, seconds_of in self._stages_of(notes.model):
+                seconds_of.observe(getattr(notes.times, stage))
+
+    @lru_cache(maxsize=1024)  # noqa: B019 - there is one object for the life of a server
+    def _stages_of(self, model: str) -> list[tuple[str, Histogram]]:
+        return [(f"{stage}_s", self._stages.labels(model, stage)) for stage in STAGES]
 
     def text(self) -> bytes:
         """All of it, in Prometheus' text format."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+
+STAGES = ("decode", "preprocess", "queue", "compute", "postprocess", "encode")
+"""In the order they happen in."""
 
 
 @dataclass
@@ -29,4 +32,4 @@ class StageTimes:
 
     def milliseconds(self) -> dict[str, float]:
         """By name of the stage, without ``_s``."""
-        return {name[:-2]: 1e3 * value for name, value in asdict(self).items() if name.endswith("_s")}
+        return {name: 1e3 * getattr(self, f"{name}_s") for name in STAGES}

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.serving.stage_times import STAGES
 from prunedeploy_engines.version import __version__
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
 _NEEDED = "traces need OpenTelemetry, which is not installed"
 _FIX = "pip install 'prunedeploy[tracing]', or leave --otlp-endpoint out"
-_STAGES = ("decode", "preprocess", "queue", "compute", "postprocess", "encode")
 
 
 def otlp_exporter(endpoint: str) -> Any:
@@ -93,7 +93,7 @@ class Tracing:
         """One after the other from the start, as they happened; what lies between them is not told apart."""
         inside = self._trace.set_span_in_context(parent)
         milliseconds = notes.times.milliseconds() if notes.times is not None else {}
-        for stage in _STAGES:
+        for stage in STAGES:
             length = int(1e6 * milliseconds.get(stage, 0.0))
             if length:
                 self._tracer.start_span(stage, inside, start_time=start).end(start + length)

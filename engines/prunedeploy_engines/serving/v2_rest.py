@@ -34,7 +34,9 @@ def v2_routes(models: ProtocolModels, budget: BodyBudget) -> list[tuple[str, str
     """
     rest = _Rest(models, budget)
     model = "/v2/models/{name}"
+    # Routes are tried in this order, so the one that is in a hurry comes first.
     routes: list[tuple[str, str, Handler]] = [
+        ("POST", model + "/infer", rest.infer),
         ("GET", "/v2", rest.server),
         ("GET", "/v2/health/live", rest.live),
         ("GET", "/v2/health/ready", rest.ready),
@@ -43,12 +45,8 @@ def v2_routes(models: ProtocolModels, budget: BodyBudget) -> list[tuple[str, str
         ("POST", "/v2/repository/models/{name}/unload", rest.unload),
     ]
     for address in (model, model + "/versions/{version}"):
-        routes += [
-            ("GET", address, rest.metadata),
-            ("GET", address + "/ready", rest.model_ready),
-            ("POST", address + "/infer", rest.infer),
-        ]
-    return routes
+        routes += [("GET", address, rest.metadata), ("GET", address + "/ready", rest.model_ready)]
+    return [*routes, ("POST", model + "/versions/{version}/infer", rest.infer)]
 
 
 class _Rest:
