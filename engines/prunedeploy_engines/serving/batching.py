@@ -98,7 +98,9 @@ class Batcher:
         if failed is not None:
             self.close()
             raise failed
-        return next(one for one in self._opened if isinstance(one, Runner))
+        runner = next(one for one in self._opened if isinstance(one, Runner))
+        self._opened.clear()  # each belongs to its thread, which releases it
+        return runner
 
     async def infer(self, images: Images, deadline: float) -> tuple[Output, StageTimes]:
         """Have images computed.
@@ -215,10 +217,13 @@ class Batcher:
                     taken.append(part)
                     room -= len(part.images)
                     self._count(-len(part.images))
-                # What does not fit starts the next batch, so there is nothing left to wait for.
-                if not taken or self._queue or self.max_batch - room >= min(expected, self.max_batch):
+                if self._queue:
+                    # What does not fit starts the next batch, perhaps in another thread, which has to know of it.
+                    self._changed.notify()
                     return taken
-                until = until or time.monotonic() + self._max_delay_s
+                if not taken or self.max_batch - room >= min(expected, self.max_batch):
+                    return taken
+                until = min([until or time.monotonic() + self._max_delay_s, *(part.deadline for part in taken)])
                 rest = until - time.monotonic()
                 if rest <= 0 or not self._accepting:
                     return taken

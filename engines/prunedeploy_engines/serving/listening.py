@@ -1,8 +1,7 @@
-"""Sockets, TLS and the HTTP server's own connections: what is checked or limited before a request exists."""
+"""Sockets, TLS and the HTTP server: what is checked or limited before a request exists."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 import ssl
@@ -10,13 +9,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.serving.http_connection import connection_type
 from prunedeploy_engines.serving.settings import ServingSettings
 
 BACKLOG = 256
-CONNECTIONS = 1000
 
 
 def listen(host: str, port: int, option: str) -> socket.socket:
@@ -54,7 +52,9 @@ def tls_bytes(settings: ServingSettings) -> tuple[bytes, bytes] | None:
     if settings.tls_certificate is None or settings.tls_key is None:
         return None
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_certificate, settings.tls_key)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # With a password, if a wrong one, or OpenSSL would ask for it at the terminal.
+        context.load_cert_chain(settings.tls_certificate, settings.tls_key, password="-")
         return settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes()
     except (OSError, ssl.SSLError) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or "not PEM"
@@ -84,45 +84,8 @@ def http_server(app: Any, settings: ServingSettings) -> HttpServer:
         proxy_headers=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=round(settings.grace_s),
-        limit_concurrency=CONNECTIONS,
         backlog=BACKLOG,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
     return HttpServer(config)
-
-
-def connection_type(seconds: float) -> type[HttpToolsProtocol]:
-    """A connection that is closed when a client takes longer than so many seconds to send a request's head."""
-
-    class Connection(HttpToolsProtocol):
-        _alarm: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._alarm = self.loop.call_later(seconds, self._close)
-
-        def data_received(self, data: bytes) -> None:
-            if self._alarm is None and (self.cycle is None or self.cycle.response_complete):
-                self._alarm = self.loop.call_later(seconds, self._close)
-            super().data_received(data)
-
-        def on_headers_complete(self) -> None:
-            self._quiet()
-            super().on_headers_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._quiet()
-            super().connection_lost(exc)
-
-        def _quiet(self) -> None:
-            if self._alarm is not None:
-                self._alarm.cancel()
-                self._alarm = None
-
-        def _close(self) -> None:
-            self._alarm = None
-            if not self.transport.is_closing():
-                self.transport.close()
-
-    return Connection

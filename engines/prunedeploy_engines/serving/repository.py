@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from prunedeploy_engines.bundle import load_bundle
 from prunedeploy_engines.errors import PrunedeployError
@@ -21,6 +21,7 @@ from prunedeploy_engines.serving.served_model import VERSION, ServedModel, open_
 from prunedeploy_engines.serving.settings import ServingSettings
 
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+UNLOADED = "unloaded"
 _log = logging.getLogger(__name__)
 
 
@@ -37,6 +38,8 @@ class ModelState:
 class ModelRepository:
     """All models of a server; its methods run on the server's event loop.
 
+    Loading and unloading go on to their end even when whoever asked for it is gone: half of either is no state.
+
     Args:
         bundles: Folders by name.
         settings: Of the server.
@@ -52,6 +55,7 @@ class ModelRepository:
         self._served: dict[str, ServedModel] = {}
         self._states = {name: ModelState(name, VERSION, "UNAVAILABLE", "not loaded") for name in bundles}
         self._locks = {name: asyncio.Lock() for name in bundles}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(2, "images")
         self._stopping = False
 
@@ -61,8 +65,9 @@ class ModelRepository:
         return tuple(self._folders)
 
     def ready(self) -> bool:
-        """Every model answers, and the server is not stopping."""
-        return not self._stopping and all(name in self._served for name in self._folders)
+        """Every model answers but those that were unloaded on request, and the server is not stopping."""
+        wanted = [state.state for state in self._states.values() if state.reason != UNLOADED]
+        return not self._stopping and bool(wanted) and all(state == "READY" for state in wanted)
 
     def index(self) -> list[ModelState]:
         """Every model and its state, in the order they were named in."""
@@ -92,10 +97,35 @@ class ModelRepository:
 
         Raises:
             UnknownModelError: There is no such name.
+            ModelUnavailableError: The server is stopping.
             PrunedeployError: It cannot be loaded; the line is for the operator, since it names files.
         """
         self._known(name)
+        await self._to_its_end(self._load(name))
+
+    async def unload(self, name: str) -> None:
+        """Unload a model; what it has accepted is answered first. Nothing happens if it is not loaded.
+
+        Raises:
+            UnknownModelError: There is no such name.
+        """
+        self._known(name)
+        await self._to_its_end(self._unload(name))
+
+    def stop_being_ready(self) -> None:
+        """Tell whoever asks that the server stops; requests are still answered."""
+        self._stopping = True
+
+    async def close(self) -> None:
+        """Unload everything; what was accepted is answered."""
+        self.stop_being_ready()
+        await asyncio.gather(*(self.unload(name) for name in self._folders))
+        self._pool.shutdown(wait=False)
+
+    async def _load(self, name: str) -> None:
         async with self._locks[name]:
+            if self._stopping:
+                raise ModelUnavailableError("the server is stopping")
             old = self._served.get(name)
             if old is None:
                 self._set(name, "LOADING")
@@ -113,13 +143,7 @@ class ModelRepository:
                 old.replaced_by(new)
                 await old.close()
 
-    async def unload(self, name: str) -> None:
-        """Unload a model; what it has accepted is answered first. Nothing happens if it is not loaded.
-
-        Raises:
-            UnknownModelError: There is no such name.
-        """
-        self._known(name)
+    async def _unload(self, name: str) -> None:
         async with self._locks[name]:
             served = self._served.pop(name, None)
             if served is None:
@@ -128,17 +152,18 @@ class ModelRepository:
             try:
                 await served.close()
             finally:
-                self._set(name, "UNAVAILABLE", "unloaded")
+                self._set(name, "UNAVAILABLE", UNLOADED)
 
-    def stop_being_ready(self) -> None:
-        """Tell whoever asks that the server stops; requests are still answered."""
-        self._stopping = True
+    async def _to_its_end(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)  # the loop itself holds tasks weakly
+        task.add_done_callback(self._ended)
+        await asyncio.shield(task)
 
-    async def close(self) -> None:
-        """Unload everything; what was accepted is answered."""
-        self.stop_being_ready()
-        await asyncio.gather(*(self.unload(name) for name in self._folders))
-        self._pool.shutdown(wait=False)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # is seen as retrieved; whoever waits gets it, and nobody may wait
 
     def _open(self, name: str) -> ServedModel:
         bundle = load_bundle(self._folders[name])

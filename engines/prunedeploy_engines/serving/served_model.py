@@ -97,13 +97,13 @@ class ServedModel:
             InvalidRequestError: Another shape or type.
             ServingError: See `Batcher.infer`.
         """
+        if self._successor is not None:
+            return await self._successor.infer(images, deadline=deadline)
         wanted = (3, *self.input_size)
         if images.ndim != 4 or images.shape[1:] != wanted or images.dtype != np.float32:
             raise InvalidRequestError(f"images must be (N, {', '.join(map(str, wanted))}) float32, got {images.shape}")
         if not len(images):
             raise InvalidRequestError("images has no image")
-        if self._successor is not None:
-            return await self._successor.infer(images, deadline=deadline)
         (boxes, scores), times = await self._batcher.infer(images, self._deadline(deadline))
         return {"boxes": boxes, "scores": scores}, times
 
@@ -214,8 +214,12 @@ def open_model(name: str, bundle: Bundle, settings: ServingSettings, pool: Execu
         runner = bundle.runner(
             runtime, settings.precision, threads=settings.threads, target=target, allow_spinning=False
         )
-        for size in sorted({1, settings.max_batch}):
-            runner.infer(np.zeros((size, 3, *bundle.input_size), np.float32))
+        try:
+            for size in sorted({1, settings.max_batch}):
+                runner.infer(np.zeros((size, 3, *bundle.input_size), np.float32))
+        except BaseException:
+            runner.close()
+            raise
         return runner
 
     batcher = Batcher(

@@ -86,33 +86,37 @@ async def _serve(
     http_server: Callable[[Any, ServingSettings], Any],
 ) -> None:
     from prunedeploy_engines.serving.app import create_app
+    from prunedeploy_engines.serving.errors import ModelUnavailableError
     from prunedeploy_engines.serving.metrics import Metrics
     from prunedeploy_engines.serving.repository import ModelRepository
 
     repository = ModelRepository(bundles, settings, Metrics())
-    grpc_server = None
-    try:
+    server = http_server(create_app(repository, settings), settings)
+    stopping: set[asyncio.Task[None]] = set()
+    grpc_server: Any = None
+
+    def stop() -> None:
+        repository.stop_being_ready()
+        # A second signal does not wait for anybody.
+        server.force_exit = server.should_exit
+        server.should_exit = True
+        if grpc_server is not None:  # stops while HTTP does, not after it, so that the grace period is one
+            stopping.add(asyncio.ensure_future(grpc_server.stop(None if server.force_exit else settings.grace_s)))
+
+    async with contextlib.AsyncExitStack() as opened:
+        opened.push_async_callback(repository.close)
+        _on_signals(stop)
         for name in repository.names:
-            await repository.load(name)
-        server = http_server(create_app(repository, settings), settings)
+            with contextlib.suppress(ModelUnavailableError):  # a signal came before the first request could
+                await repository.load(name)
         grpc_address = None
         if settings.grpc_port is not None:
             grpc_server, grpc_address = await _grpc_server(repository, settings, tls)
-
-        def stop() -> None:
-            repository.stop_being_ready()
-            # A second signal does not wait for anybody.
-            server.force_exit = server.should_exit
-            server.should_exit = True
-
-        _on_signals(stop)
+            opened.push_async_callback(grpc_server.stop, settings.grace_s)
         scheme = "http" if tls is None else "https"
-        announce(Addresses(f"{scheme}://{_shown(http_socket.getsockname())}", grpc_address))
+        if not server.should_exit:
+            announce(Addresses(f"{scheme}://{_shown(http_socket.getsockname())}", grpc_address))
         await server.serve(sockets=[http_socket])
-    finally:
-        if grpc_server is not None:
-            await grpc_server.stop(settings.grace_s)
-        await repository.close()
 
 
 async def _grpc_server(
