@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import math
 from typing import TYPE_CHECKING, Any
 
+from prunedeploy_engines.serving.error_frames import drop_frames
 from prunedeploy_engines.serving.errors import OverloadedError, ServingError, UnauthorisedError
 from prunedeploy_engines.serving.http_request import NOTES
 from prunedeploy_engines.serving.request_notes import RequestNotes, request_id
@@ -76,12 +78,18 @@ class HttpEdge:
                 notes.error = error.kind
                 if error.status >= 500 and error.kind == "internal":
                     _log.error("request %s failed: %s", notes.request_id, error)
+                drop_frames(error)
                 await refuse(finished_send, error.status, str(error), **_extra_headers(error))
-            except Exception:
+            except asyncio.CancelledError:
+                notes.error = "client-gone"
+                status = status or 499
+                raise
+            except Exception as error:
                 notes.error = "internal"
                 _log.exception("request %s failed", notes.request_id)
                 if status:
                     raise  # the answer has begun, so it cannot become another one
+                drop_frames(error)
                 await refuse(finished_send, 500, f"the server failed; its log says more of request {notes.request_id}")
         finally:
             if notes.route == "none" and status < 400 and is_open(scope["path"]):

@@ -48,6 +48,7 @@ def configure_logs(stream: TextIO | None = None) -> logging.Handler:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    logging.getLogger("uvicorn").addHandler(handler)  # it warns of what is no HTTP
     return handler
 
 

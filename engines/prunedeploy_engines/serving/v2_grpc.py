@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
+from prunedeploy_engines.serving.error_frames import drop_frames
 from prunedeploy_engines.serving.errors import (
     InvalidRequestError,
     ModelUnavailableError,
@@ -91,10 +92,12 @@ class _Answering:
             notes.error, status, line = error.kind, error.grpc_status, str(error)
             if error.kind == "internal":
                 _log.error("request %s failed: %s", notes.request_id, error)
-        except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer
+            drop_frames(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             notes.error, status = "internal", "INTERNAL"
             line = f"the server failed; its log says more of request {notes.request_id}"
             _log.exception("request %s failed", notes.request_id)
+            drop_frames(error)
         finally:
             if status == "CANCELLED":
                 notes.error = "client-gone"
