@@ -15,7 +15,7 @@ CONNECTIONS = 1000
 """Of one server; requests over more of them are refused."""
 
 MAX_HEAD_BYTES = 64 << 10
-"""Of a request's head, give or take what one read brings; the HTTP parser has no limit of its own."""
+"""Of a request's head or trailers, give or take what one read brings; the HTTP parser has no limit of its own."""
 
 LAST_CALL_S = 0.2
 """How long a connection without a request stays open when the server stops: one may be on its way."""
@@ -25,12 +25,13 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
     """The connections of a server.
 
     Args:
-        seconds: A connection is closed when its client takes longer to send a request's head.
+        seconds: A connection is closed when its client takes longer to send a request's head, or to take an answer.
     """
 
     class Connection(HttpToolsProtocol):
         _alarm: asyncio.TimerHandle | None = None
-        _head_bytes: int | None = None  # None: no head is being read
+        _stuck: asyncio.TimerHandle | None = None
+        _beside_bodies = 0  # bytes since the last that was body, or ended a head or a request
         _stopping = False
         _answering: asyncio.Task[Any] | None = None
 
@@ -46,25 +47,49 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
         def data_received(self, data: bytes) -> None:
             if self._alarm is None and self._is_idle():
                 self._alarm = self.loop.call_later(seconds, self._close)
+            before = self._beside_bodies = self._beside_bodies + len(data)
             super().data_received(data)
-            if self._head_bytes is not None and not self.transport.is_closing():
-                self._head_bytes += len(data)
-                if self._head_bytes > MAX_HEAD_BYTES:
-                    self._refuse(431, f"the head of the request has more than {MAX_HEAD_BYTES} bytes")
-
-        def on_message_begin(self) -> None:
-            self._head_bytes = 0
-            super().on_message_begin()
+            if self._beside_bodies == before > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, f"the head of the request has more than {MAX_HEAD_BYTES} bytes")
 
         def on_headers_complete(self) -> None:
             self._quiet()
-            self._head_bytes = None
+            self._beside_bodies = 0
             super().on_headers_complete()
             if self._stopping:
                 self.cycle.keep_alive = False
 
+        def on_body(self, body: bytes) -> None:
+            self._beside_bodies = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._beside_bodies = 0
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing() and self._stuck is None:
+                self._stuck = self.loop.call_later(seconds, self.transport.abort)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._stuck is None:
+                self._stuck = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._stuck is not None and not self.transport.is_closing():
+                self._stuck.cancel()
+                self._stuck = None
+
+        def timeout_keep_alive_handler(self) -> None:
+            self._close()
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._quiet()
+            if self._stuck is not None:
+                self._stuck.cancel()
             super().connection_lost(exc)
             if self._answering is not None and self.cycle.disconnected:
                 self._answering.cancel()
@@ -95,13 +120,14 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
 
         def _refuse(self, status: int, line: str) -> None:
             """Answer what never became a request, in the one form that every error has."""
-            body = json.dumps({"error": line}).encode()
-            head = (
-                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-                f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-            )
-            self.transport.write(head.encode() + body)
-            self.transport.close()
+            if self._is_idle() or not self.cycle.response_started:
+                body = json.dumps({"error": line}).encode()
+                head = (
+                    f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+                    f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                )
+                self.transport.write(head.encode() + body)
+            self._close()
 
         def _is_idle(self) -> bool:
             return self.cycle is None or self.cycle.response_complete
@@ -118,6 +144,7 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
         def _close(self) -> None:
             self._alarm = None
             if not self.transport.is_closing():
-                self.transport.close()
+                self.transport.close()  # which waits for a client that does not read
+                self._stuck = self._stuck or self.loop.call_later(seconds, self.transport.abort)
 
     return Connection
