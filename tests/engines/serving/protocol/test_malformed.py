@@ -46,7 +46,7 @@ def good_requests() -> list[Sent]:
 
 
 def damaged(data: bytes, random: np.random.Generator) -> bytes:
-    """One to three of: bytes changed, cut out, doubled, replaced by a token; mostly near the front, where structure is."""
+    """Bytes changed, cut out, doubled or replaced by a token, mostly near the front, where structure is."""
     for _ in range(random.integers(1, 4)):
         front = min(len(data), 300) if random.random() < 0.7 else len(data)
         start = int(random.integers(0, front + 1))
@@ -125,11 +125,10 @@ def test_damaged_messages(server: Running) -> None:
                 calls[name](damaged(message, random), timeout=20)
                 seen.add("OK")
             except grpc.RpcError as error:
-                assert error.code().name in ALLOWED_GRPC, (number, name, error)
                 seen.add(error.code().name)
         for name, message in good:
             calls[name](message, timeout=20)
-    assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= seen
+    assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= seen <= ALLOWED_GRPC
 
 
 def resident() -> int:
