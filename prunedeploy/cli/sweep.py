@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,6 +222,8 @@ def _executors(
 
     with ExitStack() as stack:
         train: Callable[[Path], Executor]
+        # One for both phases: what has trained has PyTorch loaded already when latency is measured.
+        local = cache(partial(LocalExecutor, workers or default_workers(threads), threads=threads))
         if executor == "ray":
             from prunedeploy.study.sweep.ray_cluster import RayCluster
 
@@ -232,8 +234,8 @@ def _executors(
                 RayExecutor, cluster, threads=threads, gpus=gpus_per_task, workers=workers, say=progress.message
             )
         else:
-            train = partial(LocalExecutor, workers or default_workers(threads), threads=threads)
-        yield lambda phase, log: train(log) if phase == "train" else LocalExecutor(1, log, threads)
+            train = local
+        yield lambda phase, log: train(log) if phase == "train" else local(log)
 
 
 def _show_plan(

@@ -25,7 +25,7 @@ from prunedeploy.study.sweep.driver import ROWS, SweepOutcome
 from prunedeploy.study.sweep.ray_cluster import RayCluster
 from prunedeploy.study.sweep.ray_executor import RayExecutor
 from prunedeploy.study.sweep.ray_task import locks_reach, work
-from prunedeploy.study.sweep.tasks import Event, StageDone, Task
+from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task
 from prunedeploy_engines.errors import ConfigError
 from ray_nodes import Nodes, free_port
 from tiny_study import TinyStudy, run_tiny, start_sweep
@@ -61,7 +61,7 @@ def connect(nodes: Any) -> Iterator[Callable[[], RayCluster]]:
         cluster.close()
 
 
-class Disturbed:
+class Disturbed(Executor):
     """Calls ``disturb`` with the number of an event before it is passed on."""
 
     def __init__(self, inner: RayExecutor, disturb: Callable[[int, Event], None]) -> None:

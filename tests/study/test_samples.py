@@ -30,12 +30,12 @@ from prunedeploy.study.samples import Detection, Object, SampleSet, read_samples
 from prunedeploy.study.sweep.contexts import Contexts
 from prunedeploy.study.sweep.driver import ROWS, run_sweep
 from prunedeploy.study.sweep.plan import plan_sweep
-from prunedeploy.study.sweep.tasks import Event, Task
+from prunedeploy.study.sweep.tasks import Event, Executor, Task
 from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.letterbox import letterbox
 
 
-class Idle:
+class Idle(Executor):
     """An executor that has nothing to do."""
 
     def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:

@@ -21,7 +21,7 @@ from prunedeploy.study.rows import Row
 from prunedeploy.study.sweep.driver import ROWS
 from prunedeploy.study.sweep.grid import load_sweep
 from prunedeploy.study.sweep.local_executor import LocalExecutor
-from prunedeploy.study.sweep.tasks import CellFailed, Event, Task
+from prunedeploy.study.sweep.tasks import CellFailed, Event, Executor, Task
 from prunedeploy_engines.errors import ConfigError, StoreError
 from tiny_study import child_workers, run_tiny
 
@@ -117,7 +117,7 @@ def test_broken_last_line_is_put_aside_and_its_model_done_again_from_the_store(f
     assert_as_undisturbed(out, finished)
 
 
-class Killing:
+class Killing(Executor):
     """Kills all workers whenever one of ``moments`` events has come."""
 
     def __init__(self, inner: LocalExecutor, moments: Sequence[int]) -> None:
@@ -132,6 +132,9 @@ class Killing:
                     os.kill(pid, signal.SIGKILL)
                     self.killed += 1
             yield event
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 def test_worker_killed_at_several_moments_loses_no_row_and_doubles_none(finished: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.progress import Progress
@@ -21,10 +21,11 @@ from prunedeploy.pipeline.store import Store, write_json
 from prunedeploy.study.row_file import RowFile, read_rows
 from prunedeploy.study.rows import CellKey, Row
 from prunedeploy.study.sweep.grid import Cell, Sweep
-from prunedeploy.study.sweep.plan import Plan, PlannedCell, plan_sweep
-from prunedeploy.study.sweep.samples import make_samples
 from prunedeploy.study.sweep.tasks import CellDone, CellFailed, Executor, Phase, Task
 from prunedeploy_engines.errors import StoreError
+
+if TYPE_CHECKING:
+    from prunedeploy.study.sweep.plan import Plan, PlannedCell
 
 ROWS = "rows.jsonl"
 ABOUT = "sweep.json"
@@ -117,7 +118,7 @@ def run_sweep(
         cells: Those of its cells that are asked for.
         store: Folder of the stage store; made if it is not there.
         out: Output folder; made if it is not there.
-        executors: Gives what works off the tasks of a phase, with the file for its log.
+        executors: Gives what works off the tasks of a phase, with the file for its log; closed at the end of the phase.
         retry: Try cells again that failed before.
         samples: Test images that every model of the first run makes pictures of, at last.
         progress: Where long work says how far it is.
@@ -132,13 +133,20 @@ def run_sweep(
             progress.message(note)
         there = standings(file.rows)
         left = open_cells(cells, there, retry)
-        plan = plan_sweep(left, stages, progress)
         run = _Run(sweep, file, there, store, progress)
-        run.record_impossible(plan)
-        to_train = [one for one in plan.cells if one.error is None and run.is_to_be_trained(one)]
-        run.do("train", to_train, executors("train", out / LOG))
-        to_time = [one for one in plan.cells if run.is_to_be_timed(one)]
-        run.do("time", to_time, executors("time", out / LOG))
+        with closing(executors("train", out / LOG)) as executor:
+            executor.prepare(len(left))
+            # Only now: workers load PyTorch at the same time.
+            from prunedeploy.study.sweep.plan import plan_sweep
+            from prunedeploy.study.sweep.samples import make_samples
+
+            plan = plan_sweep(left, stages, progress)
+            run.record_impossible(plan)
+            to_train = [one for one in plan.cells if one.error is None and run.is_to_be_trained(one)]
+            run.do("train", to_train, executor)
+            to_time = [one for one in plan.cells if run.is_to_be_timed(one)]
+            with closing(executors("time", out / LOG)) as executor_of_times:
+                run.do("time", to_time, executor_of_times)
         if made := make_samples(sweep, cells, samples, stages, out, progress):
             run.computed["samples"] = made
         now = standings(file.rows)

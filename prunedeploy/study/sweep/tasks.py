@@ -75,7 +75,19 @@ Event = StageDone | CellDone | CellFailed
 
 
 class Executor(Protocol):
-    """Works off tasks."""
+    """Works off tasks. What is not closed at the end may leave processes behind."""
+
+    def prepare(self, tasks: int) -> None:
+        """Begin what takes time before the first task can be done.
+
+        Args:
+            tasks: About so many will come.
+        """
+        return
+
+    def close(self) -> None:
+        """End what was kept for more tasks."""
+        return
 
     def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
         """Do all tasks, in an order of the executor's choice; closing the iterator ends what still runs.

@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from prunedeploy.process_setup import keep_freed_memory
@@ -39,11 +40,10 @@ def main() -> None:
         channel.write(json.dumps(message) + "\n")
         channel.flush()
 
-    worker = None
     try:
+        worker = _Worker(answer)
         while (line := lines.get()) is not None:
             busy.set()
-            worker = worker or _Worker(answer)
             worker.do(json.loads(line))
             busy.clear()
     except (KeyboardInterrupt, BrokenPipeError):
@@ -92,10 +92,14 @@ def _unlike(task: Mapping[str, Any]) -> str | None:
 
 
 class _Worker:
-    """Loads PyTorch once, and the data of tasks that follow each other on the same data once."""
+    """Loads PyTorch once, before the first task, and the data of tasks that follow each other on the same data once."""
 
     def __init__(self, answer: Answer) -> None:
         from prunedeploy.pipeline.progress import LineProgress
+
+        with suppress(ImportError):  # which the first task will tell
+            import prunedeploy.study.sweep.cell
+            import prunedeploy.study.sweep.contexts  # noqa: F401
 
         self._answer = answer
         self._progress = LineProgress(sys.stderr, seconds_between_lines=60.0)
