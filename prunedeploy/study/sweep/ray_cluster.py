@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +21,9 @@ EXTRA = "pip install prunedeploy[cluster]"
 WHERE = "--ray-address"
 SECONDS_TO_CONNECT = 5.0
 SECONDS_TO_ANSWER = 30.0
+SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_AWAY = 20.0
+"""So long a running sweep waits for a head node that is started again."""
 OBJECT_STORE_BYTES = 80_000_000  # only short texts go through it; less than this Ray refuses
 QUIET = {"logging_level": "ERROR", "log_to_driver": False}
 # Connecting for real is the only public way to see whether an address answers. To one that does not, Ray goes on for
@@ -63,6 +67,9 @@ class RayCluster:
             self._connect(cpus)
         finally:
             signal.signal(signal.SIGTERM, handler)  # Ray puts its own there
+        self._head: str = ray.get_runtime_context().gcs_address
+        self._looked, self._answered = float("-inf"), time.monotonic()
+        self._nodes: list[dict[str, float]] = []
 
     def _connect(self, cpus: int) -> None:
         settings: dict[str, Any] = {**QUIET, "runtime_env": {"env_vars": _environment()}}
@@ -77,11 +84,34 @@ class RayCluster:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - Ray raises many kinds, and ends the process too
             raise ConfigError(f"Ray cannot be started ({_line(error)})", f"{WHERE} {self.address}") from None
 
+    def look(self) -> bool:
+        """See whether the cluster answers, and which nodes it has; every few seconds, however often it is called.
+
+        While it does not, Ray's own calls would wait for it, and after a minute end this process.
+
+        Raises:
+            ConfigError: It has not answered for a while.
+        """
+        now = time.monotonic()
+        if now < self._looked + SECONDS_BETWEEN_LOOKS:
+            return self._looked == self._answered
+        self._looked = now
+        try:
+            _connect_to(self._head)
+        except OSError:
+            if now - self._answered > SECONDS_AWAY:
+                what = f"the cluster has not answered for {SECONDS_AWAY:.0f} s"
+                raise ConfigError(what, f"{WHERE} {self.address}", "mend it; the same command goes on") from None
+            return False
+        self._nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._answered = now
+        return True
+
     def capacity(self, cpus: float, gpus: float) -> int:
-        """How many tasks with these resources the cluster can do at once, were it idle."""
+        """How many tasks with these resources the nodes last seen can do at once, were they idle."""
         return sum(
             min(int(node.get(name, 0.0) / needed) for name, needed in (("CPU", cpus), ("GPU", gpus)) if needed)
-            for node in (node["Resources"] for node in self._ray.nodes() if node["Alive"])
+            for node in self._nodes
         )
 
     def close(self) -> None:
@@ -113,7 +143,7 @@ def _answering(address: str) -> str:
         ConfigError: None does.
     """
     where = f"{WHERE} {address}"
-    fix = "check it with `ray status`, and start the sweep on a node of the cluster"
+    fix = "check it with `ray status`, and start the sweep on a node of the cluster, with its token if it has one"
     if "://" in address:
         raise ConfigError("Ray Client cannot be used", where, "give HOST:PORT, as `ray start` does")
     if address != "auto":
@@ -137,9 +167,14 @@ def _check_port(address: str, where: str, fix: str) -> None:
     if not host or not port.isdigit():
         raise ConfigError("is not an address", where, "give HOST:PORT, auto or local")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
+        _connect_to(address)
     except (OSError, OverflowError) as error:
         raise ConfigError(f"no Ray cluster answers ({_line(error)})", where, fix) from None
+
+
+def _connect_to(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
 
 
 def _line(error: object) -> str:

@@ -15,19 +15,17 @@ from prunedeploy.config import BuildConfig
 from prunedeploy.pipeline.context import training_device
 from prunedeploy.pipeline.store import FileLock
 from prunedeploy.study.sweep.identity import identity
-from prunedeploy.study.sweep.ray_cluster import WHERE, RayCluster
+from prunedeploy.study.sweep.ray_cluster import SECONDS_BETWEEN_LOOKS, WHERE, RayCluster
 from prunedeploy.study.sweep.ray_task import work
 from prunedeploy.study.sweep.task_queue import TaskQueue, order
-from prunedeploy.study.sweep.tasks import Event, StageDone, Task
+from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task
 from prunedeploy.study.sweep.worker_process import SECONDS_TO_STOP
 from prunedeploy_engines.errors import ConfigError, StoreError
 
-SECONDS_BETWEEN_LOOKS = 2.0
-"""How often it is seen whether nodes have come or gone."""
 _PROBE = "probe-"
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """Ray tasks, each of which does one cell in a process of its own.
 
     It is for training. Latency is measured by a `LocalExecutor`, on the driver's machine: times of two machines are
@@ -68,7 +66,8 @@ class RayExecutor:
         """See `Executor.run`.
 
         Raises:
-            ConfigError: No node has the resources, or a node is not like the driver's or does not see its folders.
+            ConfigError: The cluster does not answer any more, no node has the resources, or a node is not like the
+                driver's or does not see its folders.
         """
         if not tasks:
             return
@@ -81,7 +80,11 @@ class RayExecutor:
         with _probe(Path(tasks[0].store)) as probe:
             try:
                 while queue or running:
-                    self._hand_out(queue, running, remote, probe)
+                    if self.cluster.look():
+                        self._hand_out(queue, running, remote, probe)
+                    elif not running:
+                        time.sleep(SECONDS_BETWEEN_LOOKS)
+                        continue
                     ready, _ = ray.wait(list(running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
                     for stream in ready:
                         event = self._next(stream, queue, running)
