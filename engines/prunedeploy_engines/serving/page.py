@@ -30,6 +30,7 @@ FILES = {
     "/static/camera.js": ("camera.js", _SCRIPT),
     "/static/comparison.js": ("comparison.js", _SCRIPT),
     "/static/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/static/images.js": ("images.js", _SCRIPT),
     "/static/models.js": ("models.js", _SCRIPT),
     "/static/page.css": ("page.css", _STYLE),
     "/static/page.js": ("page.js", _SCRIPT),

@@ -14,7 +14,8 @@ export function badge(model) {
 
 export function pruningInWords(model) {
   const record = model.pruning;
-  if (!record) return "no record";
+  if (record === undefined) return "–"; // not loaded, so nothing is known of it
+  if (record === null) return "no record";
   if (!(record.ratio_achieved > 0)) return "not pruned";
   const asked = Math.abs(record.ratio_requested - record.ratio_achieved) >= 0.001 ? ` of ${percent(record.ratio_requested)} asked for` : "";
   return [`${percent(record.ratio_achieved)}${asked}`, record.method, record.scores].filter(Boolean).join(", ");

@@ -3,6 +3,7 @@
 import { above } from "./agreement.js";
 import { Camera } from "./camera.js";
 import { compare } from "./comparison.js";
+import { takeImages } from "./images.js";
 import { listRow } from "./models.js";
 import { Pane } from "./pane.js";
 import { Refusal, detect, listModels, useToken } from "./requests.js";
@@ -148,6 +149,8 @@ async function askEach(signal) {
     if (signal.aborted || state.answers.has(model.name)) continue;
     panes[side].busy();
     try {
+      if (!state.live) await painted();
+      if (signal.aborted) return null;
       const answer = await detect(model.name, state.image, signal);
       if (signal.aborted) return null;
       state.answers.set(model.name, answer);
@@ -172,6 +175,12 @@ async function askEach(signal) {
   forgive();
   if (!state.live) announce(answered);
   return null;
+}
+
+// When what was changed is on the screen: drawing it must not count as the next request's latency. While the page is
+// hidden nothing is drawn, so nothing is sent either.
+function painted() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 }
 
 function announce(answered) {
@@ -228,7 +237,7 @@ async function follow(use) {
   const arrivals = [];
   let said = performance.now();
   while (state.live === use) {
-    await new Promise(requestAnimationFrame); // none comes while the page is hidden, so nothing is sent then
+    await painted();
     const image = state.live === use ? await camera.frame() : null;
     if (!image || state.live !== use) break;
     state.image = image;
@@ -261,17 +270,7 @@ function stopCamera() {
   say("The camera is off.");
 }
 
-function dropped(list) {
-  const file = [...list].find((one) => one.type.startsWith("image/")) ?? list[0];
-  if (file) look(file);
-  return Boolean(file);
-}
-
-at("choose").addEventListener("click", () => at("file").click());
-at("file").addEventListener("change", () => {
-  dropped(at("file").files);
-  at("file").value = ""; // so that the same file can be chosen again
-});
+takeImages(look, say);
 at("camera").addEventListener("click", useCamera);
 at("again").addEventListener("click", again);
 at("reload").addEventListener("click", load);
@@ -294,19 +293,6 @@ at("token-form").addEventListener("submit", (event) => {
   at("token").value = "";
   forgive();
   (state.retry ?? load)();
-});
-document.addEventListener("paste", (event) => {
-  if (dropped(event.clipboardData.files)) event.preventDefault();
-});
-document.addEventListener("dragover", (event) => {
-  event.preventDefault();
-  at("drop").classList.add("over");
-});
-document.addEventListener("dragleave", (event) => event.relatedTarget ?? at("drop").classList.remove("over"));
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  at("drop").classList.remove("over");
-  if (!dropped(event.dataTransfer.files)) say("That was no file: drop an image file.");
 });
 
 load();
