@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DETECT = "-detect"
 MIB = 1 << 20
 
@@ -94,16 +93,16 @@ MIB = 1 << 20
 def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Answer detection requests over HTTP and gRPC, and show a page to try it.
 
-    BUNDLE is a bundle or a build's output folder; its name is the folder's unless NAME= is given. Protocols: Open
-    Inference Protocol (KServe V2) over REST and gRPC, and POST /v1/detect for images. SIGTERM or Ctrl-C stops it;
-    what was accepted is answered.
+    BUNDLE is a bundle or a build's output folder; its name is the folder's (of a folder called bundle, the one around
+    it) unless NAME= is given. Protocols: Open Inference Protocol (KServe V2) over REST and gRPC, and POST /v1/detect
+    for images. SIGTERM or Ctrl-C stops it; what was accepted is answered.
     """
     from prunedeploy_engines.serving.server import run
 
     settings = _settings(options)
-    if settings.host not in LOOPBACK and settings.token is None:
-        click.echo(f"prunedeploy: warning: anybody who reaches {settings.host} can use this server; "
-                   "give --token-file", err=True)
+    if settings.token is None and not _is_loopback(settings.host):
+        line = f"anybody who reaches {settings.host} can use this server; give --token-file"
+        click.echo(f"prunedeploy: warning: {line}", err=True)
     named = _named(bundles)
 
     def announce(addresses: Addresses) -> None:
@@ -141,6 +140,15 @@ def _settings(options: dict[str, Any]) -> ServingSettings:
         tls_key=options["tls_key"],
         otlp_endpoint=options["otlp_endpoint"],
     )
+
+
+def _is_loopback(host: str) -> bool:
+    import ipaddress
+
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _token(file: Path | None) -> str | None:

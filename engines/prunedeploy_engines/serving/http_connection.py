@@ -113,8 +113,8 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
             try:
                 await self._application(scope, receive, send)
             except asyncio.CancelledError:
-                if not self.cycle.disconnected:
-                    raise
+                if not self.cycle.disconnected:  # the server stops, and its grace period is over
+                    self._refuse(503, "the server is stopping")
             finally:
                 self._answering = None
 

@@ -134,7 +134,7 @@ class ModelRepository:
             except BaseException as error:
                 if old is None:
                     self._set(name, "UNAVAILABLE", "it could not be loaded")
-                if not isinstance(error, PrunedeployError):
+                if isinstance(error, Exception) and not isinstance(error, PrunedeployError):
                     _log.exception("model %s could not be loaded", name)
                 raise
             self._served[name] = new

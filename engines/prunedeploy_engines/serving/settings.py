@@ -72,6 +72,8 @@ class ServingSettings:
                 lowest = 0 if field.name in _MAY_BE_ZERO else math.ulp(0.0) if isinstance(value, float) else 1
                 if not (math.isfinite(value) and value >= lowest):
                     raise ConfigError(f"{field.name} cannot be {value:g}", fix="give a positive number")
+        if not self.host:  # to gRPC, an empty host is every address of the machine
+            raise ConfigError("the host is empty", fix="give an address, such as 127.0.0.1")
         for port in (self.port, self.grpc_port):
             if port is not None and port > 65535:
                 raise ConfigError(f"there is no port {port}", fix="give one from 1 to 65535, or 0 for a free one")
