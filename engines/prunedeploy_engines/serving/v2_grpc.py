@@ -79,13 +79,16 @@ class _Answering:
             trace_parent=_text(metadata, "traceparent") or "",
         )
         status, line = "CANCELLED", ""
+        message = None
         try:
             await context.send_initial_metadata((("x-request-id", notes.request_id),))
             if self._name not in _OPEN and not self._service.token.opens(metadata.get("authorization")):
                 raise UnauthorisedError("the token is missing or wrong", "authorization", "send Bearer TOKEN")
             with HeldBody(self._service.budget) as held:
                 held.add(len(data))
-                answer = await self._method(self._parsed(data), notes, context)
+                message = self._parsed(data)
+                del data  # its many bytes are in the message now
+                answer = await self._method(message, notes, context)
             status = "OK"
             return answer
         except ServingError as error:
@@ -102,6 +105,8 @@ class _Answering:
             if status == "CANCELLED":
                 notes.error = "client-gone"
             self._service.telemetry.answered(notes, status)
+        # The library keeps the error that this raises, which keeps this frame, until the garbage collector comes.
+        message = None
         await context.abort(grpc.StatusCode[status], line)
 
     def _parsed(self, data: bytes) -> Any:

@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 import tracemalloc
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from PIL import Image
 from prunedeploy_engines import Bundle
 from prunedeploy_engines.serving.http_connection import MAX_HEAD_BYTES
 from prunedeploy_engines.serving.logs import configure_logs
+from prunedeploy_engines.serving.v2_messages import SERVICE, message_type
 from served_protocol import Running, picture, running
 
 PNG = {"Content-Type": "image/png"}
@@ -145,28 +147,53 @@ def test_client_that_does_not_read_its_answer_is_cut_off(bundle: Bundle) -> None
     assert len(rest) < len(whole.body)
 
 
+def kept_after(requests: Callable[[], object]) -> int:
+    """Bytes that Python still holds after requests, while its garbage collector rests."""
+    requests()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(6):
+            requests()
+        until = time.monotonic() + 20
+        # The server may still be busy with the last.
+        while (kept := tracemalloc.get_traced_memory()[0] - before) > 4 * MIB and time.monotonic() < until:
+            time.sleep(0.05)
+        return kept
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+
 def test_refused_bodies_do_not_stay_until_the_garbage_collector_comes(bundle: Bundle) -> None:
+    late = {**PNG, "X-Request-Timeout": "1e-9"}
+    announced = UPLOAD + b"Content-Length: %d\r\n\r\n" % (5 * MIB) + b"x" * 4 * MIB
     with running({"tiny": bundle}, body_timeout_s=0.3) as own:
-        own.ask("POST", "/v1/detect", picture(0), PNG)
-        gc.collect()
-        gc.disable()
-        tracemalloc.start()
-        try:
-            before, _ = tracemalloc.get_traced_memory()
-            for _ in range(6):
-                with connected(own) as slow:
-                    slow.sendall(UPLOAD + b"Content-Length: %d\r\n\r\n" % (5 * MIB) + b"x" * 4 * MIB)
-                    assert until_closed(slow).startswith(b"HTTP/1.1 408 ")
-                with connected(own) as gone:
-                    gone.sendall(UPLOAD + b"Content-Length: %d\r\n\r\n" % (5 * MIB) + b"x" * 4 * MIB)
-                assert own.ask("POST", "/v1/detect", b"\xff\xd8\xff" + b"x" * 4 * MIB, PNG).status == 400
-                late = {**PNG, "X-Request-Timeout": "1e-9"}
-                assert own.ask("POST", "/v1/detect", picture(0) + b"x" * 4 * MIB, late).status == 504
-            until = time.monotonic() + 20
-            # 24 bodies of 4 MiB came; the server may still be busy with the last that hung up.
-            while (kept := tracemalloc.get_traced_memory()[0] - before) > 4 * MIB and time.monotonic() < until:
-                time.sleep(0.05)
-        finally:
-            tracemalloc.stop()
-            gc.enable()
-    assert kept <= 4 * MIB
+
+        def four_bodies() -> None:
+            with connected(own) as slow:
+                slow.sendall(announced)
+                assert until_closed(slow).startswith(b"HTTP/1.1 408 ")
+            with connected(own) as gone:
+                gone.sendall(announced)
+            assert own.ask("POST", "/v1/detect", b"\xff\xd8\xff" + b"x" * 4 * MIB, PNG).status == 400
+            assert own.ask("POST", "/v1/detect", picture(0) + b"x" * 4 * MIB, late).status == 504
+
+        assert kept_after(four_bodies) <= 4 * MIB
+
+
+def test_refused_messages_do_not_stay_until_the_garbage_collector_comes(server: Running) -> None:
+    grpc = pytest.importorskip("grpc")
+    message = message_type("ModelInferRequest")(model_name="tiny", raw_input_contents=[bytes(4 * MIB)])
+    message.inputs.add(name="images", datatype="FP32", shape=[1, 3, 32, 48])
+    sent = message.SerializeToString()  # once, so that what this side keeps is the same bytes
+    with grpc.insecure_channel(server.grpc) as channel:
+        infer = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+
+        def one_message() -> None:
+            with pytest.raises(grpc.RpcError, match="inputs"):
+                infer(sent, timeout=20)
+
+        assert kept_after(one_message) <= 4 * MIB
