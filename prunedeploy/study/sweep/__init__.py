@@ -7,7 +7,11 @@ In the order in which data flows:
 - `cell`: the stages of one cell, and what a row takes from them.
 - `plan`: every stage of a sweep with what is there already; time left and disk needed.
 - `tasks`: what an executor is given and what it reports, and the executor's interface. No torch.
-- `worker`, `local_executor`: a process that works off tasks; several of them on this machine.
+- `task_queue`: which task is next, and how often one may die. No torch.
+- `worker`, `worker_process`: a process that works off tasks, from inside and from outside.
+- `local_executor`: several of them on this machine.
+- `ray_cluster`, `ray_executor`, `ray_task`: on a Ray cluster: the connection, the driver's side, the nodes' side.
+- `identity`: what must be the same in all of these processes.
 - `samples`: pictures of what the networks see and find.
 - `driver`: the sweep itself: trains in parallel, then measures latency alone, and appends rows.
 """
