@@ -8,7 +8,7 @@ import { listRow } from "./models.js";
 import { Pane } from "./pane.js";
 import { Refusal, detect, listModels, useToken } from "./requests.js";
 import { element, plural } from "./text.js";
-import { Times } from "./times.js";
+import { Times, painted } from "./times.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -86,6 +86,8 @@ async function load() {
   // Two models are there to be compared, so that is where the page begins.
   offerSecond(chosen ? other : (ready[1]?.name ?? ""));
   at("second").disabled = ready.length < 2;
+  at("choose").disabled = at("camera").disabled = !ready.length;
+  if (!ready.length) stopCamera();
   say(ready.length ? `Ready: ${plural(ready.length, "model")}.` : "The server has no model that is ready.");
   chooseModels();
 }
@@ -135,6 +137,7 @@ function show() {
 // Ask every model that has not answered for this image yet, one after the other: together they would slow each other.
 async function ask() {
   asking.stop.abort();
+  if (!sides().length) return null;
   if (!state.live) say("Looking …");
   const before = asking.done;
   const stop = new AbortController();
@@ -177,12 +180,6 @@ async function askEach(signal) {
   return null;
 }
 
-// When what was changed is on the screen: drawing it must not count as the next request's latency. While the page is
-// hidden nothing is drawn, so nothing is sent either.
-function painted() {
-  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
-}
-
 function announce(answered) {
   say(answered.map(({ model, shown }) => `${model.name} finds ${plural(shown.length, "object")}`).join(", ") + ".");
 }
@@ -193,6 +190,7 @@ function again() {
 }
 
 async function look(file) {
+  if (!sides().length) return say("There is no model to look at it with.");
   stopCamera();
   say("Looking …");
   let bitmap;

@@ -16,6 +16,12 @@ export const STAGES = {
 export const REST = "Network and browser";
 export const ROUND_TRIP = "Round trip";
 
+// When what was changed is on the screen: drawing it must not count as the next request's latency. While the page is
+// hidden nothing is drawn, so nothing is sent either.
+export function painted() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+}
+
 export class Times {
   constructor() {
     this.samples = [];

@@ -144,6 +144,22 @@ def luminance(colour: list[float]) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_buttons_contrast_enough_under_the_pointer(browser: Browser, served: Served, scheme: str) -> None:
+    colours = """button => {
+        const { color, backgroundColor } = getComputedStyle(button);
+        return [color, backgroundColor].map(one => one.match(/\\d+/g).map(Number));
+    }"""
+    with Visit(browser, served.url, color_scheme=scheme) as visit:
+        visit.page.get_by_role("button", name="Use the camera").click()
+        visit.pane("dense").get_by_role("img", name="dense finds").wait_for()
+        for name in ("Stop the camera", "Choose an image", "Refresh the list"):
+            button = visit.page.get_by_role("button", name=name)
+            button.hover()
+            brighter, darker = sorted(map(luminance, button.evaluate(colours)), reverse=True)
+            assert (brighter + 0.05) / (darker + 0.05) >= 4.5, name
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_contrasts_enough_in_light_and_dark(browser: Browser, served: Served, scheme: str) -> None:
     # Text and the background under it, of every element that has text of its own. An element whose own background is
     # transparent stands on its parent's.

@@ -102,6 +102,12 @@ def test_model_that_is_not_loaded(lonely: tuple[Served, Visit]) -> None:
     assert visit.page.locator("#panes > article").count() == 1
     assert "unavailable" in visit.page.locator("#models").text_content()
     assert visit.page.get_by_label("Compare with").locator("option").all_text_contents() == ["nothing", "markup"]
+    for name in ("dense", "markup"):
+        served.ask(f"/v2/repository/models/{name}/unload", b"{}", **{"Content-Type": "application/json"})
+    visit.page.get_by_role("button", name="Refresh the list").click()
+    visit.page.get_by_text("The server has no model that is ready.").wait_for()
+    assert visit.page.get_by_role("button", name="Choose an image").is_disabled()
+    assert visit.page.get_by_role("button", name="Use the camera").is_disabled()
 
 
 def test_camera_waits_for_a_model_that_is_away(lonely: tuple[Served, Visit]) -> None:
