@@ -223,7 +223,9 @@ class Batcher:
                     return taken
                 if not taken or self.max_batch - room >= min(expected, self.max_batch):
                     return taken
-                until = min([until or time.monotonic() + self._max_delay_s, *(part.deadline for part in taken)])
+                until = until or time.monotonic() + self._max_delay_s
+                # Of the time that a request has, at most half goes into waiting for others.
+                until = min([until, *((part.since + part.deadline) / 2 for part in taken)])
                 rest = until - time.monotonic()
                 if rest <= 0 or not self._accepting:
                     return taken
@@ -231,9 +233,8 @@ class Batcher:
 
     def _compute(self, runner: Runner, parts: list[_Part]) -> None:
         begun = time.monotonic()
+        # Those that are late get their answer from the alarm in `infer`.
         timely = [part for part in parts if part.deadline > begun and not part.answer.done()]
-        if late := [part for part in parts if part.deadline <= begun]:
-            _deliver_soon(late, DeadlineError("the deadline passed before the images were computed"))
         if not timely:
             return
         try:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arithmetic_runner import SIZE, Arithmetic, Told, opened, pictures, soon, until
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.runner import Runner
 from prunedeploy_engines.serving.batching import Batcher
@@ -22,81 +23,6 @@ from prunedeploy_engines.serving.errors import (
     ModelUnavailableError,
     OverloadedError,
 )
-
-SIZE = (2, 2)
-
-
-class Arithmetic(Runner):
-    """A network that can be worked out by hand: a box and a score per image, both functions of its pixels alone.
-
-    Holds every batch back while ``gate`` is closed, and writes down the sizes of batches.
-    """
-
-    runtime = "arithmetic"
-    input_size = SIZE
-
-    def __init__(self) -> None:
-        self.gate = threading.Event()
-        self.gate.set()
-        self.begun = threading.Event()
-        self.batches: list[int] = []
-        self.released = False
-
-    def describe(self) -> dict[str, Any]:
-        return {"runtime": self.runtime}
-
-    def _infer(self, images: Any) -> tuple[Any, Any]:
-        self.begun.set()
-        self.gate.wait(20)
-        self.batches.append(len(images))
-        if np.any(images == 0.75):
-            raise EngineError("the network met a pixel that it cannot bear")
-        mean = images.mean(axis=(1, 2, 3), dtype=np.float64).astype(np.float32)
-        return np.repeat(mean[:, None, None], 4, axis=2), mean[:, None, None] / 2
-
-    def _release(self) -> None:
-        self.released = True
-
-
-class Told:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.depths: list[int] = []
-        self.sizes: list[int] = []
-
-    def queue_depth(self, model: str, images: int) -> None:
-        self.depths.append(images)
-
-    def batch(self, model: str, images: int, seconds: float) -> None:
-        self.sizes.append(images)
-
-    def model_state(self, model: str, ready: bool) -> None:
-        raise AssertionError("a batcher knows nothing of states")
-
-
-def opened(runner: Runner, told: Told | None = None, **changed: Any) -> Batcher:
-    plain: dict[str, Any] = {"workers": 1, "max_batch": 4, "max_delay_s": 0.002, "max_queue": 16}
-    batcher = Batcher("m", lambda: runner, observer=told or Told(), **{**plain, **changed})
-    batcher.open()
-    return batcher
-
-
-def pictures(count: int, seed: int = 0) -> np.ndarray:
-    """Sixteenths below 0.75: their sums are exact, so results are equal to the last bit however they are batched."""
-    return (np.random.default_rng(seed).integers(0, 12, (count, 3, *SIZE)) / 16).astype(np.float32)
-
-
-def soon() -> float:
-    return time.monotonic() + 30
-
-
-async def until(condition: Any) -> None:
-    for _ in range(4000):
-        if condition():
-            return
-        await asyncio.sleep(0.005)
-    raise AssertionError("never came true")
 
 
 @settings(max_examples=25, deadline=None)
@@ -274,3 +200,68 @@ def test_a_runner_that_cannot_be_opened_says_so_and_leaves_no_thread():
     with pytest.raises(EngineError, match="no such device"):
         batcher.open()
     assert threading.active_count() == before
+
+
+def test_what_one_worker_leaves_another_takes_at_once():
+    runners = [Arithmetic(), Arithmetic()]
+    left = list(runners)
+    batcher = Batcher("m", left.pop, workers=2, max_batch=4, max_delay_s=0, max_queue=16, observer=Told())
+    batcher.open()
+    for runner in runners:
+        runner.gate.clear()
+
+    async def ask() -> Any:
+        await until(lambda: len(batcher._changed._waiters) == 2)
+        asked = asyncio.create_task(batcher.infer(pictures(8), soon()))
+        await until(lambda: all(runner.begun.is_set() for runner in runners))
+        for runner in runners:
+            runner.gate.set()
+        return await asked
+
+    (boxes, _), _ = asyncio.run(ask())
+    batcher.close()
+    assert len(boxes) == 8
+    assert [runner.batches for runner in runners] == [[4], [4]]
+
+
+def test_waiting_for_others_never_costs_a_request_its_deadline():
+    runner = Arithmetic()
+    batcher = opened(runner, max_delay_s=1000.0)
+
+    async def ask() -> Any:
+        await batcher.infer(pictures(4), soon())  # so that four are worth waiting for
+        return await batcher.infer(pictures(1), time.monotonic() + 0.5)
+
+    (boxes, _), _ = asyncio.run(ask())
+    batcher.close()
+    assert len(boxes) == 1
+    assert runner.batches == [4, 1]
+
+
+def test_what_was_given_up_or_is_late_is_not_computed_even_when_a_worker_has_it():
+    runner, told = Arithmetic(), Told()
+    batcher = opened(runner, told, max_delay_s=1000.0)
+
+    async def ask() -> None:
+        await batcher.infer(pictures(4), soon())  # so that the worker waits for four from now on
+        gone = asyncio.create_task(batcher.infer(pictures(1, 1), soon()))
+        await until(lambda: told.depths == [4, 0, 1, 0])  # it came, and the worker has it
+        gone.cancel()
+        await batcher.infer(pictures(3, 2), soon())
+        runner.begun.clear()
+        runner.gate.clear()
+        running = asyncio.create_task(batcher.infer(pictures(4), soon()))
+        await until(runner.begun.is_set)
+        late = asyncio.create_task(batcher.infer(pictures(2, 3), time.monotonic() + 0.05))
+        await until(lambda: batcher._waiting == 2)
+        time.sleep(0.1)  # the event loop is busy, so that nothing there can take it out of the queue
+        runner.gate.set()
+        while batcher._waiting:
+            time.sleep(0.001)
+        await running
+        with pytest.raises(DeadlineError):
+            await late
+
+    asyncio.run(ask())
+    batcher.close()
+    assert runner.batches == [4, 3, 4]
