@@ -75,18 +75,29 @@ class Command:
 
 @contextmanager
 def serving(
-    *arguments: object, tls: ssl.SSLContext | None = None, environment: Mapping[str, str] | None = None
+    *arguments: object,
+    tls: ssl.SSLContext | None = None,
+    environment: Mapping[str, str] | None = None,
+    log: Path = Path(os.devnull),
 ) -> Iterator[Command]:
-    """Start the command on free ports; at the end SIGTERM must end it with 0, and with nothing on standard output."""
+    """Start the command on free ports; at the end SIGTERM must end it with 0, and with nothing on standard output.
+
+    Args:
+        arguments: Of the command; ports and threads are given.
+        tls: Trusts the certificate that the arguments name.
+        environment: More of it.
+        log: Takes standard error.
+    """
     command = [sys.executable, "-m", "prunedeploy.cli", "serve", *map(str, arguments), *FREE_PORTS, "--json"]
     paths = os.pathsep.join(str(REPOSITORY / folder) for folder in (".", "export", "engines"))
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": paths, **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
     try:
         assert process.stdout is not None
         text = ""

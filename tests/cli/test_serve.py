@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import shutil
@@ -9,6 +10,9 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +133,59 @@ def test_what_was_begun_is_answered_after_a_signal(bundle: Path, red_cell: Path,
             (found,) = json.loads(content)["images"][0]["detections"]
             assert (found["class"], found["box"]) == ("red", [8, 16, 16, 24])
         assert server.process.wait(60) == 0
+
+
+def test_every_answer_of_a_server_that_is_stopped_under_load_arrives(
+    bundle: Path, red_cell: Path, tmp_path: Path
+) -> None:
+    clients = pytest.importorskip("tritonclient.grpc")
+    body = red_cell.read_bytes()
+    answers: Counter[str] = Counter()  # increments of one name come from one thread
+    refusals: list[str] = []
+    enough = threading.Event()
+
+    def rest(server: Command, name: str) -> None:
+        connection = http.client.HTTPConnection(*server.address, timeout=60)
+        try:
+            while True:
+                connection.request("POST", "/v1/detect", body, {"Content-Type": "image/png"})
+                answer = connection.getresponse()
+                assert answer.status == 200
+                assert len(json.loads(answer.read())["images"][0]["detections"]) == 1
+                answers[name] += 1
+                if answers[name] == 20:
+                    enough.set()
+        except OSError:  # nothing listens any more
+            connection.close()
+
+    def grpc(server: Command, name: str) -> None:
+        tensor = clients.InferInput("images", [1, 3, 32, 48], "FP32")
+        tensor.set_data_from_numpy(np.zeros((1, 3, 32, 48), np.float32))
+        with clients.InferenceServerClient(server.said["grpc"]) as client:
+            while True:
+                try:
+                    client.infer("red", [tensor])
+                except clients.InferenceServerException as error:
+                    refusals.append(error.status())
+                    return
+                answers[name] += 1
+
+    with serving(f"red={bundle}", log=tmp_path / "log") as server, ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(rest, server, f"http {number}") for number in range(4)]
+        asking += [pool.submit(grpc, server, f"grpc {number}") for number in range(4)]
+        assert enough.wait(60)
+        server.signal(signal.SIGTERM)
+        for one in asking:
+            one.result(60)
+        assert server.process.wait(60) == 0
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    answered = [line for line in lines if line.get("status") in ("200", "OK") and line.get("images")]
+    for protocol in ("http", "grpc"):
+        came = sum(count for name, count in answers.items() if name.startswith(protocol))
+        assert came == sum(line["protocol"] == protocol for line in answered) > 0
+    # gRPC refuses what comes after the signal; it never gives up what it has accepted.
+    assert refusals == ["StatusCode.UNAVAILABLE"] * 4
+    assert {line["status"] for line in lines if "status" in line} <= {"200", "OK", "UNAVAILABLE"}
 
 
 def test_a_second_signal_does_not_wait(bundle: Path, red_cell: Path) -> None:

@@ -18,7 +18,7 @@ MAX_HEAD_BYTES = 64 << 10
 """Of a request's head or trailers, give or take what one read brings; the HTTP parser has no limit of its own."""
 
 LAST_CALL_S = 0.2
-"""How long a connection without a request stays open when the server stops: one may be on its way."""
+"""How long connections without a request stay open when the server stops: one may be on its way."""
 
 
 def connection_type(seconds: float) -> type[HttpToolsProtocol]:

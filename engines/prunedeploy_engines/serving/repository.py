@@ -44,6 +44,9 @@ class ModelRepository:
         bundles: Folders by name.
         settings: Of the server.
         observer: Is told of queues, batches and states.
+
+    Attributes:
+        stopping: The server was told to stop; what comes over open connections is still answered.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class ModelRepository:
         self._locks = {name: asyncio.Lock() for name in bundles}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pool = ThreadPoolExecutor(2, "images")
-        self._stopping = False
+        self.stopping = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -67,7 +70,7 @@ class ModelRepository:
     def ready(self) -> bool:
         """Every model answers but those that were unloaded on request, and the server is not stopping."""
         wanted = [state.state for state in self._states.values() if state.reason != UNLOADED]
-        return not self._stopping and bool(wanted) and all(state == "READY" for state in wanted)
+        return not self.stopping and bool(wanted) and all(state == "READY" for state in wanted)
 
     def index(self) -> list[ModelState]:
         """Every model and its state, in the order they were named in."""
@@ -114,7 +117,7 @@ class ModelRepository:
 
     def stop_being_ready(self) -> None:
         """Tell whoever asks that the server stops; requests are still answered."""
-        self._stopping = True
+        self.stopping = True
 
     async def close(self) -> None:
         """Unload everything; what was accepted is answered."""
@@ -124,7 +127,7 @@ class ModelRepository:
 
     async def _load(self, name: str) -> None:
         async with self._locks[name]:
-            if self._stopping:
+            if self.stopping:
                 raise ModelUnavailableError("the server is stopping")
             old = self._served.get(name)
             if old is None:

@@ -101,7 +101,7 @@ async def _serve(
         server.force_exit = server.should_exit
         server.should_exit = True
         if grpc_server is not None:  # stops while HTTP does, not after it, so that the grace period is one
-            stopping.add(asyncio.ensure_future(grpc_server.stop(None if server.force_exit else settings.grace_s)))
+            stopping.add(asyncio.ensure_future(_stop(grpc_server, None if server.force_exit else settings.grace_s)))
 
     async with contextlib.AsyncExitStack() as opened:
         opened.push_async_callback(repository.close)
@@ -112,11 +112,20 @@ async def _serve(
         grpc_address = None
         if settings.grpc_port is not None:
             grpc_server, grpc_address = await _grpc_server(repository, settings, tls)
-            opened.push_async_callback(grpc_server.stop, settings.grace_s)
+            opened.push_async_callback(_stop, grpc_server, settings.grace_s)
         scheme = "http" if tls is None else "https"
         if not server.should_exit:
             announce(Addresses(f"{scheme}://{_shown(http_socket.getsockname())}", grpc_address))
         await server.serve(sockets=[http_socket])
+
+
+async def _stop(grpc_server: Any, grace_s: float | None) -> None:
+    """Stop gRPC; calls that are on their way first get an answer, since the library would cancel them."""
+    from prunedeploy_engines.serving.http_connection import LAST_CALL_S
+
+    if grace_s is not None:
+        await asyncio.sleep(LAST_CALL_S)
+    await grpc_server.stop(grace_s)
 
 
 async def _grpc_server(

@@ -84,6 +84,9 @@ class _Answering:
             await context.send_initial_metadata((("x-request-id", notes.request_id),))
             if self._name not in _OPEN and not self._service.token.opens(metadata.get("authorization")):
                 raise UnauthorisedError("the token is missing or wrong", "authorization", "send Bearer TOKEN")
+            if self._service.models.repository.stopping:
+                # HTTP can say with an answer that it was the last one; here only a refusal sends a client elsewhere.
+                raise ModelUnavailableError("the server is stopping")
             with HeldBody(self._service.budget) as held:
                 held.add(len(data))
                 message = self._parsed(data)
