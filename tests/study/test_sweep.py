@@ -138,7 +138,7 @@ class Killing(Executor):
 
 
 def test_worker_killed_at_several_moments_loses_no_row_and_doubles_none(finished: Any, tmp_path: Path) -> None:
-    executor = Killing(LocalExecutor(2, tmp_path / "log"), moments=(3, 12, 25))
+    executor = Killing(LocalExecutor(2, tmp_path / "log"), moments=(3, 12, 35))
     outcome = run_tiny(finished.sweep, tmp_path / "store", tmp_path / "out", executors=lambda phase, log: executor)
     assert executor.killed >= 3
     assert (outcome.trained, dict(outcome.failed)) == (6, {})

@@ -13,7 +13,7 @@ from prunedeploy.pipeline.export_stages import PLAIN, Artefact, cpu_runtimes, ex
 from prunedeploy.pipeline.latency_stage import file_latency_stage
 from prunedeploy.pipeline.measure_stages import check_images_stage, evaluate_stage
 from prunedeploy.pipeline.model_stages import original_stage
-from prunedeploy.pipeline.networks import check_reachable, pruned_networks, unpruned_networks
+from prunedeploy.pipeline.networks import pruned_networks, unpruned_networks
 from prunedeploy.pipeline.stages import machine_id, read_record
 from prunedeploy.pruning.subnet import count_parameters
 from prunedeploy_engines.environment import cpu_info
@@ -61,7 +61,6 @@ def trained_stages(
         network = original_stage(context)
         export = export_stage(context, network)
         return CellStages(network, export, evaluate_stage(context, "original", network, export))
-    check_reachable(context.config)
     networks = pruned_networks(context, *unpruned(context))
     export = export_stage(context, networks.pruned)
     evaluation = evaluate_stage(context, "pruned", networks.pruned, export)

@@ -20,7 +20,7 @@ class Contexts:
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._last: tuple[str, BuildContext] | None = None
+        self._last: tuple[str, int, BuildContext] | None = None
 
     def fields(self, config: BuildConfig, store: Store) -> dict[str, Any]:
         """What a `BuildContext` of a configuration is made of; it has no results yet.
@@ -30,11 +30,17 @@ class Contexts:
         """
         data = as_dict(config.data)
         del data["greyscale"]  # read image by image
-        key = canonical_json([as_dict(config.model), data, config.seed, config.device, config.threads])
-        if self._last is None or self._last[0] != key:
-            self._last = key, open_context(config, store, self._progress)
-        values = {one.name: getattr(self._last[1], one.name) for one in fields(BuildContext)}
+        key = canonical_json([as_dict(config.model), data, config.device, config.threads])
+        last = self._last
+        if last is None or last[0] != key or (last[1] != config.seed and _is_drawn(last[2])):
+            last = self._last = key, config.seed, open_context(config, store, self._progress)
+        values = {one.name: getattr(last[2], one.name) for one in fields(BuildContext)}
         return {**values, "config": config, "store": store, "results": []}
+
+
+def _is_drawn(context: BuildContext) -> bool:
+    """Which images are for training depends on the seed: it is a subset, or there is one JSON for both."""
+    return context.config.data.train_images is not None or context.training.json_path == context.test.json_path
 
 
 @dataclass(frozen=True)

@@ -135,15 +135,16 @@ def run_sweep(
         left = open_cells(cells, there, retry)
         run = _Run(sweep, file, there, store, progress)
         with closing(executors("train", out / LOG)) as executor:
-            executor.prepare(len(left))
+            executor.prepare(sum(not there.get(cell.key, Standing()).trained for cell in left))
             # Only now: workers load PyTorch at the same time.
+            from prunedeploy.study.sweep.order import training_order
             from prunedeploy.study.sweep.plan import plan_sweep
             from prunedeploy.study.sweep.samples import make_samples
 
             plan = plan_sweep(left, stages, progress)
             run.record_impossible(plan)
             to_train = [one for one in plan.cells if one.error is None and run.is_to_be_trained(one)]
-            run.do("train", to_train, executor)
+            run.do("train", training_order(to_train, sweep.config.seeds), executor)
             to_time = [one for one in plan.cells if run.is_to_be_timed(one)]
             with closing(executors("time", out / LOG)) as executor_of_times:
                 run.do("time", to_time, executor_of_times)

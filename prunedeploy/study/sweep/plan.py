@@ -12,6 +12,7 @@ from statistics import fmean
 
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult
+from prunedeploy.pipeline.granularity_setting import cut_settings
 from prunedeploy.pipeline.networks import check_reachable, unpruned_networks
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.stages import canonical_json
@@ -165,15 +166,13 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
     Raises:
         PrunedeployError: The data or the network cannot be used. A cell whose ratio cannot be reached is no error here.
     """
-    contexts, shared = Contexts(progress), _Unpruned()
+    contexts, shared, unreachable = Contexts(progress), _Unpruned(), _Unreachable()
     known: dict[str, PlannedStage] = {}
     planned = []
     for cell in cells:
         context = PlanningContext(**contexts.fields(cell.config, store), known=known)
-        try:
-            check_reachable(cell.config)
-        except (PruningError, ConfigError) as error:
-            planned.append(PlannedCell(cell, error=str(error)))
+        if error := unreachable(cell):
+            planned.append(PlannedCell(cell, error=error))
             continue
         stages = trained_stages(context, cell.is_reference, shared)
         training = tuple(context.planned)
@@ -183,6 +182,24 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
         timing = next(iter(context.planned[len(training) :]), None)
         planned.append(PlannedCell(cell, training, timing, network=stages.network))
     return Plan(tuple(planned))
+
+
+@dataclass
+class _Unreachable:
+    """Why a cell's ratio cannot be reached, worked out once for all runs."""
+
+    _found: dict[str, str | None] = field(default_factory=dict)
+
+    def __call__(self, cell: Cell) -> str | None:
+        key = canonical_json([as_dict(cell.config.model), cut_settings(cell.config), cell.config.sparse_weights])
+        if key not in self._found:
+            try:
+                check_reachable(cell.config)
+            except (PruningError, ConfigError) as error:
+                self._found[key] = str(error)
+            else:
+                self._found[key] = None
+        return self._found[key]
 
 
 @dataclass
