@@ -12,7 +12,7 @@ WHAT_INSTALLING_READS := pyproject.toml setup.py constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench bindings cfgs clean
+.PHONY: help demo test audit lint bench bindings cfgs clean
 
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -23,6 +23,9 @@ demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: 
 test: lint ## everything that must hold before a change goes in
 	PRUNEDEPLOY_TEST_OPENVINO=1 $(BIN)/python -m pytest -k openvino
 	$(BIN)/python -m pytest
+
+audit: $(VENV)/.installed-dev ## known security holes of what is installed, where a service that knows them can be reached
+	$(BIN)/python .ci/audit.py
 
 lint: $(VENV)/.installed-dev ## style, types and the direction of imports
 	$(BIN)/ruff check .
