@@ -29,7 +29,8 @@ def served(bundles: dict[str, Bundle]) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="session")
+# A module at a time: Playwright keeps an event loop running as long as it is open, and other modules run their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Headless Chromium with a camera that shows moving test pictures."""
     api = pytest.importorskip("playwright.sync_api", reason="driving a browser needs playwright")
