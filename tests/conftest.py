@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # OpenVINO. Elsewhere it counts as not installed, and the tests say so.
 if os.environ.get("PRUNEDEPLOY_TEST_OPENVINO") != "1":
     sys.modules["openvino"] = None  # type: ignore[assignment]
+
+# A shell in the background has its children ignore Ctrl-C, and theirs; some tests send it to programs that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes depends on the machine, and no test here judges that. In CI the same
 # examples run every time, so that a red run is red again.
