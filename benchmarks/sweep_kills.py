@@ -3,8 +3,9 @@
     python benchmarks/sweep_kills.py [--kills 10] [--seed 0]
 
 Every sweep is the real program with two workers, with a store and an output folder of its own: six models that are
-trained, timed and drawn. Once in it a worker is killed and once the driver, at moments drawn from the duration of an
-undisturbed sweep; then the same command is given again at once, while workers of the dead driver may still be ending.
+trained, timed and drawn. Once in it a worker is killed and once the driver: up to a second and a half after a drawn
+number of its stages was stored. Then the same command is given again at once, while workers of the dead driver may
+still be ending.
 The figures to show: after each kill no file is half there, and in the end every model has its rows once, with the
 table, the stored results and the pictures of the undisturbed sweep, bit for bit.
 """
@@ -12,6 +13,7 @@ table, the stored results and the pictures of the undisturbed sweep, bit for bit
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -35,6 +37,7 @@ from prunedeploy.pipeline.store import Store
 from prunedeploy_engines.errors import PrunedeployError
 
 WORKERS = 2
+LONGEST_DELAY = 1.5
 STUDY = """\
 name: kills
 base: smoke
@@ -85,60 +88,66 @@ class Trial:
         study: Folder of the configuration.
         folder: Of store and rows.
         draw: Chooses the worker.
-        kills: Whom and when, in seconds that the program runs, with what was seen then.
+        kills: Who was killed, and what was the last stored stage then.
         broken: What was half there after a kill.
     """
 
     study: Path
     folder: Path
     draw: random.Random
-    kills: list[tuple[str, float, str]] = field(default_factory=list)
+    kills: list[tuple[str, str]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
-    def run(self, moments: dict[str, float]) -> float:
-        """Run the sweep to its end, killed at these moments; return the seconds that it took.
+    def run(self, moments: dict[str, tuple[int, float]]) -> float:
+        """Run the sweep to its end; return the seconds that it took.
 
-        A moment that comes when the sweep has ended, or no worker is left, kills nobody.
+        Args:
+            moments: Whom to kill: when so many stages are stored, and so many seconds have passed since. One that
+                comes when the sweep has ended, or no worker is left, kills nobody.
         """
-        ran, begun = 0.0, time.monotonic()
+        begun = time.monotonic()
         process = self._start()
         for whom, moment in sorted(moments.items(), key=lambda one: one[1]):
-            victim = self._victim(process, whom, moment - ran - (time.monotonic() - begun))
+            victim = self._victim(process, whom, *moment)
             if victim is None:
                 break
             during = last_stage(self.folder)
             os.kill(victim, signal.SIGKILL)
-            self.kills.append((whom, ran + time.monotonic() - begun, during))
             if whom == "driver":
                 process.wait()
-                ran += time.monotonic() - begun
+            self.kills.append((whom, during))
             self.broken += half_written(self.folder)
             if whom == "driver":
-                begun = time.monotonic()
                 process = self._start()
         must_end_well(process, self.folder)
-        return ran + time.monotonic() - begun
+        return time.monotonic() - begun
 
     def _start(self) -> subprocess.Popen[bytes]:
         return start(command(self.study, self.folder, WORKERS), self.folder)
 
-    def _victim(self, process: subprocess.Popen[bytes], whom: str, seconds: float) -> int | None:
-        """Whom to kill when so much time has passed: of the workers one that lives, waited for if need be."""
-        try:
-            process.wait(max(0.0, seconds))
-        except subprocess.TimeoutExpired:
+    def _victim(self, process: subprocess.Popen[bytes], whom: str, stages: int, seconds: float) -> int | None:
+        """Whom to kill when it is time: of the workers one that lives, waited for if need be."""
+        while process.poll() is None and len(results_of(self.folder)) < stages:
+            time.sleep(0.005)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        while process.poll() is None:
             if whom == "driver":
                 return process.pid
-        while process.poll() is None:
             if living := workers_of(process.pid):
                 return self.draw.choice(living)
             time.sleep(0.01)
         return None
 
 
+def results_of(folder: Path) -> list[Path]:
+    """The stored results, the latest last."""
+    return sorted((folder / "store" / "results").glob("*"), key=lambda path: (path / "stage.json").stat().st_mtime)
+
+
 def last_stage(folder: Path) -> str:
     """Name of the last stored result."""
-    results = sorted((folder / "store" / "results").glob("*"), key=lambda path: path.stat().st_ctime)
+    results = results_of(folder)
     return results[-1].name.rpartition("-")[0] if results else "the start"
 
 
@@ -219,21 +228,25 @@ def main() -> None:
         seconds = Trial(top / "study", top / "undisturbed", draw).run({})
         expected = what_came_out(top / "undisturbed")
         check_undisturbed(expected)
-        print(f"seed {options.seed}; undisturbed: {len(expected['table'])} models in {seconds:.1f} s\n", flush=True)
+        count = len(expected["store"])
+        print(
+            f"seed {options.seed}; undisturbed: {len(expected['table'])} models, {count} stages, {seconds:.1f} s\n",
+            flush=True,
+        )
         print(f"{'sweep':>5}  {'took':>7}  half-written  what came out")
         while min(killed["driver"], killed["worker"]) < options.kills:
             sweeps += 1
             trial = Trial(top / "study", top / str(sweeps), draw)
             left = [whom for whom in ("worker", "driver") if killed[whom] < options.kills]
-            took = trial.run({whom: draw.uniform(0, seconds) for whom in left})
+            took = trial.run({whom: (draw.randint(0, count), draw.uniform(0, LONGEST_DELAY)) for whom in left})
             found = what_came_out(trial.folder)
             different = [name for name in expected if found[name] != expected[name]]
             bad += bool(different or trial.broken)
             verdict = f"DIFFERENT: {', '.join(different)}" if different else "identical"
             print(f"{sweeps:>5}  {took:>5.1f} s  {'; '.join(trial.broken) or 'nothing':<12}  {verdict}", flush=True)
-            for whom, moment, during in trial.kills:
+            for whom, during in trial.kills:
                 killed[whom] += 1
-                print(f"{'':>7}{whom} killed at {moment:.1f} s, after {during}", flush=True)
+                print(f"{'':>7}{whom} killed after {during}", flush=True)
     print(f"\n{killed['driver']} kills of the driver, {killed['worker']} of a worker in {sweeps} sweeps: {bad} differ")
     sys.exit(1 if bad else 0)
 
