@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -143,6 +144,55 @@ def test_worker_killed_at_several_moments_loses_no_row_and_doubles_none(finished
     assert executor.killed >= 3
     assert (outcome.trained, dict(outcome.failed)) == (6, {})
     assert_as_undisturbed(tmp_path / "out", finished)
+    assert child_workers(os.getpid()) == []
+
+
+def test_worker_that_dies_while_it_waits_is_no_death_of_the_task_it_is_given(finished: Any, tmp_path: Path) -> None:
+    """Two deaths in a task are allowed; the one before it would be the third."""
+
+    class KillsIdle(LocalExecutor):
+        def prepare(self, tasks: int) -> None:
+            super().prepare(tasks)
+            for pid in child_workers(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+                while child_workers(os.getpid()):
+                    time.sleep(0.01)
+
+        def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
+            for number, event in enumerate(super().run(tasks)):
+                if number < 2:
+                    for pid in child_workers(os.getpid()):
+                        os.kill(pid, signal.SIGKILL)
+                yield event
+
+    outcome = run_tiny(
+        finished.sweep,
+        Path(shutil.copytree(finished.store, tmp_path / "store")),
+        tmp_path / "out",
+        cells=[cell for cell in finished.sweep.cells if cell.key == ("structured-scaled", 0.5, 0)],
+        executors=lambda phase, log: KillsIdle(1, tmp_path / "log"),
+    )
+    assert (outcome.trained, dict(outcome.failed)) == (1, {})
+
+
+def test_latency_is_measured_by_one_worker_that_has_trained_when_the_others_have_ended(
+    tiny_study: Any, tmp_path: Path
+) -> None:
+    living: dict[str, set[tuple[int, ...]]] = {"train": set(), "time": set()}
+
+    class Watched(LocalExecutor):
+        def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
+            for event in super().run(tasks):
+                living[tasks[0].phase].add(tuple(sorted(child_workers(os.getpid()))))
+                yield event
+
+    sweep = tiny_study.load(tmp_path / "study.yaml", runtime="onnxruntime")
+    cells = [cell for cell in sweep.cells if cell.is_reference]
+    executor = Watched(2, tmp_path / "log")
+    outcome = run_tiny(sweep, tmp_path / "store", tmp_path / "out", cells=cells, executors=lambda phase, log: executor)
+    assert (outcome.trained, outcome.timed) == (2, 2)
+    ((first, second),) = living["train"]
+    assert living["time"] in ({(first,)}, {(second,)})
     assert child_workers(os.getpid()) == []
 
 
