@@ -6,6 +6,7 @@ In the order in which data flows:
 - `contexts`: what cells run in: one that only plans keys, one that is observed.
 - `cell`: the stages of one cell, and what a row takes from them.
 - `plan`: every stage of a sweep with what is there already; time left and disk needed.
+- `order`: in which order models are trained.
 - `tasks`: what an executor is given and what it reports, and the executor's interface. No torch.
 - `task_queue`: which task is next, and how often one may die. No torch.
 - `worker`, `worker_process`: a process that works off tasks, from inside and from outside.

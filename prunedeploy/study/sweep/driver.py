@@ -118,7 +118,8 @@ def run_sweep(
         cells: Those of its cells that are asked for.
         store: Folder of the stage store; made if it is not there.
         out: Output folder; made if it is not there.
-        executors: Gives what works off the tasks of a phase, with the file for its log; closed at the end of the phase.
+        executors: Gives what works off the tasks of a phase, with the file for its log; closed in the end.
+            It may be one for both phases.
         retry: Try cells again that failed before.
         samples: Test images that every model of the first run makes pictures of, at last.
         progress: Where long work says how far it is.
