@@ -150,6 +150,8 @@ def test_worker_killed_at_several_moments_loses_no_row_and_doubles_none(finished
 def test_worker_that_dies_while_it_waits_is_no_death_of_the_task_it_is_given(finished: Any, tmp_path: Path) -> None:
     """Two deaths in a task are allowed; the one before it would be the third."""
 
+    killed: list[int] = []
+
     class KillsIdle(LocalExecutor):
         def prepare(self, tasks: int) -> None:
             super().prepare(tasks)
@@ -159,10 +161,11 @@ def test_worker_that_dies_while_it_waits_is_no_death_of_the_task_it_is_given(fin
                     time.sleep(0.01)
 
         def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
-            for number, event in enumerate(super().run(tasks)):
-                if number < 2:
-                    for pid in child_workers(os.getpid()):
+            for event in super().run(tasks):
+                for pid in child_workers(os.getpid()):
+                    if pid not in killed and len(killed) < 2:
                         os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
                 yield event
 
     outcome = run_tiny(
@@ -172,6 +175,7 @@ def test_worker_that_dies_while_it_waits_is_no_death_of_the_task_it_is_given(fin
         cells=[cell for cell in finished.sweep.cells if cell.key == ("structured-scaled", 0.5, 0)],
         executors=lambda phase, log: KillsIdle(1, tmp_path / "log"),
     )
+    assert len(killed) == 2
     assert (outcome.trained, dict(outcome.failed)) == (1, {})
 
 
