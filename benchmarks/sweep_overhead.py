@@ -1,6 +1,6 @@
 """What the machinery of a sweep costs beside its stages, and what a second worker on a second core is worth.
 
-    python benchmarks/sweep_overhead.py [--rounds 2] [--steps 80] [--images 100]
+    python benchmarks/sweep_overhead.py [--rounds 2] [--steps 40] [--images 60]
 
 In each round the same models are made three times, each time by a fresh process on an empty store: by a bare loop over
 their stages (no driver, workers, rows), by a sweep with one worker, and by a sweep with two. A model takes some 20
@@ -194,8 +194,8 @@ def main() -> None:
     """Print every run, then what they come to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=80, help="of a pre-training, and of a fine-tuning")
-    parser.add_argument("--images", type=int, default=100, help="of an evaluation")
+    parser.add_argument("--steps", type=int, default=40, help="of a pre-training, and of a fine-tuning")
+    parser.add_argument("--images", type=int, default=60, help="of an evaluation")
     options = parser.parse_args()
     print(f"CPU {cpu_info()['name']}; torch with one thread in each process")
     made: dict[str, list[Made]] = {"loop": [], "one worker": [], "two workers": []}
