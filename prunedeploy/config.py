@@ -248,10 +248,15 @@ class ScoreOptimizationConfig(TrainingConfig):
     Attributes:
         enabled: Whether this step is taken; null: for every score but ``deeplift``, which replaces steps 2 and 3 in
             the paper. Scores start from HYDRA's scale, whatever score they are.
+        freeze_bn: Keep batch norm as it is, with the statistics of the unpruned network: for comparison only, scores
+            learn nothing that way. HYDRA's own does not.
+        bn_lr: Learning rate of batch norm's scale and shift, which train beside the scores.
     """
 
     enabled: bool | None = None
+    freeze_bn: bool = False
     lr: Positive = 0.1
+    bn_lr: Positive = 1e-3
     weight_decay: NonNegative = 0.0
 
 

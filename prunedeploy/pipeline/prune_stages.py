@@ -2,7 +2,8 @@
 
 How much of every layer lives is decided once, from the scores of the score stage as they are. Optimising the scores
 changes which weights, kernels or filters of a layer those are, never how many; it leaves ``allocation.json`` for the
-cut. Without it the cut allocates by the scores it is given, which then are the same.
+cut. Without it the cut allocates by the scores it is given, which then are the same. Optimising also leaves
+``normalisation.safetensors``: scale, shift and statistics that fit the network under its masks, which is what is cut.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
@@ -29,10 +31,11 @@ from prunedeploy_engines.errors import GateError
 
 SHRINK_TOLERANCE = 1e-5
 ALLOCATION = "allocation.json"
+NORMALISATION = "normalisation.safetensors"
 
 
 def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResult) -> StageResult:
-    """Step 3: optimise the scores for this ratio and method with frozen weights.
+    """Step 3: optimise the scores for this ratio and method with frozen convolution weights.
 
     Returns:
         ``scores`` as they are, where the step is not taken: see ``score_optimization.enabled``.
@@ -48,17 +51,22 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
         values = load_scores(scores.folder)
         allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
         start = {index: value.to(context.device) for index, value in starting_scores(values).items()}
-        scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation))
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
+        scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
         attack = context.threat_model(block.attack)
-        objective = score_objective(scored, model, loop_settings(block), attack, config.seed, context.device)
-        run_training(context, "optimise-scores", block, model, scored, objective, work, checkpoints)
+        objective = score_objective(scored, loop_settings(block), attack, config.seed, context.device)
+        sets = scored.parameter_sets(block.bn_lr)
+        run_training(context, "optimise-scores", block, model, scored, objective, work, checkpoints, sets=sets)
         save_scores(work / "scores.safetensors", scored.score_tensors())
+        alive = {name: value for name, value in scored.network.state_dict().items() if not name.endswith(".weight")}
+        save_file(alive, work / NORMALISATION)
         (work / ALLOCATION).write_text(json.dumps(allocation.as_json()))
 
     trained = {key: value for key, value in result_settings(block).items() if key != "enabled"}
     settings = {**context.training_settings(), "block": trained, **cut_settings(config)}
     inputs = {"robust": robust.digest, "scores": scores.digest, "data": context.training_key, **_times_input(times)}
-    return context.run("optimise-scores", 2, settings, inputs, compute, collective=True)
+    # Version 3: normalisation lives.
+    return context.run("optimise-scores", 3, settings, inputs, compute, collective=True)
 
 
 def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult) -> StageResult:
@@ -70,7 +78,7 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
     config, granularity, times = context.config, granularity_of(context.config), _times(context, robust)
 
     def compute(work: Path, _: Path) -> None:
-        model = load_stage_model(robust.folder)
+        model = _network_that_is_cut(robust, scores)
         values = load_scores(scores.folder)
         if (scores.folder / ALLOCATION).is_file():
             allocation = Allocation.from_json(json.loads((scores.folder / ALLOCATION).read_text()))
@@ -92,6 +100,14 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
 
     inputs = {"robust": robust.digest, "scores": scores.digest, **_times_input(times)}
     return context.run("prune", 2, cut_settings(config), inputs, compute)
+
+
+def _network_that_is_cut(robust: StageResult, scores: StageResult) -> Darknet:
+    """The robust network, with the normalisation that optimising the scores has left."""
+    model = load_stage_model(robust.folder)
+    if (scores.folder / NORMALISATION).is_file():
+        model.load_state_dict(load_file(scores.folder / NORMALISATION), strict=False)
+    return model
 
 
 def _times(context: BuildContext, robust: StageResult) -> StageResult | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from prunedeploy.config import TrainingConfig
 from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, loop_settings
 from prunedeploy.training.loop import Objective, train
+from prunedeploy.training.optimisation import ParameterSet
 
 
 def run_training(
@@ -24,13 +25,29 @@ def run_training(
     work: Path,
     checkpoints: Path,
     steps: int | None = None,
+    sets: Sequence[ParameterSet] | None = None,
 ) -> None:
-    """Run the loop with a progress bar; leaves ``log.jsonl`` in the result and bad images named on the way."""
+    """Run the loop with a progress bar; leaves ``log.jsonl`` in the result and bad images named on the way.
+
+    Args:
+        context: Of the build.
+        stage: Name in the log and of the bar.
+        block: The training's settings.
+        model: The network; left in evaluation mode.
+        trained: What is checkpointed: the network itself, or a module around it.
+        objective: What is minimised.
+        work: The stage's result.
+        checkpoints: Folder of checkpoints and of the log while it grows.
+        steps: In the place of those of ``block``.
+        sets: What is optimised; None: every parameter of ``trained`` that wants a gradient.
+    """
     settings = loop_settings(block, steps)
     log = checkpoints / "log.jsonl"
     if trained is model:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
     loader = context.loader(block, model.cfg, 0, clean=stage == "clean")
+    if sets is None:
+        sets = [ParameterSet(tuple(p for p in trained.parameters() if p.requires_grad))]
     with context.progress.task(stage, settings.steps) as advance:
 
         def batches(start: int) -> Iterator:
@@ -38,7 +55,7 @@ def run_training(
             return iter(loader)
 
         train(
-            trained, [p for p in trained.parameters() if p.requires_grad], batches, objective, settings,
+            trained, sets, batches, objective, settings,
             stage=stage, work=checkpoints, log=log,
             advance=lambda count, loss: advance(count, loss=loss) if loss == loss else advance(count),
         )

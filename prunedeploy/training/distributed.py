@@ -67,9 +67,10 @@ def average_buffers(module: nn.Module) -> None:
     """Average buffers (running means and variances) over all processes.
 
     Each process has seen its own share only. Without this they would attack different networks, and a resumed
-    run, which restores what process 0 knew, would differ from an undisturbed one.
+    run, which restores what process 0 knew, would differ from an undisturbed one. Buffers that are not floating-point,
+    such as masks, follow from the parameters and are equal everywhere.
     """
-    _average(list(module.buffers()))
+    _average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
 
 
 @torch.no_grad()

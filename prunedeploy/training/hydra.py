@@ -1,13 +1,19 @@
-"""HYDRA's third step: optimise importance scores against the robust loss while the weights stay frozen.
+"""HYDRA's third step: optimise importance scores against the robust loss while convolution weights stay frozen.
 
 The forward pass uses the highest scores only; the backward pass hands the gradient straight through the selection
 to all scores. What is selected depends on the granularity (`prunedeploy.pruning.granularity`): weights and kernels
 multiply the weight; filters, by coupled group, multiply the output of convolution and normalisation, which is
-exactly what the shrunk network will lack. How much of every layer lives is fixed before the first step.
+exactly what the shrunk network will lack.
+
+As in the authors' code, batch normalisation stays alive: the loss is taken in training mode, so every activation is
+normalised with the statistics of the *masked* network, whose running averages follow; scale and shift train beside
+the scores; the inner attack sees the masked network in evaluation mode. With the dense network's statistics a network
+of which nine tenths are switched off sees nothing, and its scores learn nothing (docs/decisions/0011).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -16,15 +22,16 @@ from torch import Tensor, nn
 from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.attacks.pgd import DTYPES
 from prunedeploy.data.loader import Batch
-from prunedeploy.models.darknet import Darknet, FoldedDarknet, check_images
+from prunedeploy.models.darknet import Darknet, DarknetConv, FoldedDarknet, check_images, run_layers
+from prunedeploy.models.darknet_cfg import Convolutional
 from prunedeploy.models.loss import yolo_loss
-from prunedeploy.pruning.cut import Selection
+from prunedeploy.pruning.cut import Masks, Selection
 from prunedeploy.scores.interface import Scores
 from prunedeploy.scores.normalise import normalised_scores
 from prunedeploy.training.adversarial import loss_terms
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.loop import Objective
-from prunedeploy.training.optimisation import LoopSettings
+from prunedeploy.training.optimisation import LoopSettings, ParameterSet
 
 
 def starting_scores(scores: Scores) -> Scores:
@@ -51,89 +58,167 @@ def starting_scores(scores: Scores) -> Scores:
     return starting
 
 
-class ScoredDarknet(nn.Module):
-    """A frozen network whose weights, kernels or filters are switched on by trainable scores.
+class Normalisation(nn.Module):
+    """What is alive of one convolutional layer while scores are optimised; shares the layer's own tensors.
 
     Args:
-        model: The network, used in evaluation mode; not modified.
-        scores: By layer index, weight-shaped; see `starting_scores`.
-        select: What the scores switch on, from `Granularity.selection`.
+        conv: A layer with batch normalisation.
 
     Attributes:
-        scores: The trainable scores by ``str(layer index)``.
-
-    Reference: Sehwag et al., HYDRA, 2020, section 4.
+        scale: ``(filters,)``, trainable; so is ``bias``, the shift.
+        mean: ``(filters,)``, running; so is ``variance``.
     """
 
-    def __init__(self, model: Darknet, scores: Mapping[int, Tensor], select: Selection) -> None:
+    def __init__(self, conv: DarknetConv) -> None:
         super().__init__()
-        self.cfg = model.cfg
+        self.scale, self.bias = conv.scale, conv.bias
+        self.register_buffer("mean", conv.mean)
+        self.register_buffer("variance", conv.variance)
+
+
+class ScoredDarknet(nn.Module):
+    """A network whose weights, kernels or filters are switched on by trainable scores.
+
+    Its parameters and buffers are what score optimisation changes, and no more: scores, normalisation, and the masks
+    of the last step. The frozen convolution weights are not among them, so a checkpoint does not carry them.
+
+    Args:
+        model: The network; not modified.
+        scores: By layer index, weight-shaped; see `starting_scores`.
+        select: What the scores switch on, from `Granularity.selection`.
+        freeze_bn: Keep normalisation as it is, statistics included, and compute in evaluation mode.
+
+    Attributes:
+        network: A copy of ``model`` whose normalisation follows.
+        scores: The trainable scores by ``str(layer index)``.
+        normalisation: `Normalisation` by ``str(layer index)``; empty with ``freeze_bn``.
+
+    Reference: Sehwag et al., HYDRA, 2020, section 4, and the authors' code, ``utils/model.py`` (``freeze_vars``) and
+    ``utils/adv.py``.
+    """
+
+    def __init__(
+        self, model: Darknet, scores: Mapping[int, Tensor], select: Selection, freeze_bn: bool = False
+    ) -> None:
+        super().__init__()
         self.select = select
-        frozen = FoldedDarknet(model)
-        self._folded = frozen.folded
+        # In a tuple, which nn.Module does not look into: its frozen weights are no state of this module.
+        self._network = (copy.deepcopy(model).requires_grad_(False).train(not freeze_bn),)
         self.scores = nn.ParameterDict({str(index): nn.Parameter(value.clone()) for index, value in scores.items()})
+        self.normalisation = nn.ModuleDict()
+        for layer in () if freeze_bn else model.cfg.convolutions:
+            if layer.batch_normalize:
+                self.normalisation[str(layer.index)] = Normalisation(self.network.conv(layer.index))
+        self.normalisation.requires_grad_(True)
+        last = self.masks().as_bool()
+        self._last = nn.ModuleDict({"filters": nn.Module(), "weights": nn.Module()})
+        for part, masks in last._asdict().items():
+            for index, mask in masks.items():
+                self._last[part].register_buffer(str(index), mask)
+
+    @property
+    def network(self) -> Darknet:
+        """The network without masks: frozen weights, and normalisation as it stands."""
+        return self._network[0]
 
     def score_tensors(self) -> dict[int, Tensor]:
         """The scores by layer index, detached."""
         return {int(index): value.detach().clone() for index, value in self.scores.items()}
 
-    def masked(self) -> dict[int, tuple[Tensor, Tensor]]:
-        """Folded weight and bias of every layer under the current selection; gradients reach the scores."""
-        masks = self.select({int(index): value for index, value in self.scores.items()})
-        masked = dict(self._folded)
-        for index, mask in masks.weights.items():
-            weight, bias = masked[index]
-            masked[index] = weight * mask, bias
-        for index, mask in masks.filters.items():
-            weight, bias = masked[index]
-            masked[index] = weight * mask.view(-1, 1, 1, 1), bias * mask
-        return masked
+    def parameter_sets(self, bn_lr: float) -> list[ParameterSet]:
+        """What is trained: the scores at the configured learning rate, and scale and shift at their own.
 
-    def network(self) -> FoldedDarknet:
-        """The network under the current selection; gradients reach images and scores."""
-        return FoldedDarknet.from_folded(self.cfg, self.masked())
+        Args:
+            bn_lr: Peak learning rate of scale and shift.
+        """
+        sets = [ParameterSet(tuple(self.scores.values()))]
+        return [*sets, ParameterSet(tuple(self.normalisation.parameters()), bn_lr)] if self.normalisation else sets
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the raw heads under the current selection; see `Darknet.forward`."""
-        check_images(images, self.cfg)
-        return self.network()(images)
+    def masks(self) -> Masks:
+        """The current selection; gradients reach the scores."""
+        return self.select({int(index): value for index, value in self.scores.items()})
+
+    def count_flips(self, masks: Masks) -> Tensor:
+        """How many filters and weights have changed sides since the last call, or since the start; 0-d.
+
+        Args:
+            masks: From `masks`; remembered, also in a checkpoint.
+        """
+        flips = torch.zeros(())
+        for part, new in masks.as_bool()._asdict().items():
+            for index, mask in new.items():
+                last = self._last[part].get_buffer(str(index))
+                flips += (mask != last).sum().cpu()
+                last.copy_(mask)
+        return flips
+
+    @torch.no_grad()
+    def folded(self, masks: Masks, dtype: torch.dtype = torch.float32) -> FoldedDarknet:
+        """The network under ``masks`` in evaluation mode, as it would be cut now; gradients reach images only.
+
+        Args:
+            masks: From `masks`.
+            dtype: As `FoldedDarknet`.
+        """
+        folded = {}
+        for layer in self.network.cfg.convolutions:
+            conv, index = self.network.conv(layer.index), layer.index
+            weight, bias = conv.folded(masks.weights[index] * conv.weight if index in masks.weights else None)
+            if (mask := masks.filters.get(index)) is not None:
+                weight, bias = weight * mask.view(-1, 1, 1, 1), bias * mask
+            weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
+            folded[index] = (weight, bias.detach().to(dtype))
+        return FoldedDarknet.from_folded(self.network.cfg, folded)
+
+    def forward(self, images: Tensor, masks: Masks | None = None) -> list[Tensor]:
+        """Compute the raw heads of the selected subnetwork; see `Darknet.forward`.
+
+        With living normalisation this is the training mode: running statistics follow.
+
+        Args:
+            images: ``(B, C, H, W)`` float, RGB in [0, 1].
+            masks: From `masks`, if the caller has them.
+        """
+        check_images(images, self.network.cfg)
+        selected = self.masks() if masks is None else masks
+
+        def convolve(layer: Convolutional, x: Tensor) -> Tensor:
+            conv, index = self.network.conv(layer.index), layer.index
+            weight = conv.weight * selected.weights[index] if index in selected.weights else None
+            return conv(x, weight, selected.filters.get(index))
+
+        return run_layers(self.network.cfg.layers, images, convolve)
 
 
 def score_objective(
-    scored: ScoredDarknet,
-    model: Darknet,
-    settings: LoopSettings,
-    threat_model: ThreatModel,
-    seed: int,
-    device: torch.device,
+    scored: ScoredDarknet, settings: LoopSettings, threat_model: ThreatModel, seed: int, device: torch.device
 ) -> Objective:
     """The objective of score optimisation for `train`: the robust loss of the selected subnetwork.
 
+    Beside the loss it names ``flips``, the number of filters or weights that the last step switched on or off.
+
     Args:
         scored: What is optimised.
-        model: The network it was made from.
         settings: Precision of the inner attack and of the passes.
-        threat_model: The inner attack, on the subnetwork.
+        threat_model: The inner attack, on the subnetwork in evaluation mode.
         seed: Of random starts.
         device: Where the batches go.
 
     Reference: Sehwag et al., HYDRA, 2020, equation 3.
     """
-    dtype = DTYPES[settings.precision]
 
     def objective(batch: Batch, step: int) -> dict[str, Tensor]:
         batch = shard(batch)
         targets = batch.targets.to(device)
-        network = scored.network()
-        frozen = {
-            index: (weight.detach().to(dtype), bias.detach().to(dtype))
-            for index, (weight, bias) in network.folded.items()
-        }
-        attacked = FoldedDarknet.from_folded(scored.cfg, frozen)
-        attack = Pgd(model, attacked, threat_model, settings.precision, seed)
+        masks = scored.masks()
+        flips = scored.count_flips(masks)
+        attacked = scored.folded(masks, DTYPES[settings.precision])
+        attack = Pgd(scored.network, attacked, threat_model, settings.precision, seed)
         images = attack(batch.images.to(device), targets, batch.image_ids, step)
+        images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            heads = network(images)
-        return loss_terms(yolo_loss(heads, targets, scored.cfg))
+            heads = scored(images, masks)
+        terms = yolo_loss([head.float() for head in heads], targets, scored.network.cfg)
+        return {**loss_terms(terms), "flips": flips}
 
     return objective

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from prunedeploy.training.checkpoint import (
     save_checkpoint,
 )
 from prunedeploy.training.distributed import average_buffers, average_gradients, is_main_process
-from prunedeploy.training.optimisation import LoopSettings, WeightAverage, learning_rate, make_optimizer
+from prunedeploy.training.optimisation import LoopSettings, ParameterSet, WeightAverage, learning_rate, make_optimizer
 from prunedeploy_engines.errors import PrunedeployError
 from prunedeploy_engines.files import write_atomically
 
@@ -33,7 +33,7 @@ class DivergedError(PrunedeployError):
 
 def train(
     module: nn.Module,
-    parameters: Iterable[Tensor],
+    sets: Sequence[ParameterSet],
     batches: Batches,
     objective: Objective,
     settings: LoopSettings,
@@ -47,7 +47,7 @@ def train(
 
     Args:
         module: What is checkpointed and averaged: parameters and buffers. Modified in place.
-        parameters: What is optimised, a subset of the module's.
+        sets: What is optimised, of the module's parameters.
         batches: Given the first step, yields the batch of every step from there on.
         objective: From a batch and its step (from 0) to named 0-d terms; ``loss`` is minimised, all are
             logged.
@@ -64,8 +64,8 @@ def train(
         DivergedError: The loss is not finite.
         ValueError: ``batches`` ended before the last step.
     """
-    trained = list(parameters)
-    optimizer = make_optimizer(trained, settings)
+    trained = [parameter for part in sets for parameter in part.tensors]
+    optimizer = make_optimizer(sets, settings)
     average = WeightAverage(module, settings.ema_decay) if settings.ema_decay > 0 else None
     checkpoint = work / "checkpoint.safetensors"
     done = _resume(checkpoint, module, optimizer, average)
@@ -75,14 +75,15 @@ def train(
     with log.open("a", encoding="utf-8") if is_main_process() else contextlib.nullcontext() as lines:
         for step, batch in _numbered(batches, done, settings.steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(settings, step)
+                group["lr"] = learning_rate(settings, step) * group["lr_factor"]
             optimizer.zero_grad(set_to_none=True)
             terms = objective(batch, step)
             terms["loss"].backward()
             average_gradients(trained)
-            norm = nn.utils.clip_grad_norm_(trained, settings.clip_norm or math.inf)
+            limit = settings.clip_norm or math.inf
+            norm = math.hypot(*(float(nn.utils.clip_grad_norm_(part.tensors, limit)) for part in sets))
             values = {name: float(value.detach()) for name, value in terms.items()}
-            if not math.isfinite(values["loss"]) or not math.isfinite(float(norm)):
+            if not math.isfinite(values["loss"]) or not math.isfinite(norm):
                 raise DivergedError(f"the loss of {stage} is not finite at step {step}", fix="lower its lr")
             optimizer.step()
             average_buffers(module)
@@ -93,7 +94,7 @@ def train(
                     "stage": stage,
                     "step": step,
                     "lr": optimizer.param_groups[0]["lr"],
-                    "grad_norm": float(norm),
+                    "grad_norm": norm,
                 }
                 lines.write(json.dumps({**row, **values}) + "\n")
             if advance is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -65,20 +65,34 @@ def learning_rate(settings: LoopSettings, step: int) -> float:
     return settings.lr
 
 
-def make_optimizer(parameters: Iterable[Tensor], settings: LoopSettings) -> torch.optim.Optimizer:
-    """Optimiser over ``parameters``; only those of rank 4 (convolution weights, scores) decay."""
-    tensors = list(parameters)
-    groups = [
-        {"params": [p for p in tensors if p.ndim == 4], "weight_decay": settings.weight_decay},
-        {"params": [p for p in tensors if p.ndim != 4], "weight_decay": 0.0},
-    ]
+@dataclass(frozen=True, eq=False)
+class ParameterSet:
+    """Parameters that are trained alike; the norm of their gradient is limited on its own.
+
+    Attributes:
+        tensors: The parameters.
+        lr: Their peak learning rate; None: that of the settings. The schedule is the same.
+    """
+
+    tensors: tuple[Tensor, ...]
+    lr: float | None = None
+
+
+def make_optimizer(sets: Sequence[ParameterSet], settings: LoopSettings) -> torch.optim.Optimizer:
+    """Optimiser over ``sets``; only parameters of rank 4 (convolution weights, scores) decay."""
+    groups = []
+    for part in sets:
+        shared = {"lr_factor": 1.0 if part.lr is None else part.lr / settings.lr}
+        weights, others = [p for p in part.tensors if p.ndim == 4], [p for p in part.tensors if p.ndim != 4]
+        groups += [{"params": weights, "weight_decay": settings.weight_decay, **shared}] if weights else []
+        groups += [{"params": others, "weight_decay": 0.0, **shared}] if others else []
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=(settings.momentum, 0.999), fused=True)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
 
 
 class WeightAverage:
-    """Exponential average of a module's parameters and floating-point buffers.
+    """Exponential average of a module's parameters and floating-point buffers; of others the last value.
 
     The decay grows from 0.1 to its value over the first steps (as in TensorFlow's
     ``ExponentialMovingAverage(num_updates)``), so that the start is forgotten.
@@ -97,4 +111,7 @@ class WeightAverage:
         """Take in the state after step ``step``, counted from 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         for name, value in module.state_dict().items():
-            self.values[name].lerp_(value, 1 - decay)
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
+            else:
+                self.values[name].copy_(value)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from prunedeploy.data.loader import Batch
 from prunedeploy.models import Darknet
+from prunedeploy.training.optimisation import ParameterSet
 from pruning.darknets import conv, network, random_network
 
 SECTIONS = (
@@ -39,3 +41,8 @@ def batches(start: int) -> Iterator[Batch]:
     while True:
         yield batch_of(step)
         step += 1
+
+
+def whole(module: nn.Module) -> list[ParameterSet]:
+    """All parameters in one set."""
+    return [ParameterSet(tuple(module.parameters()))]

@@ -15,7 +15,7 @@ from prunedeploy.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from prunedeploy.training.optimisation import LoopSettings, make_optimizer
+from prunedeploy.training.optimisation import LoopSettings, ParameterSet, make_optimizer
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_restored_optimiser_takes_the_same_steps(
     def make() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(1)
         module = nn.Conv2d(8, 6, 3).to(memory_format=memory_format)
-        return module, make_optimizer(module.parameters(), settings)
+        return module, make_optimizer([ParameterSet(tuple(module.parameters()))], settings)
 
     def step(module: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
         x = torch.rand(2, 8, 6, 6, generator=torch.Generator().manual_seed(number))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd, ThreatModel
+from prunedeploy.data.loader import Batch
 from prunedeploy.models import Darknet, FoldedDarknet, yolo_loss
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.cut import Selection
@@ -20,9 +24,10 @@ from prunedeploy.pruning.ratio import Widths
 from prunedeploy.pruning.semi_structured import NmPattern, solve_nm
 from prunedeploy.scores import magnitude_scores, random_scores, scaled_scores
 from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
+from prunedeploy.training.loop import train
 from prunedeploy.training.optimisation import LoopSettings
 from pruning.darknets import conv, network, random_network
-from training.small import batch_of
+from training.small import batch_of, batches
 
 SECTIONS = (
     conv(8, size=3),
@@ -99,12 +104,17 @@ def selection_of(model: Darknet, method: str) -> Selection:
     return Weights(0.5).selection(model.cfg, Allocation(pieces=counts))
 
 
+def selected(scored: ScoredDarknet, images: Tensor) -> list[Tensor]:
+    """Heads of the selected subnetwork in evaluation mode, which is what the inner attack sees."""
+    return scored.folded(scored.masks())(images)
+
+
 def test_the_structured_selection_equals_the_network_that_will_be_cut(model: Darknet, images: Tensor) -> None:
     scores = scaled_scores(model)
     scored = ScoredDarknet(model, scores, selection_of(model, "structured"))
     cut = apply_structured(model, living_filters(model, scores, COUNTS))
     with torch.no_grad():
-        for ours, expected in zip(scored(images), cut(images), strict=True):
+        for ours, expected in zip(selected(scored, images), cut(images), strict=True):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
             assert float((ours - model(images)[0]).abs().max()) > 0.01, "the cut must matter here"
 
@@ -122,7 +132,9 @@ def test_the_unstructured_selection_equals_the_network_with_zeros(model: Darknet
     zeroed = apply_unstructured(model, keep)
     with torch.no_grad():
         expected = zeroed(images)[0]
-        torch.testing.assert_close(scored(images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            selected(scored, images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+        )
         assert float((expected - model(images)[0]).abs().max()) > 0.01
 
 
@@ -139,21 +151,29 @@ def test_the_nm_selection_equals_the_network_with_zeros_in_the_pattern(model: Da
     zeroed = apply_unstructured(model, keep)
     with torch.no_grad():
         expected = zeroed(images)[0]
-        torch.testing.assert_close(scored(images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            selected(scored, images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+        )
         assert float((expected - model(images)[0]).abs().max()) > 0.01
     cut = solve_nm(scored.score_tensors(), model.cfg, NmPattern(2, 4))
     assert all(torch.equal(cut[index], keep[index]) for index in keep), "what is selected is what will be cut"
     assert set(cut) == set(keep)
 
 
+@pytest.mark.parametrize("freeze_bn", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_only_scores_learn_and_all_of_a_layer_do(model: Darknet, images: Tensor, method: str) -> None:
+def test_only_scores_and_normalisation_learn(model: Darknet, method: str, freeze_bn: bool) -> None:
     model.train()  # as a training stage may have left it
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    scored = scored_of(model, method)
-    terms = score_objective(scored, model, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)(batch_of(0), 0)
-    terms["loss"].backward()
-    assert {name.split(".")[0] for name, _ in scored.named_parameters()} == {"scores"}
+    scored = scored_of(model, method, freeze_bn)
+    objective = score_objective(scored, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)
+    objective(batch_of(0), 0)["loss"].backward()
+    trained = {name for name, _ in scored.named_parameters() if not name.startswith("scores.")}
+    normalised = ("0", "1", "5")  # layers 2 and 6 have no normalisation
+    alive = () if freeze_bn else normalised
+    assert trained == {f"normalisation.{index}.{name}" for index in alive for name in ("scale", "bias")}
+    for name, parameter in scored.normalisation.named_parameters():
+        assert float(parameter.grad.abs().sum()) > 0, name
     for index in PATTERNED if method == "nm" else (0, 1, 2, 5):
         gradient = scored.scores[str(index)].grad
         assert gradient is not None
@@ -165,10 +185,104 @@ def test_only_scores_learn_and_all_of_a_layer_do(model: Darknet, images: Tensor,
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
     assert all(parameter.grad is None for parameter in model.parameters())
+    for key, value in scored.network.state_dict().items():
+        followed = not freeze_bn and key.rpartition(".")[2] in ("mean", "variance")
+        assert torch.equal(value, before[key]) != followed, key
+    assert all(scored.network.conv(index).weight.grad is None for index in (0, 1, 2, 5, 6))
 
 
-def scored_of(model: Darknet, method: str) -> ScoredDarknet:
-    return ScoredDarknet(model, scaled_scores(model), selection_of(model, method))
+def chain_by_hand(model: Darknet, weights: dict[int, Tensor], masks: dict[int, Tensor], x: Tensor, training: bool):
+    """The four layers of `CHAIN`, module by module: masked weight, normalisation, filter mask, activation."""
+    for index in (0, 1, 2):
+        conv = model.conv(index)
+        y = F.conv2d(x, weights[index], None, stride=1 + index % 2, padding=1)
+        if training:
+            mean, variance, n = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False), y.numel() / y.shape[1]
+            normal = (y - mean.view(-1, 1, 1)) / (variance.view(-1, 1, 1) + 1e-5).sqrt()
+            with torch.no_grad():
+                conv.mean.mul_(0.97).add_(mean, alpha=0.03)
+                conv.variance.mul_(0.97).add_(variance, alpha=0.03 * n / (n - 1))
+        else:
+            normal = (y - conv.mean.view(-1, 1, 1)) / (conv.variance.sqrt().view(-1, 1, 1) + 1e-6)
+        y = normal * conv.scale.view(-1, 1, 1) + conv.bias.view(-1, 1, 1)
+        y = y * masks[index].view(-1, 1, 1) if index in masks else y
+        x = F.mish(y) if index == 1 else F.leaky_relu(y, 0.1)
+    return [F.conv2d(x, model.conv(3).weight, model.conv(3).bias)]
+
+
+CHAIN = (
+    conv(8, size=3),
+    conv(12, size=3, activation="mish") + " stride=2",
+    conv(10, size=3),
+    conv(14, norm=False, activation="linear"),
+    "yolo mask=0,1 anchors=5,6,9,8 classes=2",
+)
+CHAIN_COUNTS = {0: 5, 1: 7, 2: 4}
+
+
+@pytest.mark.parametrize("method", ["structured", "unstructured"])
+def test_ten_steps_equal_a_plain_loop(method: str, tmp_path: Path) -> None:
+    """HYDRA's step 3 as a loop of its own: no folding, no coupling, no straight-through function of ours."""
+    model, steps, eps = random_network(network(*CHAIN), seed=1), 10, 0.05
+    scores = scaled_scores(model)
+    counts = {i: CHAIN_COUNTS[i] if method == "structured" else scores[i].numel() // 3 for i in CHAIN_COUNTS}
+    attack = ThreatModel(eps=eps, step_size=0.03, steps=2)
+    settings = LoopSettings(steps, 0.1, weight_decay=0.0, clip_norm=10.0)
+
+    plain = copy.deepcopy(model)
+    trained = {i: value.clone().requires_grad_() for i, value in scores.items() if i in counts}
+    normalisation = [value for i in counts for value in (plain.conv(i).scale, plain.conv(i).bias)]
+    optimizer = torch.optim.SGD([{"params": list(trained.values())}, {"params": normalisation}], lr=0.1, momentum=0.9)
+    for step in range(steps):
+        for group, peak in zip(optimizer.param_groups, (0.1, 0.02), strict=True):
+            group["lr"] = peak * 0.5 * (1 + math.cos(math.pi * step / steps))
+        weights, masks = {i: plain.conv(i).weight.detach() for i in counts}, {}
+        for i, value in trained.items():
+            worth = value.abs().mean((1, 2, 3)) if method == "structured" else value.abs()
+            order = worth.detach().flatten().argsort(descending=True)
+            hard = torch.zeros(worth.numel()).index_fill(0, order[: counts[i]], 1.0).view_as(worth)
+            soft = worth - worth.detach() + hard
+            masks |= {i: soft} if method == "structured" else {}
+            weights[i] = weights[i] if method == "structured" else weights[i] * soft
+        batch = batch_of(step)
+        x = batch.images
+        for _ in range(attack.steps):
+            x = x.detach().requires_grad_()
+            heads = chain_by_hand(plain, weights, masks, x, training=False)
+            (gradient,) = torch.autograd.grad(yolo_loss(heads, batch.targets, plain.cfg).total, x, retain_graph=True)
+            x = x.detach() + attack.step_size * gradient.sign()
+            x = torch.minimum(torch.maximum(x, batch.images - eps), batch.images + eps).clamp(0, 1)
+        loss = yolo_loss(chain_by_hand(plain, weights, masks, x, training=True), batch.targets, plain.cfg).total
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], 10.0)
+        optimizer.step()
+
+    if method == "structured":
+        groups = coupling_groups(model.cfg)
+        widths = tuple(counts[group.layers[0]] if group.prunable else group.channels for group in groups)
+        select = Filters(0.5).selection(model.cfg, Allocation(Widths(widths, 0.5, 0.5, 1)))
+    else:
+        select = Weights(0.5).selection(model.cfg, Allocation(pieces=counts))
+    scored = ScoredDarknet(model, scores, select)
+    train(
+        scored, scored.parameter_sets(0.02), batches, score_objective(scored, settings, attack, 0, CPU), settings,
+        stage="s", work=tmp_path, log=tmp_path / "log.jsonl",
+    )  # fmt: skip
+    for i, value in trained.items():
+        torch.testing.assert_close(scored.scores[str(i)].detach(), value.detach(), rtol=1e-6, atol=1e-6)
+        # A filter's gradient is shared out over its weights, so their scores move less.
+        moved = float((value.detach() - scores[i]).abs().max())
+        assert moved > (5e-4 if method == "structured" else 1e-2), "scores must move for this to say anything"
+        for name in ("scale", "bias", "mean", "variance"):
+            ours, expected = getattr(scored.network.conv(i), name), getattr(plain.conv(i), name)
+            torch.testing.assert_close(ours.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
+            assert float((expected.detach() - getattr(model.conv(i), name).detach()).abs().max()) > 1e-3
+
+
+def scored_of(model: Darknet, method: str, freeze_bn: bool = False) -> ScoredDarknet:
+    return ScoredDarknet(model, scaled_scores(model), selection_of(model, method), freeze_bn)
 
 
 def one_layer() -> tuple[Darknet, Tensor]:
@@ -216,8 +330,8 @@ def test_the_objective_attacks_the_selected_subnetwork(model: Darknet) -> None:
     cut = apply_structured(model, living_filters(model, scaled_scores(model), COUNTS))
     attacked = Pgd.against(cut, attack, seed=6)(batch.images, batch.targets, batch.image_ids, 2)
     with torch.no_grad():
-        expected = float(yolo_loss(cut(attacked), batch.targets, cut.cfg).total)
-    loss = score_objective(scored, model, LoopSettings(1, 0.1), attack, 6, CPU)(batch, 2)["loss"]
+        expected = float(yolo_loss(cut.train()(attacked), batch.targets, cut.cfg).total)
+    loss = score_objective(scored, LoopSettings(1, 0.1), attack, 6, CPU)(batch, 2)["loss"]
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -226,7 +340,7 @@ def test_bf16_is_close_to_fp32_and_gradients_still_reach_the_scores(model: Darkn
     for precision in ("fp32", "bf16"):
         scored, attack = scored_of(model, "structured"), ThreatModel(steps=2)
         settings = LoopSettings(1, 0.1, precision=precision)
-        loss = score_objective(scored, model, settings, attack, 0, CPU)(batch_of(0), 0)["loss"]
+        loss = score_objective(scored, settings, attack, 0, CPU)(batch_of(0), 0)["loss"]
         loss.backward()
         assert float(scored.scores["1"].grad.abs().sum()) > 0
         losses[precision] = loss.item()
@@ -237,10 +351,10 @@ def test_bf16_is_close_to_fp32_and_gradients_still_reach_the_scores(model: Darkn
 @pytest.mark.parametrize("method", METHODS)
 def test_optimising_scores_lowers_the_robust_loss_of_a_fixed_batch(model: Darknet, method: str) -> None:
     scored, batch = scored_of(model, method), batch_of(1)
-    objective = score_objective(scored, model, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)
+    objective = score_objective(scored, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)
     optimizer = torch.optim.Adam(scored.parameters(), lr=0.02)
     losses = []
-    for _ in range(30):
+    for _ in range(60):
         optimizer.zero_grad()
         loss = objective(batch, 0)["loss"]
         loss.backward()
@@ -252,10 +366,10 @@ def test_optimising_scores_lowers_the_robust_loss_of_a_fixed_batch(model: Darkne
 
 def test_a_selection_follows_the_scores_as_they_change(model: Darknet, images: Tensor) -> None:
     scored = scored_of(model, "structured")
-    first = scored(images)[0].detach()
+    first = selected(scored, images)[0]
     with torch.no_grad():
         scored.scores["0"].copy_(scored.scores["0"].flip(0))
-    assert not torch.equal(scored(images)[0], first)
+    assert not torch.equal(selected(scored, images)[0], first)
     taken = scored.score_tensors()
     assert not any(value.requires_grad for value in taken.values())
     before = copy.deepcopy(taken)
@@ -269,7 +383,7 @@ def test_keeping_everything_is_the_network_itself(model: Darknet, images: Tensor
     whole = Allocation(Widths(tuple(group.channels for group in groups), 0.0, 0.0, 1))
     scored = ScoredDarknet(model, scaled_scores(model), Filters(0.0).selection(model.cfg, whole))
     with torch.no_grad():
-        torch.testing.assert_close(scored(images), FoldedDarknet(model)(images))
+        torch.testing.assert_close(selected(scored, images), FoldedDarknet(model)(images))
 
 
 def test_the_kernel_selection_equals_the_network_without_them(model: Darknet, images: Tensor) -> None:
@@ -287,7 +401,9 @@ def test_the_kernel_selection_equals_the_network_without_them(model: Darknet, im
     scored, zeroed = scored_of(model, "kernel"), apply_unstructured(model, keep)
     with torch.no_grad():
         expected = zeroed(images)[0]
-        torch.testing.assert_close(scored(images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            selected(scored, images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
+        )
         assert float((expected - model(images)[0]).abs().max()) > 0.01
 
 
@@ -334,7 +450,7 @@ def test_the_hybrid_selection_equals_the_network_cut_by_both(model: Darknet, ima
     expected_network = apply_structured(apply_unstructured(model, keep), living)
     with torch.no_grad():
         expected = expected_network(images)[0]
-        found = scored_of(model, "hybrid")(images)[0]
+        found = selected(scored_of(model, "hybrid"), images)[0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
         assert float((expected - model(images)[0]).abs().max()) > 0.01
 
@@ -402,3 +518,66 @@ def test_a_dead_filter_learns_from_the_weights_it_would_have() -> None:
     # 3 * .5 and 5 * .5 for A, and nothing for B, whose filter is off.
     expected = [11.5 / 2 + 1.5, 11.5 / 2 + 2.5, 19 / 2, 19 / 2]
     assert scored.scores["0"].grad.flatten().tolist() == pytest.approx(expected)
+
+
+def test_flips_are_counted_and_logged_for_every_step(model: Darknet, tmp_path: Path) -> None:
+    scored, selection, seen = scored_of(model, "hybrid"), selection_of(model, "hybrid"), []
+    objective = score_objective(scored, LoopSettings(4, 2.0), ThreatModel(steps=1), 0, CPU)
+
+    def watched(batch: Batch, step: int) -> dict[str, Tensor]:
+        masks = selection(scored.score_tensors()).as_bool()
+        seen.append([mask.tolist() for part in masks for mask in part.values()])
+        return objective(batch, step)
+
+    train(
+        scored, scored.parameter_sets(1e-3), batches, watched, LoopSettings(4, 2.0, schedule="constant"),
+        stage="s", work=tmp_path, log=tmp_path / "log.jsonl",
+    )  # fmt: skip
+    logged = [json.loads(line)["flips"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+
+    def apart(a: list, b: list) -> int:
+        pairs = zip(a, b, strict=True)
+        return sum(apart(x, y) if isinstance(x, list) else int(x != y) for x, y in pairs)
+
+    assert logged == [0.0, *(float(apart(a, b)) for a, b in itertools.pairwise(seen))]
+    assert all(flips > 0 for flips in logged[1:]), "the learning rate is high enough to see some"
+
+
+@pytest.mark.parametrize(
+    "settings", [LoopSettings(7, 0.5, checkpoint_every=3, ema_decay=0.5), LoopSettings(7, 0.5, checkpoint_every=3)]
+)
+def test_a_killed_optimisation_goes_on_bit_for_bit(model: Darknet, settings: LoopSettings, tmp_path: Path) -> None:
+    def run(work: Path, stop_after: int = 0) -> ScoredDarknet:
+        work.mkdir(exist_ok=True)
+        scored, taken = scored_of(model, "hybrid"), 0
+
+        def advance(count: int, loss: float) -> None:
+            nonlocal taken
+            taken += count
+            if taken == stop_after:
+                raise InterruptedError
+
+        objective = score_objective(scored, settings, ThreatModel(steps=1, random_start=True), 0, CPU)
+        log = work / "log.jsonl"
+        train(
+            scored, scored.parameter_sets(0.01), batches, objective, settings,
+            stage="s", work=work, log=log, advance=advance,
+        )  # fmt: skip
+        return scored
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        run(tmp_path / "killed", stop_after=5)
+    resumed = run(tmp_path / "killed")
+    for key, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[key]), key
+    for key, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[key]), key
+    assert (tmp_path / "whole" / "log.jsonl").read_text() == (tmp_path / "killed" / "log.jsonl").read_text()
+
+
+def test_a_checkpoint_carries_no_frozen_weights(model: Darknet) -> None:
+    scored = scored_of(model, "unstructured")
+    floats = {key for key, value in scored.state_dict().items() if value.is_floating_point()}
+    alive = {f"normalisation.{i}.{name}" for i in "015" for name in ("scale", "bias", "mean", "variance")}
+    assert floats == {f"scores.{i}" for i in "01256"} | alive

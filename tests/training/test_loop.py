@@ -16,8 +16,8 @@ from prunedeploy.attacks import ThreatModel
 from prunedeploy.data.loader import Batch
 from prunedeploy.training.adversarial import robust_objective
 from prunedeploy.training.loop import DivergedError, Objective, train
-from prunedeploy.training.optimisation import LoopSettings
-from training.small import batch_of, batches, small_model
+from prunedeploy.training.optimisation import LoopSettings, ParameterSet
+from training.small import batch_of, batches, small_model, whole
 
 STEPS = 7
 
@@ -40,7 +40,7 @@ def run(work: Path, settings: LoopSettings, stop_after: int | None = None, stage
             raise StoppedError
 
     return train(
-        model, model.parameters(), batches, robust_objective(model, settings, attack, 0, torch.device("cpu")),
+        model, whole(model), batches, robust_objective(model, settings, attack, 0, torch.device("cpu")),
         settings, stage=stage, work=work, log=work / "log.jsonl", advance=advance,
     )  # fmt: skip
 
@@ -102,7 +102,7 @@ def test_resuming_starts_from_the_checkpoint_and_not_from_the_beginning(tmp_path
 
     model, advanced = small_model(), []
     train(
-        model, model.parameters(), watched, robust_objective(model, settings, None, 0, torch.device("cpu")),
+        model, whole(model), watched, robust_objective(model, settings, None, 0, torch.device("cpu")),
         settings, stage="robust", work=tmp_path, log=tmp_path / "log.jsonl",
         advance=lambda count, loss: advanced.append((count, math.isnan(loss))),
     )  # fmt: skip
@@ -163,7 +163,7 @@ def linear(module: OneWeight, slope: float) -> Objective:
 
 def train_one(module: nn.Module, objective: Objective, settings: LoopSettings, tmp_path: Path) -> None:
     train(
-        module, module.parameters(), batches, objective, settings,
+        module, whole(module), batches, objective, settings,
         stage="s", work=tmp_path, log=tmp_path / "log.jsonl",
     )  # fmt: skip
 
@@ -176,6 +176,20 @@ def test_plain_descent_and_clipping_worked_by_hand(tmp_path: Path) -> None:
     torch.testing.assert_close(module.weight.detach(), torch.tensor([1 - 0.07071068, 2 - 0.07071068]))
     row = json.loads((tmp_path / "log.jsonl").read_text())
     assert row["grad_norm"] == pytest.approx(3 * math.sqrt(2)), "the norm before clipping is logged"
+
+
+def test_sets_have_a_learning_rate_and_a_limit_of_their_own(tmp_path: Path) -> None:
+    # Both gradients are (3, 3), norm 3 sqrt 2, clipped to 1 each: (0.7071, 0.7071). Steps 0.1 and 0.02.
+    one, other = OneWeight(), OneWeight()
+    settings = LoopSettings(steps=1, lr=0.1, momentum=0.0, schedule="constant", clip_norm=1.0)
+    train(
+        nn.ModuleList([one, other]), [ParameterSet((one.weight,)), ParameterSet((other.weight,), lr=0.02)], batches,
+        lambda batch, step: {"loss": 3.0 * (one.weight.sum() + other.weight.sum())}, settings,
+        stage="s", work=tmp_path, log=tmp_path / "log.jsonl",
+    )  # fmt: skip
+    torch.testing.assert_close(one.weight.detach(), torch.tensor([1 - 0.07071068, 2 - 0.07071068]))
+    torch.testing.assert_close(other.weight.detach(), torch.tensor([1 - 0.014142136, 2 - 0.014142136]))
+    assert json.loads((tmp_path / "log.jsonl").read_text())["grad_norm"] == pytest.approx(6.0), "of all together"
 
 
 def test_without_a_clip_norm_the_gradient_is_left_alone(tmp_path: Path) -> None:
@@ -221,7 +235,7 @@ def test_batches_that_end_early_are_an_error_and_not_a_shorter_training(tmp_path
     module = OneWeight()
     with pytest.raises(ValueError, match="ended before step 5"):
         train(
-            module, module.parameters(), lambda start: iter([batch_of(0)] * 3), linear(module, 1.0),
+            module, whole(module), lambda start: iter([batch_of(0)] * 3), linear(module, 1.0),
             LoopSettings(steps=5, lr=0.1), stage="s", work=tmp_path, log=tmp_path / "log.jsonl",
         )  # fmt: skip
 
@@ -233,7 +247,7 @@ def test_no_steps_change_nothing_and_load_nothing(tmp_path: Path) -> None:
         raise AssertionError("a batch was asked for")
 
     train(
-        module, module.parameters(), never, linear(module, 1.0), LoopSettings(steps=0, lr=0.1, ema_decay=0.9),
+        module, whole(module), never, linear(module, 1.0), LoopSettings(steps=0, lr=0.1, ema_decay=0.9),
         stage="s", work=tmp_path, log=tmp_path / "log.jsonl",
     )  # fmt: skip
     assert module.weight.tolist() == [1.0, 2.0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunedeploy.training.optimisation import LoopSettings, WeightAverage, learning_rate, make_optimizer
+from prunedeploy.training.optimisation import LoopSettings, ParameterSet, WeightAverage, learning_rate, make_optimizer
 
 
 def test_cosine_worked_by_hand() -> None:
@@ -39,7 +39,7 @@ def test_a_warm_up_longer_than_the_training_is_no_error() -> None:
 def test_only_convolution_weights_decay(optimizer: str) -> None:
     weight, bias = nn.Parameter(torch.ones(2, 2, 1, 1)), nn.Parameter(torch.ones(2))
     settings = LoopSettings(steps=1, lr=0.1, optimizer=optimizer, weight_decay=0.5)
-    made = make_optimizer([weight, bias], settings)
+    made = make_optimizer([ParameterSet((weight, bias))], settings)
     weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
     made.step()
     assert bias.tolist() == [1.0, 1.0]
@@ -49,10 +49,11 @@ def test_only_convolution_weights_decay(optimizer: str) -> None:
 
 def test_settings_reach_the_optimiser() -> None:
     parameter = nn.Parameter(torch.ones(1, 1, 1, 1))
-    sgd = make_optimizer([parameter], LoopSettings(steps=1, lr=0.1, momentum=0.8))
+    sgd = make_optimizer([ParameterSet((parameter,))], LoopSettings(steps=1, lr=0.1, momentum=0.8))
     assert isinstance(sgd, torch.optim.SGD)
     assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["nesterov"]) == (0.8, False)
-    adamw = make_optimizer([parameter], LoopSettings(steps=1, lr=0.1, optimizer="adamw", momentum=0.85))
+    settings = LoopSettings(steps=1, lr=0.1, optimizer="adamw", momentum=0.85)
+    adamw = make_optimizer([ParameterSet((parameter,))], settings)
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.param_groups[0]["betas"] == (0.85, 0.999)
 

@@ -17,7 +17,7 @@ from prunedeploy.training.adversarial import robust_objective
 from prunedeploy.training.distributed import is_main_process, shard, start_process_group, world
 from prunedeploy.training.loop import Objective, train
 from prunedeploy.training.optimisation import LoopSettings
-from training.small import batch_of, small_model
+from training.small import batch_of, small_model, whole
 
 SETTINGS = LoopSettings(
     steps=4, lr=1e-3, optimizer="adamw", ema_decay=0.5, checkpoint_every=2, clip_norm=5.0, schedule="constant"
@@ -62,7 +62,7 @@ def run(work: Path, training_mode: bool, stop_after: int = 0, settings: LoopSett
 
     work.mkdir(parents=True, exist_ok=True)
     train(
-        model, model.parameters(), batches, objective, settings,
+        model, whole(model), batches, objective, settings,
         stage="s", work=work, log=work / "log.jsonl", advance=advance,
     )  # fmt: skip
     return model
