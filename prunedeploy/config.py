@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -50,10 +50,10 @@ def _method_by_its_granularity(value: object) -> object:
 Precision = Literal["fp32", "fp16", "int8"]
 Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Method = Literal["structured", "unstructured", "kernel", "nm", "hybrid"]
-Allocation = Literal["uniform", "global", "erk", "latency"]
+Allocation = Literal["uniform", "global", "erk", "latency", "learned"]
 Target = Annotated[str, Field(pattern=r"^(cpu|sm\d{2,3})$")]
 ScoreName = Literal[
-    "scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input"
+    "scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input", "file"
 ]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -212,10 +212,11 @@ class ScoresConfig(Block):
     """Step 2: one importance score per weight.
 
     ``scaled`` is HYDRA's, ``deeplift`` the paper's; the others are baselines. Which key matters to which score is
-    said below; ``scaled``, ``magnitude``, ``random`` and ``bn-scale`` need no images.
+    said below; ``scaled``, ``magnitude``, ``random``, ``bn-scale`` and ``file`` need no images.
 
     Attributes:
         name: Of the score.
+        file: Of ``file``: path of the scores, safetensors as the ``scores.safetensors`` that a stage leaves.
         images: Training images, drawn with the seed, that a score is taken on; all if there are fewer.
         batch_size: Images per pass. Only ``taylor``, which squares the gradient of each batch, depends on it beyond
             rounding.
@@ -232,6 +233,7 @@ class ScoresConfig(Block):
     """
 
     name: ScoreName = "scaled"
+    file: Annotated[str, Field(min_length=1)] | None = None
     images: AtLeastOne = 64
     batch_size: AtLeastOne = 8
     reference: Annotated[str, Field(min_length=1)] = "mean"
@@ -240,6 +242,14 @@ class ScoresConfig(Block):
     predictions: AtLeastOne = 10
     attacked: bool = False
     normalise: Literal["none", "mean", "scaled"] = "none"
+
+    @model_validator(mode="after")
+    def _a_file_for_its_score(self) -> ScoresConfig:
+        if self.name == "file" and self.file is None:
+            raise ValueError("name file reads scores from a file, and none is given; add scores.file=PATH.safetensors")
+        if self.name != "file" and self.file is not None:
+            raise ValueError(f"file is read by name file alone, and name is {self.name}; leave it out, or change name")
+        return self
 
 
 class ScoreOptimizationConfig(TrainingConfig):
@@ -251,13 +261,26 @@ class ScoreOptimizationConfig(TrainingConfig):
         freeze_bn: Keep batch norm as it is, with the statistics of the unpruned network: for comparison only, scores
             learn nothing that way. HYDRA's own does not.
         bn_lr: Learning rate of batch norm's scale and shift, which train beside the scores.
+        sharpness: Take the gradient where the robust loss is worst around the scores, in each layer within so many
+            times the norm of its scores (S2AP); a step then passes forward and back once more. 0: off.
     """
 
     enabled: bool | None = None
     freeze_bn: bool = False
     lr: Positive = 0.1
-    bn_lr: Positive = 1e-3
+    bn_lr: Positive = 0.01
+    sharpness: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _frozen_while_something_is_trained(self) -> ScoreOptimizationConfig:
+        if self.freeze_bn and (self.enabled is False or self.steps == 0):
+            why, fix = ("enabled false", "set enabled to true") if self.enabled is False else ("steps 0", "give steps")
+            raise ValueError(
+                f"freeze_bn keeps batch norm frozen while scores are optimised, and with {why} they are not; "
+                f"leave it out, or {fix}"
+            )
+        return self
 
 
 class ChannelsConfig(Block):
@@ -460,7 +483,8 @@ class BuildConfig(Block):
             (``weight``), ``kernel`` zeroes k x k slices, ``nm`` zeroes weights in a pattern, ``hybrid`` removes filters
             and then zeroes weights of the rest.
         allocation: How the ratio is shared out over layers: ``uniform``, ``global`` (the lowest scores of the
-            network go), ``erk``, or for filters ``latency`` (what costs most measured time per importance goes).
+            network go), ``erk``, for filters ``latency`` (what costs most measured time per importance goes), or for
+            weights and filters ``learned`` (starts uniform and moves while scores are optimised).
         remove_dead_channels: After ``unstructured``, ``kernel`` and ``hybrid`` pruning: remove the filters that
             compute a constant or that nothing reads, exactly.
         ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1). Of ``nm`` it is
@@ -524,6 +548,31 @@ class BuildConfig(Block):
             raise ValueError(f"pretrain.from=bundled needs model.weights={BUNDLED}; use given or scratch")
         return self
 
+    @model_validator(mode="after")
+    def _deeplift_optimises_nothing_unless_told(self) -> BuildConfig:
+        block = self.score_optimization
+        if block.freeze_bn and block.enabled is None and self.scores.name == "deeplift":
+            raise ValueError(
+                "score_optimization.freeze_bn keeps batch norm frozen while scores are optimised, and those of "
+                "deeplift are not; leave it out, or use score_optimization.enabled=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _learned_by_optimising(self) -> BuildConfig:
+        if self.allocation == "learned" and not self.optimises_scores:
+            raise ValueError(
+                "allocation learned is learned while scores are optimised, and here they are not; "
+                "give score_optimization.steps, or use another allocation"
+            )
+        return self
+
+    @property
+    def optimises_scores(self) -> bool:
+        """Whether step 3 is taken wherever something is pruned."""
+        block = self.score_optimization
+        return block.steps > 0 and (self.scores.name != "deeplift" if block.enabled is None else block.enabled)
+
     @property
     def sparse_weights(self) -> bool:
         """Whether TensorRT is asked for sparse kernels: the weights have a pattern that it can use."""
@@ -571,9 +620,12 @@ def load_config(
     data, origins = read_yaml(source)
     if "base" in data and "configurations" in data:
         raise ConfigError("is the configuration of a sweep", source, "give it to `prunedeploy sweep --config`")
-    for assignment in sets:
-        _set(data, origins, *_parse_set(assignment), f"--set {assignment}")
     given = {name: value for name, value in (options or {}).items() if value is not None}
+    assignments = [(*_parse_set(assignment), f"--set {assignment}") for assignment in sets]
+    chosen = [value for names, value, _ in assignments if names == ["method"]]
+    data, origins = for_method(data, origins, given.get("method", chosen[-1] if chosen else None))
+    for names, value, where in assignments:
+        _set(data, origins, names, value, where)
     for name, value in given.items():
         if name not in OPTIONS:
             raise ValueError(f"there is no option {name!r} that sets a key; add it to OPTIONS")
@@ -581,6 +633,42 @@ def load_config(
         _set(data, origins, OPTIONS[name].split("."), plain, f"--{name}")
     _start_from_given_network(data, origins, given)
     return validated(BuildConfig, data, origins, str(source))
+
+
+def for_method(
+    data: Mapping[str, Any], origins: Mapping[KeyPath, str], method: object = None
+) -> tuple[dict[str, Any], dict[KeyPath, str]]:
+    """Put what a file says under ``by_method`` of a method in the place of its general values.
+
+    Args:
+        data: Values of the file.
+        origins: Where each key was given.
+        method: Of pruning, if something but the file chose it.
+
+    Returns:
+        Values without ``by_method``, and their places; ``data`` and ``origins`` are not changed.
+
+    Raises:
+        ConfigError: ``by_method`` is not a mapping from methods to blocks.
+    """
+    values, places = _unshared(data), dict(origins)
+    of_methods = values.pop("by_method", None) or {}
+    for path in [path for path in places if path[0] == "by_method"]:
+        del places[path]
+    known = get_args(Method)
+    for name in of_methods if isinstance(of_methods, dict) else ("by_method",):
+        if name not in known or not isinstance(of_methods[name], dict):
+            where = origins.get(("by_method", str(name)), origins[("by_method",)])
+            raise ConfigError(f"{_shown(name)} is not a method with a block", where, f"known here: {', '.join(known)}")
+    chosen = _method_by_its_granularity(values.get("method", "structured") if method is None else method)
+    for key, value in of_methods.get(chosen, {}).items() if isinstance(chosen, str) else ():
+        _set(values, places, [str(key)], value, origins["by_method", str(chosen), str(key)])
+    return values, places
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which no two keys share a block, as they do after a YAML alias: setting one must not set the other."""
+    return {key: _unshared(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
 def validated(
@@ -764,15 +852,23 @@ def _raise_first(
         raise ConfigError(f"unknown key {_dotted(location)}{rest}", where, fix) from None
     if first["type"] == "value_error":
         what = str(first["ctx"]["error"])
+        where = _typed(what, location, origins) or where
         raise ConfigError((f"{_dotted(location)}: {what}" if location else what) + rest, where) from None
     if first["type"] == "model_type":
         what = f"is a block with keys, got {_shown(first['input'])}"
         fix = f"its keys: {', '.join(_keys(location, kind))}"
         raise ConfigError(f"{_dotted(location)} {what}{rest}", where, fix) from None
-    what = first["msg"].removeprefix("Input ").replace("a valid ", "a ").replace("a integer", "an integer")
+    what = first["msg"].removeprefix("Input ").removeprefix("String ")
+    what = what.replace("a valid ", "a ").replace("a integer", "an integer")
     if first["type"] == "string_pattern_mismatch":
         what = f"is not of the form {first['ctx']['pattern']}"
     raise ConfigError(f"{_dotted(location)} {what}, got {_shown(first['input'])}{rest}", where) from None
+
+
+def _typed(what: str, location: KeyPath, origins: Mapping[KeyPath, str]) -> str | None:
+    """Where the command line gives a key that an error of its block names, the first such; None: it gives none."""
+    keys = [(*location, *name.split(".")) for name in re.findall(r"\w+(?:\.\w+)*", what)]
+    return next((origins[key] for key in keys if origins.get(key, "").startswith("--")), None)
 
 
 def _nearest(location: KeyPath, kind: type[BaseModel]) -> str | None:

@@ -312,6 +312,15 @@ WRONG_FILES = [
         "evaluation: {score_threshold: 0}\n",
         "my.yaml:1: evaluation: map_score_threshold is larger than score_threshold",
     ),
+    (
+        "scores:\n  file: a\n",
+        "my.yaml:1: scores: file is read by name file alone, and name is scaled; leave it out, or change name",
+    ),
+    (
+        "score_optimization: {freeze_bn: true}\n",
+        "my.yaml:1: score_optimization: freeze_bn keeps batch norm frozen while scores are optimised, and with "
+        "steps 0 they are not; leave it out, or give steps",
+    ),
     ("finetune: 3\n", "my.yaml:1: finetune is a block with keys, got 3; its keys: steps, "),
     ("model:\n", "my.yaml:1: model is a block with keys, got None; its keys: cfg, weights, names"),
     ("model: {weights: null}\n", "my.yaml: model.weights is missing: give it, or use pretrain.from=scratch"),
@@ -424,6 +433,58 @@ def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
     assert len(keys) == len(set(keys))
 
 
+# Keys that go together
+
+
+@pytest.mark.parametrize(
+    ("sets", "scores", "line"),
+    [
+        ((), "file", "--scores: scores: name file reads scores from a file, and none is given; add scores.file=PATH"),
+        (("scores.name=file",), None, "--set scores.name=file: scores: name file reads scores from a file, and none"),
+        (
+            ("scores.images=3", "scores.file=a.safetensors", "seed=1"),
+            None,
+            "--set scores.file=a.safetensors: scores: file is read by name file alone, and name is scaled; leave",
+        ),
+        (("scores.file=a",), "random", "--set scores.file=a: scores: file is read by name file alone, and name is ran"),
+        (("scores.file=",), "file", "--scores: scores: name file reads scores from a file, and none is given"),
+        (("scores.file=''",), "file", "--set scores.file='': scores.file should have at least 1 character, got ''"),
+        (
+            ("score_optimization.steps=0", "score_optimization.freeze_bn=true"),
+            "random",
+            "--set score_optimization.freeze_bn=true: score_optimization: freeze_bn keeps batch norm frozen while "
+            "scores are optimised, and with steps 0 they are not; leave it out, or give steps",
+        ),
+        (
+            ("score_optimization.freeze_bn=true", "score_optimization.enabled=false"),
+            None,
+            "--set score_optimization.freeze_bn=true: score_optimization: freeze_bn keeps batch norm frozen while "
+            "scores are optimised, and with enabled false they are not; leave it out, or set enabled to true",
+        ),
+        (
+            ("score_optimization.freeze_bn=true",),
+            "deeplift",
+            "--set score_optimization.freeze_bn=true: score_optimization.freeze_bn keeps batch norm frozen while "
+            "scores are optimised, and those of deeplift are not; leave it out, or use score_optimization.enabled=true",
+        ),
+    ],
+)
+def test_keys_that_do_not_go_together_are_one_line(sets: tuple[str, ...], scores: str | None, line: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("demo", sets, {"scores": scores})
+    assert str(error.value).startswith(line)
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+
+
+def test_keys_that_go_together_are_taken() -> None:
+    assert load_config("demo", ["scores.file=a.safetensors"], {"scores": "file"}).scores.file == "a.safetensors"
+    assert load_config("demo", ["score_optimization.freeze_bn=true"]).score_optimization.freeze_bn
+    assert load_config("demo", ["score_optimization.freeze_bn=true", "ratio=0"]).score_optimization.freeze_bn
+    optimised = ["score_optimization.freeze_bn=true", "score_optimization.enabled=true"]
+    assert load_config("demo", optimised, {"scores": "deeplift"}).score_optimization.freeze_bn
+
+
 # n:m patterns
 
 
@@ -456,3 +517,56 @@ def test_sparse_kernels_are_asked_for_if_four_channels_never_hold_three_weights(
 def test_granularity_names_stand_for_methods() -> None:
     assert load_config("demo", (), {"method": "filter"}).method == "structured"
     assert load_config("demo", (), {"method": "weight"}).method == "unstructured"
+
+
+BY_METHOD = """
+ratio: 0.5
+scores: {name: scaled, images: 8}
+by_method:
+  structured:
+    scores: {name: bn-scale}
+    allocation: global
+"""
+
+
+def test_a_file_may_say_what_one_method_takes(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(BY_METHOD)
+    structured = load_config(path)
+    assert (structured.scores.name, structured.scores.images, structured.allocation) == ("bn-scale", 8, "global")
+    for other in (load_config(path, ["method=unstructured"]), load_config(path, options={"method": "weight"})):
+        assert (other.method, other.scores.name, other.allocation) == ("unstructured", "scaled", "uniform")
+    assert load_config(path, options={"method": "filter"}).scores.name == "bn-scale"
+    # What the user says comes last, whatever the method.
+    assert load_config(path, ["scores.name=random"], {"method": "structured"}).scores.name == "random"
+    assert load_config(path, options={"scores": "taylor"}).scores.name == "taylor"
+
+
+@pytest.mark.parametrize("block", ["{structure: {ratio: 0.5}}", "{structured: 3}", "7"])
+def test_what_is_no_method_is_refused_with_its_place(block: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(f"ratio: 0.5\nby_method: {block}\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml:2: .*is not a method with a block; known here: structured"):
+        load_config(path)
+
+
+def test_an_error_in_a_method_s_block_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("ratio: 0.5\nby_method:\n  structured:\n    alocation: global\n")
+    with pytest.raises(ConfigError, match=r"unknown key alocation.*own\.yaml:4|own\.yaml:4.*unknown key alocation"):
+        load_config(path)
+
+
+def test_keys_that_share_a_yaml_alias_are_set_apart() -> None:
+    config = load_config("demo", ["finetune.augment.hue=0.3"])
+    assert (config.finetune.augment.hue, config.pretrain.augment.hue) == (0.3, 0.02)
+
+
+@pytest.mark.parametrize(
+    "off", ["score_optimization.steps=0", "score_optimization.enabled=false", "scores.name=deeplift"]
+)
+def test_widths_are_learned_only_while_scores_are_optimised(off: str) -> None:
+    config = load_config("demo", ["allocation=learned", "score_optimization.steps=5", "scores.name=scaled"])
+    assert (config.allocation, config.optimises_scores) == ("learned", True)
+    with pytest.raises(ConfigError, match="allocation learned is learned while scores are optimised"):
+        load_config("demo", ["allocation=learned", "score_optimization.steps=5", off])

@@ -15,8 +15,8 @@ from prunedeploy.cli.output import MISSING, amount, json_option, number, print_j
 
 # As in prunedeploy.config, which `--help` does not load.
 METHODS = ("structured", "unstructured", "kernel", "nm", "hybrid", "filter", "weight")
-SCORES = ("scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input")
-ALLOCATIONS = ("uniform", "global", "erk", "latency")
+SCORES = ("scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input", "file")
+ALLOCATIONS = ("uniform", "global", "erk", "latency", "learned")
 
 
 @click.command(
@@ -75,14 +75,14 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     type=click.Choice(SCORES),
     metavar="SCORE",
     help=f"How weights are ranked: {', '.join(SCORES)}. scaled is HYDRA's, deeplift the contribution to "
-    "the detections; the others are for comparison.",
+    "the detections, file reads them (--set scores.file=F); the others are for comparison.",
 )
 @click.option(
     "--allocation",
     type=click.Choice(ALLOCATIONS),
     metavar="HOW",
     help="How layers share the ratio: uniform; global: the lowest scores of the network go; erk: wide layers give "
-    "more; latency: filters go where they cost most measured time per importance.",
+    "more; latency: filters go where they cost most measured time per importance; learned: while scores are optimised.",
 )
 @click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
 @click.option("--weights", metavar="F", help="Its Darknet weights.")

@@ -34,6 +34,7 @@ from prunedeploy.pipeline.ratio_search import RatioSearch
 from prunedeploy.pipeline.ratio_target import RatioTarget
 from prunedeploy.pipeline.ratio_trials import check_target, final_value, find_ratio
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
+from prunedeploy.pipeline.score_stages import check_score_files
 from prunedeploy.pipeline.stages import canonical_json
 from prunedeploy.pipeline.store import Store, read_json
 from prunedeploy.training.distributed import is_main_process
@@ -87,6 +88,7 @@ def build(
             folder = stack.enter_context(_claimed(out, config, target, command, overwrite))
         stages = stack.enter_context(Store(store, progress.message))
         check_reachable(config if target is None else config.model_copy(update={"ratio": 0.0}))
+        check_score_files(config)
         context = open_context(config, stages, progress)
         check_calibration_images(context)
         check_images_stage(context)

@@ -213,6 +213,9 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
         )
     if not training.images or not test.images:
         raise DataError("has no images for training or none for test", folder, "add images")
+    if _trains(config) and all(record.iscrowd.all() for record in training.images):
+        what = f"not one of the {len(training.images)} training images has a box to learn from"
+        raise DataError(what, training.json_path, "add their annotations")
     test = _limited(test, config)
     return BuildContext(
         config,
@@ -262,6 +265,13 @@ def training_device(config: BuildConfig) -> torch.device:
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device
+
+
+def _trains(config: BuildConfig) -> bool:
+    """Whether any training takes a step."""
+    pretrain = config.pretrain
+    first = {"bundled": 0, "given": pretrain.steps, "scratch": pretrain.clean_steps + pretrain.steps}[pretrain.start]
+    return first + config.score_optimization.steps + config.finetune.steps > 0
 
 
 def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:

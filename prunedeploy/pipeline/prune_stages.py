@@ -41,23 +41,28 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
         ``scores`` as they are, where the step is not taken: see ``score_optimization.enabled``.
     """
     config, block = context.config, context.config.score_optimization
-    enabled = config.scores.name != "deeplift" if block.enabled is None else block.enabled
-    if not enabled or block.steps == 0 or config.ratio == 0:
+    if not config.optimises_scores or config.ratio == 0:
         return scores
     granularity, times = granularity_of(config), _times(context, robust)
 
     def compute(work: Path, checkpoints: Path) -> None:
         model = load_stage_model(robust.folder).to(context.device)
         values = load_scores(scores.folder)
-        allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
         start = {index: value.to(context.device) for index, value in starting_scores(values).items()}
+        # Learned from where the scores start; any other by the scores as they are.
+        given = start if config.allocation == "learned" else values
+        allocation = granularity.allocate(model.cfg, _evidence(model.cfg, given, times))
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
         scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
         attack = context.threat_model(block.attack)
-        objective = score_objective(scored, loop_settings(block), attack, config.seed, context.device)
+        objective = score_objective(
+            scored, loop_settings(block), attack, config.seed, context.device, block.sharpness
+        )
         sets = scored.parameter_sets(block.bn_lr)
         run_training(context, "optimise-scores", block, model, scored, objective, work, checkpoints, sets=sets)
-        save_scores(work / "scores.safetensors", scored.score_tensors())
+        optimised = scored.score_tensors()
+        allocation = granularity.settled(model.cfg, allocation, optimised)
+        save_scores(work / "scores.safetensors", optimised)
         alive = {name: value for name, value in scored.network.state_dict().items() if not name.endswith(".weight")}
         save_file(alive, work / NORMALISATION)
         (work / ALLOCATION).write_text(json.dumps(allocation.as_json()))

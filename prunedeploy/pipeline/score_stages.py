@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd
-from prunedeploy.config import ScoresConfig, result_settings
+from prunedeploy.config import BuildConfig, ScoresConfig, result_settings
 from prunedeploy.data import CocoDataset, train_test_subset
 from prunedeploy.data.batches import Batch
 from prunedeploy.data.loader import EvaluationLoader
@@ -23,6 +23,7 @@ from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, original_cfg_path
 from prunedeploy.scores import (
+    GivenScores,
     ScoreFunction,
     Scores,
     SummationToDelta,
@@ -32,6 +33,7 @@ from prunedeploy.scores import (
     magnitude_scores,
     normalised_scores,
     random_scores,
+    read_given_scores,
     scaled_scores,
     snip_scores,
     taylor_scores,
@@ -45,9 +47,10 @@ from prunedeploy.scores.reference import (
 )
 from prunedeploy_engines.files import file_sha256
 
-WITHOUT_IMAGES = frozenset({"scaled", "magnitude", "random", "bn-scale"})
-"""Scores that follow from the weights alone."""
+WITHOUT_IMAGES = frozenset({"scaled", "magnitude", "random", "bn-scale", "file"})
+"""Scores that follow from the weights alone, or from a file."""
 READ_BY = {
+    "file": {"file"},
     "reference": {"deeplift"},
     "blur_sigma": {"deeplift"},
     "deeplift_rule": {"deeplift"},
@@ -63,22 +66,23 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
     DeepLIFT how exactly contributions add up.
 
     Raises:
-        PruningError: The score cannot be taken of this network or with this reference.
+        PruningError: The score cannot be taken of this network or with this reference, or its file cannot be used.
         DataError: The reference image cannot be used.
     """
     settings = context.config.scores
     inputs = {"robust": robust.digest}
     if settings.name not in WITHOUT_IMAGES:
         inputs["data"] = context.training_key
+    given = check_score_files(context.config)  # before the store hashes anything: says what is wrong with the file
     if _reads_an_image(settings):
-        # Read before the store hashes anything: says what is wrong with the file.
-        image_reference(Path(settings.reference), read_cfg(original_cfg_path(context.config)).input_size)
         inputs["reference"] = file_sha256(Path(settings.reference))
+    if given is not None:
+        inputs["file"] = given.sha256
 
     def compute(work: Path, _: Path) -> None:
         model = load_stage_model(robust.folder).to(context.device)
         images = _ScoringImages(context, model)
-        scoring = _Scoring(context, model, images)
+        scoring = _Scoring(context, model, images, given)
         started = time.perf_counter()
         scores = scoring()
         seconds = time.perf_counter() - started
@@ -96,6 +100,24 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
         (work / "score.json").write_text(json.dumps(document, indent=2))
 
     return context.run("score", 2, _settings(context), inputs, compute)
+
+
+def check_score_files(config: BuildConfig) -> GivenScores | None:
+    """Refuse a reference image or a file of scores that does not fit the network.
+
+    Returns:
+        The scores of the file, if that is where they come from.
+
+    Raises:
+        PruningError: The file of scores cannot be used.
+        DataError: The reference image cannot be used.
+    """
+    settings = config.scores
+    if _reads_an_image(settings):
+        image_reference(Path(settings.reference), read_cfg(original_cfg_path(config)).input_size)
+    if settings.name != "file" or settings.file is None:
+        return None
+    return read_given_scores(Path(settings.file), read_cfg(original_cfg_path(config)))
 
 
 def load_scores(folder: Path) -> Scores:
@@ -181,11 +203,14 @@ class _ScoringImages:
 class _Scoring:
     """The configured score, by the one interface; remembers DeepLIFT's summation-to-delta."""
 
-    def __init__(self, context: BuildContext, model: Darknet, images: _ScoringImages) -> None:
+    def __init__(
+        self, context: BuildContext, model: Darknet, images: _ScoringImages, given: GivenScores | None
+    ) -> None:
         self.model = model
         self.images = images
         self.settings = context.config.scores
         self.seed = context.config.seed
+        self.given = given
         self.summation: SummationToDelta | None = None
 
     def __call__(self) -> Scores:
@@ -199,6 +224,8 @@ class _Scoring:
             "gradient-x-input": partial(gradient_x_input_scores, predictions=self.settings.predictions),
             "deeplift": self._deeplift,
         }
+        if self.given is not None:
+            functions["file"] = self.given
         function = functions[self.settings.name]
         batches = () if self.settings.name in WITHOUT_IMAGES else self.images
         return function(self.model, batches, lambda heads, targets: yolo_loss(heads, targets, self.model.cfg).total)

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pruning.allocation import global_counts, weight_pieces
 from prunedeploy.pruning.coupling import Coupling, couple
 from prunedeploy.pruning.cut import Masks, Selection
 from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
 from prunedeploy.pruning.importance import (
     straight_through_channel_masks,
     straight_through_weight_mask,
+    threshold,
     unit_importance,
 )
 from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
@@ -43,15 +45,18 @@ from prunedeploy.pruning.width_search import WidthPath, even_path
 
 @dataclass(frozen=True)
 class Allocation:
-    """How much of every layer lives: what optimising scores does not change.
+    """How much of every layer lives: what optimising scores does not change, unless it is learned with them.
 
     Attributes:
         widths: Living filters; None where none may leave.
         pieces: By layer index, living weights or kernels; None where none may be zeroed, or a pattern says it.
+        thresholds: Where it is learned, what importances are divided by to compete for the ratio: by layer index, or by
+            number of the coupling group. ``widths`` and ``pieces`` are then where it starts. None: it stays.
     """
 
     widths: Widths | None = None
     pieces: Mapping[int, int] | None = None
+    thresholds: Mapping[int, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -117,6 +122,16 @@ class Granularity(ABC):
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores for the unpruned network ``cfg``."""
 
+    def settled(self, cfg: DarknetCfg, allocation: Allocation, scores: Mapping[int, Tensor]) -> Allocation:
+        """Where a learned allocation stands with these scores; any other as it is.
+
+        Args:
+            cfg: The unpruned network.
+            allocation: From `allocate`.
+            scores: By layer index, weight-shaped, as they are now.
+        """
+        return allocation
+
     @abstractmethod
     def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says about a cut of ``cfg``; plain values for JSON."""
@@ -126,13 +141,30 @@ class Granularity(ABC):
 class Weights(Granularity):
     """Unstructured: single weights by |score|."""
 
+    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "learned")
+
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
-        return Allocation(pieces=keep_counts(cfg, self.ratio, self.allocation, evidence.scores))
+        if self.allocation != "learned":
+            return Allocation(pieces=keep_counts(cfg, self.ratio, self.allocation, evidence.scores))
+        pieces = keep_counts(cfg, self.ratio, "erk")
+        scores = evidence.scores or {}
+        return Allocation(None, pieces, {i: threshold(scores[i].abs().flatten(), count) for i, count in pieces.items()})
+
+    def settled(self, cfg: DarknetCfg, allocation: Allocation, scores: Mapping[int, Tensor]) -> Allocation:
+        """Where a learned allocation stands; see `Granularity`."""
+        if allocation.thresholds is None:
+            return allocation
+        importance = {i: scores[i].detach().abs().flatten() / at for i, at in allocation.thresholds.items()}
+        return Allocation(pieces=global_counts(importance, weight_pieces(cfg), 1.0 - self.ratio))
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        return _by_layer(straight_through_weight_mask, allocation)
+
+        def select(scores: Mapping[int, Tensor]) -> Masks:
+            return _by_layer(straight_through_weight_mask, self.settled(cfg, allocation, scores))(scores)
+
+        return select
 
     def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
@@ -195,11 +227,31 @@ class Filters(Granularity):
     minimum: int | None = None
     multiple: int = 8
 
-    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "latency")
+    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "latency", "learned")
 
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
-        return Allocation(self._widths(cfg, couple(cfg), self.ratio, evidence))
+        coupling = couple(cfg)
+        widths = self._widths(cfg, coupling, self.ratio, evidence)
+        if self.allocation != "learned":
+            return Allocation(widths)
+        importance = unit_importance(evidence.scores or {}, coupling.groups)
+        counts = enumerate(zip(importance, widths.counts, strict=True))
+        return Allocation(widths, None, {number: threshold(units, count) for number, (units, count) in counts})
+
+    def settled(self, cfg: DarknetCfg, allocation: Allocation, scores: Mapping[int, Tensor]) -> Allocation:
+        """Where a learned allocation stands; see `Granularity`."""
+        return self._settled(cfg, couple(cfg), allocation, scores)
+
+    def _settled(
+        self, cfg: DarknetCfg, coupling: Coupling, allocation: Allocation, scores: Mapping[int, Tensor]
+    ) -> Allocation:
+        if allocation.thresholds is None:
+            return allocation
+        with torch.no_grad():
+            importance = unit_importance(scores, coupling.groups)
+        path = global_path([units / allocation.thresholds[n] for n, units in enumerate(importance)], coupling)
+        return Allocation(solve_widths(cfg, self.ratio, self.minimum, self.multiple, coupling, path))
 
     def _widths(self, cfg: DarknetCfg, coupling: Coupling, ratio: float, evidence: Evidence) -> Widths:
         path = even_path if ratio == 0.0 else _width_path(cfg, coupling, self.allocation, evidence)
@@ -207,9 +259,14 @@ class Filters(Granularity):
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        assert allocation.widths is not None
-        groups, counts = couple(cfg).groups, allocation.widths.counts
-        return lambda scores: Masks(straight_through_channel_masks(scores, counts, groups), {})
+        coupling = couple(cfg)
+
+        def select(scores: Mapping[int, Tensor]) -> Masks:
+            widths = self._settled(cfg, coupling, allocation, scores).widths
+            assert widths is not None
+            return Masks(straight_through_channel_masks(scores, widths.counts, coupling.groups), {})
+
+        return select
 
     def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
@@ -228,6 +285,8 @@ class FiltersThenWeights(Filters):
     """
 
     filter_share: float = 0.5
+
+    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "latency")
 
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
@@ -272,7 +331,7 @@ def _by_layer(mask: Callable[[Tensor, int], Tensor], allocation: Allocation) -> 
 
 
 def _width_path(cfg: DarknetCfg, coupling: Coupling, allocation: str, evidence: Evidence) -> WidthPath:
-    if allocation == "uniform":
+    if allocation in ("uniform", "learned"):
         return even_path
     if allocation == "erk":
         return erk_path(cfg, coupling)

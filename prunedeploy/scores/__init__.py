@@ -3,6 +3,7 @@
 - `interface`: what every score takes and gives.
 - `baselines`: scaled (HYDRA), magnitude, random, bn-scale: from the network alone.
 - `sensitivities`: SNIP, Taylor, gradient x input: from gradients.
+- `given`: from a file.
 - `target`, `reference`: what an attribution explains, and what it compares an image with.
 - `normalise`: layers on a common scale.
 - `deeplift`: contributions of weights, all layers from one forward (`deeplift_trace`) and one backward pass
@@ -12,6 +13,7 @@
 
 from prunedeploy.scores.baselines import bn_scale_scores, magnitude_scores, random_scores, scaled_scores
 from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, contributions, deeplift, deeplift_scores
+from prunedeploy.scores.given import GivenScores, read_given_scores
 from prunedeploy.scores.interface import DetectionLoss, ScoreFunction, Scores
 from prunedeploy.scores.normalise import normalised_scores
 from prunedeploy.scores.sensitivities import gradient_x_input_scores, snip_scores, taylor_scores
@@ -21,6 +23,7 @@ __all__ = [
     "DeepLift",
     "DetectionLoss",
     "DetectionTarget",
+    "GivenScores",
     "ScoreFunction",
     "Scores",
     "SummationToDelta",
@@ -33,6 +36,7 @@ __all__ = [
     "magnitude_scores",
     "normalised_scores",
     "random_scores",
+    "read_given_scores",
     "scaled_scores",
     "snip_scores",
     "taylor_scores",

@@ -14,7 +14,8 @@ of which nine tenths are switched off sees nothing, and its scores learn nothing
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from prunedeploy.attacks.pgd import DTYPES
 from prunedeploy.data.loader import Batch
 from prunedeploy.models.darknet import Darknet, DarknetConv, FoldedDarknet, check_images, run_layers
 from prunedeploy.models.darknet_cfg import Convolutional
-from prunedeploy.models.loss import yolo_loss
+from prunedeploy.models.loss import LossTerms, yolo_loss
 from prunedeploy.pruning.cut import Masks, Selection
 from prunedeploy.scores.interface import Scores
 from prunedeploy.scores.normalise import normalised_scores
@@ -32,6 +33,9 @@ from prunedeploy.training.adversarial import loss_terms
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.loop import Objective
 from prunedeploy.training.optimisation import LoopSettings, ParameterSet
+
+STEP_3_BN_MOMENTUM = 0.1
+"""PyTorch's own, which the authors use: statistics must follow a network that changes with every step."""
 
 
 def starting_scores(scores: Scores) -> Scores:
@@ -108,7 +112,9 @@ class ScoredDarknet(nn.Module):
         self.normalisation = nn.ModuleDict()
         for layer in () if freeze_bn else model.cfg.convolutions:
             if layer.batch_normalize:
-                self.normalisation[str(layer.index)] = Normalisation(self.network.conv(layer.index))
+                conv = self.network.conv(layer.index)
+                conv.momentum = STEP_3_BN_MOMENTUM
+                self.normalisation[str(layer.index)] = Normalisation(conv)
         self.normalisation.requires_grad_(True)
         last = self.masks().as_bool()
         self._last = nn.ModuleDict({"filters": nn.Module(), "weights": nn.Module()})
@@ -120,6 +126,18 @@ class ScoredDarknet(nn.Module):
     def network(self) -> Darknet:
         """The network without masks: frozen weights, and normalisation as it stands."""
         return self._network[0]
+
+    @contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """While it lasts, running statistics do not follow."""
+        convs = [self.network.conv(int(index)) for index in self.normalisation]
+        for conv in convs:
+            conv.momentum = 0.0
+        try:
+            yield
+        finally:
+            for conv in convs:
+                conv.momentum = STEP_3_BN_MOMENTUM
 
     def score_tensors(self) -> dict[int, Tensor]:
         """The scores by layer index, detached."""
@@ -134,9 +152,33 @@ class ScoredDarknet(nn.Module):
         sets = [ParameterSet(tuple(self.scores.values()))]
         return [*sets, ParameterSet(tuple(self.normalisation.parameters()), bn_lr)] if self.normalisation else sets
 
-    def masks(self) -> Masks:
-        """The current selection; gradients reach the scores."""
-        return self.select({int(index): value for index, value in self.scores.items()})
+    def masks(self, offsets: Mapping[int, Tensor] | None = None) -> Masks:
+        """The current selection; gradients reach the scores.
+
+        Args:
+            offsets: By layer index, what to add to the scores before selecting; default: nothing.
+        """
+        scores: dict[int, Tensor] = {int(index): value for index, value in self.scores.items()}
+        return self.select(scores | {index: scores[index] + offset for index, offset in (offsets or {}).items()})
+
+    def ascent(self, loss: Tensor, radius: float) -> dict[int, Tensor]:
+        """To first order, the offsets within a radius that raise a loss most, each layer on its own.
+
+        Args:
+            loss: 0-d, computed under `masks`.
+            radius: Norm of a layer's offsets, as a fraction of the norm of its scores.
+
+        Returns:
+            By layer index, weight-shaped; layers whose scores the loss does not depend on are not in it.
+
+        Reference: Piras et al., S2AP: Score-space Sharpness Minimization for Adversarial Pruning, 2025.
+        """
+        gradients = torch.autograd.grad(loss, list(self.scores.values()), allow_unused=True)
+        offsets = {}
+        for (index, value), gradient in zip(self.scores.items(), gradients, strict=True):
+            if gradient is not None and (length := gradient.norm()) > 0:
+                offsets[int(index)] = radius * value.detach().norm() * gradient / length
+        return offsets
 
     def count_flips(self, masks: Masks) -> Tensor:
         """How many filters and weights have changed sides since the last call, or since the start; 0-d.
@@ -191,7 +233,12 @@ class ScoredDarknet(nn.Module):
 
 
 def score_objective(
-    scored: ScoredDarknet, settings: LoopSettings, threat_model: ThreatModel, seed: int, device: torch.device
+    scored: ScoredDarknet,
+    settings: LoopSettings,
+    threat_model: ThreatModel,
+    seed: int,
+    device: torch.device,
+    sharpness: float = 0.0,
 ) -> Objective:
     """The objective of score optimisation for `train`: the robust loss of the selected subnetwork.
 
@@ -203,9 +250,16 @@ def score_objective(
         threat_model: The inner attack, on the subnetwork in evaluation mode.
         seed: Of random starts.
         device: Where the batches go.
+        sharpness: Radius of `ScoredDarknet.ascent`: the gradient is taken where the loss is worst around the scores; 0
+            takes it where they are.
 
     Reference: Sehwag et al., HYDRA, 2020, equation 3.
     """
+
+    def loss_under(masks: Masks, images: Tensor, targets: Tensor) -> LossTerms:
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            heads = scored(images, masks)
+        return yolo_loss([head.float() for head in heads], targets, scored.network.cfg)
 
     def objective(batch: Batch, step: int) -> dict[str, Tensor]:
         batch = shard(batch)
@@ -216,9 +270,10 @@ def score_objective(
         attack = Pgd(scored.network, attacked, threat_model, settings.precision, seed)
         images = attack(batch.images.to(device), targets, batch.image_ids, step)
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            heads = scored(images, masks)
-        terms = yolo_loss([head.float() for head in heads], targets, scored.network.cfg)
-        return {**loss_terms(terms), "flips": flips}
+        if sharpness > 0:
+            with scored.statistics_kept():
+                offsets = scored.ascent(loss_under(masks, images, targets).total, sharpness)
+            masks = scored.masks(offsets)
+        return {**loss_terms(loss_under(masks, images, targets)), "flips": flips}
 
     return objective

@@ -107,6 +107,12 @@ def test_a_build_end_to_end_and_what_reads_its_folder(
         (("--config", "nowhere"), "nowhere"),
         (("--data", "absent"), "absent"),
         (("--target", "gpu"), "--target"),
+        (("--scores", "file"), "--scores: scores: name file reads scores from a file, and none is given; add"),
+        (("--scores", "file", "--set", "scores.file=absent.safetensors"), "absent.safetensors: cannot be read (No"),
+        (
+            ("--scores", "random", "--set", "score_optimization.steps=0", "--set", "score_optimization.freeze_bn=true"),
+            "freeze_bn keeps batch norm frozen while scores are optimised, and with steps 0 they are not",
+        ),
     ],
 )
 def test_wrong_input_of_a_build_is_one_line_and_leaves_no_results(
@@ -119,6 +125,27 @@ def test_wrong_input_of_a_build_is_one_line_and_leaves_no_results(
     assert said in line
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda coco: (coco / "train.json").unlink(), "coco: has images for test and none for training; add the train"),
+        (lambda coco: (coco / "train.json").write_text(""), "train.json: is not valid JSON"),
+        (lambda coco: (coco / "train.json").write_text(json.dumps({"images": []})), "train.json: the list 'images' is"),
+        (lambda coco: shutil.rmtree(coco / "train"), "train.json: not one of the 4 images can be used; the first: "),
+    ],
+)
+def test_data_without_training_images_is_one_line(
+    run: Any, coco: Path, darknet: Path, tmp_path: Path, spoil: Any, said: str
+) -> None:
+    spoil(coco)
+    done = run(*build_arguments(coco, darknet, tmp_path), "--set", "pretrain.steps=0")
+    assert (done.exit_code, done.stdout) == (2, "")
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"prunedeploy: error: {coco}")
+    assert said in line
+    assert not list((tmp_path / "store" / "results").glob("optimise-scores-*"))
 
 
 def test_a_wrong_key_is_told_before_torch_is_loaded(run_process: Any) -> None:

@@ -15,11 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import save_file
 
 from prunedeploy.cli import cli
 from prunedeploy.config import load_config
+from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.pipeline.stages import check_result
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import (
@@ -275,12 +278,72 @@ def test_image_of_another_size_than_the_json_says(tiny_case: Any, tmp_path: Path
     assert "160 x 80" in line
 
 
-def test_training_without_a_single_usable_image(tiny_case: Any, tmp_path: Path, copied: Copy) -> None:
+@pytest.mark.parametrize(("pretraining", "stages"), [(2, 1), (0, 3)])
+def test_training_without_a_single_usable_image(
+    tiny_case: Any, tmp_path: Path, copied: Copy, pretraining: int, stages: int
+) -> None:
+    """The first training refuses before it starts, be it that of the scores."""
     data = copied(tiny_case.data)
     shutil.rmtree(data / "train")
-    line = fails(tiny_case, tmp_path, DataError, f"data.path={data}", stages=1)
+    sets = (f"data.path={data}", f"pretrain.steps={pretraining}")
+    line = fails(tiny_case, tmp_path, DataError, *sets, stages=stages)
     assert "not one of the 16 images" in line
     assert str(data / "train.json") in line
+
+
+def test_data_without_a_training_split(tiny_case: Any, tmp_path: Path, copied: Copy) -> None:
+    """Nor is the test split divided: ``evaluate`` would measure on what was trained on."""
+    data = copied(tiny_case.data)
+    shutil.rmtree(data / "train")
+    (data / "train.json").unlink()
+    line = fails(tiny_case, tmp_path, DataError, f"data.path={data}")
+    assert line == f"{data}: has images for test and none for training; add the training split"
+
+
+@pytest.mark.parametrize("trained", ["pretrain", "score_optimization", "finetune", None])
+def test_training_images_without_boxes(tiny_case: Any, tmp_path: Path, spoil: Any, trained: str | None) -> None:
+    data = spoil(lambda document: document["annotations"].clear(), "train")
+    blocks = ("pretrain", "score_optimization", "finetune")
+    sets = (f"data.path={data}", *(f"{block}.steps={int(block == trained)}" for block in blocks))
+    if trained is None:  # measuring a network needs no training boxes
+        assert tiny_case.build(tmp_path / "store", tmp_path / "out", *sets).computed
+        return
+    line = fails(tiny_case, tmp_path, DataError, *sets)
+    said = "not one of the 16 training images has a box to learn from; add their annotations"
+    assert line == f"{data / 'train.json'}: {said}"
+
+
+# Files that scores read
+
+
+def score_file(path: Path, cfg: Path, change: int = 0) -> Path:
+    """Scores of a network; with ``change`` the first layer has so many filters more."""
+    shapes = {layer.index: layer.weight_shape for layer in read_cfg(cfg).convolutions}
+    first = shapes[0]
+    shapes[0] = (first[0] + change, *first[1:])
+    save_file({str(index): torch.ones(shape) for index, shape in shapes.items()}, path)
+    return path
+
+
+def test_file_of_scores_that_cannot_be_used_is_told_before_anything_is_trained(tiny_case: Any, tmp_path: Path) -> None:
+    path = tmp_path / "mine.safetensors"
+    sets = ("scores.name=file", f"scores.file={path}")
+    assert f"{path}: cannot be read" in fails(tiny_case, tmp_path, PruningError, *sets)
+    score_file(path, tiny_case.cfg, change=1)
+    line = fails(tiny_case, tmp_path, PruningError, *sets)
+    assert line == (
+        f"{path}: has scores (17, 3, 3, 3) for layer 0, the network's weights are (16, 3, 3, 3); "
+        "give scores of this network"
+    )
+    path.write_bytes(score_file(path, tiny_case.cfg).read_bytes()[:-1])
+    assert "is not a safetensors file that can be read" in fails(tiny_case, tmp_path, PruningError, *sets)
+
+
+def test_reference_image_that_cannot_be_used_is_told_before_anything_is_trained(tiny_case: Any, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (80, 64)).save(wide)
+    line = fails(tiny_case, tmp_path, DataError, "scores.name=deeplift", f"scores.reference={wide}")
+    assert "the reference image is 80 x 64" in line
 
 
 # Configuration

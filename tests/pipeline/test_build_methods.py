@@ -31,6 +31,8 @@ CASES = {
     "filter-global": ("method=filter", "allocation=global", "scores.normalise=mean"),
     "filter-erk": ("method=filter", "allocation=erk"),
     "filter-latency": ("method=filter", "allocation=latency"),
+    "weight-learned": ("method=weight", "allocation=learned"),
+    "filter-learned": ("method=filter", "allocation=learned"),
 }
 
 
@@ -105,6 +107,9 @@ def test_counts_come_from_the_starting_scores_and_optimised_scores_say_which(
     scores = load_scores(stage_folder(store, outcome, "optimise-scores"))
     start = load_scores(stage_folder(store, outcome, "score"))
     assert any(not torch.equal(scores[index], start[index]) for index in scores)
+    if name == "weight-learned":
+        assert {index: int(mask.sum()) for index, mask in keep.items()} == allocation["pieces"]
+        return
     if name.startswith("weight"):
         # global, from the magnitudes: a plain ranking of all weights, whatever the optimised scores are by now.
         ranked = torch.cat([start[int(index)].abs().flatten() for index in keep]).sort(descending=True).values
@@ -124,6 +129,29 @@ def test_counts_come_from_the_starting_scores_and_optimised_scores_say_which(
         for index, mask in keep.items():
             assert mask.shape == shapes[int(index)]
             assert int(mask.sum()) == allocation["pieces"][index]
+
+
+def test_the_cut_has_the_normalisation_that_optimising_left(
+    store: Path, tiny_case: Any, built: tuple[str, BuildOutcome]
+) -> None:
+    name, outcome = built
+    robust = load_darknet(*(stage_folder(store, outcome, "pretrain") / f"model.{end}" for end in ("cfg", "weights")))
+    cut = load_darknet(*(stage_folder(store, outcome, "prune") / f"model.{end}" for end in ("cfg", "weights")))
+    keep = load_file(stage_folder(store, outcome, "prune") / "keep.safetensors")
+    if "score_optimization.enabled=false" in CASES[name]:
+        alive = robust.state_dict()
+    else:
+        alive = load_file(stage_folder(store, outcome, "optimise-scores") / "normalisation.safetensors")
+    followed = 0
+    for layer in cut.cfg.convolutions:
+        filters = keep[str(layer.index)] if name.startswith("filter") else None
+        for part in ("scale", "bias", "mean", "variance") if layer.batch_normalize else ():
+            expected, before = alive[f"convs.{layer.index}.{part}"], getattr(robust.conv(layer.index), part)
+            if not name.startswith("hybrid"):  # whose keep.safetensors says nothing of filters
+                found = getattr(cut.conv(layer.index), part)
+                assert torch.equal(found, expected if filters is None else expected[filters]), (layer.index, part)
+            followed += not torch.equal(expected, before)
+    assert (followed == 0) == ("score_optimization.enabled=false" in CASES[name])
 
 
 def test_a_second_build_computes_nothing(store: Path, tiny_case: Any, built: tuple[str, BuildOutcome]) -> None:

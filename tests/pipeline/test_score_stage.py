@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +24,7 @@ from prunedeploy.scores.reference import mean_image
 from prunedeploy_engines.errors import DataError, PruningError
 from prunedeploy_engines.letterbox import GREY
 
-NAMES = get_args(ScoreName)
+TAKEN = tuple(name for name in get_args(ScoreName) if name != "file")
 QUICK = ("scores.images=4", "scores.batch_size=2", "attack.steps=1")
 
 
@@ -35,7 +36,7 @@ def score(tiny_case: Any, store: Path, *sets: str) -> StageResult:
         return score_stage(context, original_stage(context))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TAKEN)
 def test_every_score_has_one_float_per_weight(tiny_case: Any, tmp_path: Path, name: str) -> None:
     result = score(tiny_case, tmp_path, f"scores.name={name}")
     model = load_darknet(tiny_case.cfg, tiny_case.weights)
@@ -107,6 +108,43 @@ def test_image_file_as_reference_is_part_of_the_key(tiny_case: Any, tmp_path: Pa
     assert not score(tiny_case, tmp_path / "store", *sets).computed
     Image.new("RGB", (64, 64), (100, 100, 100)).save(reference)
     assert score(tiny_case, tmp_path / "store", *sets).computed
+
+
+def test_scores_of_a_file_are_those_that_another_stage_has_left(tiny_case: Any, tmp_path: Path) -> None:
+    magnitude = score(tiny_case, tmp_path, "scores.name=magnitude").folder / "scores.safetensors"
+    given = score(tiny_case, tmp_path, "scores.name=file", f"scores.file={magnitude}").folder
+    assert (given / "scores.safetensors").read_bytes() == magnitude.read_bytes()
+    document = json.loads((given / "score.json").read_text())
+    assert (document["name"], document["images"], document["normalise"]) == ("file", None, "none")
+    wanted = score(tiny_case, tmp_path, "scores.name=magnitude", "scores.normalise=mean").folder
+    normalised = score(tiny_case, tmp_path, "scores.name=file", f"scores.file={magnitude}", "scores.normalise=mean")
+    assert (normalised.folder / "scores.safetensors").read_bytes() == (wanted / "scores.safetensors").read_bytes()
+
+
+def test_content_of_the_file_of_scores_is_part_of_the_key_and_its_place_is_not(tiny_case: Any, tmp_path: Path) -> None:
+    store, one, other = tmp_path / "store", tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    shutil.copy(score(tiny_case, store, "scores.name=magnitude").folder / "scores.safetensors", one)
+    first = score(tiny_case, store, "scores.name=file", f"scores.file={one}")
+    assert first.computed
+    moved = score(tiny_case, store, "scores.name=file", f"scores.file={one.rename(other)}")
+    assert (moved.computed, moved.digest) == (False, first.digest)
+    shutil.copy(score(tiny_case, store, "scores.name=random").folder / "scores.safetensors", other)
+    changed = score(tiny_case, store, "scores.name=file", f"scores.file={other}")
+    assert changed.computed
+    assert changed.digest != first.digest
+    others = ("scores.images=3", "seed=5", "attack.eps=0.1", "data.greyscale=true")
+    again = score(tiny_case, store, "scores.name=file", f"scores.file={other}", *others)
+    assert not again.computed, "it reads nothing else"
+
+
+def test_build_by_the_scores_that_another_build_has_left_gives_the_same_network(tiny_case: Any, tmp_path: Path) -> None:
+    tiny_case.build(tmp_path / "store", tmp_path / "magnitude", "scores.name=magnitude")
+    (left,) = (tmp_path / "store" / "results").glob("score-*/scores.safetensors")
+    outcome = tiny_case.build(tmp_path / "store", tmp_path / "file", "scores.name=file", f"scores.file={left}")
+    assert outcome.results["scores"] == "file"
+    assert {"score", "optimise-scores", "prune", "finetune"} <= set(outcome.computed)
+    for name in ("model.cfg", "model.weights"):
+        assert (tmp_path / "file" / name).read_bytes() == (tmp_path / "magnitude" / name).read_bytes()
 
 
 def test_reference_image_of_another_size_is_refused(tiny_case: Any, tmp_path: Path) -> None:

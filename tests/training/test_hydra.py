@@ -200,8 +200,8 @@ def chain_by_hand(model: Darknet, weights: dict[int, Tensor], masks: dict[int, T
             mean, variance, n = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False), y.numel() / y.shape[1]
             normal = (y - mean.view(-1, 1, 1)) / (variance.view(-1, 1, 1) + 1e-5).sqrt()
             with torch.no_grad():
-                conv.mean.mul_(0.97).add_(mean, alpha=0.03)
-                conv.variance.mul_(0.97).add_(variance, alpha=0.03 * n / (n - 1))
+                conv.mean.mul_(0.9).add_(mean, alpha=0.1)
+                conv.variance.mul_(0.9).add_(variance, alpha=0.1 * n / (n - 1))
         else:
             normal = (y - conv.mean.view(-1, 1, 1)) / (conv.variance.sqrt().view(-1, 1, 1) + 1e-6)
         y = normal * conv.scale.view(-1, 1, 1) + conv.bias.view(-1, 1, 1)

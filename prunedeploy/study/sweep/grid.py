@@ -22,6 +22,7 @@ from prunedeploy.config import (
     BuildConfig,
     KeyPath,
     as_tuple,
+    for_method,
     read_yaml,
     result_settings,
     validated,
@@ -166,8 +167,8 @@ def _build_config(
     ratio: float,
     run: int,
 ) -> BuildConfig:
-    data, places = base
-    places = dict(places)
+    methods = [settings["method"] for settings, _ in layers if "method" in settings]
+    data, places = for_method(*base, methods[-1] if methods else None)
     for settings, below in layers:
         for key in OF_THE_GRID.keys() & settings.keys():
             raise ConfigError(f"{key} is not a setting of a sweep", origins[(*below, key)], OF_THE_GRID[key])

@@ -1,0 +1,304 @@
+"""What score optimisation is worth at equal total training: robust mAP of the demo network by the share of step 3.
+
+    python benchmarks/step3_budget.py run [--only budget,magnitude,...] [--worker 0/2] [--out FILE] [--store DIR]
+    python benchmarks/step3_budget.py table|picture [--out FILE]
+
+Every model starts from the bundled robust network and is given the same number of steps in all, divided between score
+optimisation and fine-tuning; batches, inner attack and everything else are the same. Measured are mAP clean and under
+PGD-5 made with the network's own gradients, on 200 test scenes, right after the cut and after fine-tuning. Rows are
+appended as they are finished and a second run goes on where it was; workers share a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from prunedeploy.process_setup import keep_freed_memory
+
+keep_freed_memory()
+
+from _common import ROOT  # noqa: E402
+from scipy.stats import ttest_rel  # noqa: E402
+from score_study import measure, read_rows  # noqa: E402
+
+from prunedeploy.config import load_config  # noqa: E402
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, open_context  # noqa: E402
+from prunedeploy.pipeline.model_stages import finetune_stage, original_stage, pretrain_stage  # noqa: E402
+from prunedeploy.pipeline.progress import make_progress  # noqa: E402
+from prunedeploy.pipeline.prune_stages import optimise_stage, prune_stage  # noqa: E402
+from prunedeploy.pipeline.score_stages import score_stage  # noqa: E402
+from prunedeploy.pipeline.store import Store  # noqa: E402
+
+OUT = ROOT / "docs" / "measurements" / "step3-budget.jsonl"
+BATCH = 8
+EQUAL = (
+    "threads=1", f"finetune.batch_size={BATCH}", f"score_optimization.batch_size={BATCH}", "data.eval_images=200",
+    "evaluation.bootstrap=0",
+)  # fmt: skip
+"""What every model has in common, beside the demo's configuration."""
+
+RATIOS = (0.5, 0.75, 0.9, 0.95)
+SHARES = (0.0, 0.1, 0.25, 0.5)
+SHORT, LONG = 120, 480
+"""Steps in all."""
+BEST = 0.5
+"""The share of step 3 that the budget study found best."""
+
+GLOBAL = ("scores.name=bn-scale", "allocation=global")
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "scaled": ("scores.name=scaled",),
+    "magnitude": ("scores.name=magnitude",),
+    "deeplift": ("scores.name=deeplift",),
+    "taylor, global": ("scores.name=taylor", "scores.normalise=mean", "allocation=global"),
+    "bn-scale": ("scores.name=bn-scale",),
+    "bn-scale, global": GLOBAL,
+    "bn-scale, global, three cuts": GLOBAL,
+    "scaled, learned widths": ("scores.name=scaled", "allocation=learned"),
+    "scaled, sharpness": ("scores.name=scaled", "score_optimization.sharpness=0.05"),
+}
+CUTS = {"bn-scale, global, three cuts": 3}
+"""Variants that come to the ratio in so many cuts, scored anew each time, by the cubic schedule of Zhu and Gupta, To
+Prune, or Not to Prune, 2017. Half of the fine-tuning follows the last cut, the others share the other half."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model.
+
+    Attributes:
+        part: Of the study.
+        variant: Key of `VARIANTS`.
+        method: Of pruning.
+        ratio: Requested.
+        total: Steps of score optimisation and of fine-tuning together.
+        share: Of them that optimise scores.
+        seed: Of every draw.
+    """
+
+    part: str
+    variant: str
+    method: str
+    ratio: float
+    total: int
+    share: float
+    seed: int
+
+    @property
+    def name(self) -> tuple[Any, ...]:
+        """What a row is found by."""
+        return self.variant, self.method, self.ratio, self.total, self.share, self.seed
+
+    def settings(self) -> list[str]:
+        """Keys of the configuration."""
+        optimising = round(self.share * self.total)
+        tuning = self.total - optimising
+        steps = [
+            f"score_optimization.steps={optimising}", f"finetune.steps={tuning}",
+            f"score_optimization.enabled={str(optimising > 0).lower()}", f"finetune.warmup_steps={tuning // 20}",
+        ]  # fmt: skip
+        own = [f"method={self.method}", f"ratio={self.ratio}", f"seed={self.seed}"]
+        return [*EQUAL, *own, *steps, *VARIANTS[self.variant]]
+
+
+def cells(parts: Iterable[str]) -> Iterator[Cell]:
+    """The study in the order in which it is computed."""
+    methods, three = ("unstructured", "structured"), (0, 1, 2)
+    grid = {
+        "budget": [
+            Cell("budget", "scaled", method, ratio, total, share, 0)
+            for total in (LONG, SHORT) for ratio in (0.9, 0.75, 0.95, 0.5) for share in SHARES for method in methods
+        ],
+        "magnitude": [
+            Cell("magnitude", variant, "unstructured", ratio, LONG, share, seed)
+            for seed in range(5) for ratio in (0.9, 0.95, 0.85)
+            for variant, share in (("scaled", BEST), ("magnitude", 0.0))
+        ],
+        "filters": [
+            Cell("filters", variant, "structured", ratio, LONG, share, seed)
+            for seed in three for ratio in (0.75, 0.9)
+            for variant, share in (
+                ("scaled", 0.0), ("scaled", BEST), ("bn-scale", 0.0), ("bn-scale, global", 0.0),
+                ("bn-scale, global", 0.1), ("bn-scale, global, three cuts", 0.0), ("taylor, global", 0.0),
+                ("deeplift", 0.0), ("scaled, learned widths", BEST),
+            )
+        ],
+        "weights": [
+            Cell("weights", variant, "unstructured", ratio, LONG, BEST, seed)
+            for seed in three for ratio in (0.9,)
+            for variant in ("scaled", "scaled, learned widths", "scaled, sharpness")
+        ],
+        "starts": [
+            Cell("starts", variant, "unstructured", ratio, LONG, share, 0)
+            for ratio in (0.75, 0.9) for variant, share in (("deeplift", 0.0), ("deeplift", BEST), ("scaled", BEST))
+        ],
+    }  # fmt: skip
+    for part in parts:
+        yield from grid[part]
+
+
+def networks(context: BuildContext, cuts: int) -> tuple[StageResult, StageResult, float]:
+    """The last cut, the fine-tuned network, and the ratio that was reached."""
+    robust = network = pretrain_stage(context, original_stage(context))
+    config, left = context.config, 1.0
+    for number in range(1, cuts + 1):
+        reach, tuning, last = config.ratio * (1 - (1 - number / cuts) ** 3), config.finetune.steps, number == cuts
+        early = 0 if cuts == 1 else tuning // 2 // (cuts - 1)
+        block = config.finetune if last else config.finetune.model_copy(update={"schedule": "constant"})
+        block = block.model_copy(update={"steps": tuning - early * (cuts - 1) if last else early})
+        step = config.model_copy(update={"ratio": 1 - (1 - reach) / left, "finetune": block})
+        here = replace(context, config=step)
+        cut = prune_stage(here, network, optimise_stage(here, network, score_stage(here, network)))
+        network = finetune_stage(here, robust, cut)
+        left *= 1 - json.loads((cut.folder / "pruning.json").read_text())["ratio_achieved"]
+    return cut, network, 1 - left
+
+
+def run_cell(cell: Cell, store: Path) -> dict[str, Any]:
+    """Score, prune, fine-tune and measure one network."""
+    with Store(store) as stages:
+        context = open_context(load_config("demo", cell.settings()), stages, make_progress(quiet=True))
+        cut, tuned, achieved = networks(context, CUTS.get(cell.variant, 1))
+        row = {**asdict(cell), **measure(context, load_stage_model(tuned.folder))}
+        row |= {f"cut_{name}": value for name, value in measure(context, load_stage_model(cut.folder)).items()}
+        seconds = sum(result.seconds for result in context.results if result.computed)
+        return {**row, "ratio_achieved": achieved, "seconds": round(seconds, 1)}
+
+
+def run(parts: list[str], worker: str, out: Path, store: Path) -> None:
+    """Compute what has no row yet."""
+    number, count = (int(part) for part in worker.split("/"))
+    wanted = [cell for position, cell in enumerate(cells(parts)) if position % count == number]
+    for position, cell in enumerate(wanted):
+        if cell.name in {Cell(**{key: row[key] for key in asdict(cell)}).name for row in read_rows(out)}:
+            continue
+        started = time.perf_counter()
+        row = run_cell(cell, store)
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{position + 1}/{len(wanted)} {cell.name}: cut {row['cut_map_pgd']:.3f} tuned {row['map_pgd']:.3f} "
+              f"({time.perf_counter() - started:.0f} s)", flush=True)  # fmt: skip
+
+
+def kept(rows: list[dict[str, Any]], key: str = "map_pgd") -> str:
+    """Mean, and with several seeds their standard deviation."""
+    values = [row[key] for row in rows]
+    spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.3f}{spread}" if values else ""
+
+
+def table(out: Path) -> None:
+    """Print the rows as Markdown."""
+    rows = read_rows(out)
+
+    def found(**wanted: Any) -> list[dict[str, Any]]:
+        return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+    for method in ("unstructured", "structured"):
+        print(f"\n## {method}, scaled scores, seed 0: fine-tuned (right after the cut)\n")
+        print("| ratio | steps in all | " + " | ".join(f"{share:.0%} step 3" for share in SHARES) + " |")
+        print("|---|---|" + "---|" * len(SHARES))
+        for ratio in RATIOS:
+            for total in (SHORT, LONG):
+                own = [
+                    found(variant="scaled", method=method, ratio=ratio, total=total, share=share, seed=0)
+                    for share in SHARES
+                ]
+                cells = [f"{kept(cell)} ({kept(cell, 'cut_map_pgd')})" if cell else "" for cell in own]
+                if any(cells):
+                    print(f"| {ratio:.0%} | {total} | {' | '.join(cells)} |")
+    for part in ("filters", "weights", "starts"):
+        named = {(row["variant"], row["share"]) for row in rows if row["part"] == part}
+        ratios = sorted({row["ratio"] for row in rows if row["part"] == part})
+        method = "structured" if part == "filters" else "unstructured"
+        if not named:
+            continue
+        print(f"\n## {part}, {LONG} steps in all: fine-tuned (right after the cut)\n")
+        print(f"| scores | step 3 | seeds | {' | '.join(f'{ratio:.0%}' for ratio in ratios)} |")
+        print(f"|---|---|---|{'---|' * len(ratios)}")
+        for variant, share in sorted(named):
+            own = [found(variant=variant, method=method, ratio=r, total=LONG, share=share) for r in ratios]
+            cells = [f"{kept(cell)} ({kept(cell, 'cut_map_pgd')})" for cell in own]
+            print(f"| {variant} | {share:.0%} | {max(map(len, own))} | {' | '.join(cells)} |")
+    print("\n## unstructured, optimised against magnitudes at equal steps, paired over seeds\n")
+    print("| ratio | seeds | optimised | magnitude | p | p after Holm |\n|---|---|---|---|---|---|")
+    tests = []
+    for ratio in (0.85, 0.9, 0.95):
+        pair = [
+            sorted(
+                found(variant=variant, method="unstructured", ratio=ratio, total=LONG, share=share),
+                key=lambda row: row["seed"],
+            )
+            for variant, share in (("scaled", BEST), ("magnitude", 0.0))
+        ]
+        seeds = {row["seed"] for row in pair[0]} & {row["seed"] for row in pair[1]}
+        own, other = ([row["map_pgd"] for row in side if row["seed"] in seeds] for side in pair)
+        if len(seeds) > 1:
+            tests.append((float(ttest_rel(own, other).pvalue), ratio, len(seeds), *map(kept, pair)))
+    holm = 0.0
+    for position, (p, ratio, seeds, own, other) in enumerate(sorted(tests)):
+        holm = max(holm, min(1.0, p * (len(tests) - position)))
+        print(f"| {ratio:.0%} | {seeds} | {own} | {other} | {p:.2g} | {holm:.2g} |")
+
+
+def picture(out: Path, path: Path) -> None:
+    """Draw robust mAP over steps in all, a line per share of step 3, a panel per method and ratio."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in read_rows(out) if row["variant"] == "scaled" and row["seed"] == 0]
+    figure, axes = plt.subplots(2, len(RATIOS), figsize=(11, 5), sharex=True, sharey="row", layout="constrained")
+    shades = plt.get_cmap("viridis")
+    for line, method in enumerate(("unstructured", "structured")):
+        for column, ratio in enumerate(RATIOS):
+            panel = axes[line][column]
+            panel.set_title(f"{method}, {ratio:.0%}", fontsize=9)
+            for number, share in enumerate(SHARES):
+                own = sorted(
+                    (row["total"], row["map_pgd"]) for row in rows
+                    if (row["method"], row["ratio"], row["share"]) == (method, ratio, share)
+                )  # fmt: skip
+                if own:
+                    panel.plot(*zip(*own, strict=True), "o-", color=shades(number / len(SHARES)), label=f"{share:.0%}")
+            panel.set_xscale("log")
+            totals = sorted({row["total"] for row in rows})
+            panel.set_xticks(totals, [str(total) for total in totals])
+            panel.minorticks_off()
+            panel.set_ylim(bottom=0)
+            panel.grid(alpha=0.3)
+    axes[0][0].legend(title="share of step 3", fontsize=7, title_fontsize=7)
+    figure.supxlabel(f"training steps in all (of {BATCH} images)", fontsize=9)
+    figure.supylabel("mAP under PGD, fine-tuned", fontsize=9)
+    figure.savefig(path, dpi=110)
+    print(f"wrote {path}")
+
+
+def main() -> None:
+    """Run models, or show them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "table", "picture"])
+    parser.add_argument("--only", default="budget,magnitude,filters,weights,starts")
+    parser.add_argument("--worker", default="0/1", help="number of this worker / workers")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--store", type=Path, default=Path("runs/.store"))
+    parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "step3-budget.png")
+    arguments = parser.parse_args()
+    if arguments.action == "table":
+        table(arguments.out)
+    elif arguments.action == "picture":
+        picture(arguments.out, arguments.picture)
+    else:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        run(arguments.only.split(","), arguments.worker, arguments.out, arguments.store)
+
+
+if __name__ == "__main__":
+    main()
