@@ -46,23 +46,28 @@ EQUAL = (
 
 RATIOS = (0.5, 0.75, 0.9, 0.95)
 SHARES = (0.0, 0.1, 0.25, 0.5)
-SHORT, LONG = 120, 480
+SHORT, LONG = 120, 360
 """Steps in all."""
-BEST = 0.5
-"""The share of step 3 that the budget study found best."""
 
 GLOBAL = ("scores.name=bn-scale", "allocation=global")
+LEARNED = ("scores.name=scaled", "allocation=learned")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "scaled": ("scores.name=scaled",),
-    "magnitude": ("scores.name=magnitude",),
-    "deeplift": ("scores.name=deeplift",),
+    "HYDRA": ("scores.name=scaled", "allocation=uniform"),
+    "magnitude": ("scores.name=magnitude", "allocation=uniform"),
+    "magnitude, erk": ("scores.name=magnitude", "allocation=erk"),
+    "scaled, erk": ("scores.name=scaled", "allocation=erk"),
+    "scaled, learned": LEARNED,
+    "scaled, learned, sharpness": (*LEARNED, "score_optimization.sharpness=0.05"),
+    "deeplift": ("scores.name=deeplift", "allocation=uniform"),
+    "deeplift, learned": ("scores.name=deeplift", "allocation=learned"),
     "taylor, global": ("scores.name=taylor", "scores.normalise=mean", "allocation=global"),
-    "bn-scale": ("scores.name=bn-scale",),
+    "bn-scale": ("scores.name=bn-scale", "allocation=uniform"),
+    "bn-scale, erk": ("scores.name=bn-scale", "allocation=erk"),
+    "bn-scale, learned": ("scores.name=bn-scale", "allocation=learned"),
     "bn-scale, global": GLOBAL,
     "bn-scale, global, three cuts": GLOBAL,
-    "scaled, learned widths": ("scores.name=scaled", "allocation=learned"),
-    "scaled, sharpness": ("scores.name=scaled", "score_optimization.sharpness=0.05"),
 }
+"""Without step 3 `learned` is where it starts: `erk` for weights, `uniform` for filters."""
 CUTS = {"bn-scale, global, three cuts": 3}
 """Variants that come to the ratio in so many cuts, scored anew each time, by the cubic schedule of Zhu and Gupta, To
 Prune, or Not to Prune, 2017. Half of the fine-tuning follows the last cut, the others share the other half."""
@@ -104,39 +109,48 @@ class Cell:
             f"score_optimization.enabled={str(optimising > 0).lower()}", f"finetune.warmup_steps={tuning // 20}",
         ]  # fmt: skip
         own = [f"method={self.method}", f"ratio={self.ratio}", f"seed={self.seed}"]
-        return [*EQUAL, *own, *steps, *VARIANTS[self.variant]]
+        variant = list(VARIANTS[self.variant])
+        if not optimising and variant[1] == "allocation=learned":
+            variant[1] = "allocation=erk" if self.method == "unstructured" else "allocation=uniform"
+        return [*EQUAL, *own, *steps, *variant]
 
 
 def cells(parts: Iterable[str]) -> Iterator[Cell]:
     """The study in the order in which it is computed."""
-    methods, three = ("unstructured", "structured"), (0, 1, 2)
+    three, best = (0, 1, 2), {"unstructured": "scaled, learned", "structured": "bn-scale, erk"}
     grid = {
-        "budget": [
-            Cell("budget", "scaled", method, ratio, total, share, 0)
-            for total in (LONG, SHORT) for ratio in (0.9, 0.75, 0.95, 0.5) for share in SHARES for method in methods
-        ],
+        # Optimised scores against magnitudes: as the authors of HYDRA run it, and with layers sharing unevenly.
         "magnitude": [
             Cell("magnitude", variant, "unstructured", ratio, LONG, share, seed)
             for seed in range(5) for ratio in (0.9, 0.95, 0.85)
-            for variant, share in (("scaled", BEST), ("magnitude", 0.0))
+            for variant, share in (("HYDRA", 0.5), ("magnitude", 0.0))
+        ],
+        "budget": [
+            Cell("budget", best[method], method, ratio, total, share, 0)
+            for total in (LONG, SHORT) for ratio in ((0.9, 0.75, 0.95, 0.5) if total == LONG else (0.9, 0.75))
+            for share in SHARES for method in best
+        ],
+        "weights": [
+            Cell("weights", variant, "unstructured", 0.9, LONG, share, seed)
+            for seed in three
+            for variant, share in (
+                ("HYDRA", 0.5), ("magnitude, erk", 0.0), ("scaled, erk", 0.5), ("scaled, learned", 0.5),
+                ("scaled, learned, sharpness", 0.5),
+            )
         ],
         "filters": [
             Cell("filters", variant, "structured", ratio, LONG, share, seed)
             for seed in three for ratio in (0.75, 0.9)
             for variant, share in (
-                ("scaled", 0.0), ("scaled", BEST), ("bn-scale", 0.0), ("bn-scale, global", 0.0),
-                ("bn-scale, global", 0.1), ("bn-scale, global, three cuts", 0.0), ("taylor, global", 0.0),
-                ("deeplift", 0.0), ("scaled, learned widths", BEST),
+                ("HYDRA", 0.0), ("HYDRA", 0.5), ("scaled, erk", 0.0), ("bn-scale", 0.0), ("bn-scale, erk", 0.0),
+                ("bn-scale, global", 0.0), ("bn-scale, global, three cuts", 0.0), ("bn-scale, learned", 0.25),
+                ("taylor, global", 0.0),
             )
-        ],
-        "weights": [
-            Cell("weights", variant, "unstructured", ratio, LONG, BEST, seed)
-            for seed in three for ratio in (0.9,)
-            for variant in ("scaled", "scaled, learned widths", "scaled, sharpness")
         ],
         "starts": [
             Cell("starts", variant, "unstructured", ratio, LONG, share, 0)
-            for ratio in (0.75, 0.9) for variant, share in (("deeplift", 0.0), ("deeplift", BEST), ("scaled", BEST))
+            for ratio in (0.75, 0.9)
+            for variant, share in (("deeplift", 0.0), ("deeplift", 0.5), ("HYDRA", 0.5), ("deeplift, learned", 0.5))
         ],
     }  # fmt: skip
     for part in parts:
@@ -168,7 +182,8 @@ def run_cell(cell: Cell, store: Path) -> dict[str, Any]:
         row = {**asdict(cell), **measure(context, load_stage_model(tuned.folder))}
         row |= {f"cut_{name}": value for name, value in measure(context, load_stage_model(cut.folder)).items()}
         seconds = sum(result.seconds for result in context.results if result.computed)
-        return {**row, "ratio_achieved": achieved, "seconds": round(seconds, 1)}
+        macs = load_stage_model(tuned.folder).cfg.macs
+        return {**row, "ratio_achieved": achieved, "mmacs": macs / 1e6, "seconds": round(seconds, 1)}
 
 
 def run(parts: list[str], worker: str, out: Path, store: Path) -> None:
@@ -235,7 +250,7 @@ def table(out: Path) -> None:
                 found(variant=variant, method="unstructured", ratio=ratio, total=LONG, share=share),
                 key=lambda row: row["seed"],
             )
-            for variant, share in (("scaled", BEST), ("magnitude", 0.0))
+            for variant, share in (("HYDRA", 0.5), ("magnitude", 0.0))
         ]
         seeds = {row["seed"] for row in pair[0]} & {row["seed"] for row in pair[1]}
         own, other = ([row["map_pgd"] for row in side if row["seed"] in seeds] for side in pair)

@@ -29,7 +29,7 @@ from prunedeploy.models import Darknet  # noqa: E402
 from prunedeploy.pruning.granularity import Filters, Granularity, Weights  # noqa: E402
 from prunedeploy.scores import scaled_scores  # noqa: E402
 from prunedeploy.training.adversarial import robust_objective  # noqa: E402
-from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores  # noqa: E402
+from prunedeploy.training.hydra import ScoredDarknet, score_objective  # noqa: E402
 from prunedeploy.training.loop import Objective  # noqa: E402
 from prunedeploy.training.optimisation import LoopSettings, ParameterSet, make_optimizer  # noqa: E402
 
@@ -48,7 +48,7 @@ def stepper(kind: str, model: Darknet, ratio: float, batch: Batch) -> Callable[[
     else:
         granularity: Granularity = Weights(ratio) if kind == KINDS[1] else Filters(ratio, "uniform", 8, 8)
         select = granularity.selection(model.cfg, granularity.allocate(model.cfg))
-        scored = ScoredDarknet(model, starting_scores(scaled_scores(model)), select)
+        scored = ScoredDarknet(model, scaled_scores(model), select)
         sets, objective = scored.parameter_sets(1e-2), score_objective(scored, SETTINGS, ATTACK, 0, CPU)
     optimizer, steps = make_optimizer(sets, SETTINGS), itertools.count()
 

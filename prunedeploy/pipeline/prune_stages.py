@@ -46,13 +46,12 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
     granularity, times = granularity_of(config), _times(context, robust)
 
     def compute(work: Path, checkpoints: Path) -> None:
-        model = load_stage_model(robust.folder).to(context.device)
-        values = load_scores(scores.folder)
-        start = {index: value.to(context.device) for index, value in starting_scores(values).items()}
+        model, values = load_stage_model(robust.folder), load_scores(scores.folder)
+        start = {index: value.to(context.device) for index, value in starting_scores(values, model).items()}
         # Learned from where the scores start; any other by the scores as they are.
         given = start if config.allocation == "learned" else values
         allocation = granularity.allocate(model.cfg, _evidence(model.cfg, given, times))
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
+        model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs do not know it
         scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
         attack = context.threat_model(block.attack)
         objective = score_objective(

@@ -27,8 +27,8 @@ from prunedeploy.models.darknet import Darknet, DarknetConv, FoldedDarknet, chec
 from prunedeploy.models.darknet_cfg import Convolutional
 from prunedeploy.models.loss import LossTerms, yolo_loss
 from prunedeploy.pruning.cut import Masks, Selection
+from prunedeploy.scores import scaled_scores
 from prunedeploy.scores.interface import Scores
-from prunedeploy.scores.normalise import normalised_scores
 from prunedeploy.training.adversarial import loss_terms
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.loop import Objective
@@ -38,26 +38,30 @@ STEP_3_BN_MOMENTUM = 0.1
 """PyTorch's own, which the authors use: statistics must follow a network that changes with every step."""
 
 
-def starting_scores(scores: Scores) -> Scores:
-    """Any scores as score optimisation starts from them: on HYDRA's scale, and none of them dead.
+def starting_scores(scores: Scores, model: Darknet) -> Scores:
+    """Any scores as score optimisation starts from them: in their own order, with the sizes that HYDRA's have.
 
-    Each layer becomes ``sqrt(6 / fan_in) * s / max|s|``, so that one learning rate suits every score; scores that are
-    on this scale already, as HYDRA's own, stay as they are. Exact zeros become the smallest positive number: the
-    gradient reaches a score through its absolute value, whose slope at 0 is 0, so they could never grow.
+    In each layer the score of rank n takes the magnitude that the n-th of HYDRA's scores has, and keeps its sign. So
+    one learning rate suits every score, and heavy tails (DeepLIFT's, whose few largest leave all others next to
+    nothing) do not decide what can still move. HYDRA's own stay as they are. Exact zeros become the smallest positive
+    number: the gradient reaches a score through its absolute value, whose slope at 0 is 0, so they could never grow.
 
     Args:
-        scores: By layer index, weight-shaped float.
+        scores: By layer index, weight-shaped float; finite.
+        model: The network that they are of.
 
     Returns:
-        New tensors.
+        New tensors. Of equal scores the later one, in the order of the weights, ranks higher.
 
-    Reference: Sehwag et al., HYDRA, 2020, equation 5, with the score in the place of the weight.
+    Reference: Sehwag et al., HYDRA, 2020, equation 5.
     """
     starting = {}
-    for index, scaled in normalised_scores(scores, "scaled").items():
-        # Scaling once more would only round: the order of scores that are nearly equal must not change.
-        close = torch.allclose(scaled, scores[index], rtol=1e-5, atol=0.0)
-        value = scores[index].clone() if close else scaled
+    for index, sizes in scaled_scores(model).items():
+        own = scores[index]
+        rank = own.abs().flatten().argsort(stable=True)
+        value = torch.empty_like(sizes).flatten()
+        value[rank] = sizes.abs().flatten().sort().values
+        value = torch.where(own < 0, -1.0, 1.0) * value.view_as(own)
         starting[index] = value.masked_fill_(value == 0, torch.finfo(value.dtype).tiny)
     return starting
 
