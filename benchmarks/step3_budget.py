@@ -203,65 +203,75 @@ def run(parts: list[str], seeds: set[int], worker: str, out: Path, store: Path) 
               f"({time.perf_counter() - started:.0f} s)", flush=True)  # fmt: skip
 
 
-def kept(rows: list[dict[str, Any]], key: str = "map_pgd") -> str:
-    """Mean, and with several seeds their standard deviation."""
-    values = [row[key] for row in rows]
+Rows = list[dict[str, Any]]
+
+
+def shown(rows: Rows, key: str = "map_pgd") -> str:
+    """Mean of a figure, with several seeds their standard deviation too; empty without any."""
+    values = [row[key] for row in rows if key in row]
     spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.3f}{spread}" if values else ""
+
+
+def both(rows: Rows) -> str:
+    """Fine-tuned, and in brackets right after the cut where that was measured."""
+    cut = shown(rows, "cut_map_pgd")
+    return shown(rows) + (f" ({cut})" if cut else "")
+
+
+def where(rows: Rows, **wanted: Any) -> Rows:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
 def table(out: Path) -> None:
     """Print the rows as Markdown."""
     rows = read_rows(out)
-
-    def found(**wanted: Any) -> list[dict[str, Any]]:
-        return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
-
     for method in ("unstructured", "structured"):
-        print(f"\n## {method}, scaled scores, seed 0: fine-tuned (right after the cut)\n")
-        print("| ratio | steps in all | " + " | ".join(f"{share:.0%} step 3" for share in SHARES) + " |")
-        print("|---|---|" + "---|" * len(SHARES))
-        for ratio in RATIOS:
-            for total in (SHORT, LONG):
-                own = [
-                    found(variant="scaled", method=method, ratio=ratio, total=total, share=share, seed=0)
-                    for share in SHARES
-                ]
-                cells = [f"{kept(cell)} ({kept(cell, 'cut_map_pgd')})" if cell else "" for cell in own]
-                if any(cells):
-                    print(f"| {ratio:.0%} | {total} | {' | '.join(cells)} |")
-    for part in ("filters", "weights", "starts"):
-        named = {(row["variant"], row["share"]) for row in rows if row["part"] == part}
-        ratios = sorted({row["ratio"] for row in rows if row["part"] == part})
-        method = "structured" if part == "filters" else "unstructured"
-        if not named:
-            continue
-        print(f"\n## {part}, {LONG} steps in all: fine-tuned (right after the cut)\n")
-        print(f"| scores | step 3 | seeds | {' | '.join(f'{ratio:.0%}' for ratio in ratios)} |")
-        print(f"|---|---|---|{'---|' * len(ratios)}")
-        for variant, share in sorted(named):
-            own = [found(variant=variant, method=method, ratio=r, total=LONG, share=share) for r in ratios]
-            cells = [f"{kept(cell)} ({kept(cell, 'cut_map_pgd')})" for cell in own]
-            print(f"| {variant} | {share:.0%} | {max(map(len, own))} | {' | '.join(cells)} |")
-    print("\n## unstructured, optimised against magnitudes at equal steps, paired over seeds\n")
-    print("| ratio | seeds | optimised | magnitude | p | p after Holm |\n|---|---|---|---|---|---|")
+        own = where(rows, part="budget", method=method)
+        print(f"\n## {method}, {own[0]['variant'] if own else ''}, seed 0\n")
+        print(f"| ratio | steps in all | {' | '.join(f'{share:.0%} step 3' for share in SHARES)} |")
+        print(f"|---|---|{'---|' * len(SHARES)}")
+        for ratio, total in sorted({(row["ratio"], row["total"]) for row in own}):
+            cells = [both(where(own, ratio=ratio, total=total, share=share)) for share in SHARES]
+            print(f"| {ratio:.0%} | {total} | {' | '.join(cells)} |")
+    for part in ("weights", "filters", "starts"):
+        found = where(rows, part=part)
+        ratios = sorted({row["ratio"] for row in found})
+        print(f"\n## {part}, {LONG} steps in all\n")
+        print(f"| | step 3 | seeds | {' | '.join(f'{ratio:.0%} | MMACs' for ratio in ratios)} |")
+        print(f"|---|---|---|{'---|---|' * len(ratios)}")
+        for variant, share in dict.fromkeys((row["variant"], row["share"]) for row in found):
+            cells = []
+            for ratio in ratios:
+                # A model that two parts share has one row, under the part that came first.
+                same = where(rows, variant=variant, method=found[0]["method"], share=share, ratio=ratio, total=LONG)
+                cells += [both(same), shown(same, "mmacs").partition(".")[0]]
+            seeds = len({row["seed"] for row in where(found, variant=variant, share=share)})
+            print(f"| {variant} | {share:.0%} | {seeds} | {' | '.join(cells)} |")
+    print("\n## Optimised scores against magnitudes, uniform allocation, equal steps, paired over seeds\n")
+    print("| ratio | seeds | HYDRA | magnitudes | p | p after Holm |\n|---|---|---|---|---|---|")
+    for line in holm_tests(rows):
+        print(line)
+
+
+def holm_tests(rows: Rows) -> Iterator[str]:
+    """Paired t-tests of optimised scores against magnitudes by ratio, corrected after Holm; a table's line each."""
     tests = []
     for ratio in (0.85, 0.9, 0.95):
-        pair = [
-            sorted(
-                found(variant=variant, method="unstructured", ratio=ratio, total=LONG, share=share),
-                key=lambda row: row["seed"],
-            )
+        sides = [
+            {row["seed"]: row for row in where(rows, variant=variant, share=share, ratio=ratio, total=LONG)}
             for variant, share in (("HYDRA", 0.5), ("magnitude", 0.0))
         ]
-        seeds = {row["seed"] for row in pair[0]} & {row["seed"] for row in pair[1]}
-        own, other = ([row["map_pgd"] for row in side if row["seed"] in seeds] for side in pair)
+        seeds = sorted(sides[0].keys() & sides[1].keys())
+        own, other = ([side[seed] for seed in seeds] for side in sides)
         if len(seeds) > 1:
-            tests.append((float(ttest_rel(own, other).pvalue), ratio, len(seeds), *map(kept, pair)))
-    holm = 0.0
-    for position, (p, ratio, seeds, own, other) in enumerate(sorted(tests)):
-        holm = max(holm, min(1.0, p * (len(tests) - position)))
-        print(f"| {ratio:.0%} | {seeds} | {own} | {other} | {p:.2g} | {holm:.2g} |")
+            p = ttest_rel([row["map_pgd"] for row in own], [row["map_pgd"] for row in other]).pvalue
+            tests.append((float(p), f"| {ratio:.0%} | {len(seeds)} | {both(own)} | {shown(other)} |"))
+    corrected = 0.0
+    for position, (p, line) in enumerate(sorted(tests)):
+        corrected = max(corrected, min(1.0, p * (len(tests) - position)))
+        yield f"{line} {p:.2g} | {corrected:.2g} |"
 
 
 def picture(out: Path, path: Path) -> None:
@@ -271,7 +281,7 @@ def picture(out: Path, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = [row for row in read_rows(out) if row["variant"] == "scaled" and row["seed"] == 0]
+    rows = where(read_rows(out), part="budget")
     figure, axes = plt.subplots(2, len(RATIOS), figsize=(11, 5), sharex=True, sharey="row", layout="constrained")
     shades = plt.get_cmap("viridis")
     for line, method in enumerate(("unstructured", "structured")):

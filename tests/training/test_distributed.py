@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from prunedeploy.models import yolo_loss
+from prunedeploy.scores import scaled_scores
 from prunedeploy.training.distributed import average_gradients, is_main_process, shard, world
 from training.small import batch_of, small_model
 from training.two_processes import IMAGES, run
@@ -80,7 +81,7 @@ def test_two_processes_train_what_one_trains_on_the_whole_batch(
     assert moved > 10, "training must have changed something"
 
 
-@pytest.mark.parametrize("name", ["eval", "train", "one", "resumed"])
+@pytest.mark.parametrize("name", ["eval", "train", "one", "resumed", "scored", "rescored"])
 def test_both_processes_end_with_the_same_network(processes: list[dict[str, Tensor]], name: str) -> None:
     first, second = (part(values, name) for values in processes)
     for key, value in first.items():
@@ -113,11 +114,24 @@ def test_gradients_and_running_statistics_are_averages_over_the_shares(
             torch.testing.assert_close(trained[name], (first + statistics[1][name]) / 2)
 
 
-def test_a_stopped_distributed_run_goes_on_bit_for_bit(processes: list[dict[str, Tensor]]) -> None:
+@pytest.mark.parametrize(("name", "again"), [("train", "resumed"), ("scored", "rescored")])
+def test_a_stopped_distributed_run_goes_on_bit_for_bit(
+    processes: list[dict[str, Tensor]], name: str, again: str
+) -> None:
     for values in processes:
-        resumed = part(values, "resumed")
-        for key, value in part(values, "train").items():
+        resumed = part(values, again)
+        for key, value in part(values, name).items():
             assert torch.equal(value, resumed[key]), key
+
+
+def test_score_optimisation_moves_scores_and_statistics_in_both_processes(
+    processes: list[dict[str, Tensor]],
+) -> None:
+    start = small_model().state_dict()
+    optimised = part(processes[0], "scored")
+    assert not torch.equal(optimised["scores.0"], scaled_scores(small_model())[0])
+    for name in ("mean", "variance", "scale", "bias"):
+        assert not torch.equal(optimised[f"normalisation.0.{name}"], start[f"convs.0.{name}"]), name
 
 
 def test_a_batch_that_does_not_split_evenly_is_refused(processes: list[dict[str, Tensor]]) -> None:

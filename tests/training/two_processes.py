@@ -11,10 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from prunedeploy.attacks import ThreatModel
 from prunedeploy.data.loader import Batch
 from prunedeploy.models import Darknet, yolo_loss
+from prunedeploy.pruning.granularity import Weights
+from prunedeploy.scores import scaled_scores
 from prunedeploy.training.adversarial import robust_objective
 from prunedeploy.training.distributed import is_main_process, shard, start_process_group, world
+from prunedeploy.training.hydra import ScoredDarknet, score_objective
 from prunedeploy.training.loop import Objective, train
 from prunedeploy.training.optimisation import LoopSettings
 from training.small import batch_of, small_model, whole
@@ -24,6 +28,7 @@ SETTINGS = LoopSettings(
 )
 # One plain step of descent, which can be followed by hand.
 ONE_STEP = LoopSettings(steps=1, lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="constant")
+SCORE_STEPS = LoopSettings(steps=5, lr=0.5, checkpoint_every=2)
 IMAGES = 4
 
 
@@ -68,6 +73,27 @@ def run(work: Path, training_mode: bool, stop_after: int = 0, settings: LoopSett
     return model
 
 
+def optimise_scores(work: Path, stop_after: int = 0) -> ScoredDarknet:
+    """Score optimisation of the small network; stop by an exception after so many steps."""
+    model, taken = small_model(), 0
+    select = Weights(0.5).selection(model.cfg, Weights(0.5).allocate(model.cfg))
+    scored = ScoredDarknet(model, scaled_scores(model), select)
+
+    def advance(count: int, loss: float) -> None:
+        nonlocal taken
+        taken += count
+        if stop_after and taken >= stop_after:
+            raise InterruptedError
+
+    work.mkdir(parents=True, exist_ok=True)
+    objective = score_objective(scored, SCORE_STEPS, ThreatModel(steps=1, random_start=True), 0, torch.device("cpu"))
+    train(
+        scored, scored.parameter_sets(0.01), batches, objective, SCORE_STEPS,
+        stage="s", work=work, log=work / "log.jsonl", advance=advance,
+    )  # fmt: skip
+    return scored
+
+
 def main() -> None:
     """Compute everything that the test looks at, and write one file per process."""
     out = Path(sys.argv[1])
@@ -90,6 +116,12 @@ def main() -> None:
     except InterruptedError:
         model = run(out / "stopped", training_mode=True)
         values.update({f"resumed.{key}": value for key, value in model.state_dict().items()})
+    values.update({f"scored.{key}": value for key, value in optimise_scores(out / "scored").state_dict().items()})
+    try:
+        optimise_scores(out / "scored-stopped", stop_after=3)
+    except InterruptedError:
+        scored = optimise_scores(out / "scored-stopped")
+        values.update({f"rescored.{key}": value for key, value in scored.state_dict().items()})
     try:
         shard(batch_of(0, 3))
     except ValueError as error:
