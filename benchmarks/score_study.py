@@ -45,7 +45,7 @@ SEEDS = (0, 1, 2)
 RATIOS = (0.75, 0.85, 0.5, 0.65)
 METHODS = ("structured", "unstructured")
 EQUAL = (
-    "threads=1", "finetune.steps=80", "finetune.batch_size=16", "score_optimization.steps=40",
+    "allocation=uniform", "threads=1", "finetune.steps=80", "finetune.batch_size=16", "score_optimization.steps=40",
     "score_optimization.batch_size=16", "data.eval_images=200", "evaluation.bootstrap=0",
 )  # fmt: skip
 """What every cell has in common, beside the demo's configuration."""

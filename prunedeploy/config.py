@@ -558,15 +558,6 @@ class BuildConfig(Block):
             )
         return self
 
-    @model_validator(mode="after")
-    def _learned_by_optimising(self) -> BuildConfig:
-        if self.allocation == "learned" and not self.optimises_scores:
-            raise ValueError(
-                "allocation learned is learned while scores are optimised, and here they are not; "
-                "give score_optimization.steps, or use another allocation"
-            )
-        return self
-
     @property
     def optimises_scores(self) -> bool:
         """Whether step 3 is taken wherever something is pruned."""

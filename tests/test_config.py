@@ -560,13 +560,3 @@ def test_an_error_in_a_method_s_block_names_its_line(tmp_path: Path) -> None:
 def test_keys_that_share_a_yaml_alias_are_set_apart() -> None:
     config = load_config("demo", ["finetune.augment.hue=0.3"])
     assert (config.finetune.augment.hue, config.pretrain.augment.hue) == (0.3, 0.02)
-
-
-@pytest.mark.parametrize(
-    "off", ["score_optimization.steps=0", "score_optimization.enabled=false", "scores.name=deeplift"]
-)
-def test_widths_are_learned_only_while_scores_are_optimised(off: str) -> None:
-    config = load_config("demo", ["allocation=learned", "score_optimization.steps=5", "scores.name=scaled"])
-    assert (config.allocation, config.optimises_scores) == ("learned", True)
-    with pytest.raises(ConfigError, match="allocation learned is learned while scores are optimised"):
-        load_config("demo", ["allocation=learned", "score_optimization.steps=5", off])
