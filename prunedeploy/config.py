@@ -258,11 +258,11 @@ class ScoreOptimizationConfig(TrainingConfig):
     Attributes:
         enabled: Whether this step is taken; null: for every score but ``deeplift``, which replaces steps 2 and 3 in
             the paper. Scores start from HYDRA's scale, whatever score they are.
-        freeze_bn: Keep batch norm as it is, with the statistics of the unpruned network: for comparison only, scores
-            learn nothing that way. HYDRA's own does not.
+        freeze_bn: Keep batch norm as it is, with the statistics of the unpruned network. For comparison only: scores
+            learn nothing that way.
         bn_lr: Learning rate of batch norm's scale and shift, which train beside the scores.
-        sharpness: Take the gradient where the robust loss is worst around the scores, in each layer within so many
-            times the norm of its scores (S2AP); a step then passes forward and back once more. 0: off.
+        sharpness: Take the gradient where the robust loss is worst around the scores, in each layer within this
+            fraction of the norm of its scores (S2AP); a step then passes forward and back once more. 0: off.
     """
 
     enabled: bool | None = None
@@ -274,6 +274,8 @@ class ScoreOptimizationConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _frozen_while_something_is_trained(self) -> ScoreOptimizationConfig:
+        if self.enabled and self.steps == 0:
+            raise ValueError("enabled true asks for score optimisation, and steps is 0; give steps, or leave it out")
         if self.freeze_bn and (self.enabled is False or self.steps == 0):
             why, fix = ("enabled false", "set enabled to true") if self.enabled is False else ("steps 0", "give steps")
             raise ValueError(
@@ -484,7 +486,7 @@ class BuildConfig(Block):
             and then zeroes weights of the rest.
         allocation: How the ratio is shared out over layers: ``uniform``, ``global`` (the lowest scores of the
             network go), ``erk``, for filters ``latency`` (what costs most measured time per importance goes), or for
-            weights and filters ``learned`` (starts uniform and moves while scores are optimised).
+            weights ``learned`` (starts as ``erk`` and moves while scores are optimised).
         remove_dead_channels: After ``unstructured``, ``kernel`` and ``hybrid`` pruning: remove the filters that
             compute a constant or that nothing reads, exactly.
         ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1). Of ``nm`` it is
@@ -640,7 +642,7 @@ def for_method(
         Values without ``by_method``, and their places; ``data`` and ``origins`` are not changed.
 
     Raises:
-        ConfigError: ``by_method`` is not a mapping from methods to blocks.
+        ConfigError: ``by_method`` is not a mapping from methods to blocks, or a block chooses another method.
     """
     values, places = _unshared(data), dict(origins)
     of_methods = values.pop("by_method", None) or {}
@@ -651,10 +653,22 @@ def for_method(
         if name not in known or not isinstance(of_methods[name], dict):
             where = origins.get(("by_method", str(name)), origins[("by_method",)])
             raise ConfigError(f"{_shown(name)} is not a method with a block", where, f"known here: {', '.join(known)}")
+        if "method" in of_methods[name]:
+            where = origins["by_method", str(name), "method"]
+            raise ConfigError(f"the block of {name} chooses a method itself", where, "leave it out")
     chosen = _method_by_its_granularity(values.get("method", "structured") if method is None else method)
-    for key, value in of_methods.get(chosen, {}).items() if isinstance(chosen, str) else ():
-        _set(values, places, [str(key)], value, origins["by_method", str(chosen), str(key)])
+    for path, value in _leaves(of_methods.get(chosen, {}) if isinstance(chosen, str) else {}):
+        _set(values, places, path, value, origins[("by_method", str(chosen), *path)])
     return values, places
+
+
+def _leaves(block: Mapping[Any, Any]) -> Iterator[tuple[KeyPath, Any]]:
+    """Every value in a block and the blocks in it, with its path."""
+    for key, value in block.items():
+        if isinstance(value, Mapping) and value:
+            yield from (((str(key), *path), inner) for path, inner in _leaves(value))
+        else:
+            yield (str(key),), value
 
 
 def _unshared(value: Any) -> Any:

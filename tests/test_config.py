@@ -58,8 +58,8 @@ PAPER_ATTACK = AttackConfig(eps=0.05, step_size=0.02, steps=5, random_start=Fals
 
 
 @pytest.mark.parametrize("name", ["demo", "yolov3-coco", "yolov3-tiny-coco"])
-def test_shipped_configurations_report_the_papers_attack_and_score_as_hydra(name: str) -> None:
-    config = load_config(name)
+def test_shipped_configurations_report_the_papers_attack_and_score_weights_as_hydra(name: str) -> None:
+    config = load_config(name, options={"method": "unstructured"})
     assert config.attack == PAPER_ATTACK
     assert (config.evaluation.score_threshold, config.evaluation.iou_threshold) == (0.5, 0.45)
     assert config.scores.name == "scaled"
@@ -168,7 +168,7 @@ def test_values_of_set_are_yaml() -> None:
     assert config.latency.batch == (1, 8)
     assert config.targets == ("cpu", "sm89")
     assert config.score_optimization.augment == AugmentConfig(hue=0, saturation=1.3, exposure=1.2)  # the file's
-    assert (config.finetune.lr, config.finetune.ema, config.finetune.batch_size) == (0.02, 0.5, 32)
+    assert (config.finetune.lr, config.finetune.ema, config.finetune.batch_size) == (0.02, 0.5, 16)
     assert config.model.cfg == "a=b.cfg"
     assert config.finetune.milestones == ()
 
@@ -243,7 +243,7 @@ def test_result_settings_leave_out_what_changes_no_result() -> None:
 
 
 def test_default_output_folder_says_what_was_built() -> None:
-    assert default_out(load_config("demo")) == Path("runs/demo-structured-scaled-0.75-s0")
+    assert default_out(load_config("demo")) == Path("runs/demo-structured-bn-scale-0.75-s0")
     other = load_config("demo", ["seed=3"], {"ratio": 0.0, "method": "unstructured", "scores": "random"})
     assert default_out(other) == Path("runs/demo-unstructured-random-0-s3")
 
@@ -444,7 +444,7 @@ def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
         (
             ("scores.images=3", "scores.file=a.safetensors", "seed=1"),
             None,
-            "--set scores.file=a.safetensors: scores: file is read by name file alone, and name is scaled; leave",
+            "--set scores.file=a.safetensors: scores: file is read by name file alone, and name is bn-scale; leave",
         ),
         (("scores.file=a",), "random", "--set scores.file=a: scores: file is read by name file alone, and name is ran"),
         (("scores.file=",), "file", "--scores: scores: name file reads scores from a file, and none is given"),
@@ -462,10 +462,16 @@ def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
             "scores are optimised, and with enabled false they are not; leave it out, or set enabled to true",
         ),
         (
-            ("score_optimization.freeze_bn=true",),
+            ("score_optimization.freeze_bn=true", "score_optimization.steps=5"),
             "deeplift",
             "--set score_optimization.freeze_bn=true: score_optimization.freeze_bn keeps batch norm frozen while "
             "scores are optimised, and those of deeplift are not; leave it out, or use score_optimization.enabled=true",
+        ),
+        (
+            ("score_optimization.steps=0", "score_optimization.enabled=true"),
+            "deeplift",
+            "--set score_optimization.enabled=true: score_optimization: enabled true asks for score optimisation, and "
+            "steps is 0; give steps, or leave it out",
         ),
     ],
 )
@@ -479,9 +485,10 @@ def test_keys_that_do_not_go_together_are_one_line(sets: tuple[str, ...], scores
 
 def test_keys_that_go_together_are_taken() -> None:
     assert load_config("demo", ["scores.file=a.safetensors"], {"scores": "file"}).scores.file == "a.safetensors"
-    assert load_config("demo", ["score_optimization.freeze_bn=true"]).score_optimization.freeze_bn
-    assert load_config("demo", ["score_optimization.freeze_bn=true", "ratio=0"]).score_optimization.freeze_bn
-    optimised = ["score_optimization.freeze_bn=true", "score_optimization.enabled=true"]
+    frozen = ["score_optimization.freeze_bn=true", "score_optimization.steps=5"]
+    assert load_config("demo", frozen).score_optimization.freeze_bn
+    assert load_config("demo", [*frozen, "ratio=0"]).score_optimization.freeze_bn
+    optimised = [*frozen, "score_optimization.enabled=true"]
     assert load_config("demo", optimised, {"scores": "deeplift"}).score_optimization.freeze_bn
 
 
@@ -547,6 +554,23 @@ def test_what_is_no_method_is_refused_with_its_place(block: str, tmp_path: Path)
     path = tmp_path / "own.yaml"
     path.write_text(f"ratio: 0.5\nby_method: {block}\n")
     with pytest.raises(ConfigError, match=r"own\.yaml:2: .*is not a method with a block; known here: structured"):
+        load_config(path)
+
+
+def test_a_method_s_block_chooses_no_method(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("by_method:\n  structured:\n    method: kernel\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml:3: the block of structured chooses a method itself"):
+        load_config(path)
+
+
+def test_lines_outside_a_method_s_block_stay_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("finetune:\n  lr: -1\nby_method:\n  structured:\n    finetune:\n      steps: 3\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml:2"):
+        load_config(path)
+    path.write_text("finetune:\n  lr: 1.0\nby_method:\n  structured:\n    finetune:\n      steps: -3\n")
+    with pytest.raises(ConfigError, match=r"own\.yaml:6"):
         load_config(path)
 
 

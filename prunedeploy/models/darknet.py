@@ -170,7 +170,7 @@ class DarknetConv(nn.Module):
             eps=1e-5,
         )
         if channel_mask is not None:
-            y = y * channel_mask.view(1, -1, 1, 1)
+            y = y * channel_mask.view(1, -1, 1, 1).to(y.dtype)
         return activate(y, layer.activation)
 
 

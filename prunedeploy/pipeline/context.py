@@ -271,7 +271,8 @@ def _trains(config: BuildConfig) -> bool:
     """Whether any training takes a step."""
     pretrain = config.pretrain
     first = {"bundled": 0, "given": pretrain.steps, "scratch": pretrain.clean_steps + pretrain.steps}[pretrain.start]
-    return first + config.score_optimization.steps + config.finetune.steps > 0
+    optimising = config.score_optimization.steps if config.optimises_scores and config.ratio > 0 else 0
+    return first + optimising + config.finetune.steps > 0
 
 
 def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:

@@ -1,9 +1,10 @@
 """The stages that decide what goes and cut it: optimise scores, prune.
 
-How much of every layer lives is decided once, from the scores of the score stage as they are. Optimising the scores
-changes which weights, kernels or filters of a layer those are, never how many; it leaves ``allocation.json`` for the
-cut. Without it the cut allocates by the scores it is given, which then are the same. Optimising also leaves
-``normalisation.safetensors``: scale, shift and statistics that fit the network under its masks, which is what is cut.
+How much of every layer lives is decided once, from the scores of the score stage as they are, unless it is learned.
+Optimising the scores changes which weights, kernels or filters of a layer those are, not how many; it leaves
+``allocation.json`` for the cut. Without it the cut allocates by the scores it is given, which then are the same.
+Optimising also leaves ``normalisation.safetensors``: scale, shift and statistics that fit the network under its masks,
+which is what is cut.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from prunedeploy.pipeline.score_stages import load_scores, save_scores
 from prunedeploy.pipeline.training_run import run_training
 from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.deviation import largest_deviation
-from prunedeploy.pruning.granularity import Allocation, Evidence
+from prunedeploy.pruning.granularity import LEARNED_FROM, Allocation, Evidence
 from prunedeploy.scores.interface import Scores
 from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
 from prunedeploy_engines.errors import GateError
@@ -69,8 +70,7 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
     trained = {key: value for key, value in result_settings(block).items() if key != "enabled"}
     settings = {**context.training_settings(), "block": trained, **cut_settings(config)}
     inputs = {"robust": robust.digest, "scores": scores.digest, "data": context.training_key, **_times_input(times)}
-    # Version 3: normalisation lives.
-    return context.run("optimise-scores", 3, settings, inputs, compute, collective=True)
+    return context.run("optimise-scores", 4, settings, inputs, compute, collective=True)
 
 
 def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult) -> StageResult:
@@ -84,15 +84,18 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
     def compute(work: Path, _: Path) -> None:
         model = _network_that_is_cut(robust, scores)
         values = load_scores(scores.folder)
-        if (scores.folder / ALLOCATION).is_file():
-            allocation = Allocation.from_json(json.loads((scores.folder / ALLOCATION).read_text()))
+        optimised = scores.folder / ALLOCATION
+        how = LEARNED_FROM if config.allocation == "learned" and not optimised.is_file() else config.allocation
+        if optimised.is_file():
+            allocation = Allocation.from_json(json.loads(optimised.read_text()))
         else:
-            allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
+            as_it_is = granularity_of(config.model_copy(update={"allocation": how}))
+            allocation = as_it_is.allocate(model.cfg, _evidence(model.cfg, values, times))
         masks = granularity.selection(model.cfg, allocation)(values).as_bool()
         cut = make_cut(model, masks)
         record = granularity.record(model.cfg, masks, allocation)
-        if config.allocation != "uniform":
-            record["allocation"] = config.allocation
+        if how != "uniform":
+            record["allocation"] = how
         if config.method == "nm":
             record["sparse_weights"] = config.sparse_weights
         if masks.filters:
@@ -110,7 +113,7 @@ def _network_that_is_cut(robust: StageResult, scores: StageResult) -> Darknet:
     """The robust network, with the normalisation that optimising the scores has left."""
     model = load_stage_model(robust.folder)
     if (scores.folder / NORMALISATION).is_file():
-        model.load_state_dict(load_file(scores.folder / NORMALISATION), strict=False)
+        model.load_state_dict(model.state_dict() | load_file(scores.folder / NORMALISATION))
     return model
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.allocation import global_counts, weight_pieces
-from prunedeploy.pruning.coupling import Coupling, couple
+from prunedeploy.pruning.coupling import Coupling, couple, prunable_convolutions
 from prunedeploy.pruning.cut import Masks, Selection
 from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
 from prunedeploy.pruning.importance import (
@@ -25,6 +25,7 @@ from prunedeploy.pruning.importance import (
     straight_through_weight_mask,
     threshold,
     unit_importance,
+    weight_magnitude,
 )
 from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
 from prunedeploy.pruning.latency_allocation import TimeTable, latency_path
@@ -50,8 +51,8 @@ class Allocation:
     Attributes:
         widths: Living filters; None where none may leave.
         pieces: By layer index, living weights or kernels; None where none may be zeroed, or a pattern says it.
-        thresholds: Where it is learned, what importances are divided by to compete for the ratio: by layer index, or by
-            number of the coupling group. ``widths`` and ``pieces`` are then where it starts. None: it stays.
+        thresholds: Where it is learned, by layer index what importances are divided by to compete for the ratio;
+            ``pieces`` are then where it starts. None: it stays.
     """
 
     widths: Widths | None = None
@@ -89,6 +90,8 @@ class Evidence:
 
 
 NOTHING = Evidence()
+LEARNED_FROM = "erk"
+"""The allocation that a learned one starts as."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ class Granularity(ABC):
 
         Args:
             cfg: The unpruned network.
-            evidence: Scores are needed by ``global`` and ``latency``, times by ``latency``.
+            evidence: Scores are needed by ``global`` and ``latency``, times by ``latency``. Without scores ``learned``
+                stays where it starts.
 
         Raises:
             PruningError: The ratio cannot be reached.
@@ -147,9 +151,11 @@ class Weights(Granularity):
         """How much of every layer lives; see `Granularity`."""
         if self.allocation != "learned":
             return Allocation(pieces=keep_counts(cfg, self.ratio, self.allocation, evidence.scores))
-        pieces = keep_counts(cfg, self.ratio, "erk")
-        scores = evidence.scores or {}
-        return Allocation(None, pieces, {i: threshold(scores[i].abs().flatten(), count) for i, count in pieces.items()})
+        pieces = keep_counts(cfg, self.ratio, LEARNED_FROM)
+        if evidence.scores is None:
+            return Allocation(pieces=pieces)
+        magnitudes = {layer.index: weight_magnitude(evidence.scores, layer) for layer in prunable_convolutions(cfg)}
+        return Allocation(None, pieces, {i: threshold(magnitudes[i].flatten(), n) for i, n in pieces.items()})
 
     def settled(self, cfg: DarknetCfg, allocation: Allocation, scores: Mapping[int, Tensor]) -> Allocation:
         """Where a learned allocation stands; see `Granularity`."""
@@ -227,31 +233,11 @@ class Filters(Granularity):
     minimum: int | None = None
     multiple: int = 8
 
-    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "latency", "learned")
+    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "latency")
 
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
-        coupling = couple(cfg)
-        widths = self._widths(cfg, coupling, self.ratio, evidence)
-        if self.allocation != "learned":
-            return Allocation(widths)
-        importance = unit_importance(evidence.scores or {}, coupling.groups)
-        counts = enumerate(zip(importance, widths.counts, strict=True))
-        return Allocation(widths, None, {number: threshold(units, count) for number, (units, count) in counts})
-
-    def settled(self, cfg: DarknetCfg, allocation: Allocation, scores: Mapping[int, Tensor]) -> Allocation:
-        """Where a learned allocation stands; see `Granularity`."""
-        return self._settled(cfg, couple(cfg), allocation, scores)
-
-    def _settled(
-        self, cfg: DarknetCfg, coupling: Coupling, allocation: Allocation, scores: Mapping[int, Tensor]
-    ) -> Allocation:
-        if allocation.thresholds is None:
-            return allocation
-        with torch.no_grad():
-            importance = unit_importance(scores, coupling.groups)
-        path = global_path([units / allocation.thresholds[n] for n, units in enumerate(importance)], coupling)
-        return Allocation(solve_widths(cfg, self.ratio, self.minimum, self.multiple, coupling, path))
+        return Allocation(self._widths(cfg, couple(cfg), self.ratio, evidence))
 
     def _widths(self, cfg: DarknetCfg, coupling: Coupling, ratio: float, evidence: Evidence) -> Widths:
         path = even_path if ratio == 0.0 else _width_path(cfg, coupling, self.allocation, evidence)
@@ -259,14 +245,9 @@ class Filters(Granularity):
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        coupling = couple(cfg)
-
-        def select(scores: Mapping[int, Tensor]) -> Masks:
-            widths = self._settled(cfg, coupling, allocation, scores).widths
-            assert widths is not None
-            return Masks(straight_through_channel_masks(scores, widths.counts, coupling.groups), {})
-
-        return select
+        assert allocation.widths is not None
+        groups, counts = couple(cfg).groups, allocation.widths.counts
+        return lambda scores: Masks(straight_through_channel_masks(scores, counts, groups), {})
 
     def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
@@ -285,8 +266,6 @@ class FiltersThenWeights(Filters):
     """
 
     filter_share: float = 0.5
-
-    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "latency")
 
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
@@ -331,7 +310,7 @@ def _by_layer(mask: Callable[[Tensor, int], Tensor], allocation: Allocation) -> 
 
 
 def _width_path(cfg: DarknetCfg, coupling: Coupling, allocation: str, evidence: Evidence) -> WidthPath:
-    if allocation in ("uniform", "learned"):
+    if allocation == "uniform":
         return even_path
     if allocation == "erk":
         return erk_path(cfg, coupling)

@@ -112,7 +112,7 @@ def threshold(values: Tensor, count: int) -> float:
 
     Args:
         values: ``(n,)`` float, at least 0.
-        count: 1 to n; with n the lowest value.
+        count: 1 to n; if it is n, the lowest value.
 
     Returns:
         Above 0, also where the values are 0: something can be divided by it.

@@ -60,7 +60,7 @@ def shard(batch: Batch) -> Batch:
 
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Average gradients over all processes, in one flat reduction."""
-    _average([p.grad for p in parameters if p.grad is not None])
+    average([p.grad for p in parameters if p.grad is not None])
 
 
 def average_buffers(module: nn.Module) -> None:
@@ -70,11 +70,11 @@ def average_buffers(module: nn.Module) -> None:
     run, which restores what process 0 knew, would differ from an undisturbed one. Buffers that are not floating-point,
     such as masks, follow from the parameters and are equal everywhere.
     """
-    _average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
+    average([buffer for buffer in module.buffers() if buffer.is_floating_point()])
 
 
 @torch.no_grad()
-def _average(values: Sequence[Tensor]) -> None:
+def average(values: Sequence[Tensor]) -> None:
     """Average tensors of one dtype over all processes, in place."""
     _, count = world()
     if count == 1 or not values:

@@ -30,7 +30,7 @@ from prunedeploy.pruning.cut import Masks, Selection
 from prunedeploy.scores import scaled_scores
 from prunedeploy.scores.interface import Scores
 from prunedeploy.training.adversarial import loss_terms
-from prunedeploy.training.distributed import shard
+from prunedeploy.training.distributed import average, shard
 from prunedeploy.training.loop import Objective
 from prunedeploy.training.optimisation import LoopSettings, ParameterSet
 
@@ -67,7 +67,9 @@ def starting_scores(scores: Scores, model: Darknet) -> Scores:
 
 
 class Normalisation(nn.Module):
-    """What is alive of one convolutional layer while scores are optimised; shares the layer's own tensors.
+    """What is alive of one convolutional layer while scores are optimised.
+
+    It shares the layer's own tensors, so it must not be moved to another device or dtype.
 
     Args:
         conv: A layer with batch normalisation.
@@ -178,6 +180,7 @@ class ScoredDarknet(nn.Module):
         Reference: Piras et al., S2AP: Score-space Sharpness Minimization for Adversarial Pruning, 2025.
         """
         gradients = torch.autograd.grad(loss, list(self.scores.values()), allow_unused=True)
+        average([gradient for gradient in gradients if gradient is not None])
         offsets = {}
         for (index, value), gradient in zip(self.scores.items(), gradients, strict=True):
             if gradient is not None and (length := gradient.norm()) > 0:
@@ -190,13 +193,13 @@ class ScoredDarknet(nn.Module):
         Args:
             masks: From `masks`; remembered, also in a checkpoint.
         """
-        flips = torch.zeros(())
+        flips = []
         for part, new in masks.as_bool()._asdict().items():
             for index, mask in new.items():
                 last = self._last[part].get_buffer(str(index))
-                flips += (mask != last).sum().cpu()
+                flips.append((mask != last).sum())
                 last.copy_(mask)
-        return flips
+        return torch.stack(flips).sum() if flips else torch.zeros(())
 
     @torch.no_grad()
     def folded(self, masks: Masks, dtype: torch.dtype = torch.float32) -> FoldedDarknet:
@@ -274,10 +277,12 @@ def score_objective(
         attack = Pgd(scored.network, attacked, threat_model, settings.precision, seed)
         images = attack(batch.images.to(device), targets, batch.image_ids, step)
         images = images.contiguous(memory_format=torch.channels_last)
+        terms = loss_under(masks, images, targets)
         if sharpness > 0:
+            offsets = scored.ascent(terms.total, sharpness)
+            # Statistics are those of the network that is cut, not of its neighbour.
             with scored.statistics_kept():
-                offsets = scored.ascent(loss_under(masks, images, targets).total, sharpness)
-            masks = scored.masks(offsets)
-        return {**loss_terms(loss_under(masks, images, targets)), "flips": flips}
+                terms = loss_under(scored.masks(offsets), images, targets)
+        return {**loss_terms(terms), "flips": flips}
 
     return objective

@@ -14,6 +14,7 @@ from torch import Tensor
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.build import BuildOutcome
 from prunedeploy.pipeline.score_stages import load_scores
+from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import ConfigError, PruningError
 
@@ -32,7 +33,6 @@ CASES = {
     "filter-erk": ("method=filter", "allocation=erk"),
     "filter-latency": ("method=filter", "allocation=latency"),
     "weight-learned": ("method=weight", "allocation=learned"),
-    "filter-learned": ("method=filter", "allocation=learned"),
 }
 
 
@@ -109,6 +109,9 @@ def test_counts_come_from_the_starting_scores_and_optimised_scores_say_which(
     assert any(not torch.equal(scores[index], start[index]) for index in scores)
     if name == "weight-learned":
         assert {index: int(mask.sum()) for index, mask in keep.items()} == allocation["pieces"]
+        cfg = load_darknet(stage_folder(store, outcome, "pretrain") / "model.cfg").cfg
+        first = {str(index): count for index, count in keep_counts(cfg, 0.75, "erk").items()}
+        assert allocation["pieces"] != first, "shares move while scores are optimised"
         return
     if name.startswith("weight"):
         # global, from the magnitudes: a plain ranking of all weights, whatever the optimised scores are by now.

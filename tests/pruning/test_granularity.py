@@ -229,7 +229,6 @@ def test_a_cut_leaves_the_network_it_was_made_from_alone() -> None:
 
 LEARNED: list[tuple[Granularity, Granularity]] = [
     (Weights(0.75, "learned"), Weights(0.75, "erk")),
-    (Filters(0.75, "learned", 2, 2), Filters(0.75, "uniform", 2, 2)),
 ]
 
 

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +32,7 @@ from prunedeploy.pipeline.stages import canonical_json
 from prunedeploy.study.design import GREY_SUFFIX, ORIGINAL, ORIGINAL_GREY, PAPER_CONFIGURATIONS, REFERENCES
 from prunedeploy.study.rows import CellKey
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.files import file_sha256
 
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -123,8 +125,13 @@ class Sweep:
         Ratios and seeds do not count, so a sweep can be widened later and keeps its rows.
         """
         settings = {}
+        digest = cache(file_sha256)
         for cell in self.cells:
             plain = result_settings(cell.config)
+            # A file counts by what is in it: another one in its place makes other rows.
+            for key in ("file", "reference"):
+                if plain["scores"][key] is not None and Path(plain["scores"][key]).is_file():
+                    plain["scores"][key] = digest(Path(plain["scores"][key]))
             settings[cell.key[0]] = {key: value for key, value in plain.items() if key not in ("ratio", "seed", "name")}
         return hashlib.sha256(canonical_json(settings).encode()).hexdigest()
 
