@@ -636,7 +636,7 @@ def for_method(
     Args:
         data: Values of the file.
         origins: Where each key was given.
-        method: Of pruning, if something but the file chose it.
+        method: Of pruning, if something but the file chose it; empty for what the file says of all methods.
 
     Returns:
         Values without ``by_method``, and their places; ``data`` and ``origins`` are not changed.

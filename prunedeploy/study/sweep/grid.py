@@ -173,8 +173,8 @@ def _build_config(
     ratio: float,
     run: int,
 ) -> BuildConfig:
-    methods = [settings["method"] for settings, _ in layers if "method" in settings]
-    data, places = for_method(*base, methods[-1] if methods else None)
+    # A study says itself what each configuration takes: what the base says of single methods does not count.
+    data, places = for_method(*base, method="")
     for settings, below in layers:
         for key in OF_THE_GRID.keys() & settings.keys():
             raise ConfigError(f"{key} is not a setting of a sweep", origins[(*below, key)], OF_THE_GRID[key])
