@@ -47,10 +47,12 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no-distillation": ("finetune.distillation_weight=0",),
     "bn-recalibration": ("finetune.bn_recalibration_images=256",),
     "no-average": ("finetune.ema=0",),
-    "no-score-optimisation": ("score_optimization.steps=0",),
-    "random-scores": ("scores.name=random",),
-    "magnitude-scores": ("scores.name=magnitude",),
-    "random-scores-no-optimisation": ("scores.name=random", "score_optimization.steps=0"),
+    # Half of the steps optimise scores, so the total stays.
+    "score-optimisation": ("score_optimization.steps=HALF", "finetune.steps=HALF"),
+    "uniform-allocation": ("allocation=uniform",),
+    "erk-allocation": ("allocation=erk",),
+    "scaled-scores": ("scores.name=scaled", "allocation=uniform"),
+    "random-scores": ("scores.name=random", "allocation=uniform"),
     "paper-finetune": (
         "finetune.optimizer=sgd", "finetune.lr=0.01", "finetune.ema=0", "finetune.distillation_weight=0",
         "finetune.bn_recalibration_images=0", "finetune.weight_decay=5e-4",
