@@ -1,12 +1,12 @@
 """What score optimisation is worth at equal total training: robust mAP of the demo network by the share of step 3.
 
-    python benchmarks/step3_budget.py run [--only budget,magnitude,...] [--worker 0/2] [--out FILE] [--store DIR]
+    python benchmarks/step3_budget.py run [--only budget,magnitude,...] [--backwards] [--out FILE] [--store DIR]
     python benchmarks/step3_budget.py table|picture [--out FILE]
 
 Every model starts from the bundled robust network and is given the same number of steps in all, divided between score
 optimisation and fine-tuning; batches, inner attack and everything else are the same. Measured are mAP clean and under
 PGD-5 made with the network's own gradients, on 200 test scenes, right after the cut and after fine-tuning. Rows are
-appended as they are finished and a second run goes on where it was; workers share a file.
+appended as they are finished and a second run goes on where it was; two workers share a file.
 """
 
 from __future__ import annotations
@@ -195,16 +195,20 @@ def run_cell(cell: Cell, store: Path) -> dict[str, Any]:
         return {**row, "ratio_achieved": achieved, "mmacs": macs / 1e6, "seconds": round(seconds, 1)}
 
 
-def run(parts: list[str], seeds: set[int], worker: str, out: Path, store: Path) -> None:
-    """Compute what has no row yet."""
-    number, count = (int(part) for part in worker.split("/"))
-    own = [cell for cell in cells(parts) if cell.seed in seeds]
-    wanted = [cell for position, cell in enumerate(own) if position % count == number]
-    for position, cell in enumerate(wanted):
-        if cell.name in {Cell(**{key: row[key] for key in asdict(cell)}).name for row in read_rows(out)}:
+def run(parts: list[str], seeds: set[int], backwards: bool, out: Path, store: Path) -> None:
+    """Compute what has no row yet; where two workers meet, the store lets one of them compute."""
+    wanted = [cell for cell in cells(parts) if cell.seed in seeds]
+
+    def is_done(cell: Cell) -> bool:
+        return cell.name in {Cell(**{key: row[key] for key in asdict(cell)}).name for row in read_rows(out)}
+
+    for position, cell in enumerate(reversed(wanted) if backwards else wanted):
+        if is_done(cell):
             continue
         started = time.perf_counter()
         row = run_cell(cell, store)
+        if is_done(cell):
+            continue
         with out.open("a") as file:
             file.write(json.dumps(row) + "\n")
         print(f"{position + 1}/{len(wanted)} {cell.name}: {row['map_pgd']:.3f} "
@@ -322,7 +326,7 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "table", "picture"])
     parser.add_argument("--only", default="budget,magnitude,filters,weights,starts")
     parser.add_argument("--seeds", default="0,1,2,3,4")
-    parser.add_argument("--worker", default="0/1", help="number of this worker / workers")
+    parser.add_argument("--backwards", action="store_true", help="for a second worker: the last model first")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--store", type=Path, default=Path("runs/.store"))
     parser.add_argument("--picture", type=Path, default=ROOT / "docs" / "images" / "step3-budget.png")
@@ -334,7 +338,7 @@ def main() -> None:
     else:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         seeds = {int(seed) for seed in arguments.seeds.split(",")}
-        run(arguments.only.split(","), seeds, arguments.worker, arguments.out, arguments.store)
+        run(arguments.only.split(","), seeds, arguments.backwards, arguments.out, arguments.store)
 
 
 if __name__ == "__main__":
