@@ -17,7 +17,7 @@ WHAT_INSTALLING_READS := pyproject.toml setup.py constraints.txt
 help: ## say what there is to make
 	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
-demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: about 10 minutes on two cores
+demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: about 7 minutes on two cores
 	$(BIN)/prunedeploy build --ratio $(RATIO)
 
 test: lint ## everything that must hold before a change goes in

@@ -1,6 +1,6 @@
 """Minutes at twice the sustainable rate: memory, answers, deadlines, and the end by SIGTERM.
 
-    python benchmarks/serving_overload.py --bundle runs/demo-structured-scaled-0.75-s0/bundle [--minutes 10]
+    python benchmarks/serving_overload.py --bundle runs/demo-structured-bn-scale-0.75-s0/bundle [--minutes 10]
 
 Requests come at fixed times, whatever became of the ones before (an open loop), each with a deadline. Counted: answers
 by status, 200s that came after their deadline, requests without any answer, memory of the server minute by minute. In

@@ -1,6 +1,6 @@
 """What serving costs beside the bare runner: added latency of one client, throughput of eight.
 
-    python benchmarks/serving_speed.py --bundle runs/demo-structured-scaled-0.75-s0/bundle [--threads 1] [--rounds 5]
+    python benchmarks/serving_speed.py --bundle runs/demo-structured-bn-scale-0.75-s0/bundle [--threads 1] [--rounds 5]
 
 The bare loop runs in this process, on the same file, with the same threads and at the batch size that the server
 reached; server and bare loop take turns. The client is this process too: on two cores, a runner with two threads has

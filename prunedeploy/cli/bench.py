@@ -21,7 +21,7 @@ SCENARIOS = ("single-stream", "offline", "server")
     cls=Command,
     epilog=examples(
         "prunedeploy bench dense/bundle pruned/bundle",
-        "prunedeploy bench runs/demo-structured-scaled-0.75-s0 --runtime onnxruntime,openvino --precision fp32,int8",
+        "prunedeploy bench runs/demo-structured-bn-scale-0.75-s0 --runtime onnxruntime,openvino --precision fp32,int8",
         "prunedeploy bench model.onnx --threads 1,2 --batch 1,8 --images photos/ --out measured",
         "prunedeploy bench pruned/bundle --scenario server --latency-bound 50",
         "prunedeploy bench --compare monday/bench.json tuesday/bench.json",

@@ -24,7 +24,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
     "detect",
     cls=Command,
     epilog=examples(
-        "prunedeploy detect runs/demo-structured-scaled-0.75-s0 photo.jpg",
+        "prunedeploy detect runs/demo-structured-bn-scale-0.75-s0 photo.jpg",
         "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
         "prunedeploy detect bundle/ photo.jpg --runtime openvino --precision int8",
         "prunedeploy detect bundle/ photo.jpg --json",

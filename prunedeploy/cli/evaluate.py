@@ -21,8 +21,8 @@ PATH = click.Path(path_type=Path)
     "evaluate",
     cls=Command,
     epilog=examples(
-        "prunedeploy evaluate runs/demo-structured-scaled-0.75-s0 --attack pgd",
-        "prunedeploy evaluate runs/demo-structured-scaled-0.75-s0 --attack pgd --runtime torch,onnxruntime",
+        "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd",
+        "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd --runtime torch,onnxruntime",
         "prunedeploy evaluate yolov3-tiny.cfg --data coco/ --limit 500 --csv detections",
         "prunedeploy evaluate bundle/ --data coco/ --attack pgd --parent-cfg model.cfg --steps 20",
     ),

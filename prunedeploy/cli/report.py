@@ -18,7 +18,7 @@ SWEEP_ROWS = "rows.jsonl"
     "report",
     cls=Command,
     epilog=examples(
-        "prunedeploy report runs/demo-structured-scaled-0.75-s0", "prunedeploy report runs/study-demo --compare-paper"
+        "prunedeploy report runs/demo-structured-bn-scale-0.75-s0", "prunedeploy report runs/study-demo --compare-paper"
     ),
 )
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))

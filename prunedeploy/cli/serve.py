@@ -25,7 +25,7 @@ MIB = 1 << 20
     "serve",
     cls=Command,
     epilog=examples(
-        "prunedeploy serve runs/demo-structured-scaled-0.75-s0",
+        "prunedeploy serve runs/demo-structured-bn-scale-0.75-s0",
         "prunedeploy serve dense=runs/a/bundle pruned=runs/b/bundle --port 9000",
         "prunedeploy serve bundle/ --host 0.0.0.0 --token-file token --tls-certificate cert.pem --tls-key key.pem",
     ),

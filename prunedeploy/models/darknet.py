@@ -132,13 +132,20 @@ class DarknetConv(nn.Module):
             self.register_buffer("mean", torch.zeros(layer.out_channels))
             self.register_buffer("variance", torch.ones(layer.out_channels))
 
-    def folded(self, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the one convolution that equals convolution + normalisation in evaluation."""
-        weight = self.weight if weight is None else weight
-        if self.scale is None:
-            return weight, self.bias
-        factor = self.scale / (self.variance.sqrt() + DARKNET_BN_EPS)
-        return weight * factor.view(-1, 1, 1, 1), self.bias - self.mean * factor
+    def folded(self, weight: Tensor | None = None, channel_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the one convolution that equals convolution + normalisation in evaluation.
+
+        Args:
+            weight: As `forward`.
+            channel_mask: As `forward`.
+        """
+        weight, bias = self.weight if weight is None else weight, self.bias
+        if self.scale is not None:
+            factor = self.scale / (self.variance.sqrt() + DARKNET_BN_EPS)
+            weight, bias = weight * factor.view(-1, 1, 1, 1), bias - self.mean * factor
+        if channel_mask is not None:
+            weight, bias = weight * channel_mask.view(-1, 1, 1, 1), bias * channel_mask
+        return weight, bias
 
     def forward(self, x: Tensor, weight: Tensor | None = None, channel_mask: Tensor | None = None) -> Tensor:
         """Compute the layer.
@@ -153,10 +160,7 @@ class DarknetConv(nn.Module):
         """
         layer = self.layer
         if self.scale is None or not self.training:
-            folded_weight, bias = self.folded(weight)
-            if channel_mask is not None:
-                folded_weight, bias = folded_weight * channel_mask.view(-1, 1, 1, 1), bias * channel_mask
-            y = conv2d(x, folded_weight, bias, layer)
+            y = conv2d(x, *self.folded(weight, channel_mask), layer)
             return activate(y, layer.activation, inplace=True)
         y = conv2d(x, self.weight if weight is None else weight, None, layer)
         y = F.batch_norm(

@@ -98,9 +98,9 @@ def highest(values: Tensor, count: int) -> Tensor:
     mask = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     if count == 0:
         return mask
-    threshold = _nth_smallest(values, values.numel() - count)
-    mask = values > threshold
-    ties = (values == threshold).nonzero().flatten()[: count - int(mask.sum())]
+    lowest = _nth_smallest(values, values.numel() - count)
+    mask = values > lowest
+    ties = (values == lowest).nonzero().flatten()[: count - int(mask.sum())]
     mask[ties] = True
     if int(mask.sum()) != count:
         raise ValueError("cannot rank values that hold a NaN")

@@ -212,9 +212,8 @@ class ScoredDarknet(nn.Module):
         folded = {}
         for layer in self.network.cfg.convolutions:
             conv, index = self.network.conv(layer.index), layer.index
-            weight, bias = conv.folded(masks.weights[index] * conv.weight if index in masks.weights else None)
-            if (mask := masks.filters.get(index)) is not None:
-                weight, bias = weight * mask.view(-1, 1, 1, 1), bias * mask
+            masked = conv.weight * masks.weights[index] if index in masks.weights else None
+            weight, bias = conv.folded(masked, masks.filters.get(index))
             weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
             folded[index] = (weight, bias.detach().to(dtype))
         return FoldedDarknet.from_folded(self.network.cfg, folded)
