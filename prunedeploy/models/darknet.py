@@ -139,13 +139,14 @@ class DarknetConv(nn.Module):
             weight: As `forward`.
             channel_mask: As `forward`.
         """
-        weight, bias = self.weight if weight is None else weight, self.bias
+        folded: Tensor = self.weight if weight is None else weight
+        bias: Tensor = self.bias
         if self.scale is not None:
             factor = self.scale / (self.variance.sqrt() + DARKNET_BN_EPS)
-            weight, bias = weight * factor.view(-1, 1, 1, 1), bias - self.mean * factor
+            folded, bias = folded * factor.view(-1, 1, 1, 1), bias - self.mean * factor
         if channel_mask is not None:
-            weight, bias = weight * channel_mask.view(-1, 1, 1, 1), bias * channel_mask
-        return weight, bias
+            folded, bias = folded * channel_mask.view(-1, 1, 1, 1), bias * channel_mask
+        return folded, bias
 
     def forward(self, x: Tensor, weight: Tensor | None = None, channel_mask: Tensor | None = None) -> Tensor:
         """Compute the layer.
