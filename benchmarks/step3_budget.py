@@ -133,8 +133,8 @@ def cells(parts: Iterable[str]) -> Iterator[Cell]:
                 (LONG, 0.5, (0.0, 0.25)),
             )
             for share in shares for method in best
-            # For filters step 3 does not pay, so two shares are enough to say so beside the ratios of the demo.
-            if method == "unstructured" or (total == LONG and ratio in (0.75, 0.9)) or share in (0.0, 0.25)
+            # For filters step 3 does not pay, which two ratios are enough to say.
+            if method == "unstructured" or (total == LONG and ratio in (0.75, 0.9)) or share == 0.0
         ],
         "weights": [
             Cell("weights", variant, "unstructured", 0.9, LONG, share, seed)
@@ -188,7 +188,8 @@ def run_cell(cell: Cell, store: Path) -> dict[str, Any]:
         context = open_context(load_config("demo", cell.settings()), stages, make_progress(quiet=True))
         cut, tuned, achieved = networks(context, CUTS.get(cell.variant, 1))
         row = {**asdict(cell), **measure(context, load_stage_model(tuned.folder))}
-        if cell.share or cell.part == "budget":  # what is cut without step 3 sees nothing: not measured again and again
+        # What is cut without step 3 sees nothing, which is not measured again and again.
+        if cell.part == "budget" or (cell.share and cell.part != "magnitude"):
             row |= {f"cut_{name}": value for name, value in measure(context, load_stage_model(cut.folder)).items()}
         seconds = sum(result.seconds for result in context.results if result.computed)
         macs = load_stage_model(tuned.folder).cfg.macs
