@@ -126,15 +126,13 @@ def cells(parts: Iterable[str]) -> Iterator[Cell]:
             for seed in range(5) for ratio in (0.9, 0.95, 0.85)
             for variant, share in (("HYDRA", 0.5), ("magnitude", 0.0))
         ],
+        # In the order of what says most. For filters step 3 does not pay, which one share is enough to say.
         "budget": [
             Cell("budget", best[method], method, ratio, total, share, 0)
-            for total, ratio, shares in (
-                (LONG, 0.9, SHARES), (LONG, 0.95, SHARES), (LONG, 0.75, SHARES), (SHORT, 0.9, SHARES),
-                (LONG, 0.5, (0.0, 0.25)),
-            )
-            for share in shares for method in best
-            # For filters step 3 does not pay, which two ratios are enough to say.
-            if method == "unstructured" or (total == LONG and ratio in (0.75, 0.9)) or share == 0.0
+            for share, ratios in ((0.25, RATIOS), (0.5, RATIOS[1:]), (0.0, RATIOS), (0.1, RATIOS[1:]))
+            for total, ratio in ((LONG, 0.95), (LONG, 0.9), (LONG, 0.75), (SHORT, 0.9), (LONG, 0.5))
+            for method in best
+            if ratio in ratios and (method == "unstructured" or share in (0.0, 0.25))
         ],
         "weights": [
             Cell("weights", variant, "unstructured", 0.9, LONG, share, seed)
