@@ -253,7 +253,10 @@ class ScoresConfig(Block):
 
 
 class ScoreOptimizationConfig(TrainingConfig):
-    """Step 3: optimise the scores with frozen weights. HYDRA: SGD, lr 0.1, cosine. Left out with 0 steps.
+    """Step 3: optimise the scores with frozen weights. Left out with 0 steps.
+
+    HYDRA: SGD, lr 0.1, cosine, for a cross-entropy of about 1. The default lr is that on the scale of a detector's summed
+    loss; with 0.1 a short optimisation overruns its scores.
 
     Attributes:
         enabled: Whether this step is taken; null: for every score but ``deeplift``, which replaces steps 2 and 3 in
@@ -267,7 +270,7 @@ class ScoreOptimizationConfig(TrainingConfig):
 
     enabled: bool | None = None
     freeze_bn: bool = False
-    lr: Positive = 0.1
+    lr: Positive = 0.005
     bn_lr: Positive = 0.01
     sharpness: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
