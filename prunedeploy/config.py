@@ -255,8 +255,8 @@ class ScoresConfig(Block):
 class ScoreOptimizationConfig(TrainingConfig):
     """Step 3: optimise the scores with frozen weights. Left out with 0 steps.
 
-    HYDRA: SGD, lr 0.1, cosine, for a cross-entropy of about 1. The default lr is that on the scale of a detector's summed
-    loss; with 0.1 a short optimisation overruns its scores.
+    HYDRA: SGD, lr 0.1, cosine, for a cross-entropy of about 1. The default lr is that on the scale of a detector's
+    summed loss; with 0.1 a short optimisation overruns its scores.
 
     Attributes:
         enabled: Whether this step is taken; null: for every score but ``deeplift``, which replaces steps 2 and 3 in
