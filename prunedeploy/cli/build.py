@@ -82,7 +82,8 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency", "learned")
     type=click.Choice(ALLOCATIONS),
     metavar="HOW",
     help="How layers share the ratio: uniform; global: the lowest scores of the network go; erk: wide layers give "
-    "more; latency: filters go where they cost most measured time per importance; learned: while scores are optimised.",
+    "more; latency: filters go where they cost most measured time per importance; learned: single weights, while "
+    "their scores are optimised.",
 )
 @click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
 @click.option("--weights", metavar="F", help="Its Darknet weights.")
@@ -139,7 +140,7 @@ def command(
 
     Trains against PGD, optimises importance scores, prunes, fine-tunes, shrinks, exports ONNX, builds
     engines, and measures mAP (clean and attacked) and latency before and after. Without options it does so
-    with the demo: a bundled network and a small data set, about 10 minutes on two cores.
+    with the demo: a bundled network and a small data set, about 7 minutes on two cores.
 
     Killed or interrupted, the same command goes on where it was; a second identical build computes nothing.
     Values come from, the later winning: the defaults, --config, --set, the other options.
