@@ -159,7 +159,7 @@ def examples(*lines: str) -> str:
 
 EPILOG = f"""{
     examples(
-        "prunedeploy build --ratio 0.75          the demo: about 10 minutes",
+        "prunedeploy build --ratio 0.75          the demo: about 7 minutes",
         "prunedeploy build --cfg yolov3-tiny --weights yolov3-tiny.weights --data DIR",
         "prunedeploy detect runs/demo-structured-bn-scale-0.75-s0 photo.jpg --out drawn",
     )
