@@ -138,13 +138,12 @@ def load_splits(
         folder: See `find_splits`.
         class_names: See `load_coco`; None: the training JSON's categories, for both splits.
         train_images: Size of the training set. With both splits there, a seeded random subset of the training
-            split if that is larger (its rest is not used). With an undivided JSON or a training split only, the
-            rest is for test; None: 80 %.
+            split if that is larger (its rest is not used). With one JSON only, the rest is for test; None: 80
+            %.
         seed: Of the draw.
 
     Raises:
-        DataError: There is a test split and none for training; see `find_splits`, `load_coco` and
-            `train_test_subset`.
+        DataError: See `find_splits`, `load_coco` and `train_test_subset`.
     """
     splits = find_splits(folder)
     if splits.train and splits.test:
@@ -153,10 +152,8 @@ def load_splits(
         if train_images is not None and train_images < len(train.images):
             train, _ = train_test_subset(train, train_images, seed)
         return train, test
-    only = splits.undivided or splits.train
-    if only is None:
-        # Not divided: `load_test_split` takes all of it, so one would measure on what was trained on.
-        raise DataError("has images for test and none for training", folder, "add the training split")
+    only = splits.undivided or splits.train or splits.test
+    assert only is not None  # find_splits raises otherwise
     dataset = load_coco(only.json_path, only.image_folder, class_names)
     if train_images is None:
         train_images = max(1, int(TRAIN_FRACTION * len(dataset.images)))

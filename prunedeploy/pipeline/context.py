@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from prunedeploy.attacks import ThreatModel
 from prunedeploy.config import BUNDLED, AttackConfig, BuildConfig, TrainingConfig
-from prunedeploy.data import CocoDataset, content_key, load_splits, measured_subset
+from prunedeploy.data import CocoDataset, content_key, find_splits, load_splits, measured_subset
 from prunedeploy.data.coco_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
 from prunedeploy.data.loader import TrainingLoader
@@ -203,6 +203,10 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     cfg = read_cfg(original_cfg_path(config))
     names = _class_names(config, cfg)
     folder = _data_folder(config, store, progress)
+    splits = find_splits(folder)
+    if _trains(config) and splits.test is not None and splits.train is None:
+        # `evaluate` takes all of a test split: part of it must not have been trained on.
+        raise DataError("has images for test and none for training", folder, "add the training split")
     training, test = load_splits(folder, names, config.data.train_images, config.seed)
     names = names or list(training.class_names)
     if len(names) != cfg.classes:

@@ -274,12 +274,6 @@ def test_a_folder_with_only_a_test_split_is_tested_on_whole(coco_folder):
     assert len(load_test_split(coco_folder)) == 4
 
 
-def test_a_test_split_is_never_divided_for_training(coco_folder):
-    (coco_folder / "train.json").unlink()
-    with pytest.raises(DataError, match="has images for test and none for training; add the training split"):
-        load_splits(coco_folder)
-
-
 def test_folders_that_are_no_data_are_refused(tmp_path):
     with pytest.raises(DataError, match="no such data folder"):
         find_splits(tmp_path / "missing")

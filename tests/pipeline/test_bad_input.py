@@ -292,12 +292,16 @@ def test_training_without_a_single_usable_image(
 
 
 def test_data_without_a_training_split(tiny_case: Any, tmp_path: Path, copied: Copy) -> None:
-    """Nor is the test split divided: ``evaluate`` would measure on what was trained on."""
+    """Nor is the test split divided for one: ``evaluate`` would measure on what was trained on."""
     data = copied(tiny_case.data)
     shutil.rmtree(data / "train")
     (data / "train.json").unlink()
     line = fails(tiny_case, tmp_path, DataError, f"data.path={data}")
     assert line == f"{data}: has images for test and none for training; add the training split"
+    untrained = (f"{block}.steps=0" for block in ("pretrain", "score_optimization", "finetune"))
+    sets = (f"data.path={data}", "data.train_images=4", *untrained)
+    # Where nothing is trained it may be.
+    assert tiny_case.build(tmp_path / "store", tmp_path / "untrained", *sets).computed
 
 
 @pytest.mark.parametrize("trained", ["pretrain", "score_optimization", "finetune", None])
