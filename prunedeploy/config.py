@@ -1,9 +1,9 @@
 """The configuration of a build: frozen blocks of plain values, read once at the edge.
 
 Values come from, later ones winning: the defaults below, a YAML file, what that file says under ``by_method`` of the
-method in use, ``--set key=value``, and the options of the command line. A key that nobody knows, a wrong type or a value out of range is a `ConfigError` of one line
-that names the key and where it was given. Paths are relative to the current folder. Blocks first, reading
-below them.
+method in use, ``--set key=value``, and the options of the command line. A key that nobody knows, a wrong type or a
+value out of range is a `ConfigError` of one line that names the key and where it was given. Paths are relative to the
+current folder. Blocks first, reading below them.
 """
 
 from __future__ import annotations
