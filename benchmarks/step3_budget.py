@@ -57,18 +57,16 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "magnitude, erk": ("scores.name=magnitude", "allocation=erk"),
     "scaled, erk": ("scores.name=scaled", "allocation=erk"),
     "scaled, learned": LEARNED,
-    "scaled, learned, sharpness": (*LEARNED, "score_optimization.sharpness=0.05"),
+    "scaled, learned, sharpness 0.05": (*LEARNED, "score_optimization.sharpness=0.05"),
     "scaled, learned, sharpness 0.01": (*LEARNED, "score_optimization.sharpness=0.01"),
     "deeplift": ("scores.name=deeplift", "allocation=uniform"),
-    "deeplift, learned": ("scores.name=deeplift", "allocation=learned"),
     "taylor, global": ("scores.name=taylor", "scores.normalise=mean", "allocation=global"),
     "bn-scale": ("scores.name=bn-scale", "allocation=uniform"),
     "bn-scale, erk": ("scores.name=bn-scale", "allocation=erk"),
-    "bn-scale, learned": ("scores.name=bn-scale", "allocation=learned"),
     "bn-scale, global": GLOBAL,
     "bn-scale, global, three cuts": GLOBAL,
 }
-"""Without step 3 `learned` is where it starts: `erk` for weights, `uniform` for filters."""
+"""Without step 3 `learned` is where it starts: `erk`."""
 CUTS = {"bn-scale, global, three cuts": 3}
 """Variants that come to the ratio in so many cuts, scored anew each time, by the cubic schedule of Zhu and Gupta, To
 Prune, or Not to Prune, 2017. Half of the fine-tuning follows the last cut, the others share the other half."""
@@ -112,7 +110,7 @@ class Cell:
         own = [f"method={self.method}", f"ratio={self.ratio}", f"seed={self.seed}"]
         variant = list(VARIANTS[self.variant])
         if not optimising and variant[1] == "allocation=learned":
-            variant[1] = "allocation=erk" if self.method == "unstructured" else "allocation=uniform"
+            variant[1] = "allocation=erk"
         return [*EQUAL, *own, *steps, *variant]
 
 
@@ -126,37 +124,39 @@ def cells(parts: Iterable[str]) -> Iterator[Cell]:
             for seed in range(5) for ratio in (0.9, 0.95, 0.85)
             for variant, share in (("HYDRA", 0.5), ("magnitude", 0.0))
         ],
-        # In the order of what says most. For filters step 3 does not pay, which one share is enough to say.
+        "starts": [
+            Cell("starts", variant, "unstructured", ratio, SHORT, share, seed)
+            for seed in three for ratio in (0.75, 0.9)
+            for variant, share in (("deeplift", 0.5), ("deeplift", 0.0), ("HYDRA", 0.5), ("magnitude", 0.0))
+        ],
+        # In the order of what says most.
         "budget": [
             Cell("budget", best[method], method, ratio, total, share, 0)
-            for share, ratios in ((0.25, RATIOS), (0.5, RATIOS[1:]), (0.0, RATIOS), (0.1, RATIOS[1:]))
-            for total, ratio in ((LONG, 0.95), (LONG, 0.9), (LONG, 0.75), (SHORT, 0.9), (LONG, 0.5))
-            for method in best
-            if ratio in ratios and (method == "unstructured" or share in (0.0, 0.25))
+            for total, ratios in ((LONG, (0.9, 0.75, 0.95, 0.5)), (SHORT, (0.9, 0.75, 0.95)))
+            for ratio in ratios for share in (0.25, 0.0, 0.5, 0.1) for method in best
+            if not (ratio == 0.5 and share in (0.1, 0.5))
         ],
         "weights": [
             Cell("weights", variant, "unstructured", 0.9, LONG, share, seed)
             for seed in three
             for variant, share in (
-                ("HYDRA", 0.5), ("magnitude, erk", 0.0), ("scaled, erk", 0.5), ("scaled, learned", 0.5),
-                ("scaled, learned, sharpness", 0.5), ("scaled, learned, sharpness 0.01", 0.5),
+                ("magnitude, erk", 0.0), ("scaled, learned", 0.25), ("scaled, erk", 0.25), ("HYDRA", 0.5),
             )
-            if seed == 0 or variant in ("magnitude, erk", "scaled, learned")
+            if seed == 0 or variant != "HYDRA"
+        ],
+        "sharpness": [
+            Cell("sharpness", variant, "unstructured", 0.9, SHORT, 0.5, seed)
+            for seed in three
+            for variant in ("scaled, learned", "scaled, learned, sharpness 0.05", "scaled, learned, sharpness 0.01")
         ],
         "filters": [
             Cell("filters", variant, "structured", ratio, LONG, share, seed)
             for seed in three for ratio in (0.75, 0.9)
             for variant, share in (
-                ("HYDRA", 0.0), ("HYDRA", 0.5), ("scaled, erk", 0.0), ("bn-scale", 0.0), ("bn-scale, erk", 0.0),
-                ("bn-scale, global", 0.0), ("bn-scale, global, three cuts", 0.0), ("bn-scale, learned", 0.25),
-                ("taylor, global", 0.0),
+                ("bn-scale, global", 0.0), ("bn-scale, global, three cuts", 0.0), ("bn-scale, erk", 0.0),
+                ("HYDRA", 0.0), ("HYDRA", 0.25), ("scaled, erk", 0.0), ("bn-scale", 0.0), ("taylor, global", 0.0),
             )
-            if seed == 0 or variant in ("bn-scale", "bn-scale, erk", "bn-scale, global", "bn-scale, global, three cuts")
-        ],
-        "starts": [
-            Cell("starts", variant, "unstructured", ratio, SHORT, share, 0)
-            for ratio in (0.75, 0.9)
-            for variant, share in (("deeplift", 0.0), ("deeplift", 0.5), ("HYDRA", 0.5), ("deeplift, learned", 0.5))
+            if seed == 0 or variant in ("bn-scale, global", "bn-scale, global, three cuts", "bn-scale, erk")
         ],
     }  # fmt: skip
     for part in parts:
@@ -187,7 +187,7 @@ def run_cell(cell: Cell, store: Path) -> dict[str, Any]:
         cut, tuned, achieved = networks(context, CUTS.get(cell.variant, 1))
         row = {**asdict(cell), **measure(context, load_stage_model(tuned.folder))}
         # What is cut without step 3 sees nothing, which is not measured again and again.
-        if cell.part == "budget" or (cell.share and cell.part != "magnitude"):
+        if cell.part == "budget" or cell.share:
             row |= {f"cut_{name}": value for name, value in measure(context, load_stage_model(cut.folder)).items()}
         seconds = sum(result.seconds for result in context.results if result.computed)
         macs = load_stage_model(tuned.folder).cfg.macs
@@ -246,7 +246,7 @@ def table(out: Path) -> None:
         for ratio, total in sorted({(row["ratio"], row["total"]) for row in own}):
             cells = [both(where(own, ratio=ratio, total=total, share=share)) for share in SHARES]
             print(f"| {ratio:.0%} | {total} | {' | '.join(cells)} |")
-    for part, total in (("weights", LONG), ("filters", LONG), ("starts", SHORT)):
+    for part, total in (("weights", LONG), ("sharpness", SHORT), ("filters", LONG), ("starts", SHORT)):
         found = where(rows, part=part)
         ratios = sorted({row["ratio"] for row in found})
         print(f"\n## {part}, {total} steps in all\n")
@@ -323,7 +323,7 @@ def main() -> None:
     """Run models, or show them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["run", "table", "picture"])
-    parser.add_argument("--only", default="budget,magnitude,filters,weights,starts")
+    parser.add_argument("--only", default="magnitude,starts,budget,weights,sharpness,filters")
     parser.add_argument("--seeds", default="0,1,2,3,4")
     parser.add_argument("--backwards", action="store_true", help="for a second worker: the last model first")
     parser.add_argument("--out", type=Path, default=OUT)
