@@ -81,8 +81,8 @@ class StructuredPlan:
 
 
 def ratio_tolerance(ratio: float) -> float:
-    """How far the achieved ratio may be from the requested one."""
-    return 0.1 * (1.0 - ratio) if ratio >= 0.95 else 0.01
+    """How far the achieved ratio may be from the requested one, rounding of the two included."""
+    return (0.1 * (1.0 - ratio) if ratio >= 0.95 else 0.01) + 1e-12
 
 
 def check_ratio(ratio: float) -> None:
