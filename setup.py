@@ -25,7 +25,7 @@ setup(
     package_data={
         "": ["py.typed"],
         "prunedeploy": ["assets/**"],
-        "prunedeploy_engines": ["serving/page/*"],
+        "prunedeploy_engines": ["serving/http/page/*"],
         "prunedeploy.configs": ["*.yaml", "darknet/*.cfg"],
     },
 )

@@ -66,7 +66,7 @@ def median(values: list[float]) -> float:
 
 def say_machine() -> None:
     """Print what this runs on."""
-    from prunedeploy_engines.environment import machine_info
+    from prunedeploy_engines.machine.environment import machine_info
 
     machine = machine_info()
     print(f"CPU {machine['cpu']['name']}; torch {torch.__version__}, {torch.get_num_threads()} threads")

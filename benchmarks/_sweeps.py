@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prunedeploy.data.demo import DemoSettings, write_demo
-from prunedeploy.study.row_file import read_rows
-from prunedeploy.study.rows import Row
+from prunedeploy.study.rows.file import read_rows
+from prunedeploy.study.rows.rows import Row
 
 MEASURED = ("ratio_achieved", "params", "map_pgd", "map_clean", "map_pgd_conf50", "map_clean_conf50")
 """Columns of a study's table that do not depend on how long something took."""

@@ -34,8 +34,8 @@ from prunedeploy.pruning.dead_channels import remove_dead_channels
 from prunedeploy.pruning.granularity import Evidence, FiltersThenWeights, Granularity, Kernels, Weights
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy.scores import Scores, deeplift_scores, magnitude_scores, random_scores, scaled_scores
-from prunedeploy_engines.environment import machine_info
-from prunedeploy_engines.process_bench import bench_models
+from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.machine.environment import machine_info
 from prunedeploy_export import onnx_from_torch
 
 IMAGES = 16

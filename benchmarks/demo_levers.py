@@ -32,15 +32,15 @@ from prunedeploy.pipeline.context import (  # noqa: E402
     load_stage_model,
     open_context,
 )
-from prunedeploy.pipeline.model_stages import (  # noqa: E402
+from prunedeploy.pipeline.progress import make_progress  # noqa: E402
+from prunedeploy.pipeline.stages.cut import optimise_stage, prune_stage  # noqa: E402
+from prunedeploy.pipeline.stages.score import score_stage  # noqa: E402
+from prunedeploy.pipeline.stages.train import (  # noqa: E402
     finetune_stage,
     original_stage,
     pretrain_stage,
 )
-from prunedeploy.pipeline.progress import make_progress  # noqa: E402
-from prunedeploy.pipeline.prune_stages import optimise_stage, prune_stage  # noqa: E402
-from prunedeploy.pipeline.score_stages import score_stage  # noqa: E402
-from prunedeploy.pipeline.store import Store  # noqa: E402
+from prunedeploy.pipeline.store.store import Store  # noqa: E402
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "demo": (),

@@ -24,9 +24,9 @@ from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.evaluation import evaluate
 from prunedeploy.models import FoldedDarknet, load_darknet
 from prunedeploy.resources import asset_path, darknet_cfg_path
-from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
+from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_export import Quantiser, onnx_from_torch
-from prunedeploy_export.calibration import METHODS
+from prunedeploy_export.precision.calibration import METHODS
 
 PAPER = ThreatModel(eps=0.05, step_size=0.02, steps=5, random_start=False, restarts=1)
 BATCH = 50

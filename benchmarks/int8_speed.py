@@ -19,9 +19,9 @@ import torch
 from _common import say_machine, scenes
 from _yolov3_cuts import Cuts
 
-from prunedeploy_engines.environment import machine_info
-from prunedeploy_engines.process_bench import bench_models
-from prunedeploy_engines.runtimes import unavailable_reason
+from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.machine.environment import machine_info
+from prunedeploy_engines.runtimes.opening import unavailable_reason
 
 MULTIPLES = (8, 16)
 

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from prunedeploy.data.demo import DemoSettings, write_demo
-from prunedeploy.pipeline.stages import check_result
+from prunedeploy.pipeline.store.key import check_result
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import PrunedeployError
 

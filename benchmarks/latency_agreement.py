@@ -30,7 +30,7 @@ from prunedeploy.pruning.importance import unit_importance
 from prunedeploy.pruning.ratio import solve_structured
 from prunedeploy.pruning.shrink import shrink
 from prunedeploy.scores import scaled_scores
-from prunedeploy_engines.process_bench import bench_models
+from prunedeploy_engines.bench.rounds import bench_models
 from prunedeploy_export import onnx_from_torch
 
 RATIOS = (0.5, 0.75, 0.9)

@@ -17,12 +17,12 @@ from pathlib import Path
 from _common import random_yolov3, say_machine
 
 from prunedeploy.models import FoldedDarknet
-from prunedeploy.pipeline.convolution_times_stage import measure_convolutions
+from prunedeploy.pipeline.stages.convolution_times import measure_convolutions
 from prunedeploy.pruning.convolution_times import ConvolutionTimes, measuring_grid
 from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.granularity import Evidence, Filters
 from prunedeploy.scores import scaled_scores
-from prunedeploy_engines.process_bench import bench_models
+from prunedeploy_engines.bench.rounds import bench_models
 from prunedeploy_export import onnx_from_torch
 
 

@@ -21,9 +21,9 @@ from _yolov3_cuts import Cuts
 from torch import Tensor, nn
 
 from prunedeploy.models import Darknet, decode
-from prunedeploy_engines.environment import machine_info
-from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
-from prunedeploy_engines.process_bench import bench_models
+from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.machine.environment import machine_info
+from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 
 PAPER_RATIOS = "0.25,0.5,0.65,0.75,0.85,0.9,0.95,0.99"
 
@@ -109,10 +109,8 @@ def largest_difference(one: Path, other: Path, images: np.ndarray) -> float:
 
 def say_layers(name: str, path: Path, threads: int, images: np.ndarray) -> None:
     """The share of each kind of operator, from ONNX Runtime's own profiler."""
-    from prunedeploy_engines.onnxruntime_profile import profile
-
     with OnnxRuntimeRunner(path, threads=threads) as runner:
-        rows = profile(runner, images, top=None)
+        rows = runner.profile(images, top=None)
     kinds: dict[str, float] = {}
     for row in rows:
         kinds[row.kind] = kinds.get(row.kind, 0.0) + row.share

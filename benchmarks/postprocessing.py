@@ -17,12 +17,12 @@ import numpy as np
 from _common import in_turns, median, say_machine, scenes
 from _yolov3_cuts import Cuts
 
-from prunedeploy_engines.letterbox import letterbox, to_input
-from prunedeploy_engines.nms import detections_from
-from prunedeploy_engines.onnx_header import NmsInGraph
-from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
+from prunedeploy_engines.detection.letterbox import letterbox, to_input
+from prunedeploy_engines.detection.nms import detections_from
+from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
+from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_export import with_nms
-from prunedeploy_export.onnx_edit import read_model, write_model
+from prunedeploy_export.graph.edit import read_model, write_model
 
 BOXES, CLASSES = 10_647, 80
 

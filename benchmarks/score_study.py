@@ -37,11 +37,11 @@ from prunedeploy.data.loader import EvaluationLoader  # noqa: E402
 from prunedeploy.evaluation import TorchRunner, evaluate  # noqa: E402
 from prunedeploy.models import Darknet  # noqa: E402
 from prunedeploy.pipeline.context import BuildContext, load_stage_model, open_context  # noqa: E402
-from prunedeploy.pipeline.model_stages import finetune_stage, original_stage, pretrain_stage  # noqa: E402
 from prunedeploy.pipeline.progress import make_progress  # noqa: E402
-from prunedeploy.pipeline.prune_stages import optimise_stage, prune_stage  # noqa: E402
-from prunedeploy.pipeline.score_stages import score_stage  # noqa: E402
-from prunedeploy.pipeline.store import Store  # noqa: E402
+from prunedeploy.pipeline.stages.cut import optimise_stage, prune_stage  # noqa: E402
+from prunedeploy.pipeline.stages.score import score_stage  # noqa: E402
+from prunedeploy.pipeline.stages.train import finetune_stage, original_stage, pretrain_stage  # noqa: E402
+from prunedeploy.pipeline.store.store import Store  # noqa: E402
 
 SEEDS = (0, 1, 2)
 RATIOS = (0.75, 0.85, 0.5, 0.65, 0.9, 0.95)

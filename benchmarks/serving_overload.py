@@ -22,7 +22,7 @@ import numpy as np
 from _serving import Connection, Server, infer_request, keep_asking, served
 
 from prunedeploy_engines.bundle import load_bundle
-from prunedeploy_engines.environment import machine_info
+from prunedeploy_engines.machine.environment import machine_info
 
 CONNECTIONS = 48
 OPTIONS = ("--threads", "1", "--max-queue", "32")

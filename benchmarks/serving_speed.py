@@ -19,8 +19,8 @@ import numpy as np
 from _serving import Server, infer_request, keep_asking, served
 
 from prunedeploy_engines.bundle import load_bundle
-from prunedeploy_engines.environment import machine_info
-from prunedeploy_engines.runner import Runner
+from prunedeploy_engines.machine.environment import machine_info
+from prunedeploy_engines.runtimes.runner import Runner
 
 BATCHES = "prunedeploy_batch_size"
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from prunedeploy.cli.model_source import find_model
+from prunedeploy_engines.bundle.source import find_model
 
 PHASES = """
 import json, sys, time
@@ -32,7 +32,7 @@ def mark():
     marks.append((time.perf_counter(), time.process_time()))
 import onnxruntime, PIL.Image
 from prunedeploy_engines.bundle import load_bundle
-import prunedeploy_engines.onnxruntime_runner
+import prunedeploy_engines.runtimes.onnxruntime.runner
 mark()
 bundle = load_bundle(sys.argv[1])
 mark()

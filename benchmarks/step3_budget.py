@@ -30,11 +30,11 @@ from score_study import measure, read_rows  # noqa: E402
 
 from prunedeploy.config import load_config  # noqa: E402
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, open_context  # noqa: E402
-from prunedeploy.pipeline.model_stages import finetune_stage, original_stage, pretrain_stage  # noqa: E402
 from prunedeploy.pipeline.progress import make_progress  # noqa: E402
-from prunedeploy.pipeline.prune_stages import optimise_stage, prune_stage  # noqa: E402
-from prunedeploy.pipeline.score_stages import score_stage  # noqa: E402
-from prunedeploy.pipeline.store import Store  # noqa: E402
+from prunedeploy.pipeline.stages.cut import optimise_stage, prune_stage  # noqa: E402
+from prunedeploy.pipeline.stages.score import score_stage  # noqa: E402
+from prunedeploy.pipeline.stages.train import finetune_stage, original_stage, pretrain_stage  # noqa: E402
+from prunedeploy.pipeline.store.store import Store  # noqa: E402
 
 OUT = ROOT / "docs" / "measurements" / "step3-budget.jsonl"
 BATCH = 8

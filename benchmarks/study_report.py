@@ -17,14 +17,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from prunedeploy.study.paper import CONFIGURATION_HASH, paper_rows
-from prunedeploy.study.row_file import RowFile
+from prunedeploy.study.rows.file import RowFile
+from prunedeploy.study.statistics.paper import CONFIGURATION_HASH, paper_rows
 
 PROGRAM = """
 import json, resource, sys, time
 from pathlib import Path
-from prunedeploy.study.report import write_report
-from prunedeploy.study.row_file import read_rows
+from prunedeploy.study.report.page import write_report
+from prunedeploy.study.rows.file import read_rows
 rows = read_rows(Path(sys.argv[1])).rows
 files = write_report(rows, Path(sys.argv[2]), title="the paper's own numbers", compare_paper=True)
 usage = resource.getrusage(resource.RUSAGE_SELF)

@@ -32,8 +32,8 @@ from _sweeps import MEASURED, command, must_end_well, rows_of, start, write_stud
 from PIL import Image
 
 from prunedeploy.data.demo import DemoSettings
-from prunedeploy.pipeline.stages import check_result
-from prunedeploy.pipeline.store import Store
+from prunedeploy.pipeline.store.key import check_result
+from prunedeploy.pipeline.store.store import Store
 from prunedeploy_engines.errors import PrunedeployError
 
 WORKERS = 2

@@ -26,7 +26,7 @@ from typing import Any
 from _sweeps import write_study
 
 from prunedeploy.data.demo import DemoSettings
-from prunedeploy_engines.environment import cpu_info
+from prunedeploy_engines.machine.environment import cpu_info
 
 STUDY = """\
 name: overhead
@@ -66,9 +66,9 @@ LOOP = """
 import json, sys, time
 from pathlib import Path
 from prunedeploy.pipeline.progress import make_progress
-from prunedeploy.pipeline.store import Store
+from prunedeploy.pipeline.store.store import Store
 from prunedeploy.process_setup import keep_freed_memory
-from prunedeploy.study.design import REFERENCES
+from prunedeploy.study.statistics.design import REFERENCES
 keep_freed_memory()
 from prunedeploy.study.sweep.cell import timed_stage, timing_runtime, trained_stages
 from prunedeploy.study.sweep.contexts import Contexts, ObservedContext
@@ -92,7 +92,7 @@ from functools import cache
 from pathlib import Path
 from prunedeploy.pipeline.progress import make_progress
 from prunedeploy.process_setup import keep_freed_memory
-from prunedeploy.study.design import REFERENCES
+from prunedeploy.study.statistics.design import REFERENCES
 keep_freed_memory()
 from prunedeploy.study.sweep.driver import run_sweep
 from prunedeploy.study.sweep.grid import load_sweep

@@ -14,7 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from prunedeploy.pipeline.progress import make_progress
-from prunedeploy.pipeline.store import Store
+from prunedeploy.pipeline.store.store import Store
 from prunedeploy.study.sweep.grid import load_sweep
 from prunedeploy.study.sweep.plan import plan_sweep
 

@@ -28,8 +28,8 @@ from prunedeploy.pruning.importance import unit_importance
 from prunedeploy.pruning.ratio import solve_structured
 from prunedeploy.pruning.shrink import shrink
 from prunedeploy.scores import scaled_scores
-from prunedeploy_engines.onnxruntime_runner import OnnxRuntimeRunner
-from prunedeploy_engines.process_bench import bench_models
+from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_export import check_detection_parity, check_tensor_parity, onnx_from_torch
 
 RATIOS = (0.75, 0.9)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from prunedeploy_engines.errors import EngineError
-from prunedeploy_engines.runner import Runner
-from prunedeploy_engines.serving.batching import Batcher
+from prunedeploy_engines.runtimes.runner import Runner
+from prunedeploy_engines.serving.core.batching import Batcher
 
 SIZE = (2, 2)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from prunedeploy_engines.latency import LatencySamples
+from prunedeploy_engines.bench.latency import LatencySamples
 
 
 def bench_row(median: float = 10.0, seed: int = 0, rounds: int = 10, **changed: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import numpy as np
 import pytest
 
-from prunedeploy_engines.runner import Runner
+from prunedeploy_engines.runtimes.runner import Runner
 
 
 class RunnerContract:

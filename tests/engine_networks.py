@@ -94,7 +94,7 @@ def write_precisions(folder: Path) -> dict[str, Path]:
 
 def variant(path: Path, *, uint8: bool = False, nms: bool = False) -> Path:
     """The file itself, or its variant with another input or output, beside it."""
-    from prunedeploy_engines.onnx_header import NmsInGraph
+    from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
     from prunedeploy_export import with_nms, with_uint8_input
 
     model, name = onnx.load(path), path.stem

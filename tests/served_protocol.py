@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from prunedeploy_engines.bundle import Bundle, BundleFile, write_bundle
-from prunedeploy_engines.serving.settings import ServingSettings
+from prunedeploy_engines.serving.core.settings import ServingSettings
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
 HEIGHT, WIDTH = 32, 48

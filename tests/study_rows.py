@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prunedeploy.study.rows import Row
+from prunedeploy.study.rows.rows import Row
 
 HASH = "c" * 64
 

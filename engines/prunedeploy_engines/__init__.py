@@ -2,16 +2,16 @@
 
 In the order of the data's flow::
 
-    images       read_image: any image file -> uint8 RGB
-    letterbox    image -> network input, and boxes back
-    runtimes     open_runner: a model on a runtime by name
-    runner       Runner, the contract; onnxruntime_runner, openvino_runner and tensorrt_runner fulfil it
-    nms          network output -> detections
-    detections   Detections, what a caller gets
-    bundle       load_bundle: the deployed folder, verified, ties the above together
-    latency      how a latency is measured; process_bench gives every model a process of its own
-    doctor       what works on this machine, and what to install
-    errors       what a user can mend
+    detection   an image file -> network input -> detections in the image's pixels
+    runtimes    Runner, the contract, and a room for each runtime that fulfils it
+    bundle      load_bundle: the deployed folder, verified, ties the above together
+    serving     bundles behind HTTP and gRPC
+    bench       how latencies are measured and compared
+    builder     ONNX -> TensorRT engine
+    doctor      what works on this machine, and what to install
+    machine     what a measurement ran on: hardware, state, energy
+    markup      HTML and SVG for pages
+    errors, files, locks   what a user can mend; whole files; one writer at a time
 
 Everything is imported at first use: ``import prunedeploy_engines`` loads not even NumPy.
 """
@@ -19,30 +19,28 @@ Everything is imported at first use: ``import prunedeploy_engines`` loads not ev
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from prunedeploy_engines.version import __version__
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle, load_bundle
-    from prunedeploy_engines.detections import Detections
-    from prunedeploy_engines.images import read_image
-    from prunedeploy_engines.letterbox import letterbox
-    from prunedeploy_engines.nms import nms
-    from prunedeploy_engines.runner import Runner
+    from prunedeploy_engines.detection.detections import Detections
+    from prunedeploy_engines.detection.images import read_image
+    from prunedeploy_engines.detection.letterbox import letterbox
+    from prunedeploy_engines.detection.nms import nms
+    from prunedeploy_engines.runtimes.runner import Runner
 
 __all__ = ["Bundle", "Detections", "Runner", "__version__", "letterbox", "load_bundle", "nms", "read_image"]
 
 _HOMES = {
     "Bundle": "bundle",
-    "Detections": "detections",
-    "Runner": "runner",
-    "letterbox": "letterbox",
+    "Detections": "detection.detections",
+    "Runner": "runtimes.runner",
+    "letterbox": "detection.letterbox",
     "load_bundle": "bundle",
-    "nms": "nms",
-    "read_image": "images",
+    "nms": "detection.nms",
+    "read_image": "detection.images",
 }
 
 
@@ -52,18 +50,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """Keeps ``letterbox`` and ``nms`` functions: importing the modules of these names would rebind them."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

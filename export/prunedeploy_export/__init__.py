@@ -2,12 +2,10 @@
 
 In the order of the data's flow::
 
-    network          what an exporter needs to know of a network
-    onnx_from_torch  network -> model.onnx, fp32
-    precision        model.onnx -> fp16 and int8 files
-    onnx_uint8_input, onnx_nms   uint8 images in, detections out
-    parity           the gates an artefact passes before it is deployed
-    triton_repository, kserve_manifest   a bundle -> what a cluster's servers run
+    graph      a network -> model.onnx in fp32, and changes of its graph: uint8 images in, detections out
+    precision  model.onnx -> fp16 and int8 files
+    gates      what a file must pass before it is deployed
+    cluster    a bundle -> what the servers of a cluster run
 
 Everything is imported at first use, so that the gates run where neither torch nor onnx is installed.
 """
@@ -15,17 +13,15 @@ Everything is imported at first use, so that the gates run where neither torch n
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .onnx_edit import OnnxFile
-    from .onnx_from_torch import onnx_from_torch
-    from .onnx_nms import with_nms
-    from .onnx_uint8_input import with_uint8_input
-    from .parity import check_detection_parity, check_map_parity, check_tensor_parity
-    from .precision import Quantiser, fp16_from_fp32
+    from prunedeploy_export.gates.parity import check_detection_parity, check_map_parity, check_tensor_parity
+    from prunedeploy_export.graph.edit import OnnxFile
+    from prunedeploy_export.graph.from_torch import onnx_from_torch
+    from prunedeploy_export.graph.nms import with_nms
+    from prunedeploy_export.graph.uint8_input import with_uint8_input
+    from prunedeploy_export.precision.files import Quantiser, fp16_from_fp32
 
 __all__ = [
     "OnnxFile",
@@ -40,15 +36,15 @@ __all__ = [
 ]
 
 _HOMES = {
-    "OnnxFile": "onnx_edit",
-    "Quantiser": "precision",
-    "check_detection_parity": "parity",
-    "check_map_parity": "parity",
-    "check_tensor_parity": "parity",
-    "fp16_from_fp32": "precision",
-    "onnx_from_torch": "onnx_from_torch",
-    "with_nms": "onnx_nms",
-    "with_uint8_input": "onnx_uint8_input",
+    "OnnxFile": "graph.edit",
+    "Quantiser": "precision.files",
+    "check_detection_parity": "gates.parity",
+    "check_map_parity": "gates.parity",
+    "check_tensor_parity": "gates.parity",
+    "fp16_from_fp32": "precision.files",
+    "onnx_from_torch": "graph.from_torch",
+    "with_nms": "graph.nms",
+    "with_uint8_input": "graph.uint8_input",
 }
 
 
@@ -58,18 +54,6 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """Keeps ``onnx_from_torch`` a function: importing the module of this name would rebind it."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _HOMES and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
-from prunedeploy.cli.bench_rows import KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
-from prunedeploy.cli.bench_run import Effort
 from prunedeploy.cli.group import Command, examples
 from prunedeploy.cli.output import comma_list, json_option, print_json, quiet_stdout, whole_numbers
+from prunedeploy_engines.bench.rows import KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
+from prunedeploy_engines.bench.run import Effort
 
 SCENARIOS = ("single-stream", "offline", "server")
 
@@ -186,7 +186,7 @@ def command(
 
 
 def _checked_bound(scenario: str, bound: float | None, queries: int) -> float | None:
-    from prunedeploy_engines.bench_server import MIN_QUERIES
+    from prunedeploy_engines.bench.server import MIN_QUERIES
 
     if scenario != "server" and bound is not None:
         raise click.UsageError("--latency-bound belongs to --scenario server")
@@ -198,10 +198,10 @@ def _checked_bound(scenario: str, bound: float | None, queries: int) -> float | 
 
 
 def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort) -> dict[str, Any]:
-    from prunedeploy.cli.bench_models import find_subjects
-    from prunedeploy.cli.bench_rows import plan_rows
-    from prunedeploy.cli.bench_run import run_plan, steps
-    from prunedeploy_engines.bench_images import load_images
+    from prunedeploy_engines.bench.images import load_images
+    from prunedeploy_engines.bench.models import find_subjects
+    from prunedeploy_engines.bench.rows import plan_rows
+    from prunedeploy_engines.bench.run import run_plan, steps
 
     with quiet_stdout():
         if choice.images is not None:

@@ -18,7 +18,7 @@ def write_folder(document: dict[str, Any], folder: Path) -> None:
     Raises:
         StoreError: The disk refuses.
     """
-    from prunedeploy_engines.bench_page import page, pictures
+    from prunedeploy_engines.bench.pictures.page import page, pictures
     from prunedeploy_engines.files import write_atomically
 
     content = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -34,7 +34,7 @@ def read_merged(paths: Sequence[Path]) -> dict[str, Any]:
     Raises:
         DataError: A file is not one of ours.
     """
-    from prunedeploy_engines.bench_document import merge_documents, read_document
+    from prunedeploy_engines.bench.document import merge_documents, read_document
 
     paths = list(dict.fromkeys(paths))
     if len(paths) < 2:
@@ -54,8 +54,8 @@ def print_comparison(paths: Sequence[Path], *, seed: int, as_json: bool) -> None
     Raises:
         DataError: A file is not one of ours, or they have no row in common.
     """
-    from prunedeploy_engines.bench_document import read_document
-    from prunedeploy_engines.bench_pairs import compare_documents
+    from prunedeploy_engines.bench.document import read_document
+    from prunedeploy_engines.bench.pairs import compare_documents
 
     if len(paths) != 2:
         raise click.UsageError(f"--compare needs two files, not {len(paths)}")

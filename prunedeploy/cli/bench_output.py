@@ -20,8 +20,8 @@ _SPARSE = "o"
 
 def print_document(document: Mapping[str, Any], out: Path | None) -> None:
     """Print the table, what holds for all rows, and what there is to say about single ones."""
-    from prunedeploy_engines.bench_document import varying
-    from prunedeploy_engines.bench_row_names import row_labels, setting_words
+    from prunedeploy_engines.bench.document import varying
+    from prunedeploy_engines.bench.pictures.row_names import row_labels, setting_words
 
     rows = document["rows"]
     shown = [key for key in _SETTINGS if key in _ALWAYS or key in varying(rows, _SETTINGS)]
@@ -66,7 +66,7 @@ def _figures(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
 
 def setting(row: Row, key: str) -> str:
     """A cell: what was asked for; a precision with what it is really computed in, where that differs."""
-    from prunedeploy_engines.bench_row_names import precision_in_words
+    from prunedeploy_engines.bench.pictures.row_names import precision_in_words
 
     value = row.get(key)
     if key == "precision":

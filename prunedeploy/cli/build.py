@@ -149,8 +149,8 @@ def command(
 
     keep_freed_memory()
     from prunedeploy.config import load_config
+    from prunedeploy.config.ratio_target import target_from_options
     from prunedeploy.pipeline.progress import make_progress
-    from prunedeploy.pipeline.ratio_target import target_from_options
 
     main_process = os.environ.get("RANK", "0") == "0"  # set by launchers of several processes
     set_ratio = next((text for text in sets if text.partition("=")[0].strip() == "ratio"), options["ratio"])

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from prunedeploy.cli.output import MISSING, print_table
-from prunedeploy.pipeline.ratio_target import NAMES, RatioTarget
+from prunedeploy.config.ratio_target import NAMES, RatioTarget
 
 
 def print_search(search: Mapping[str, Any] | None) -> None:

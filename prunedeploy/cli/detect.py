@@ -13,7 +13,7 @@ from prunedeploy.cli.output import comma_list, json_option, print_json, print_ta
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
-    from prunedeploy_engines.runner import Runner
+    from prunedeploy_engines.runtimes.runner import Runner
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -85,7 +85,7 @@ def command(
     BUNDLE is a bundle or a build's output folder. Boxes are printed in pixels of the image. An image that
     cannot be read is named, the others are still done, and the exit code is 2.
     """
-    from prunedeploy.cli.model_source import find_model
+    from prunedeploy_engines.bundle.source import find_model
 
     if providers is not None and runtime != "onnxruntime":
         raise click.UsageError(f"--providers are ONNX Runtime's; --runtime {runtime} has none")
@@ -111,7 +111,7 @@ def command(
 
 def _gpu_target() -> str | None:
     """What an engine must have been built for to run here; None without a GPU."""
-    from prunedeploy_engines.tensorrt_library import cuda_device
+    from prunedeploy_engines.runtimes.tensorrt.library import cuda_device
 
     device = cuda_device()
     return None if device is None else device.target
@@ -121,8 +121,8 @@ def _detect(
     bundle: Bundle, runner: Runner, image: Path, drawn: Path | None, score_threshold: float | None
 ) -> dict[str, Any]:
     """Detect in one image; an image that cannot be read gives a row with ``error``."""
+    from prunedeploy_engines.detection.images import read_image
     from prunedeploy_engines.errors import DataError
-    from prunedeploy_engines.images import read_image
 
     try:
         pixels = read_image(image)
@@ -140,7 +140,7 @@ def _detect(
 
         from PIL import Image
 
-        from prunedeploy_engines.drawing import draw_detections
+        from prunedeploy_engines.detection.drawing import draw_detections
         from prunedeploy_engines.files import write_atomically
 
         png = io.BytesIO()

@@ -18,7 +18,7 @@ def command(as_json: bool) -> None:
     A runtime counts as usable when it has been seen to run a model here, not when it is listed. Always
     exits with 0.
     """
-    from prunedeploy_engines.doctor import diagnose
+    from prunedeploy_engines.doctor.doctor import diagnose
 
     with quiet_stdout():
         findings = diagnose()

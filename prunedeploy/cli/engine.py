@@ -25,9 +25,9 @@ from prunedeploy.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from prunedeploy.cli.model_source import ModelSource
+    from prunedeploy_engines.builder.from_onnx import EngineFile
     from prunedeploy_engines.bundle import Bundle
-    from prunedeploy_engines.engine_from_onnx import EngineFile
+    from prunedeploy_engines.bundle.source import ModelSource
 
 PRECISIONS = ("fp32", "fp16", "int8")
 MIB = 1 << 20
@@ -145,7 +145,7 @@ def command(
     TensorRT-RTX builds ahead of time, without a GPU, for chosen targets. Full TensorRT builds for the GPU
     that is here: run this on the device itself.
     """
-    from prunedeploy.cli.model_source import find_model
+    from prunedeploy_engines.bundle.source import find_model
     from prunedeploy_engines.errors import ConfigError
 
     targets = comma_list(target, "--target")
@@ -236,8 +236,8 @@ def _into_bundle(
     """Build beside the bundle, then put plan and sidecar into it: it never holds a file it does not list."""
     from dataclasses import replace
 
-    from prunedeploy_engines.bundle_files import BundleFile
-    from prunedeploy_engines.engine_from_onnx import sidecar_path
+    from prunedeploy_engines.builder.from_onnx import sidecar_path
+    from prunedeploy_engines.bundle.files import BundleFile
 
     with tempfile.TemporaryDirectory(dir=bundle.path.parent, prefix=f".{bundle.path.name}.", suffix=".tmp") as scratch:
         for name, entry in bundle.manifest.files.items():
@@ -259,9 +259,9 @@ def _into_bundle(
 
 def _build(onnx: Path, folder: Path, precision: str | None, target: str, options: BuildOptions) -> EngineFile:
     """Build into ``folder/<target>``."""
-    from prunedeploy_engines.engine_from_onnx import engine_from_onnx
+    from prunedeploy_engines.builder.from_onnx import engine_from_onnx
     from prunedeploy_engines.errors import RuntimeUnavailableError
-    from prunedeploy_engines.tensorrt_library import cuda_device
+    from prunedeploy_engines.runtimes.tensorrt.library import cuda_device
 
     if target == "device":
         device = cuda_device()

@@ -90,7 +90,7 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     from prunedeploy.process_setup import keep_freed_memory
 
     keep_freed_memory()
-    from prunedeploy.cli.model_source import find_model
+    from prunedeploy_engines.bundle.source import find_model
 
     source = find_model(options.pop("model"), options.pop("weights"))
     default = "torch" if source.kind in ("darknet", "build") else "onnxruntime"

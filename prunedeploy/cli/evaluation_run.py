@@ -16,7 +16,6 @@ from torch import Tensor
 
 from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.cli.data import read_names
-from prunedeploy.cli.model_source import ModelSource, find_model
 from prunedeploy.config import BUNDLED, AttackConfig, EvaluationConfig
 from prunedeploy.data.coco import load_test_split, measured_subset
 from prunedeploy.data.coco_names import COCO_NAMES
@@ -27,11 +26,12 @@ from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, write_dete
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.pipeline.progress import Progress, make_progress
 from prunedeploy_engines.bundle import Bundle
+from prunedeploy_engines.bundle.source import ModelSource, find_model
+from prunedeploy_engines.detection.letterbox import GREY
 from prunedeploy_engines.errors import ConfigError
-from prunedeploy_engines.letterbox import GREY
-from prunedeploy_engines.onnx_header import read_onnx_header
-from prunedeploy_engines.runner import Runner
-from prunedeploy_engines.runtimes import open_runner
+from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
+from prunedeploy_engines.runtimes.opening import open_runner
+from prunedeploy_engines.runtimes.runner import Runner
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet 
             f"cannot run on {name}", source.given, "give a bundle or a build's output folder, or use torch"
         )
     if name == "tensorrt":
-        from prunedeploy_engines.tensorrt_library import cuda_device
+        from prunedeploy_engines.runtimes.tensorrt.library import cuda_device
 
         device = cuda_device()
         return bundle.runner(name, request.precision, target=None if device is None else device.target)

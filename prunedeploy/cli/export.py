@@ -131,9 +131,9 @@ def triton(
     gives detections in their pixels, as prunedeploy's own server does; and the two in between that letterbox and
     suppress. Those two are in Python: Triton's image needs Pillow for them (`pip install --no-deps pillow`).
     """
-    from prunedeploy.cli.model_source import find_model
-    from prunedeploy_export.triton_config import TritonSettings
-    from prunedeploy_export.triton_repository import write_triton_repository
+    from prunedeploy_engines.bundle.source import find_model
+    from prunedeploy_export.cluster.triton_config import TritonSettings
+    from prunedeploy_export.cluster.triton_repository import write_triton_repository
 
     settings = TritonSettings(
         max_batch=max_batch,

@@ -12,7 +12,7 @@ from prunedeploy.cli.group import Command, examples
 from prunedeploy.cli.output import json_option, print_json, quiet_stdout
 
 if TYPE_CHECKING:
-    from prunedeploy.cli.model_source import ModelSource
+    from prunedeploy_engines.bundle.source import ModelSource
 
 PRECISIONS = ("fp32", "fp16", "int8")
 SERVERS = ("prunedeploy", "triton")
@@ -100,11 +100,11 @@ def kserve(
     container runs without root and capabilities, on a read-only root file system. Nothing is sent anywhere:
     `kubectl apply -f FILE` is yours to type.
     """
-    from prunedeploy.cli.model_source import find_model
+    from prunedeploy_engines.bundle.source import find_model
     from prunedeploy_engines.errors import ConfigError
-    from prunedeploy_export.kserve_manifest import gpu_library, inference_service, to_yaml
-    from prunedeploy_export.kserve_settings import KServeSettings
-    from prunedeploy_export.serving_image import dockerfile as dockerfile_text
+    from prunedeploy_export.cluster.kserve_manifest import gpu_library, inference_service, to_yaml
+    from prunedeploy_export.cluster.kserve_settings import KServeSettings
+    from prunedeploy_export.cluster.serving_image import dockerfile as dockerfile_text
 
     server = settings["server"]
     if precision is not None and server == "triton":

@@ -62,7 +62,7 @@ def command(folder: Path, store: Path, compare_paper: bool, machine: str | None,
     rows = read_log(folder / "log.jsonl")
     gallery = find_gallery(results, store)
     path = folder / "report.html"
-    from prunedeploy.pipeline.report import write_report
+    from prunedeploy.report.page import write_report
 
     with quiet_stdout():
         try:
@@ -80,9 +80,9 @@ def command(folder: Path, store: Path, compare_paper: bool, machine: str | None,
 
 def report_sweep(folder: Path, compare_paper: bool, machine: str | None, as_json: bool) -> None:
     """Write the report of a study into its folder, from its rows."""
-    from prunedeploy.study.report import write_report
-    from prunedeploy.study.row_file import read_rows
-    from prunedeploy.study.samples import samples_of
+    from prunedeploy.study.report.page import write_report
+    from prunedeploy.study.report.samples import samples_of
+    from prunedeploy.study.rows.file import read_rows
 
     with quiet_stdout():
         found = read_rows(folder / SWEEP_ROWS)

@@ -12,8 +12,8 @@ from prunedeploy.cli.group import Command, examples
 from prunedeploy.cli.output import json_option
 
 if TYPE_CHECKING:
+    from prunedeploy_engines.serving.core.settings import ServingSettings
     from prunedeploy_engines.serving.server import Addresses
-    from prunedeploy_engines.serving.settings import ServingSettings
 
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -118,7 +118,7 @@ def command(bundles: tuple[str, ...], as_json: bool, **options: Any) -> None:
 
 
 def _settings(options: dict[str, Any]) -> ServingSettings:
-    from prunedeploy_engines.serving.settings import ServingSettings
+    from prunedeploy_engines.serving.core.settings import ServingSettings
 
     return ServingSettings(
         host=options["host"],
@@ -171,7 +171,7 @@ def _named(bundles: tuple[str, ...]) -> dict[str, Path]:
     Raises:
         ConfigError: A name is unusable or given twice, or there is no such bundle.
     """
-    from prunedeploy.cli.model_source import find_model
+    from prunedeploy_engines.bundle.source import find_model
     from prunedeploy_engines.errors import ConfigError
 
     named: dict[str, Path] = {}

@@ -13,7 +13,7 @@ from prunedeploy.cli.group import Group, examples
 from prunedeploy.cli.output import json_option, print_json, print_table, size
 
 if TYPE_CHECKING:
-    from prunedeploy.pipeline.store import Store, StoreRow
+    from prunedeploy.pipeline.store.store import Store, StoreRow
 
 store_option = click.option(
     "--store",
@@ -78,7 +78,7 @@ def gc(root: Path, days: float | None, keep: tuple[str, ...], dry_run: bool, as_
 
 def _open(root: Path) -> Store:
     """Open a store that is there: looking at one must not make one."""
-    from prunedeploy.pipeline.store import Store
+    from prunedeploy.pipeline.store.store import Store
     from prunedeploy_engines.errors import StoreError
 
     if not root.is_dir():

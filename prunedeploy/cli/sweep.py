@@ -242,7 +242,7 @@ def _show_plan(
     sweep: Sweep, cells: list[Cell], store: Path, out: Path, workers: int, retry: bool, as_json: bool
 ) -> None:
     from prunedeploy.pipeline.progress import make_progress
-    from prunedeploy.pipeline.store import Store
+    from prunedeploy.pipeline.store.store import Store
     from prunedeploy.study.sweep.driver import open_cells, read_standings
     from prunedeploy.study.sweep.plan import plan_sweep
 

@@ -13,7 +13,7 @@ from prunedeploy.cli.output import MISSING, print_table, size
 from prunedeploy.pipeline.progress import duration
 
 if TYPE_CHECKING:
-    from prunedeploy.study.rows import CellKey
+    from prunedeploy.study.rows.rows import CellKey
     from prunedeploy.study.sweep.driver import Standing
     from prunedeploy.study.sweep.grid import Sweep
     from prunedeploy.study.sweep.plan import Plan

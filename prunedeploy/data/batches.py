@@ -13,7 +13,7 @@ from torch import Tensor
 from prunedeploy.data.reading import read_record
 from prunedeploy.data.records import ImageRecord
 from prunedeploy.data.transforms import clip_boxes
-from prunedeploy_engines.letterbox import LetterboxGeometry, letterbox, letterbox_boxes
+from prunedeploy_engines.detection.letterbox import LetterboxGeometry, letterbox, letterbox_boxes
 
 Colour = tuple[int, int, int]
 

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from prunedeploy.data.batches import Batch, Colour, Sample, load_sample, make_targets
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.data.transforms import AugmentSettings, augment, generator_for
+from prunedeploy_engines.detection.letterbox import GREY, batch_to_input
 from prunedeploy_engines.errors import DataError
-from prunedeploy_engines.letterbox import GREY, batch_to_input
 
 __all__ = ["CACHE_BYTES", "AugmentSettings", "Batch", "EvaluationLoader", "TrainingLoader"]
 

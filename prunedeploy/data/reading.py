@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunedeploy.data.records import ImageRecord
+from prunedeploy_engines.detection.images import MAX_PIXELS, read_image
 from prunedeploy_engines.errors import DataError
-from prunedeploy_engines.images import MAX_PIXELS, read_image
 
 _ORIENTATION_TAG = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)

@@ -3,7 +3,7 @@
 In the order of the data's flow::
 
     evaluator         evaluate: clean and attacked images through any number of runners, in one loop
-    torch_runner      a PyTorch network behind the contract of `prunedeploy_engines.runner.Runner`
+    torch_runner      a PyTorch network behind the contract of `prunedeploy_engines.runtimes.runner.Runner`
     attacked_images   attacked images on disk, for engines that run later or elsewhere
     detecting         batches through one runner, to detections in pixels of the original images
     detection_table   the detections of a whole data set, as columns

@@ -13,10 +13,10 @@ from prunedeploy.data.loader import Batch
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation.coco_map import MAX_DETECTIONS
 from prunedeploy.evaluation.detection_table import DetectionTable
+from prunedeploy_engines.detection.letterbox import unletterbox_boxes
+from prunedeploy_engines.detection.nms import PRE_NMS_TOP_K, detections_from
 from prunedeploy_engines.errors import DataError
-from prunedeploy_engines.letterbox import unletterbox_boxes
-from prunedeploy_engines.nms import PRE_NMS_TOP_K, detections_from
-from prunedeploy_engines.runner import Float32Array, Runner
+from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
 IOU_THRESHOLD = 0.45
 """Of NMS within a class."""

@@ -33,7 +33,7 @@ from prunedeploy.evaluation.detection_table import DetectionTable
 from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD, Measurement, measure
 from prunedeploy.evaluation.torch_runner import TorchRunner
 from prunedeploy.models.darknet import Darknet
-from prunedeploy_engines.runner import Runner
+from prunedeploy_engines.runtimes.runner import Runner
 
 Attack = Callable[[Darknet, Tensor, Tensor], Tensor]
 """``attack(model, images (B, 3, H, W), targets (T, 6)) -> attacked images``; both as a `Batch` has them."""

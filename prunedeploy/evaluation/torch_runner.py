@@ -8,7 +8,7 @@ import torch
 
 from prunedeploy.models.darknet import Darknet, FoldedDarknet, load_darknet
 from prunedeploy.models.decode import decode
-from prunedeploy_engines.runner import Float32Array, Runner
+from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
 
 class TorchRunner(Runner):
@@ -76,5 +76,5 @@ class TorchRunner(Runner):
 
 
 def open_torch_runner(cfg: str, weights: str, threads: int | None = None) -> TorchRunner:
-    """A runner from Darknet files; `prunedeploy_engines.process_bench` opens it in a process of its own."""
+    """A runner from Darknet files; `prunedeploy_engines.bench.rounds` opens it in a process of its own."""
     return TorchRunner(load_darknet(cfg, weights), threads)

@@ -11,32 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
+from prunedeploy.config.ratio_target import RatioTarget
 from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
-from prunedeploy.pipeline.export_stages import (
-    artefact_stages,
-    check_calibration_images,
-    engine_stages,
-    export_stage,
-)
-from prunedeploy.pipeline.latency_stage import latency_stage
-from prunedeploy.pipeline.measure_stages import (
+from prunedeploy.pipeline.networks import all_networks, check_reachable
+from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
+from prunedeploy.pipeline.progress import Progress
+from prunedeploy.pipeline.ratio.search import RatioSearch
+from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ratio
+from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
+from prunedeploy.pipeline.stages.evaluate import (
     ROWS,
     check_images_stage,
     compare_stage,
     evaluate_stage,
     gallery_stage,
 )
-from prunedeploy.pipeline.networks import all_networks, check_reachable
-from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
-from prunedeploy.pipeline.pattern_stage import pattern_stage
-from prunedeploy.pipeline.progress import Progress
-from prunedeploy.pipeline.ratio_search import RatioSearch
-from prunedeploy.pipeline.ratio_target import RatioTarget
-from prunedeploy.pipeline.ratio_trials import check_target, final_value, find_ratio
-from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
-from prunedeploy.pipeline.score_stages import check_score_files
-from prunedeploy.pipeline.stages import canonical_json
-from prunedeploy.pipeline.store import Store, read_json
+from prunedeploy.pipeline.stages.export import (
+    artefact_stages,
+    check_calibration_images,
+    engine_stages,
+    export_stage,
+)
+from prunedeploy.pipeline.stages.latency import latency_stage
+from prunedeploy.pipeline.stages.pattern import pattern_stage
+from prunedeploy.pipeline.stages.score import check_score_files
+from prunedeploy.pipeline.store.key import canonical_json
+from prunedeploy.pipeline.store.store import Store, read_json
 from prunedeploy.training.distributed import is_main_process
 
 

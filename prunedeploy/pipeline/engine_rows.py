@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy.pipeline.context import StageResult
-from prunedeploy.pipeline.export_stages import ENGINE, Artefact, engine_key
-from prunedeploy_engines.engine_from_onnx import read_engine_file
+from prunedeploy.pipeline.stages.export import ENGINE, Artefact, engine_key
+from prunedeploy_engines.builder.from_onnx import read_engine_file
 from prunedeploy_engines.files import file_sha256
-from prunedeploy_engines.onnx_header import read_onnx_header
+from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
 
 
 def engine_rows(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from prunedeploy.config import BuildConfig
 from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.pipeline.context import BuildContext, StageResult, original_cfg_path
-from prunedeploy.pipeline.dead_channel_stage import dead_channel_stage
-from prunedeploy.pipeline.granularity_setting import check_cut
-from prunedeploy.pipeline.model_stages import finetune_stage, original_stage, pretrain_stage
-from prunedeploy.pipeline.prune_stages import optimise_stage, prune_stage
-from prunedeploy.pipeline.score_stages import score_stage
+from prunedeploy.pipeline.stages.cut import optimise_stage, prune_stage
+from prunedeploy.pipeline.stages.dead_channels import dead_channel_stage
+from prunedeploy.pipeline.stages.granularity import check_cut
+from prunedeploy.pipeline.stages.score import score_stage
+from prunedeploy.pipeline.stages.train import finetune_stage, original_stage, pretrain_stage
 
 
 @dataclass(frozen=True)

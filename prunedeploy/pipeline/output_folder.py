@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunedeploy.pipeline.store import FileLock, read_json, write_json
+from prunedeploy.pipeline.store.store import FileLock, read_json, write_json
 from prunedeploy_engines.errors import StoreError
 
 MARKER = "build.json"

@@ -12,20 +12,20 @@ from typing import Any
 
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.pipeline.dead_channel_stage import NAME as DEAD_CHANNELS
 from prunedeploy.pipeline.engine_rows import engine_rows
-from prunedeploy.pipeline.export_stages import ENGINE, Artefact
-from prunedeploy.pipeline.latency_stage import PEAK
-from prunedeploy.pipeline.measure_stages import csv_name
 from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
-from prunedeploy.pipeline.report import write_report
+from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
+from prunedeploy.pipeline.stages.evaluate import csv_name
+from prunedeploy.pipeline.stages.export import ENGINE, Artefact
+from prunedeploy.pipeline.stages.latency import PEAK
 from prunedeploy.pruning.subnet import count_parameters
+from prunedeploy.report.page import write_report
+from prunedeploy_engines.builder.from_onnx import read_engine_file, sidecar_path
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
-from prunedeploy_engines.engine_from_onnx import read_engine_file, sidecar_path
-from prunedeploy_engines.environment import library_versions, machine_info
+from prunedeploy_engines.detection.letterbox import GREY
 from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.files import file_sha256, write_atomically
-from prunedeploy_engines.letterbox import GREY
+from prunedeploy_engines.machine.environment import library_versions, machine_info
 
 SCHEMA_VERSION = 1
 TRAININGS = ("original", "pretrain", "optimise-scores", "finetune")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.data.batches import Batch
+from prunedeploy_engines.detection.images import read_image
 from prunedeploy_engines.errors import DataError, PruningError
-from prunedeploy_engines.images import read_image
 
 ReferenceFunction = Callable[[Tensor], Tensor]
 """Images ``(B, 3, H, W)`` in [0, 1] to their references: ``(B, 3, H, W)``, or ``(1, 3, H, W)``, one for all."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bench_rows import bench_document, bench_row
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
-from prunedeploy_engines.doctor import diagnose
+from prunedeploy_engines.doctor.doctor import diagnose
 from prunedeploy_engines.files import file_sha256
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 

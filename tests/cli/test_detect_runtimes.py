@@ -14,7 +14,7 @@ from PIL import Image
 from detector_variants import save_conv_detector, save_nms_detector, save_uint8_detector
 from engine_networks import SIZE, write_precisions
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
-from prunedeploy_engines.runtimes import open_runner
+from prunedeploy_engines.runtimes.opening import open_runner
 from tiny_detector import CLASS_NAMES
 
 NOT_ON_THE_DEVICE = ("torch", "onnx", "captum", "pycocotools", "scipy", "safetensors", "openvino_telemetry")

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from prunedeploy_engines import load_bundle
-from prunedeploy_engines.doctor import diagnose
+from prunedeploy_engines.doctor.doctor import diagnose
 from tiny_detector import save_tiny_detector
 
 NOT_ON_THE_DEVICE = ("torch", "onnx", "captum", "pycocotools", "scipy", "safetensors")

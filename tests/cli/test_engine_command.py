@@ -122,9 +122,9 @@ def test_precision_that_a_bundle_does_not_have(run: Any, tmp_path: Path, files: 
 
 def int8_without_calibration(path: Path, out: Path) -> Path:
     """A signed int8 file whose ranges are made up: what is computed in is real, what comes out is not."""
-    from prunedeploy_export.calibration import Range
-    from prunedeploy_export.onnx_edit import head_convolutions, read_model, set_metadata, write_model
-    from prunedeploy_export.quantisation import plan_quantisation, quantise
+    from prunedeploy_export.graph.edit import head_convolutions, read_model, set_metadata, write_model
+    from prunedeploy_export.precision.calibration import Range
+    from prunedeploy_export.precision.quantisation import plan_quantisation, quantise
 
     model = read_model(path)
     heads = [node.name for node in head_convolutions(model.graph)]

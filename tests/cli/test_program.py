@@ -251,7 +251,7 @@ def test_commands_without_their_extra_say_which(
 
 def test_interrupt_is_one_line_and_130(tmp_path: Path) -> None:
     program = (
-        "import prunedeploy_engines.doctor as d, time\n"
+        "import prunedeploy_engines.doctor.doctor as d, time\n"
         "def wait():\n    print('waiting', flush=True); time.sleep(60)\n"
         "d.diagnose = wait\nfrom prunedeploy.cli import main; main()"
     )
@@ -281,7 +281,7 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
 
 def test_warnings_are_one_line(run_process: Any) -> None:
     before = (
-        "import warnings, prunedeploy_engines.doctor as d\n"
+        "import warnings, prunedeploy_engines.doctor.doctor as d\n"
         "d.diagnose = lambda: warnings.warn('zero-gradient: nothing moves') or [d.Finding('x', 'ok', 'y')]"
     )
     done = run_process("doctor", before=before)
@@ -290,7 +290,7 @@ def test_warnings_are_one_line(run_process: Any) -> None:
 
 def test_json_stays_pure_whatever_libraries_print(run_process: Any) -> None:
     before = (
-        "import os, subprocess, prunedeploy_engines.doctor as d\n"
+        "import os, subprocess, prunedeploy_engines.doctor.doctor as d\n"
         "def noisy():\n"
         "    print('from python'); os.write(1, b'from C\\n'); subprocess.run(['echo', 'from a child'])\n"
         "    return [d.Finding('x', 'ok', 'y')]\n"

@@ -202,7 +202,7 @@ def test_a_second_signal_does_not_wait(bundle: Path, red_cell: Path) -> None:
 
 def test_a_signal_while_models_load_ends_it_at_once(run_process: Any, bundle: Path) -> None:
     before = (
-        "import os, signal, prunedeploy_engines.serving.repository as repository; load = repository.load_bundle\n"
+        "import os, signal, prunedeploy_engines.serving.core.repository as repository; load = repository.load_bundle\n"
         "repository.load_bundle = lambda path: (os.kill(os.getpid(), signal.SIGTERM), load(path))[1]"
     )
     done = run_process("serve", f"a={bundle}", f"b={bundle}", *FREE_PORTS, before=before)

@@ -14,7 +14,7 @@ import pytest
 
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.bundle import BundleFile
-from prunedeploy_engines.engine_file import EngineFile, sidecar_path, write_engine_file
+from prunedeploy_engines.runtimes.tensorrt.engine_file import EngineFile, sidecar_path, write_engine_file
 from served_command import FREE_PORTS
 
 for needed in ("fastapi", "uvicorn", "grpc", "prometheus_client", "python_multipart", "onnxruntime"):

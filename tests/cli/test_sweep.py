@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from prunedeploy.study.row_file import read_rows
-from prunedeploy.study.rows import Row, to_line
+from prunedeploy.study.rows.file import read_rows
+from prunedeploy.study.rows.rows import Row, to_line
 from tiny_study import TinyStudy, child_workers, make_tiny_study, start_sweep
 
 SECONDS = 300.0

@@ -10,8 +10,8 @@ from PIL import Image
 
 from prunedeploy.data import load_coco
 from prunedeploy.data.loader import AugmentSettings, EvaluationLoader, TrainingLoader
+from prunedeploy_engines.detection.letterbox import GREY
 from prunedeploy_engines.errors import DataError
-from prunedeploy_engines.letterbox import GREY
 
 SIZE = (64, 64)
 

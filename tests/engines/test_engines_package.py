@@ -45,7 +45,7 @@ def test_importing_what_evaluation_needs_loads_only_numpy() -> None:
     assert run(f"{program} print([n for n in {HEAVY} if n in sys.modules])") == "[]"
 
 
-@pytest.mark.parametrize("first", ["nms", "letterbox", "bundle"])
+@pytest.mark.parametrize("first", ["detection.nms", "detection.letterbox", "bundle"])
 def test_functions_are_not_shadowed_by_their_modules(first: str) -> None:
     program = f"import prunedeploy_engines.{first}, prunedeploy_engines as p;"
     assert run(f"{program} print(callable(p.nms), callable(p.letterbox))") == "True True"

@@ -25,10 +25,10 @@ from prunedeploy.evaluation import (
     write_detections,
 )
 from prunedeploy.models import load_darknet, parse_cfg
+from prunedeploy_engines.detection.letterbox import letterbox_boxes
+from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import DataError
-from prunedeploy_engines.letterbox import letterbox_boxes
-from prunedeploy_engines.nms import detections_from
-from prunedeploy_engines.runner import Runner
+from prunedeploy_engines.runtimes.runner import Runner
 
 INPUT = (64, 96)
 SIZES = [

@@ -15,8 +15,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from export.networks import folded, random_network
 from prunedeploy_export import onnx_from_torch
-from prunedeploy_export.calibration import Range
-from prunedeploy_export.onnx_edit import expose
+from prunedeploy_export.graph.edit import expose
+from prunedeploy_export.precision.calibration import Range
 
 
 def every_block(activation: str) -> str:

@@ -16,8 +16,8 @@ from prunedeploy.models.darknet import Darknet, activate
 from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.models.darknet_weights import read_weights
 from prunedeploy.resources import darknet_cfg_path
-from prunedeploy_engines.letterbox import batch_to_input, letterbox, unletterbox_boxes
-from prunedeploy_engines.nms import detections_from
+from prunedeploy_engines.detection.letterbox import batch_to_input, letterbox, unletterbox_boxes
+from prunedeploy_engines.detection.nms import detections_from
 from pruning.darknets import HEAD, conv, network, random_network
 
 SHIPPED = ("yolov3", "yolov3-tiny", "yolov3-spp", "yolov3-slim")

@@ -166,7 +166,7 @@ from prunedeploy.config import load_config
 from prunedeploy.pipeline.build import build
 from prunedeploy.pipeline.progress import make_progress
 from prunedeploy_engines.errors import PrunedeployError
-import onnx, onnxruntime, pycocotools.cocoeval, prunedeploy.pipeline.measure_stages
+import onnx, onnxruntime, pycocotools.cocoeval, prunedeploy.pipeline.stages.evaluate
 
 def run(order):
     if order["file_limit"]:

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from prunedeploy.cli import cli
 from prunedeploy.config import load_config
 from prunedeploy.models.darknet_cfg import read_cfg
-from prunedeploy.pipeline.stages import check_result
+from prunedeploy.pipeline.store.key import check_result
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import (
     BundleError,

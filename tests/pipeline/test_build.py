@@ -28,7 +28,7 @@ from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pipeline.build import BuildOutcome, build
 from prunedeploy.pipeline.output_folder import open_output_folder
 from prunedeploy.pipeline.progress import make_progress
-from prunedeploy.pipeline.stages import check_result
+from prunedeploy.pipeline.store.key import check_result
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import DataError

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from prunedeploy.models import load_darknet
-from prunedeploy.pipeline import dead_channel_stage
 from prunedeploy.pipeline.build import BuildOutcome
+from prunedeploy.pipeline.stages import dead_channels as dead_channel_stage
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import GateError
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from prunedeploy.models import load_darknet
-from prunedeploy.pipeline.stages import check_result
+from prunedeploy.pipeline.store.key import check_result
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import StoreError
 

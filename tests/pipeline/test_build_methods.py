@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.build import BuildOutcome
-from prunedeploy.pipeline.score_stages import load_scores
+from prunedeploy.pipeline.stages.score import load_scores
 from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import ConfigError, PruningError

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models import load_darknet
-from prunedeploy.pipeline import model_stages
 from prunedeploy.pipeline.build import BuildOutcome
-from prunedeploy.pipeline.score_stages import load_scores
+from prunedeploy.pipeline.stages import train as model_stages
+from prunedeploy.pipeline.stages.score import load_scores
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import ConfigError, GateError, PruningError
-from prunedeploy_engines.tensorrt_library import installed_version
+from prunedeploy_engines.runtimes.tensorrt.library import installed_version
 
 # Of the tiny network: the first convolution reads 3 channels, two give the heads; 32, 96, 64 ... are whole blocks.
 DENSE = {0, 5, 11}

@@ -18,11 +18,11 @@ from prunedeploy.config import load_config
 from prunedeploy.pipeline.build import BuildOutcome, build
 from prunedeploy.pipeline.progress import make_progress
 from prunedeploy_engines import load_bundle
-from prunedeploy_engines.engine_from_onnx import read_engine_file
+from prunedeploy_engines.builder.from_onnx import read_engine_file
 from prunedeploy_engines.errors import DataError, GateError
-from prunedeploy_engines.onnx_header import read_onnx_header
-from prunedeploy_engines.runtimes import unavailable_reason
-from prunedeploy_engines.tensorrt_library import installed_version
+from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
+from prunedeploy_engines.runtimes.opening import unavailable_reason
+from prunedeploy_engines.runtimes.tensorrt.library import installed_version
 
 # Nothing is cut and nothing is trained after the first step, so that mAP is far from 0 and worth comparing.
 SETS = (

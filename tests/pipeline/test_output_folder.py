@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prunedeploy.pipeline.output_folder import ENTRIES, LOCK, open_output_folder
-from prunedeploy.pipeline.store import read_json, write_json
+from prunedeploy.pipeline.store.store import read_json, write_json
 from prunedeploy_engines.errors import StoreError
 
 OURS, OTHER = "a" * 64, "b" * 64
@@ -210,7 +210,7 @@ KILLED_AT_EVERY_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
 from prunedeploy.pipeline.output_folder import open_output_folder
-from prunedeploy.pipeline.store import read_json
+from prunedeploy.pipeline.store.store import read_json
 CHANGES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "fcntl.flock"}
 out, fatal, seen = Path(sys.argv[1]), -1, 0
 

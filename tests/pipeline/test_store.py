@@ -18,17 +18,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prunedeploy.pipeline import stages
-from prunedeploy.pipeline.stages import StageKey, canonical_json, check_result, machine_id
-from prunedeploy.pipeline.store import FileLock, Store, is_disk_full, read_json, write_json
+from prunedeploy.pipeline.store import key as stages
+from prunedeploy.pipeline.store.key import StageKey, canonical_json, check_result, machine_id
+from prunedeploy.pipeline.store.store import FileLock, Store, is_disk_full, read_json, write_json
 from prunedeploy_engines.errors import StoreError
 
 KEY = StageKey("finetune", 1, {"lr": 0.01}, {"weights": "abc"}, torch="2.0")
 PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path
-from prunedeploy.pipeline.stages import StageKey
-from prunedeploy.pipeline.store import FileLock, Store
+from prunedeploy.pipeline.store.key import StageKey
+from prunedeploy.pipeline.store.store import FileLock, Store
 from prunedeploy_engines.errors import StoreError
 KEY = StageKey("finetune", 1, {"lr": 0.01}, {"weights": "abc"}, torch="2.0")
 def wait_for(path):
@@ -605,7 +605,7 @@ def compute(work):
     elif how == "tofile":
         blob.tofile(work / "big")
     elif how == "json":
-        from prunedeploy.pipeline.store import write_json
+        from prunedeploy.pipeline.store.store import write_json
         write_json(work / "big.json", "x" * (4 << 20))
     else:
         from safetensors.numpy import save_file

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy_engines.errors import ConfigError
-from prunedeploy_engines.serving.settings import ServingSettings
+from prunedeploy_engines.serving.core.settings import ServingSettings
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "grpc", "google.protobuf", "prometheus_client", "python_multipart")
 
@@ -44,7 +44,7 @@ def check_extra() -> None:
 def run(bundles: Mapping[str, Path], settings: ServingSettings, announce: Callable[[Addresses], None]) -> None:
     """Serve until SIGINT or SIGTERM, with a line of JSON on standard error for every request; see `serve`."""
     check_extra()
-    from prunedeploy_engines.serving.logs import configure_logs
+    from prunedeploy_engines.serving.telemetry.logs import configure_logs
 
     configure_logs()
     with contextlib.suppress(ImportError):
@@ -67,7 +67,7 @@ async def serve(bundles: Mapping[str, Path], settings: ServingSettings, announce
         ConfigError: A port is taken, TLS files do not fit, the extra is missing.
         PrunedeployError: A bundle cannot be loaded.
     """
-    from prunedeploy_engines.serving.listening import http_server, listen, tls_bytes
+    from prunedeploy_engines.serving.http.listening import http_server, listen, tls_bytes
 
     tls = tls_bytes(settings)
     with contextlib.ExitStack() as opened:
@@ -85,10 +85,10 @@ async def _serve(
     tls: tuple[bytes, bytes] | None,
     http_server: Callable[[Any, ServingSettings], Any],
 ) -> None:
-    from prunedeploy_engines.serving.app import create_app
-    from prunedeploy_engines.serving.errors import ModelUnavailableError
-    from prunedeploy_engines.serving.metrics import Metrics
-    from prunedeploy_engines.serving.repository import ModelRepository
+    from prunedeploy_engines.serving.core.errors import ModelUnavailableError
+    from prunedeploy_engines.serving.core.repository import ModelRepository
+    from prunedeploy_engines.serving.http.app import create_app
+    from prunedeploy_engines.serving.telemetry.metrics import Metrics
 
     repository = ModelRepository(bundles, settings, Metrics())
     server = http_server(create_app(repository, settings), settings)
@@ -121,7 +121,7 @@ async def _serve(
 
 async def _stop(grpc_server: Any, grace_s: float | None) -> None:
     """Stop gRPC; calls that are on their way first get an answer, since the library would cancel them."""
-    from prunedeploy_engines.serving.http_connection import LAST_CALL_S
+    from prunedeploy_engines.serving.http.connection import LAST_CALL_S
 
     if grace_s is not None:
         await asyncio.sleep(LAST_CALL_S)
@@ -134,7 +134,7 @@ async def _grpc_server(
     import grpc
     import grpc.aio
 
-    from prunedeploy_engines.serving.v2_grpc import add_grpc
+    from prunedeploy_engines.serving.grpc.service import add_grpc
 
     server = grpc.aio.server(
         options=[

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.pipeline.export_stages import PLAIN, Artefact, cpu_runtimes, export_stage
-from prunedeploy.pipeline.latency_stage import file_latency_stage
-from prunedeploy.pipeline.measure_stages import check_images_stage, evaluate_stage
-from prunedeploy.pipeline.model_stages import original_stage
 from prunedeploy.pipeline.networks import pruned_networks, unpruned_networks
-from prunedeploy.pipeline.stages import machine_id, read_record
+from prunedeploy.pipeline.stages.evaluate import check_images_stage, evaluate_stage
+from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, export_stage
+from prunedeploy.pipeline.stages.latency import file_latency_stage
+from prunedeploy.pipeline.stages.train import original_stage
+from prunedeploy.pipeline.store.key import machine_id, read_record
 from prunedeploy.pruning.subnet import count_parameters
-from prunedeploy_engines.environment import cpu_info
 from prunedeploy_engines.errors import DataError
+from prunedeploy_engines.machine.environment import cpu_info
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 from prunedeploy.config import BuildConfig, as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
 from prunedeploy.pipeline.progress import Progress
-from prunedeploy.pipeline.stages import StageKey, canonical_json, read_record
-from prunedeploy.pipeline.store import Store
+from prunedeploy.pipeline.store.key import StageKey, canonical_json, read_record
+from prunedeploy.pipeline.store.store import Store
 from prunedeploy_engines.errors import StoreError
 
 

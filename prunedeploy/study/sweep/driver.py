@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.progress import Progress
-from prunedeploy.pipeline.store import Store, write_json
-from prunedeploy.study.row_file import RowFile, read_rows
-from prunedeploy.study.rows import CellKey, Row
+from prunedeploy.pipeline.store.store import Store, write_json
+from prunedeploy.study.rows.file import RowFile, read_rows
+from prunedeploy.study.rows.rows import CellKey, Row
 from prunedeploy.study.sweep.grid import Cell, Sweep
 from prunedeploy.study.sweep.tasks import CellDone, CellFailed, Executor, Phase, Task
 from prunedeploy_engines.errors import StoreError

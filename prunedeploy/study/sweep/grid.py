@@ -27,9 +27,9 @@ from prunedeploy.config import (
     result_settings,
     validated,
 )
-from prunedeploy.pipeline.stages import canonical_json
-from prunedeploy.study.design import GREY_SUFFIX, ORIGINAL, ORIGINAL_GREY, PAPER_CONFIGURATIONS, REFERENCES
-from prunedeploy.study.rows import CellKey
+from prunedeploy.pipeline.store.key import canonical_json
+from prunedeploy.study.rows.rows import CellKey
+from prunedeploy.study.statistics.design import GREY_SUFFIX, ORIGINAL, ORIGINAL_GREY, PAPER_CONFIGURATIONS, REFERENCES
 from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.files import file_sha256
 

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-from prunedeploy.pipeline.stages import torch_version
+from prunedeploy.pipeline.store.key import torch_version
 
 PACKAGES = ("prunedeploy", "prunedeploy_export", "prunedeploy_engines")
 _WITHOUT = ("prunedeploy/cli/", "prunedeploy/study/", "prunedeploy_engines/serving/")

@@ -12,12 +12,12 @@ from statistics import fmean
 
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult
-from prunedeploy.pipeline.granularity_setting import cut_settings
 from prunedeploy.pipeline.networks import check_reachable, unpruned_networks
 from prunedeploy.pipeline.progress import Progress
-from prunedeploy.pipeline.stages import canonical_json
-from prunedeploy.pipeline.store import Store
-from prunedeploy.study.rows import CellKey
+from prunedeploy.pipeline.stages.granularity import cut_settings
+from prunedeploy.pipeline.store.key import canonical_json
+from prunedeploy.pipeline.store.store import Store
+from prunedeploy.study.rows.rows import CellKey
 from prunedeploy.study.sweep.cell import timed_stage, timing_runtime, trained_stages
 from prunedeploy.study.sweep.contexts import Contexts, PlannedStage, PlanningContext
 from prunedeploy.study.sweep.grid import Cell

@@ -13,7 +13,7 @@ from typing import Any
 
 from prunedeploy.config import BuildConfig
 from prunedeploy.pipeline.context import training_device
-from prunedeploy.pipeline.store import FileLock
+from prunedeploy.pipeline.store.store import FileLock
 from prunedeploy.study.sweep.identity import identity
 from prunedeploy.study.sweep.ray_cluster import SECONDS_BETWEEN_LOOKS, WHERE, RayCluster
 from prunedeploy.study.sweep.ray_task import work

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunedeploy.pipeline.store import FileLock
+from prunedeploy.pipeline.store.store import FileLock
 from prunedeploy.study.sweep.worker_process import WorkerProcess, stop
 
 SECONDS_IDLE = 10.0

@@ -1,4 +1,4 @@
-"""Pictures for the paper's Figure 5, made when a sweep has trained and timed: see `prunedeploy.study.samples`.
+"""Pictures for the paper's Figure 5, made when a sweep has trained and timed: see `prunedeploy.study.report.samples`.
 
 Pictures change no row and no row's hash. They are made for one run, from networks that the store still has.
 """
@@ -15,16 +15,16 @@ from PIL import Image
 
 from prunedeploy.pipeline.context import BuildContext, StageResult
 from prunedeploy.pipeline.progress import Progress
-from prunedeploy.pipeline.samples_stage import DOCUMENT as STAGE_DOCUMENT
-from prunedeploy.pipeline.samples_stage import THRESHOLDS, picture_name, samples_stage
-from prunedeploy.pipeline.store import Store, read_json
-from prunedeploy.study.rows import CellKey
-from prunedeploy.study.samples import DOCUMENT, FOLDER, KINDS, CellSamples, Detection, SampleSet, read_samples
+from prunedeploy.pipeline.stages.samples import DOCUMENT as STAGE_DOCUMENT
+from prunedeploy.pipeline.stages.samples import THRESHOLDS, picture_name, samples_stage
+from prunedeploy.pipeline.store.store import Store, read_json
+from prunedeploy.study.report.samples import DOCUMENT, FOLDER, KINDS, CellSamples, Detection, SampleSet, read_samples
+from prunedeploy.study.rows.rows import CellKey
 from prunedeploy.study.sweep.contexts import Contexts
 from prunedeploy.study.sweep.grid import Cell, Sweep
 from prunedeploy.study.sweep.plan import PlannedCell, plan_sweep
-from prunedeploy_engines.detections import Detections
-from prunedeploy_engines.drawing import draw_detections
+from prunedeploy_engines.detection.detections import Detections
+from prunedeploy_engines.detection.drawing import draw_detections
 from prunedeploy_engines.errors import ConfigError, PrunedeployError, StoreError
 from prunedeploy_engines.files import write_atomically
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from prunedeploy.study.rows import CellKey
+from prunedeploy.study.rows.rows import CellKey
 from prunedeploy.study.sweep.tasks import CellDone, CellFailed, Event, StageDone, Task
 from prunedeploy_engines.errors import ConfigError, StoreError
 

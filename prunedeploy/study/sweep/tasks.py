@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from prunedeploy.study.rows import CellKey
+from prunedeploy.study.rows.rows import CellKey
 
 Phase = Literal["train", "time"]
 

@@ -108,7 +108,7 @@ class _Worker:
 
     def do(self, task: dict[str, Any]) -> None:
         """Do a task and answer with ``done`` or ``failed``; where no task can go on, with ``stop`` or ``unfit``."""
-        from prunedeploy.pipeline.store import Store, is_disk_full
+        from prunedeploy.pipeline.store.store import Store, is_disk_full
         from prunedeploy_engines.errors import PrunedeployError, StoreError
 
         if unlike := _unlike(task):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from arithmetic_runner import SIZE, Arithmetic, Told, opened, pictures, soon, until
 from prunedeploy_engines.errors import EngineError
-from prunedeploy_engines.runner import Runner
-from prunedeploy_engines.serving.batching import Batcher
-from prunedeploy_engines.serving.errors import (
+from prunedeploy_engines.runtimes.runner import Runner
+from prunedeploy_engines.serving.core.batching import Batcher
+from prunedeploy_engines.serving.core.errors import (
     DeadlineError,
     InferenceFailedError,
     InvalidRequestError,

@@ -12,8 +12,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from arithmetic_runner import SIZE, Arithmetic, Told, soon
-from prunedeploy_engines.serving.batching import Batcher
-from prunedeploy_engines.serving.errors import (
+from prunedeploy_engines.serving.core.batching import Batcher
+from prunedeploy_engines.serving.core.errors import (
     DeadlineError,
     InvalidRequestError,
     ModelUnavailableError,

@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="serving needs the extra 'serve'")
 
-from prunedeploy_engines.serving import http_connection
-from prunedeploy_engines.serving.listening import http_server, listen
-from prunedeploy_engines.serving.settings import ServingSettings
+from prunedeploy_engines.serving.core.settings import ServingSettings
+from prunedeploy_engines.serving.http import connection as http_connection
+from prunedeploy_engines.serving.http.listening import http_server, listen
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 

@@ -14,16 +14,16 @@ from PIL import Image
 
 from prunedeploy_engines.bundle import Bundle, BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.errors import BundleError
-from prunedeploy_engines.serving.detect import decode_image
-from prunedeploy_engines.serving.errors import (
+from prunedeploy_engines.serving.core.decoding import decode_image
+from prunedeploy_engines.serving.core.errors import (
     InvalidRequestError,
     ModelUnavailableError,
     TooLargeError,
     UnknownModelError,
     UnsupportedMediaError,
 )
-from prunedeploy_engines.serving.repository import ModelRepository
-from prunedeploy_engines.serving.settings import ServingSettings
+from prunedeploy_engines.serving.core.repository import ModelRepository
+from prunedeploy_engines.serving.core.settings import ServingSettings
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
 pytest.importorskip("onnxruntime")

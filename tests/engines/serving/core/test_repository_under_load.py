@@ -15,10 +15,10 @@ import pytest
 
 from prunedeploy_engines.bundle import Bundle, BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.errors import BundleError
-from prunedeploy_engines.serving import repository as repository_module
-from prunedeploy_engines.serving.errors import InvalidRequestError, ModelUnavailableError
-from prunedeploy_engines.serving.repository import ModelRepository
-from prunedeploy_engines.serving.settings import ServingSettings
+from prunedeploy_engines.serving.core import repository as repository_module
+from prunedeploy_engines.serving.core.errors import InvalidRequestError, ModelUnavailableError
+from prunedeploy_engines.serving.core.repository import ModelRepository
+from prunedeploy_engines.serving.core.settings import ServingSettings
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
 pytest.importorskip("onnxruntime")

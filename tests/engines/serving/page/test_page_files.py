@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from prunedeploy_engines.serving import page
+from prunedeploy_engines.serving.http import page
 from served_page import Served
 
 

@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from prunedeploy_engines import Bundle
-from prunedeploy_engines.serving.http_connection import MAX_HEAD_BYTES
-from prunedeploy_engines.serving.logs import configure_logs
-from prunedeploy_engines.serving.v2_messages import SERVICE, message_type
+from prunedeploy_engines.serving.grpc.messages import SERVICE, message_type
+from prunedeploy_engines.serving.http.connection import MAX_HEAD_BYTES
+from prunedeploy_engines.serving.telemetry.logs import configure_logs
 from served_protocol import Running, picture, running
 
 PNG = {"Content-Type": "image/png"}

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from prunedeploy_engines import Bundle
-from prunedeploy_engines.drawing import draw_detections
-from prunedeploy_engines.serving.detect_routes import preferred
+from prunedeploy_engines.detection.drawing import draw_detections
+from prunedeploy_engines.serving.http.detect_routes import preferred
 from served_protocol import Answer, Running, picture, running, tiny_bundle
 
 PNG = {"Content-Type": "image/png"}

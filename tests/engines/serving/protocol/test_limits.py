@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunedeploy_engines.serving.errors import DeadlineError, InvalidRequestError, OverloadedError, TooLargeError
-from prunedeploy_engines.serving.image_room import ImageRoom
-from prunedeploy_engines.serving.limits import BodyBudget, HeldBody, element_count, parse_json
-from prunedeploy_engines.serving.security import Token
+from prunedeploy_engines.serving.core.errors import DeadlineError, InvalidRequestError, OverloadedError, TooLargeError
+from prunedeploy_engines.serving.core.image_room import ImageRoom
+from prunedeploy_engines.serving.core.limits import BodyBudget, HeldBody, element_count, parse_json
+from prunedeploy_engines.serving.core.security import Token
 from served_protocol import picture
 
 NESTED = st.recursive(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from prunedeploy_engines.serving.docs_page import docs_page
-from prunedeploy_engines.serving.openapi import openapi_document
-from prunedeploy_engines.serving.settings import ServingSettings
+from prunedeploy_engines.serving.core.settings import ServingSettings
+from prunedeploy_engines.serving.http.docs_page import docs_page
+from prunedeploy_engines.serving.http.openapi import openapi_document
 from served_protocol import Running
 
 if TYPE_CHECKING:

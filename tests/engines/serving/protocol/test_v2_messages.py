@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from google.protobuf import descriptor_pb2
 
-from prunedeploy_engines.serving.v2_messages import MESSAGES, METHODS, PACKAGE, message_type
+from prunedeploy_engines.serving.grpc.messages import MESSAGES, METHODS, PACKAGE, message_type
 
 service_pb2 = pytest.importorskip("tritonclient.grpc.service_pb2", reason="the reference is tritonclient[grpc]")
 

@@ -1,0 +1,174 @@
+"""What `prunedeploy bench` measures: from models and options to rows and the specifications of their processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prunedeploy_engines.bench.models import ModelFile, Subject, find_file
+from prunedeploy_engines.errors import PrunedeployError
+
+RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "int8")
+PROVIDERS = ("cpu", "cuda", "tensorrt")
+KINDS = {"compute": "compute", "host": "host", "end-to-end": "end_to_end"}
+ZEROS = "pruned without removing channels: dense kernels gain nothing from its zeros"
+
+_PEAK_RUNTIMES = ("onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the options ask for; every combination is a row.
+
+    Attributes:
+        runtimes: Of `RUNTIMES`.
+        precisions: Of `PRECISIONS`.
+        batches: Images per call.
+        threads: Of a CPU runtime; None is one per physical core.
+        kinds: Values of `KINDS`.
+        providers: Of ONNX Runtime.
+        inference_precision: Of OpenVINO; None lets it choose.
+        images: Folder or .npy file; None is random pixels.
+        scenario: Of `bench_scenarios.SCENARIOS`.
+        seed: Of random pixels and arrivals.
+    """
+
+    runtimes: Sequence[str] = ("onnxruntime",)
+    precisions: Sequence[str] = ("fp32",)
+    batches: Sequence[int] = (1,)
+    threads: Sequence[int | None] = (None,)
+    kinds: Sequence[str] = ("host",)
+    providers: Sequence[str] = ("cpu",)
+    inference_precision: str | None = "f32"
+    images: Path | None = None
+    scenario: str = "single-stream"
+    seed: int = 0
+
+
+@dataclass
+class Planned:
+    """Rows and what to run for them.
+
+    Attributes:
+        rows: By key, in the order of the table; those that cannot run here have a ``reason``.
+        specs: By the same keys.
+        peaks: Key of the MatMul that a row is compared with.
+        problems: Why rows cannot run, in order.
+    """
+
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    specs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    peaks: dict[str, str] = field(default_factory=dict)
+    problems: list[PrunedeployError] = field(default_factory=list)
+
+
+def plan_rows(subjects: Sequence[Subject], choice: Choice) -> Planned:
+    """Say what to measure and what to report.
+
+    Raises:
+        PrunedeployError: Nothing at all can be measured; it is the first reason.
+    """
+    planned = Planned()
+    for subject in subjects:
+        for runtime, provider, precision in _engines(subject, choice):
+            model, problem = None, None
+            try:
+                model = find_file(subject, runtime, provider, precision)
+            except PrunedeployError as error:
+                problem = error
+                planned.problems.append(error)
+            common = _row(subject, model, precision, runtime)
+            for threads, kind, batch in _calls(runtime, provider, choice):
+                row = {
+                    **common,
+                    "runtime": runtime,
+                    "provider": provider,
+                    "batch": batch,
+                    "threads": threads,
+                    "kind": kind,
+                    "scenario": choice.scenario,
+                    "reason": None if problem is None else str(problem),
+                }
+                _add(planned, row, model, choice)
+    if not planned.specs:
+        raise planned.problems[0]
+    return planned
+
+
+def _engines(subject: Subject, choice: Choice) -> Iterator[tuple[str, str | None, str | None]]:
+    """Runtime, provider and precision of a model's rows; a single file has the precision that it has."""
+    one_file = subject.is_engine or subject.source.onnx is not None
+    for runtime in ["tensorrt"] if subject.is_engine else choice.runtimes:
+        for provider in choice.providers if runtime == "onnxruntime" else [None]:
+            for precision in [None] if one_file else choice.precisions:
+                yield runtime, provider, precision
+
+
+def _calls(runtime: str, provider: str | None, choice: Choice) -> Iterator[tuple[int | None, str, int]]:
+    """Threads, kind and batch of the rows of one model on one runtime; threads are a CPU's."""
+    for threads in [None] if _on_gpu(runtime, provider) else choice.threads:
+        for kind in choice.kinds:
+            for batch in choice.batches:
+                yield threads, kind, batch
+
+
+def _on_gpu(runtime: str, provider: str | None) -> bool:
+    return runtime == "tensorrt" or provider in ("cuda", "tensorrt")
+
+
+def _row(subject: Subject, model: ModelFile | None, precision: str | None, runtime: str) -> dict[str, Any]:
+    """What is known of a row before it is measured."""
+    from prunedeploy_engines.bench.accuracy import accuracy_of
+    from prunedeploy_engines.files import file_sha256
+
+    file = None if model is None else model.file
+    known = precision if model is None else model.precision
+    name = None if model is None else model.name
+    metrics = {} if subject.bundle is None else subject.bundle.manifest.metrics
+    return {
+        "model": subject.name,
+        "path": str(subject.source.given),
+        "file": None if file is None else file.name,
+        "sha256": None if file is None else file_sha256(file),
+        "precision": known,
+        "macs": subject.source.macs(),
+        **accuracy_of(metrics, precision=known or "unknown", runtime=runtime, file=name),
+        "notes": [ZEROS] if subject.is_sparse else [],
+        "latency_ms": None,
+    }
+
+
+def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice: Choice) -> None:
+    """Put a row and what it needs into the plan."""
+    threads = [] if row["threads"] is None else [f"{row['threads']} thread{'s' * (row['threads'] > 1)}"]
+    engine = [row["runtime"], row["provider"] if _on_gpu(row["runtime"], row["provider"]) else None, row["precision"]]
+    words = [row["model"], " ".join(filter(None, engine)), f"batch {row['batch']}", *threads, row["kind"]]
+    key = ", ".join(words)
+    planned.rows[key] = row
+    if model is None:
+        return
+    spec = {
+        **model.spec,
+        "runtime": row["runtime"],
+        "batch": row["batch"],
+        "kind": row["kind"],
+        "threads": row["threads"],
+        "images": choice.images,
+        "seed": choice.seed,
+    }
+    if row["runtime"] == "torch":
+        spec["arguments"] = {**spec["arguments"], "threads": row["threads"]}
+    if row["provider"] is not None:
+        spec["providers"] = [row["provider"]]
+    if row["runtime"] == "openvino":
+        spec["inference_precision"] = choice.inference_precision
+    planned.specs[key] = spec
+    if row["runtime"] in _PEAK_RUNTIMES and not _on_gpu(row["runtime"], row["provider"]):
+        precision = "int8" if row["precision"] == "int8" else "fp32"  # CPUs compute fp16 files in fp32
+        peak = ", ".join([f"MatMul {row['runtime']} {precision}", *threads])
+        probe = {"runtime": "matmul", "on": row["runtime"], "precision": precision, "threads": row["threads"]}
+        planned.specs.setdefault(peak, probe)
+        planned.peaks[key] = peak

@@ -1,0 +1,85 @@
+"""A measuring process, seen from its parent."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from prunedeploy_engines.errors import EngineError, RuntimeUnavailableError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Worker:
+    """A process that holds one model; a context manager that ends it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        # A file, not a pipe: a worker that prints a lot must not block.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "prunedeploy_engines.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=environment,
+            text=True,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Send a command and wait for its answer.
+
+        Raises:
+            EngineError: The worker answers with an error, or ends; the message names the model.
+            RuntimeUnavailableError: The worker says that what it needs is not there.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise EngineError(f"{self.name}: the measuring process ended ({self._last_words()})")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            error = answer["error"]
+            missing = error["kind"] == RuntimeUnavailableError.__name__
+            kind = RuntimeUnavailableError if missing else EngineError
+            raise kind(f"{self.name}: {error['what']}", where=error["where"], fix=error["fix"])
+        return answer
+
+    def _last_words(self) -> str:
+        code = self._process.wait()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
+        return f"exit code {code}" + (f", {lines[-1]}" if lines else "")
+
+    def close(self) -> None:
+        """End the process: politely, then not."""
+        try:
+            # communicate() closes stdin, which ends a worker that waits for a command.
+            self._process.communicate(timeout=2)
+        except (subprocess.TimeoutExpired, BrokenPipeError, ValueError):
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._process.kill()
+        self.close()

@@ -1,0 +1,1 @@
+"""ONNX to a TensorRT engine: `from_onnx` builds it, `precision` reads back what it really computes in."""

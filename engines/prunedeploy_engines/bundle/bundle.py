@@ -1,0 +1,353 @@
+"""The bundle: the folder that is copied to the device, verified when it is opened."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunedeploy_engines.bundle.files import (
+    BundleFile,
+    place_file,
+    refuse_unlisted,
+    verify_file,
+    write_file,
+    write_folder,
+)
+from prunedeploy_engines.bundle.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    Manifest,
+    parse_manifest,
+    read_manifest,
+)
+from prunedeploy_engines.detection.detections import Detections
+from prunedeploy_engines.detection.images import read_image, to_greyscale
+from prunedeploy_engines.detection.letterbox import LetterboxGeometry, letterbox, to_input, unletterbox_boxes
+from prunedeploy_engines.detection.nms import detections_from
+from prunedeploy_engines.errors import BundleError
+from prunedeploy_engines.locks import locked
+from prunedeploy_engines.runtimes.runner import Float32Array, Runner
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+__all__ = ["Bundle", "BundleFile", "load_bundle", "write_bundle"]
+
+
+class Bundle:
+    """A verified bundle; what `load_bundle` returns. A context manager that closes the runner of `detect`.
+
+    Attributes:
+        path: The folder.
+        manifest: What ``bundle.json`` says.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._runner: Runner | None = None
+        self._runner_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"Bundle({str(self.path)!r}, {len(self.class_names)} classes, input {self.input_size})"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the scores."""
+        return self.manifest.class_names
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the network input, in pixels."""
+        return self.manifest.input.height, self.manifest.input.width
+
+    def model_path(self, precision: str = "fp32", target: str | None = None) -> Path:
+        """The ONNX file of a precision.
+
+        Args:
+            precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+            target: ``"cpu"`` or ``"gpu"``, of a precision that has a file for each; a file for no target in
+                particular serves both. None takes the only one there is, or that for CPUs.
+
+        Raises:
+            BundleError: There is none (those there are listed).
+        """
+        return self._find("onnx", precision, target, default="cpu")
+
+    def engine_path(self, precision: str = "fp32", target: str | None = None) -> Path:
+        """The TensorRT plan of a precision and target, e.g. ``"sm86"``.
+
+        Raises:
+            BundleError: There is none, or several (those there are listed).
+        """
+        return self._find("engine", precision, target)
+
+    def runner(
+        self,
+        runtime: str = "onnxruntime",
+        precision: str = "fp32",
+        *,
+        threads: int | None = None,
+        providers: Sequence[str] = ("cpu",),
+        allow_spinning: bool = True,
+        inference_precision: str | None = "f32",
+        target: str | None = None,
+    ) -> Runner:
+        """Open the model; the caller closes it.
+
+        Args:
+            runtime: ``"onnxruntime"``, ``"openvino"`` or ``"tensorrt"``.
+            precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
+            threads: Threads of one operator, on a CPU; None leaves it to the runtime.
+            providers: ONNX Runtime only: execution providers, in order of preference.
+            allow_spinning: ONNX Runtime only: let waiting threads spin.
+            inference_precision: OpenVINO only: what float layers are computed in; None lets OpenVINO choose.
+            target: Which of several files of one precision; None takes the one that fits the runtime.
+
+        Raises:
+            BundleError: The bundle has no such model or engine.
+            ConfigError: No such runtime.
+            RuntimeUnavailableError: The runtime is not there.
+            EngineError: The file does not load, or takes another input than the bundle says.
+        """
+        from prunedeploy_engines.runtimes.opening import model_target, open_runner
+
+        if runtime == "tensorrt":
+            path = self.engine_path(precision, target)
+        else:
+            path = self.model_path(precision, target or model_target(runtime, providers))
+        opened = open_runner(
+            path,
+            runtime,
+            threads=threads,
+            providers=providers,
+            allow_spinning=allow_spinning,
+            inference_precision=inference_precision,
+        )
+        if opened.input_size != self.input_size:
+            size = opened.input_size
+            opened.close()
+            raise BundleError(
+                f"the model's input is {size}, {MANIFEST_NAME} says {self.input_size}", self.path
+            )
+        return opened
+
+    def prepare(
+        self, image: str | Path | npt.NDArray[np.uint8], *, uint8: bool = False
+    ) -> tuple[Float32Array | npt.NDArray[np.uint8], LetterboxGeometry]:
+        """Turn an image into network input, as ``bundle.json`` says.
+
+        Args:
+            image: File, or ``(H, W, 3)`` uint8 RGB.
+            uint8: For a runner with ``uint8_input``.
+
+        Returns:
+            ``(3, height, width)`` float32 in [0, 1], or ``(height, width, 3)`` uint8; and where the image lies in it.
+
+        Raises:
+            DataError: The file is no usable image.
+        """
+        spec = self.manifest.input
+        pixels = image if isinstance(image, np.ndarray) else read_image(image)
+        if spec.greyscale:
+            pixels = to_greyscale(pixels)
+        boxed, geometry = letterbox(pixels, self.input_size, spec.letterbox_colour)
+        return (boxed if uint8 else to_input(boxed)), geometry
+
+    def detections(
+        self,
+        boxes_xyxy: Float32Array,
+        scores: Float32Array,
+        geometry: LetterboxGeometry,
+        *,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+    ) -> Detections:
+        """Turn the network's output for one image into detections in that image.
+
+        Args:
+            boxes_xyxy: ``(M, 4)``, input pixels.
+            scores: ``(M, C)`` in [0, 1].
+            geometry: From `prepare`.
+            score_threshold: In [0, 1]; None takes the bundle's.
+            iou_threshold: In [0, 1]; None takes the bundle's.
+        """
+        thresholds = self.manifest.thresholds
+        kept_boxes, kept_scores, class_ids = detections_from(
+            boxes_xyxy,
+            scores,
+            score_threshold=thresholds.score if score_threshold is None else score_threshold,
+            iou_threshold=thresholds.iou if iou_threshold is None else iou_threshold,
+        )
+        in_image = unletterbox_boxes(kept_boxes, geometry).astype(np.float32, copy=False)
+        return Detections(in_image, kept_scores, class_ids, self.class_names)
+
+    def detect(
+        self,
+        image: str | Path | npt.NDArray[np.uint8],
+        *,
+        runner: Runner | None = None,
+        score_threshold: float | None = None,
+        iou_threshold: float | None = None,
+    ) -> Detections:
+        """Find the objects in an image.
+
+        Args:
+            image: File, or ``(H, W, 3)`` uint8 RGB.
+            runner: Where to run; None is ``self.runner()``, opened at the first call and kept until `close`.
+            score_threshold: In [0, 1]; None takes the bundle's.
+            iou_threshold: In [0, 1]; None takes the bundle's.
+
+        Raises:
+            DataError: The file is no usable image.
+        """
+        runner = self._own_runner() if runner is None else runner
+        prepared, geometry = self.prepare(image, uint8=runner.uint8_input)
+        boxes, scores = runner.infer(prepared[None])
+        return self.detections(
+            boxes[0], scores[0], geometry, score_threshold=score_threshold, iou_threshold=iou_threshold
+        )
+
+    def add_files(self, files: Mapping[str, BundleFile]) -> Bundle:
+        """Put more files into the bundle, e.g. engines built on the device; an old one of the same name goes.
+
+        Args:
+            files: By their name in the bundle, a relative path with ``/``.
+
+        Returns:
+            The bundle as it is now; ``self`` does not change.
+
+        Raises:
+            BundleError: A name leaves the bundle, or the disk refuses.
+        """
+        where = self.path / MANIFEST_NAME
+        with locked(self.path, waiting=f"{self.path} is being changed by another process; waiting"):
+            listed = read_manifest(where).model_dump(mode="json")  # another process may have added some
+            for name, file in files.items():
+                listed["files"][name] = place_file(self.path, name, file).model_dump(mode="json")
+            manifest = parse_manifest(listed, where)
+            write_file(where, manifest.to_json())
+        return Bundle(self.path, manifest)
+
+    def close(self) -> None:
+        """Close the runner of `detect`; the bundle stays usable."""
+        with self._runner_lock:
+            if self._runner is not None:
+                self._runner.close()
+            self._runner = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _own_runner(self) -> Runner:
+        with self._runner_lock:
+            if self._runner is None:
+                self._runner = self.runner()
+            return self._runner
+
+    def _find(self, role: str, precision: str, target: str | None, default: str | None = None) -> Path:
+        there = [(name, entry) for name, entry in self.manifest.files.items() if entry.role == role]
+        of_precision = {name: entry.target for name, entry in there if entry.precision == precision}
+        fitting = _fitting(of_precision, target, default)
+        if len(fitting) == 1:
+            return self.path / fitting[0]
+        asked = f"{role} of precision {precision}" + ("" if target is None else f" for {target}")
+        listed = ", ".join(f"{name} ({entry.precision}, {entry.target})" for name, entry in there) or "none"
+        count = "several" if fitting else "no"
+        raise BundleError(f"has {count} {asked}; it has: {listed}", where=self.path)
+
+
+def _fitting(targets: Mapping[str, str | None], target: str | None, default: str | None) -> list[str]:
+    """Files, given with what each was made for, that serve a target."""
+    if target is None and len(targets) == 1:
+        return list(targets)
+    wanted = target or default
+    exact = [name for name, made_for in targets.items() if made_for == wanted]
+    for_any = [name for name, made_for in targets.items() if made_for is None]
+    return exact or for_any or ([] if target else list(targets))
+
+
+def write_bundle(
+    folder: str | Path,
+    files: Mapping[str, BundleFile],
+    *,
+    class_names: Iterable[str],
+    input: Mapping[str, Any],
+    thresholds: Mapping[str, float] | None = None,
+    pruning: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    created: str | None = None,
+    overwrite: bool = False,
+) -> Bundle:
+    """Write a bundle: a reader sees the whole of it or nothing.
+
+    Args:
+        folder: What to write; must not exist unless ``overwrite``.
+        files: By their name in the bundle, a relative path with ``/``.
+        class_names: In the order of the scores.
+        input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``; see `bundle_manifest.InputSpec`.
+        thresholds: ``score`` and ``iou``.
+        pruning: See `bundle_manifest.PruningRecord`; None for a network that was not pruned.
+        metrics: Any JSON object.
+        provenance: ``commit``, ``configuration``, ``seeds``, ``versions``.
+        created: ISO 8601; None is now.
+        overwrite: Replace an existing bundle.
+
+    Raises:
+        BundleError: The folder exists, a field is wrong (named), or the disk refuses; nothing is left behind.
+    """
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "created": created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "class_names": list(class_names),
+        "input": dict(input),
+        "thresholds": dict(thresholds or {}),
+        "pruning": None if pruning is None else dict(pruning),
+        "metrics": dict(metrics or {}),
+        "provenance": dict(provenance or {}),
+    }
+    return Bundle(Path(folder), write_folder(Path(folder), content, files, overwrite))
+
+
+def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
+    """Open a bundle.
+
+    Args:
+        path: The folder, or its ``bundle.json``.
+        verify: Compare size and SHA-256 of every listed file, and refuse files that are not listed.
+
+    Raises:
+        BundleError: Something is missing, changed, not listed, or leads out of the folder.
+    """
+    folder = Path(path)
+    if folder.name == MANIFEST_NAME:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise BundleError("there is no such bundle", where=folder, fix="give the folder that a build wrote")
+    manifest = read_manifest(folder / MANIFEST_NAME)
+    root = folder.resolve()
+    for name, entry in manifest.files.items():
+        file = folder / name
+        if not file.resolve().is_relative_to(root):
+            raise BundleError(f"{name} is a link that leads out of the bundle", where=folder)
+        if not file.is_file():
+            raise BundleError(f"{name} is missing", where=folder, fix="copy the bundle again")
+        if verify:
+            verify_file(folder, name, entry)
+    if verify:
+        refuse_unlisted(folder, manifest)
+    return Bundle(folder, manifest)

@@ -1,0 +1,149 @@
+"""Putting files into a bundle's folder and checking them there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from prunedeploy_engines.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, check_name, parse_manifest
+from prunedeploy_engines.errors import BundleError, StoreError
+from prunedeploy_engines.files import file_sha256, write_atomically
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """A file to put into a bundle.
+
+    Attributes:
+        source: Where it is now, or its content.
+        role: ``"onnx"``, ``"engine"``, ``"metadata"`` or ``"other"``.
+        precision: Of a model or engine: ``"fp32"``, ``"fp16"``, ``"int8"``.
+        target: What it was built for, e.g. ``"sm86"``; None runs everywhere.
+    """
+
+    source: Path | bytes
+    role: str
+    precision: str | None = None
+    target: str | None = None
+
+
+def verify_file(folder: Path, name: str, entry: FileEntry) -> None:
+    """Compare one file's size and SHA-256 with its entry.
+
+    Raises:
+        BundleError: They differ.
+    """
+    size = (folder / name).stat().st_size
+    if size != entry.bytes:
+        raise BundleError(
+            f"{name} has {size} bytes, not {entry.bytes}", where=folder, fix="copy the bundle again"
+        )
+    if file_sha256(folder / name) != entry.sha256:
+        raise BundleError(f"{name} was changed (SHA-256 differs)", where=folder, fix="copy the bundle again")
+
+
+def refuse_unlisted(folder: Path, manifest: Manifest) -> None:
+    """Look for files that the manifest does not list.
+
+    Raises:
+        BundleError: There is one.
+    """
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder).as_posix()
+        half_written = file.name.startswith(".") and file.name.endswith(".tmp")  # by a writer that was killed
+        if name in manifest.files or name == MANIFEST_NAME or half_written:
+            continue
+        if file.is_symlink() or not file.is_dir():
+            raise BundleError(f"{name} is not listed in {MANIFEST_NAME}", where=folder, fix="remove it")
+
+
+def place_file(folder: Path, name: str, file: BundleFile) -> FileEntry:
+    """Write one file into the folder and describe what was written.
+
+    Raises:
+        BundleError: The name leaves the bundle, the role is unknown, or a file cannot be read or written.
+    """
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise BundleError(str(error), where=folder) from None
+    destination = folder / name
+    try:
+        if isinstance(file.source, bytes):
+            write_file(destination, file.source)
+        elif not (destination.exists() and destination.samefile(file.source)):  # an engine built in place
+            write_file(destination, Path(file.source).read_bytes())
+        entry = {"bytes": destination.stat().st_size, "sha256": file_sha256(destination), "role": file.role}
+    except OSError as error:
+        raise BundleError(f"cannot be read ({error.strerror})", where=str(file.source)) from error
+    try:
+        return FileEntry.model_validate({**entry, "precision": file.precision, "target": file.target})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"file {name}: {key!r}: {first['msg']}", where=folder) from None
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file atomically.
+
+    Raises:
+        BundleError: The disk refuses.
+    """
+    try:
+        write_atomically(path, content)
+    except StoreError as error:
+        raise BundleError(error.what, error.where, error.fix) from error
+
+
+def write_folder(
+    folder: Path, content: dict[str, Any], files: Mapping[str, BundleFile], overwrite: bool
+) -> Manifest:
+    """Write a whole bundle beside its place and move it there.
+
+    Args:
+        folder: Its place.
+        content: The manifest without ``files``.
+        files: By their name in the bundle.
+        overwrite: Replace what is there.
+
+    Raises:
+        BundleError: The folder exists, a field is wrong (named), or the disk refuses; nothing is left behind.
+    """
+    if folder.exists() and not overwrite:
+        raise BundleError("exists already", where=folder, fix="choose another folder or overwrite it")
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        entries = {name: place_file(temporary, name, file) for name, file in files.items()}
+        listed = {name: entry.model_dump(mode="json") for name, entry in entries.items()}
+        manifest = parse_manifest({**content, "files": listed}, folder / MANIFEST_NAME)
+        write_file(temporary / MANIFEST_NAME, manifest.to_json())
+        _replace_folder(temporary, folder, overwrite)
+    except OSError as error:
+        raise BundleError(
+            f"cannot be written ({error.strerror})", where=folder, fix="free space or choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def _replace_folder(temporary: Path, folder: Path, overwrite: bool) -> None:
+    old = temporary.with_suffix(".old.tmp")
+    if overwrite and folder.exists():
+        folder.rename(old)  # renaming onto a folder that is not empty fails
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    descriptor = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

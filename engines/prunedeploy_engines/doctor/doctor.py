@@ -1,0 +1,107 @@
+"""What is installed, what each runtime can do on this machine, and what to install.
+
+Nothing here imports torch, and no TensorRT object is made: the answer must come in a second or two, and on
+machines where half of it is broken. A runtime counts as usable when it has been seen to run, not when it is listed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from pathlib import Path
+
+from prunedeploy_engines.doctor.finding import Finding, install
+from prunedeploy_engines.doctor.machine import (
+    board_finding,
+    cpu_finding,
+    cuda_finding,
+    disk_finding,
+    memory_bytes,
+    memory_finding,
+    python_finding,
+    read_cpuinfo,
+    state_finding,
+)
+from prunedeploy_engines.doctor.runtimes import onnxruntime_conflict, onnxruntime_finding, openvino_finding
+from prunedeploy_engines.doctor.tensorrt import (
+    cuda_python_finding,
+    driver_cuda_version,
+    tensorrt_finding,
+    tensorrt_rtx_finding,
+)
+from prunedeploy_engines.machine.state import device_state
+from prunedeploy_engines.runtimes.tensorrt.library import cuda_driver_problem
+
+__all__ = ["Finding", "diagnose", "installed_distributions", "library_finding", "torch_finding"]
+
+
+def diagnose() -> list[Finding]:
+    """Look at everything that prunedeploy can use, in the order from machine to libraries."""
+    installed = installed_distributions()
+    found = [
+        python_finding(sys.version_info[:3]),
+        board_finding(),
+        cpu_finding(read_cpuinfo()),
+        memory_finding(memory_bytes()),
+        disk_finding(Path.cwd()),
+        state_finding(device_state()),
+        cuda_finding(),
+        onnxruntime_conflict(installed),
+        onnxruntime_finding(),
+        openvino_finding(),
+        tensorrt_finding(),
+        tensorrt_rtx_finding(),
+        cuda_python_finding(installed, driver_cuda_version()),
+        torch_finding(),
+        library_finding("onnx", "exports and checks ONNX files", "train"),
+        library_finding("pycocotools", "computes mAP", "train"),
+        library_finding("captum", "computes DeepLIFT scores", "train"),
+    ]
+    return [finding for finding in found if finding is not None]
+
+
+def installed_distributions() -> dict[str, str]:
+    """Name (lower case, hyphens) and version of every installed distribution."""
+    found = {}
+    for distribution in importlib.metadata.distributions():
+        name = distribution.metadata["Name"]
+        if name:
+            found[name.lower().replace("_", "-")] = distribution.version
+    return found
+
+
+def torch_finding() -> Finding:
+    """PyTorch, from its metadata: importing it takes seconds and is not needed to answer."""
+    version = _version("torch")
+    if version is None:
+        detail = "bundles run, but nothing can be trained, pruned or attacked"
+        return Finding("torch", "missing", detail, install("train"))
+    if version.partition("+")[2] != "cpu":
+        return Finding("torch", "ok", f"{version}: trains and prunes, on the GPU where the driver fits its CUDA")
+    if cuda_driver_problem() is None:
+        return Finding("torch", "limited", f"{version}: CPU build beside a GPU", "install a CUDA build of torch")
+    return Finding("torch", "ok", f"{version}: trains and prunes on the CPU")
+
+
+def library_finding(name: str, does: str, extra: str) -> Finding:
+    """A library that one part of prunedeploy needs.
+
+    Args:
+        name: Of the module and of the distribution.
+        does: What it is for, in the third person.
+        extra: Which brings it.
+    """
+    version = _version(name)
+    if version is None:
+        return Finding(name, "missing", f"nothing {does}", install(extra))
+    return Finding(name, "ok", f"{version}: {does}")
+
+
+def _version(name: str) -> str | None:
+    if importlib.util.find_spec(name) is None:
+        return None
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown version"

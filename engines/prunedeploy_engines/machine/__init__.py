@@ -1,0 +1,1 @@
+"""What a measurement ran on: `environment` (hardware and software), `state` (clocks, temperatures), `energy`."""

@@ -1,0 +1,1 @@
+"""OpenVINO, without its telemetry: `runner` runs an ONNX file, `profile` reads back what it executes."""

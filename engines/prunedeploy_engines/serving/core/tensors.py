@@ -1,0 +1,177 @@
+"""Tensors of the Open Inference Protocol, whatever they came in: JSON, bytes behind JSON, or protobuf."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunedeploy_engines.serving.core.errors import InvalidRequestError
+
+NUMPY_TYPES: dict[str, npt.DTypeLike] = {
+    "FP32": np.dtype("<f4"),
+    "UINT8": np.dtype("u1"),
+    "INT32": np.dtype("<i4"),
+    "INT64": np.dtype("<i8"),
+}
+BYTES = "BYTES"
+DATATYPES = {np.dtype("f4"): "FP32", np.dtype("u1"): "UINT8", np.dtype("i4"): "INT32", np.dtype("i8"): "INT64"}
+
+LONGEST_TIMEOUT_S = 3600.0
+
+
+@dataclass(frozen=True)
+class InputTensor:
+    """One input.
+
+    Attributes:
+        name: As the client calls it.
+        datatype: Of the protocol.
+        shape: As the client gives it; ``data`` has as many elements.
+        data: An array of that shape, perhaps read-only; of ``BYTES`` its elements in row-major order.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: npt.NDArray[Any] | list[bytes | memoryview]
+
+
+@dataclass(frozen=True)
+class RequestedOutput:
+    """One output that is asked for; ``binary`` puts it behind the JSON of a REST answer."""
+
+    name: str
+    binary: bool = False
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """A request of either protocol.
+
+    Attributes:
+        model: Name in the address.
+        version: In the address; None or empty takes the one there is.
+        id: Comes back with the answer.
+        inputs: At least one.
+        outputs: None asks for all.
+        parameters: Of the whole request.
+    """
+
+    model: str
+    version: str | None
+    id: str
+    inputs: Sequence[InputTensor]
+    outputs: Sequence[RequestedOutput] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class InferAnswer:
+    """The answer: arrays by name, in the order of the model's metadata or of the request."""
+
+    model: str
+    version: str
+    id: str
+    outputs: dict[str, npt.NDArray[Any]]
+
+
+def raw_array(
+    datatype: str, shape: tuple[int, ...], count: int, raw: bytes | memoryview, where: str
+) -> npt.NDArray[Any]:
+    """Take little-endian elements as they are, without copying.
+
+    Args:
+        datatype: One of `NUMPY_TYPES`.
+        shape: Of the tensor.
+        count: Product of the shape.
+        raw: As many elements.
+        where: Field, for the message.
+
+    Raises:
+        InvalidRequestError: More or fewer bytes than the shape says.
+    """
+    dtype = np.dtype(NUMPY_TYPES[datatype])
+    if len(raw) != count * dtype.itemsize:
+        raise InvalidRequestError(f"{where} has {len(raw)} bytes, its shape and type make {count * dtype.itemsize}")
+    return np.frombuffer(raw, dtype).reshape(shape)
+
+
+def raw_elements(raw: bytes | memoryview, count: int, where: str) -> list[bytes | memoryview]:
+    """Split ``BYTES``: each element behind its length, 4 bytes little-endian. Nothing is copied.
+
+    Raises:
+        InvalidRequestError: The lengths do not fit what there is, or the count.
+    """
+    view = memoryview(raw)
+    elements: list[bytes | memoryview] = []
+    position = 0
+    while position < len(view):
+        start = position + 4
+        position = start + int.from_bytes(view[position:start], "little")
+        if start > len(view) or position > len(view):
+            raise InvalidRequestError(f"{where} has an element that is longer than the data")
+        elements.append(view[start:position])
+        if len(elements) > count:
+            break
+    if len(elements) != count:
+        raise InvalidRequestError(f"{where} does not have the {count} elements of its shape")
+    return elements
+
+
+def check_datatype(datatype: object, where: str) -> str:
+    """Refuse types that no model here takes.
+
+    Raises:
+        InvalidRequestError: It is not one of ``FP32``, ``UINT8``, ``BYTES`` and the like.
+    """
+    if not isinstance(datatype, str) or (datatype != BYTES and datatype not in NUMPY_TYPES):
+        raise InvalidRequestError(f"{where} is none of {', '.join((*NUMPY_TYPES, BYTES))}")
+    return datatype
+
+
+def fraction(parameters: Mapping[str, Any], name: str) -> float | None:
+    """A parameter in [0, 1], or None where it is not given.
+
+    Raises:
+        InvalidRequestError: It is something else.
+    """
+    value = parameters.get(name)
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise InvalidRequestError(f"parameters.{name} is not a number from 0 to 1")
+    return float(value)
+
+
+def timeout_s(parameters: Mapping[str, Any]) -> float | None:
+    """The parameter ``timeout``, which Triton's clients give in microseconds; None where it is not given, or 0.
+
+    Raises:
+        InvalidRequestError: It is no whole number, or negative.
+    """
+    value = parameters.get("timeout", 0)
+    if type(value) is not int or value < 0:
+        raise InvalidRequestError("parameters.timeout is not a whole number of microseconds")
+    return min(value / 1e6, LONGEST_TIMEOUT_S) if value else None
+
+
+def header_timeout_s(text: str | None) -> float | None:
+    """The header ``X-Request-Timeout``, in seconds; None where it is not there.
+
+    Raises:
+        InvalidRequestError: It is no positive number.
+    """
+    if text is None:
+        return None
+    try:
+        seconds = float(text) if len(text) < 32 else math.nan
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise InvalidRequestError("X-Request-Timeout is not a positive number of seconds")
+    return min(seconds, LONGEST_TIMEOUT_S)

@@ -1,0 +1,1 @@
+"""HTTP: the Open Inference Protocol over REST, ``/v1/detect`` and the page."""

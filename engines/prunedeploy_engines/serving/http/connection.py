@@ -1,0 +1,150 @@
+"""One HTTP connection: what it may send and how slowly, what happens when its client goes, how it ends at a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from prunedeploy_engines.serving.http.edge import refuse
+
+CONNECTIONS = 1000
+"""Of one server; requests over more of them are refused."""
+
+MAX_HEAD_BYTES = 64 << 10
+"""Of a request's head or trailers, give or take what one read brings; the HTTP parser has no limit of its own."""
+
+LAST_CALL_S = 0.2
+"""How long connections without a request stay open when the server stops: one may be on its way."""
+
+
+def connection_type(seconds: float) -> type[HttpToolsProtocol]:
+    """The connections of a server.
+
+    Args:
+        seconds: A connection is closed when its client takes longer to send a request's head, or to take an answer.
+    """
+
+    class Connection(HttpToolsProtocol):
+        _alarm: asyncio.TimerHandle | None = None
+        _stuck: asyncio.TimerHandle | None = None
+        _beside_bodies = 0  # bytes since the last that was body, or ended a head or a request
+        _stopping = False
+        _answering: asyncio.Task[Any] | None = None
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._application = self.app
+            self.app = self._while_the_client_waits
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._alarm = self.loop.call_later(seconds, self._close)
+
+        def data_received(self, data: bytes) -> None:
+            if self._alarm is None and self._is_idle():
+                self._alarm = self.loop.call_later(seconds, self._close)
+            before = self._beside_bodies = self._beside_bodies + len(data)
+            super().data_received(data)
+            if self._beside_bodies == before > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, f"the head of the request has more than {MAX_HEAD_BYTES} bytes")
+
+        def on_headers_complete(self) -> None:
+            self._quiet()
+            self._beside_bodies = 0
+            super().on_headers_complete()
+            if self._stopping:
+                self.cycle.keep_alive = False
+
+        def on_body(self, body: bytes) -> None:
+            self._beside_bodies = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self._beside_bodies = 0
+            super().on_message_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.is_closing() and self._stuck is None:
+                self._stuck = self.loop.call_later(seconds, self.transport.abort)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._stuck is None:
+                self._stuck = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self._stuck is not None and not self.transport.is_closing():
+                self._stuck.cancel()
+                self._stuck = None
+
+        def timeout_keep_alive_handler(self) -> None:
+            self._close()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._quiet()
+            if self._stuck is not None:
+                self._stuck.cancel()
+            super().connection_lost(exc)
+            if self._answering is not None and self.cycle.disconnected:
+                self._answering.cancel()
+
+        def shutdown(self) -> None:
+            self._stopping = True
+            if self._is_idle():
+                self.loop.call_later(LAST_CALL_S, self._close_idle)
+            else:
+                self.cycle.keep_alive = False
+
+        def send_400_response(self, msg: str) -> None:
+            self._refuse(400, "this is not an HTTP/1.1 request")
+
+        async def _while_the_client_waits(self, scope: Any, receive: Any, send: Any) -> None:
+            """The application; its work for a request ends when nobody waits for the answer any more."""
+            if len(self.connections) > CONNECTIONS:
+                await refuse(send, 503, "too many connections are open", retry_after="1", connection="close")
+                return
+            self._answering = asyncio.current_task()
+            try:
+                await self._application(scope, receive, send)
+            except asyncio.CancelledError:
+                if not self.cycle.disconnected:  # the server stops, and its grace period is over
+                    self._refuse(503, "the server is stopping")
+            finally:
+                self._answering = None
+
+        def _refuse(self, status: int, line: str) -> None:
+            """Answer what never became a request, in the one form that every error has."""
+            if self._is_idle() or not self.cycle.response_started:
+                body = json.dumps({"error": line}).encode()
+                head = (
+                    f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+                    f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+                )
+                self.transport.write(head.encode() + body)
+            self._close()
+
+        def _is_idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _close_idle(self) -> None:
+            if self._is_idle():
+                self._close()
+
+        def _quiet(self) -> None:
+            if self._alarm is not None:
+                self._alarm.cancel()
+                self._alarm = None
+
+        def _close(self) -> None:
+            self._alarm = None
+            if not self.transport.is_closing():
+                self.transport.close()  # which waits for a client that does not read
+                self._stuck = self._stuck or self.loop.call_later(seconds, self.transport.abort)
+
+    return Connection

@@ -1,0 +1,119 @@
+"""The outermost layer of the HTTP application: who may ask, which headers go out, what a failure looks like."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from typing import TYPE_CHECKING, Any
+
+from prunedeploy_engines.serving.core.error_frames import drop_frames
+from prunedeploy_engines.serving.core.errors import OverloadedError, ServingError, UnauthorisedError
+from prunedeploy_engines.serving.core.security import HEADERS, is_open
+from prunedeploy_engines.serving.core.service import Service
+from prunedeploy_engines.serving.http.request import NOTES
+from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, request_id
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_log = logging.getLogger(__name__)
+_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+
+
+class HttpEdge:
+    """ASGI middleware; every answer goes through it.
+
+    Args:
+        app: What is inside.
+        service: Token and telemetry.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._token = service.token
+        self._telemetry = service.telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever is raised inside becomes an answer too."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        notes = RequestNotes(
+            request_id(None if given is None else given.decode("latin-1")),
+            trace_parent=headers.get(b"traceparent", b"").decode("latin-1"),
+        )
+        scope[NOTES] = notes
+        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+        status = 0
+
+        async def counted_receive() -> Message:
+            nonlocal unread
+            message = await receive()
+            if not message.get("more_body", False):
+                unread = False
+            return message
+
+        async def finished_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                present = message["headers"] = list(message.get("headers", ()))
+                names = {name for name, _ in present}
+                present += [header for header in _HEADERS if header[0] not in names]
+                present.append((b"x-request-id", notes.request_id.encode()))
+                if unread:  # what is still coming is not a request
+                    present.append((b"connection", b"close"))
+            await send(message)
+
+        try:
+            try:
+                if not is_open(scope["path"]) and not self._token.opens(headers.get(b"authorization")):
+                    raise UnauthorisedError("the token is missing or wrong", "Authorization", "send Bearer TOKEN")
+                await self._app(scope, counted_receive, finished_send)
+            except ServingError as error:
+                notes.error = error.kind
+                if error.status >= 500 and error.kind == "internal":
+                    _log.error("request %s failed: %s", notes.request_id, error)
+                drop_frames(error)
+                await refuse(finished_send, error.status, str(error), **_extra_headers(error))
+            except asyncio.CancelledError:
+                notes.error = "client-gone"
+                status = status or 499
+                raise
+            except Exception as error:
+                notes.error = "internal"
+                _log.exception("request %s failed", notes.request_id)
+                if status:
+                    raise  # the answer has begun, so it cannot become another one
+                drop_frames(error)
+                await refuse(finished_send, 500, f"the server failed; its log says more of request {notes.request_id}")
+        finally:
+            if notes.route == "none" and status < 400 and is_open(scope["path"]):
+                notes.route = scope["path"]
+            if status >= 400 and not notes.error:
+                notes.error = "no-such-route"
+            self._telemetry.answered(notes, str(status))
+
+
+def _extra_headers(error: ServingError) -> dict[str, str]:
+    if isinstance(error, OverloadedError):
+        return {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+    if isinstance(error, UnauthorisedError):
+        return {"www-authenticate": "Bearer"}
+    return {"retry-after": "1"} if error.status == 503 else {}
+
+
+async def refuse(send: Send, status: int, line: str, **headers: str) -> None:
+    """Answer with the one form that every error has."""
+    body = json.dumps({"error": line}).encode()
+    sent: list[Any] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *((name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": sent})
+    await send({"type": "http.response.body", "body": body})

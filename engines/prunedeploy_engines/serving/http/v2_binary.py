@@ -1,0 +1,196 @@
+"""Bodies of the protocol's REST form: JSON, with tensors in it or as bytes behind it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from prunedeploy_engines.serving.core.errors import InvalidRequestError
+from prunedeploy_engines.serving.core.limits import element_count, parse_json
+from prunedeploy_engines.serving.core.tensors import (
+    BYTES,
+    DATATYPES,
+    NUMPY_TYPES,
+    InferAnswer,
+    InferRequest,
+    InputTensor,
+    RequestedOutput,
+    check_datatype,
+    raw_array,
+    raw_elements,
+)
+
+HEADER = "Inference-Header-Content-Length"
+
+
+def read_request(
+    body: bytes, header_length: str | None, max_depth: int, model: str, version: str | None
+) -> InferRequest:
+    """Read an inference request.
+
+    Args:
+        body: JSON, or JSON and the inputs' bytes, in the order of the inputs.
+        header_length: Of the JSON, as the header `HEADER` gives it; None: all of it is.
+        max_depth: Of the JSON.
+        model: Name in the address.
+        version: In the address.
+
+    Raises:
+        InvalidRequestError: Anything is not as the protocol says; the line names the field.
+        TooLargeError: See `parse_json`.
+    """
+    length = len(body)
+    if header_length is not None:
+        if not header_length.isascii() or not header_length.isdecimal() or len(header_length) > 12:
+            raise InvalidRequestError(f"{HEADER} is not a whole number")
+        length = int(header_length)
+        if length > len(body):
+            raise InvalidRequestError(f"{HEADER} is more than the {len(body)} bytes of the body")
+    view = memoryview(body)
+    document = _mapping(parse_json(view[:length], max_depth), "the body")
+    parameters = _mapping(document.get("parameters", {}), "parameters")
+    request_id = document.get("id", "")
+    if not isinstance(request_id, str):
+        raise InvalidRequestError("id is not a string")
+    inputs, rest = [], view[length:]
+    for index, one in enumerate(_list(document.get("inputs"), "inputs")):
+        tensor, rest = _input(_mapping(one, f"inputs[{index}]"), f"inputs[{index}]", rest)
+        inputs.append(tensor)
+    if len(rest):
+        raise InvalidRequestError(f"the body has {len(rest)} bytes more than its inputs")
+    binary = _flag(parameters, "binary_data_output", False)
+    outputs = None
+    if document.get("outputs"):
+        listed = enumerate(_list(document["outputs"], "outputs"))
+        outputs = [_output(_mapping(one, f"outputs[{index}]"), f"outputs[{index}]", binary) for index, one in listed]
+    return InferRequest(model, version, request_id, inputs, outputs, {**parameters, "binary_data_output": binary})
+
+
+def write_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int | None]:
+    """Write an answer, each output as the request asked for it.
+
+    Returns:
+        The body; and how much of it is JSON, if bytes follow.
+
+    Raises:
+        InvalidRequestError: JSON cannot write an infinity that the network gave.
+    """
+    everything = bool(request.parameters.get("binary_data_output"))
+    binary = {output.name: output.binary for output in request.outputs or ()}
+    outputs, behind = [], []
+    for name, array in answer.outputs.items():
+        entry: dict[str, Any] = {"name": name, "datatype": DATATYPES[array.dtype], "shape": list(array.shape)}
+        if binary.get(name, everything):
+            entry["parameters"] = {"binary_data_size": array.nbytes}
+            behind.append(_as_bytes(array))
+        else:
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                # An untrained network overflows its exp().
+                raise InvalidRequestError(
+                    f"output {name} has infinities, which JSON cannot write", fix="set binary_data"
+                )
+            entry["data"] = array.ravel().tolist()
+        outputs.append(entry)
+    document: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version, "outputs": outputs}
+    if answer.id:
+        document["id"] = answer.id
+    text = json.dumps(document, separators=(",", ":")).encode()
+    if not behind:
+        return text, None
+    return b"".join([text, *behind]), len(text)
+
+
+def _as_bytes(array: npt.NDArray[Any]) -> memoryview | bytes:
+    """The array's own memory where it lies in row-major order, as it does."""
+    return array.data.cast("B") if array.flags.c_contiguous and array.size else array.tobytes()
+
+
+def _input(entry: Mapping[str, Any], where: str, rest: memoryview) -> tuple[InputTensor, memoryview]:
+    """One input, and the bytes that are left behind it."""
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise InvalidRequestError(f"{where}.name is not a string")
+    datatype = check_datatype(entry.get("datatype"), f"{where}.datatype")
+    count = element_count(entry.get("shape"), f"{where}.shape")
+    shape = tuple(entry["shape"])
+    parameters = _mapping(entry.get("parameters", {}), f"{where}.parameters")
+    if "shared_memory_region" in parameters:
+        raise InvalidRequestError(f"{where}.parameters.shared_memory_region: shared memory is not offered")
+    size = parameters.get("binary_data_size")
+    data: npt.NDArray[Any] | list[bytes | memoryview]
+    if size is not None:
+        if type(size) is not int or not 0 <= size <= len(rest):
+            raise InvalidRequestError(f"{where}.parameters.binary_data_size is not a size within the body")
+        if "data" in entry:
+            raise InvalidRequestError(f"{where} has both data and binary_data_size")
+        raw, rest = rest[:size], rest[size:]
+        data = raw_elements(raw, count, where) if datatype == BYTES else raw_array(datatype, shape, count, raw, where)
+    else:
+        given = _list(entry.get("data"), f"{where}.data")
+        data = _texts(given, count, where) if datatype == BYTES else _numbers(given, datatype, shape, count, where)
+    return InputTensor(name, datatype, shape, data), rest
+
+
+def _numbers(given: list[Any], datatype: str, shape: tuple[int, ...], count: int, where: str) -> npt.NDArray[Any]:
+    """Numbers of JSON, flat or nested."""
+    try:
+        array = np.array(given)
+    except (ValueError, OverflowError):  # ragged
+        raise InvalidRequestError(f"{where}.data is not flat and not nested evenly") from None
+    dtype = np.dtype(NUMPY_TYPES[datatype])
+    if array.size != count or (array.ndim != 1 and array.shape != shape):
+        raise InvalidRequestError(f"{where}.data has shape {list(array.shape)}, {where}.shape is {list(shape)}")
+    if not count:
+        return np.empty(shape, dtype)
+    if array.dtype.kind not in ("iu" if dtype.kind in "iu" else "iuf"):
+        raise InvalidRequestError(f"{where}.data has something that is not {datatype}")
+    limits = np.iinfo(dtype) if dtype.kind in "iu" else np.finfo(dtype)
+    if not (array.min() >= limits.min and array.max() <= limits.max):
+        raise InvalidRequestError(f"{where}.data has a number that is out of the range of {datatype}")
+    return array.astype(dtype).reshape(shape)
+
+
+def _texts(given: list[Any], count: int, where: str) -> list[bytes | memoryview]:
+    """Base64 of JSON, since no image is valid text by itself."""
+    if len(given) != count:
+        raise InvalidRequestError(f"{where}.data has {len(given)} elements, its shape makes {count}")
+    try:
+        return [base64.b64decode(one, validate=True) for one in given]
+    except (binascii.Error, ValueError, TypeError):
+        raise InvalidRequestError(f"{where}.data has an element that is not a string of base64") from None
+
+
+def _output(entry: Mapping[str, Any], where: str, all_binary: bool) -> RequestedOutput:
+    name = entry.get("name")
+    if not isinstance(name, str):
+        raise InvalidRequestError(f"{where}.name is not a string")
+    parameters = _mapping(entry.get("parameters", {}), f"{where}.parameters")
+    for refused in ("classification", "shared_memory_region"):
+        if parameters.get(refused):
+            raise InvalidRequestError(f"{where}.parameters.{refused} is not offered")
+    return RequestedOutput(name, _flag(parameters, "binary_data", all_binary))
+
+
+def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = parameters.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidRequestError(f"parameters.{name} is neither true nor false")
+    return value
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"{where} is not a JSON object")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidRequestError(f"{where} is not a list")
+    return value

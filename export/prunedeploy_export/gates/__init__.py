@@ -1,0 +1,1 @@
+"""What an exported file must pass before it is deployed."""

@@ -1,0 +1,141 @@
+"""How much each convolution suffers from int8, and which few are better left in fp32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
+
+from prunedeploy_engines.errors import GateError
+from prunedeploy_engines.runtimes.onnxruntime.runner import open_session
+from prunedeploy_export.graph.edit import convolutions, expose, head_convolutions
+from prunedeploy_export.precision.calibration import Range
+from prunedeploy_export.precision.quantisation import Activations, plan_quantisation, quantise
+
+Images = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ConvolutionCost:
+    """What int8 in this one convolution alone does to the network's raw heads.
+
+    Attributes:
+        name: Of the convolution.
+        error: Mean over the heads of ||quantised - fp32||^2 / ||fp32||^2.
+    """
+
+    name: str
+    error: float
+
+    @property
+    def sqnr_db(self) -> float:
+        """The same as signal-to-quantisation-noise ratio in decibels; infinite without an error."""
+        return math.inf if self.error <= 0 else -10 * math.log10(self.error)
+
+
+def convolution_costs(
+    model: ModelProto,
+    ranges: Mapping[str, Range],
+    images: Images,
+    *,
+    activations: Activations,
+    threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[ConvolutionCost]:
+    """Measure every convolution's cost in output error, one at a time.
+
+    Args:
+        model: The fp32 network.
+        ranges: Of all tensors of the plan that quantises everything.
+        images: ``(K, 3, H, W)``, a few suffice.
+        activations: As in the file that is to be made.
+        threads: Of ONNX Runtime.
+        progress: Called with 1 after each convolution.
+
+    Returns:
+        One row per convolution, in the order of the graph.
+    """
+    heads = [node.output[0] for node in head_convolutions(model.graph)]
+    names = [node.name for node in convolutions(model.graph)]
+    exposed = expose(model, heads)
+    reference = _run(exposed, heads, images, threads)
+    costs = []
+    for name in names:
+        plan = plan_quantisation(exposed, activations, [other for other in names if other != name])
+        found = _run(quantise(exposed, plan, ranges), heads, images, threads)
+        errors = [
+            float(np.square(b - a).sum(dtype=np.float64) / max(np.square(a).sum(dtype=np.float64), 1e-30))
+            for a, b in zip(reference, found, strict=True)
+        ]
+        costs.append(ConvolutionCost(name, sum(errors) / len(errors)))
+        if progress is not None:
+            progress(1)
+    return costs
+
+
+@dataclass(frozen=True)
+class Skipping:
+    """Which convolutions stay in fp32, and what that was decided by.
+
+    Attributes:
+        skipped: Their names.
+        trials: Each a number of skipped convolutions and the loss that was measured with it.
+        budget: Largest loss allowed.
+    """
+
+    skipped: tuple[str, ...]
+    trials: tuple[tuple[int, float], ...]
+    budget: float
+
+
+def skip_within_budget(
+    costs: Sequence[ConvolutionCost],
+    always: Sequence[str],
+    loss: Callable[[Sequence[str]], float],
+    budget: float,
+    largest_share: float = 0.5,
+) -> Skipping:
+    """Leave out as few convolutions as keep the loss within the budget, those that cost most first.
+
+    Tried are 0, 1, 2, 4, 8 and so on beside ``always``.
+
+    Args:
+        costs: Of all convolutions.
+        always: Names that stay in fp32 whatever they cost.
+        loss: What is lost, e.g. in mAP, with these convolutions in fp32 and all others in int8.
+        budget: Largest loss allowed.
+        largest_share: Of all convolutions that may be left out.
+
+    Raises:
+        GateError: Even with the largest share left out the loss is larger.
+    """
+    ranked = sorted(costs, key=lambda cost: -cost.error)
+    candidates = [cost.name for cost in ranked if cost.name not in always]
+    most = min(int(largest_share * len(costs)), len(candidates))
+    counts = [0, *(2**power for power in range(32) if 2**power < most), most]
+    trials: list[tuple[int, float]] = []
+    for count in dict.fromkeys(counts):
+        skipped = (*always, *candidates[:count])
+        lost = loss(skipped)
+        trials.append((count, lost))
+        if lost <= budget:
+            return Skipping(skipped, tuple(trials), budget)
+    tried = ", ".join(f"{count}: {lost:.4f}" for count, lost in trials)
+    raise GateError(
+        f"int8 costs more than the budget of {budget:g}, also with convolutions left in fp32 ({tried})",
+        fix="calibrate on more images or with another method, raise the budget, or deploy fp16",
+    )
+
+
+def _run(model: ModelProto, outputs: Sequence[str], images: Images, threads: int | None) -> list[npt.NDArray]:
+    session = open_session(
+        model.SerializeToString(), threads=threads, providers=("CPUExecutionProvider",), allow_spinning=True
+    )
+    source = session.get_inputs()[0].name
+    rows = [session.run(list(outputs), {source: image[None]}) for image in images]
+    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]

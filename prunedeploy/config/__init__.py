@@ -1,0 +1,65 @@
+"""The configuration of a build.
+
+`blocks` has the keys, their defaults and what makes no sense, `reading` brings them from YAML and options,
+`ratio_target` is what a ratio may be searched for.
+"""
+
+from prunedeploy.config.blocks import (
+    BUNDLED,
+    Allocation,
+    AtLeastOne,
+    AttackConfig,
+    AugmentConfig,
+    BelowOne,
+    Block,
+    BuildConfig,
+    EvaluationConfig,
+    GatesConfig,
+    Method,
+    ScoreName,
+    ScoresConfig,
+    TrainingConfig,
+    as_tuple,
+)
+from prunedeploy.config.reading import (
+    OPTIONS,
+    KeyPath,
+    as_dict,
+    config_hash,
+    default_out,
+    for_method,
+    known_keys,
+    load_config,
+    read_yaml,
+    result_settings,
+    validated,
+)
+
+__all__ = [
+    "BUNDLED",
+    "OPTIONS",
+    "Allocation",
+    "AtLeastOne",
+    "AttackConfig",
+    "AugmentConfig",
+    "BelowOne",
+    "Block",
+    "BuildConfig",
+    "EvaluationConfig",
+    "GatesConfig",
+    "KeyPath",
+    "Method",
+    "ScoreName",
+    "ScoresConfig",
+    "TrainingConfig",
+    "as_dict",
+    "as_tuple",
+    "config_hash",
+    "default_out",
+    "for_method",
+    "known_keys",
+    "load_config",
+    "read_yaml",
+    "result_settings",
+    "validated",
+]

@@ -1,0 +1,561 @@
+"""The blocks of a configuration: frozen, of plain values, with their defaults and what makes no sense."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+BUNDLED = "demo"
+"""The value of ``model.weights`` and ``data.path`` that means: what comes with the package."""
+
+TRAININGS = ("pretrain", "score_optimization", "finetune")
+
+
+class Block(BaseModel):
+    """What all blocks share: no unknown keys, no silent conversions, no changes after loading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def as_tuple(value: object) -> object:
+    """Let ``a,b`` and a single value stand for a list, as on the command line; ``8,16`` are integers."""
+    if isinstance(value, str):
+        parts = [part.strip() for part in value.split(",")]
+        return tuple(int(part) if part.isdecimal() else part for part in parts if part)
+    if isinstance(value, list):
+        return tuple(value)
+    return (value,) if isinstance(value, int) else value
+
+
+def method_by_its_granularity(value: object) -> object:
+    """Let ``weight`` and ``filter`` stand for unstructured and structured pruning."""
+    return {"weight": "unstructured", "filter": "structured"}.get(value, value) if isinstance(value, str) else value
+
+
+Precision = Literal["fp32", "fp16", "int8"]
+Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
+Method = Literal["structured", "unstructured", "kernel", "nm", "hybrid"]
+Allocation = Literal["uniform", "global", "erk", "latency", "learned"]
+Target = Annotated[str, Field(pattern=r"^(cpu|sm\d{2,3})$")]
+ScoreName = Literal[
+    "scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input", "file"
+]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Factor = Annotated[float, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Precisions = Annotated[tuple[Precision, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Runtimes = Annotated[tuple[Runtime, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Targets = Annotated[tuple[Target, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Batches = Annotated[tuple[AtLeastOne, ...], BeforeValidator(as_tuple), Field(min_length=1)]
+Milestones = Annotated[tuple[Fraction, ...], BeforeValidator(as_tuple)]
+
+
+class ModelConfig(Block):
+    """The network that is to be pruned.
+
+    Attributes:
+        cfg: Darknet cfg: a path, or the name of one that ships, e.g. ``yolov3-tiny``.
+        weights: Darknet weights: a path, or ``demo`` for the bundled ones. Not read when ``pretrain.from`` is
+            scratch.
+        names: File with one class name per line; null: the categories of the training data, by id.
+    """
+
+    cfg: str = "yolov3-slim"
+    weights: str | None = BUNDLED
+    names: str | None = None
+
+
+class DataConfig(Block):
+    """Images and boxes.
+
+    Attributes:
+        path: A COCO folder, or ``demo`` for the demo set, composed at first use.
+        train_images: Images drawn at random for training, the rest is for test; null: the split that the data
+            has.
+        greyscale: Rec. 601 luma in all three channels.
+        workers: Processes that load training images; 0: the training process itself. Changes no result.
+        allow_bad_images: Leave out test images that cannot be read instead of ending with an error.
+        eval_images: Measure on so many of the test images, the same ones whatever the seed; null: all of them.
+        cache_mb: Memory for keeping letterboxed training images. Changes no result.
+    """
+
+    path: str = BUNDLED
+    train_images: AtLeastOne | None = None
+    greyscale: bool = False
+    workers: Count = 0
+    allow_bad_images: bool = False
+    eval_images: AtLeastOne | None = None
+    cache_mb: Count = 1024
+
+
+class AttackConfig(Block):
+    """PGD in the L-inf ball on pixels in [0, 1]; the defaults are the paper's (section III-B).
+
+    Attributes:
+        eps: Radius of the ball.
+        step_size: Length of a step.
+        steps: Gradient steps.
+        random_start: Start at a random point of the ball instead of the clean image.
+        restarts: Independent starts, of which the worst counts per image; more than one needs random_start.
+    """
+
+    eps: Fraction = 0.05
+    step_size: Annotated[float, Field(gt=0, le=1)] = 0.02
+    steps: AtLeastOne = 5
+    random_start: bool = False
+    restarts: AtLeastOne = 1
+
+    @model_validator(mode="after")
+    def _restarts_differ(self) -> AttackConfig:
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError("restarts > 1 needs random_start: true, or all restarts are the same")
+        return self
+
+
+class AugmentConfig(Block):
+    """What may happen to a training image: the fields of `prunedeploy.data.transforms.AugmentSettings`."""
+
+    flip_probability: Fraction = 0.5
+    scale_min: Positive = 0.7
+    scale_max: Positive = 1.4
+    aspect: Factor = 1.15
+    translate: BelowOne = 0.1
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    saturation: Factor = 1.5
+    exposure: Factor = 1.5
+    min_area_kept: Fraction = 0.35
+    min_side_px: NonNegative = 2.0
+
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> AugmentConfig:
+        if self.scale_min > self.scale_max:
+            raise ValueError(f"scale_min {self.scale_min:g} is larger than scale_max {self.scale_max:g}")
+        return self
+
+
+class TrainingConfig(Block):
+    """One training against PGD. Lengths are steps, never seconds: a result must not depend on the machine.
+
+    Attributes:
+        steps: Optimiser steps on attacked images; 0: none.
+        batch_size: Images per step.
+        optimizer: ``sgd`` (with plain momentum) or ``adamw``.
+        lr: Learning rate after the warm-up.
+        momentum: Of SGD; AdamW's first beta.
+        weight_decay: On weights, not on batch norm and biases.
+        schedule: ``cosine`` to 0, ``step`` (times step_factor at each milestone) or ``constant``.
+        milestones: Of ``step``: fractions of all steps.
+        step_factor: Of ``step``.
+        warmup_steps: Over which the learning rate rises linearly from 0.
+        clip_norm: Largest norm of the gradient; null: not clipped.
+        augment: Augmentation; null: none.
+        attack: The attack to train against. Keys left out are those of the top-level ``attack``.
+        precision: Of the forward and backward passes: ``fp32`` or ``bf16`` autocast.
+        ema: Decay of an exponential average of the weights, which is then the result; 0: off.
+        checkpoint_every: Steps between checkpoints. Changes no result.
+    """
+
+    steps: Count = 0
+    batch_size: AtLeastOne = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: Positive = 0.01
+    momentum: BelowOne = 0.9
+    weight_decay: NonNegative = 5e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    milestones: Milestones = (0.5, 0.75)
+    step_factor: Annotated[float, Field(gt=0, le=1)] = 0.1
+    warmup_steps: Count = 0
+    clip_norm: Positive | None = 10.0
+    augment: AugmentConfig | None = AugmentConfig()
+    attack: AttackConfig = AttackConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    ema: BelowOne = 0.0
+    checkpoint_every: AtLeastOne = 500
+
+
+class PretrainConfig(TrainingConfig):
+    """Step 1: make the network robust.
+
+    Attributes:
+        start: In YAML ``from``. ``bundled``: the adversarially pre-trained demo weights, nothing is trained;
+            ``given``: train ``model.weights`` against PGD; ``scratch``: random weights, first clean_steps on
+                clean images.
+        clean_steps: Steps on clean images before those against PGD; only from scratch. What they give is
+            ``original``.
+    """
+
+    start: Literal["bundled", "scratch", "given"] = Field(default="given", alias="from")
+    clean_steps: Count = 0
+    lr: Positive = 1e-3
+
+
+class ScoresConfig(Block):
+    """Step 2: one importance score per weight.
+
+    ``scaled`` is HYDRA's, ``deeplift`` the paper's; the others are baselines. Which key matters to which score is
+    said below; ``scaled``, ``magnitude``, ``random``, ``bn-scale`` and ``file`` need no images.
+
+    Attributes:
+        name: Of the score.
+        file: Of ``file``: path of the scores, safetensors as the ``scores.safetensors`` that a stage leaves.
+        images: Training images, drawn with the seed, that a score is taken on; all if there are fewer.
+        batch_size: Images per pass. Only ``taylor``, which squares the gradient of each batch, depends on it beyond
+            rounding.
+        reference: Of ``deeplift``, what an image is compared with: the ``mean`` image, ``zeros``, the image itself
+            blurred (``blur``), or the path of an image of the network's input size.
+        blur_sigma: Of ``blur``: standard deviation of the Gaussian, in input pixels.
+        deeplift_rule: How activations share out a difference: ``rescale`` or ``reveal-cancel``.
+        predictions: Of ``deeplift`` and ``gradient-x-input``: per head and image, so many of the highest-scoring
+            predictions on the clean image make the target.
+        attacked: Take the score on images under the reported attack instead of clean ones.
+        normalise: Of every score: bring layers to a common scale, which matters where they compete for the same
+            ratio: ``none``, ``mean`` (divide by the layer's mean |score|), or ``scaled`` (HYDRA's
+            ``sqrt(6 / fan_in) * s / max|s|``).
+    """
+
+    name: ScoreName = "scaled"
+    file: Annotated[str, Field(min_length=1)] | None = None
+    images: AtLeastOne = 64
+    batch_size: AtLeastOne = 8
+    reference: Annotated[str, Field(min_length=1)] = "mean"
+    blur_sigma: Positive = 8.0
+    deeplift_rule: Literal["rescale", "reveal-cancel"] = "rescale"
+    predictions: AtLeastOne = 10
+    attacked: bool = False
+    normalise: Literal["none", "mean", "scaled"] = "none"
+
+    @model_validator(mode="after")
+    def _a_file_for_its_score(self) -> ScoresConfig:
+        if self.name == "file" and self.file is None:
+            raise ValueError("name file reads scores from a file, and none is given; add scores.file=PATH.safetensors")
+        if self.name != "file" and self.file is not None:
+            raise ValueError(f"file is read by name file alone, and name is {self.name}; leave it out, or change name")
+        return self
+
+
+class ScoreOptimizationConfig(TrainingConfig):
+    """Step 3: optimise the scores with frozen weights. Left out with 0 steps.
+
+    HYDRA: SGD, lr 0.1, cosine, for a cross-entropy of about 1. The default lr is that on the scale of a detector's
+    summed loss; with 0.1 a short optimisation overruns its scores.
+
+    Attributes:
+        enabled: Whether this step is taken; null: for every score but ``deeplift``, which replaces steps 2 and 3 in
+            the paper. Scores start from HYDRA's scale, whatever score they are.
+        freeze_bn: Keep batch norm as it is, with the statistics of the unpruned network. For comparison only: scores
+            learn nothing that way.
+        bn_lr: Learning rate of batch norm's scale and shift, which train beside the scores.
+        sharpness: Take the gradient where the robust loss is worst around the scores, in each layer within this
+            fraction of the norm of its scores (S2AP); a step then passes forward and back once more. 0: off.
+    """
+
+    enabled: bool | None = None
+    freeze_bn: bool = False
+    lr: Positive = 0.005
+    bn_lr: Positive = 0.01
+    sharpness: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _frozen_while_something_is_trained(self) -> ScoreOptimizationConfig:
+        if self.enabled and self.steps == 0:
+            raise ValueError("enabled true asks for score optimisation, and steps is 0; give steps, or leave it out")
+        if self.freeze_bn and (self.enabled is False or self.steps == 0):
+            why, fix = ("enabled false", "set enabled to true") if self.enabled is False else ("steps 0", "give steps")
+            raise ValueError(
+                f"freeze_bn keeps batch norm frozen while scores are optimised, and with {why} they are not; "
+                f"leave it out, or {fix}"
+            )
+        return self
+
+
+class ChannelsConfig(Block):
+    """How many channels structured pruning leaves.
+
+    Attributes:
+        minimum: Fewest channels of a group.
+        multiple: Channels of a group are a multiple of it; 4, 2 and 1 are tried if the ratio cannot be
+            reached.
+    """
+
+    minimum: AtLeastOne = 8
+    multiple: AtLeastOne = 8
+
+
+class NmConfig(Block):
+    """The pattern of n:m pruning: n of every m consecutive input channels live. TensorRT knows 2:4.
+
+    Attributes:
+        n: Weights that live.
+        m: Of so many.
+    """
+
+    n: AtLeastOne = 2
+    m: AtLeastOne = 4
+
+    @model_validator(mode="after")
+    def _something_is_removed(self) -> NmConfig:
+        if self.n >= self.m:
+            raise ValueError(f"n {self.n} must be smaller than m {self.m}, or nothing is removed")
+        return self
+
+    @property
+    def meets_2_4(self) -> bool:
+        """Whether channels 4 i to 4 i + 3 never hold more than 2 weights, which is what TensorRT computes."""
+        return self.n == 1 or (self.n == 2 and self.m % 4 == 0)  # four channels touch two blocks at most
+
+
+class HybridConfig(Block):
+    """How hybrid pruning divides its work.
+
+    Attributes:
+        filter_share: Of the weights that are removed, the part that whole filters take; single weights of what
+            remains take the rest.
+    """
+
+    filter_share: Fraction = 0.5
+
+
+class FinetuneConfig(TrainingConfig):
+    """Step 5: train the kept weights against PGD. HYDRA: lr 0.01.
+
+    Attributes:
+        bn_recalibration_images: Training images on which batch norm's statistics are taken again after the
+            cut; 0: off.
+        distillation_weight: Of the loss towards the robust network's outputs; 0: off.
+        distillation_temperature: Of that loss.
+    """
+
+    bn_recalibration_images: Count = 0
+    distillation_weight: NonNegative = 0.0
+    distillation_temperature: Positive = 1.0
+
+
+class EvaluationConfig(Block):
+    """How mAP is measured. Reported attacks always run in fp32 and are those of the top-level ``attack``.
+
+    Attributes:
+        score_threshold: The paper's threshold; mAP is reported at it and at map_score_threshold.
+        map_score_threshold: COCO's usual threshold.
+        iou_threshold: NMS, per class.
+        batch_size: Images per forward pass.
+        bootstrap: Resamplings of the test images for the interval of every mAP; 0: no interval.
+    """
+
+    score_threshold: Fraction = 0.5
+    map_score_threshold: Fraction = 0.001
+    iou_threshold: Fraction = 0.45
+    batch_size: AtLeastOne = 32
+    bootstrap: Count = 1000
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> EvaluationConfig:
+        if self.map_score_threshold > self.score_threshold:
+            raise ValueError("map_score_threshold is larger than score_threshold")
+        return self
+
+
+class LatencyConfig(Block):
+    """How long latency is measured, and where.
+
+    Attributes:
+        seconds: At least so long per model and runtime.
+        min_calls: And at least so many timed calls.
+        warmup_seconds: Untimed, before them.
+        warmup_calls: And at least so many calls.
+        threads: Of the runtime; null: as ``threads`` at the top.
+        batch: Batch sizes.
+        runtimes: One that cannot run on this machine is reported as null.
+    """
+
+    seconds: Positive = 10.0
+    min_calls: AtLeastOne = 200
+    warmup_seconds: NonNegative = 0.5
+    warmup_calls: Count = 10
+    threads: AtLeastOne | None = None
+    batch: Batches = (1,)
+    runtimes: Runtimes = ("torch", "onnxruntime", "openvino", "tensorrt")
+
+
+class GatesConfig(Block):
+    """What an ONNX file of one precision must pass, against PyTorch in fp32.
+
+    Attributes:
+        parity_tolerance: Gate 1: largest max|a - b| / max|a| per output.
+        match_iou: Gate 2: after NMS every detection has a partner of its class with at least this IoU,
+        match_score: and a score that differs by at most this.
+        map_tolerance: Gate 3: largest difference of mAP.
+    """
+
+    parity_tolerance: Positive = 1e-4
+    match_iou: Fraction = 0.99
+    match_score: Fraction = 1e-3
+    map_tolerance: Fraction = 1e-3
+
+
+class Fp16Config(GatesConfig):
+    """The gates of the fp16 file."""
+
+    parity_tolerance: Positive = 5e-3
+    match_iou: Fraction = 0.95
+    match_score: Fraction = 1e-2
+    map_tolerance: Fraction = 5e-3
+
+
+class Int8Config(GatesConfig):
+    """How the int8 files are made, and their gates.
+
+    Attributes:
+        calibration_images: Training images, drawn with the seed, that the ranges of values are measured on.
+        method: Of choosing a tensor's range: all values but 0.01 % (``percentile``), all (``minmax``), or the
+            smallest mean squared error (``mse``).
+        sensitivity_images: Of the calibration images, how many each convolution's cost is measured on.
+        map_budget: Convolutions are left in fp32, those that cost most first, until clean and robust mAP on
+            training images are at most this much lower than the fp32 file's; null: as calibrated.
+        budget_images: Other training images that this is measured on.
+    """
+
+    parity_tolerance: Positive = 0.25
+    match_iou: Fraction = 0.5
+    match_score: Fraction = 0.1
+    map_tolerance: Fraction = 0.01
+    calibration_images: AtLeastOne = 64
+    method: Literal["percentile", "minmax", "mse"] = "percentile"
+    sensitivity_images: AtLeastOne = 8
+    map_budget: Fraction | None = 0.01
+    budget_images: AtLeastOne = 128
+
+
+class ExportConfig(GatesConfig):
+    """The ONNX files and the gates they must pass; the gates written here are those of fp32.
+
+    Attributes:
+        opset: ONNX operator set.
+        precisions: ONNX files to write for the pruned network.
+        uint8_input: Take NHWC uint8 images and normalise in the graph.
+        nms: NMS in the graph.
+        nms_score_threshold: Of that: detections have a score above it; null: ``evaluation.score_threshold``.
+        nms_max_detections: Of that: rows of the output, per image.
+        fp16: Its gates.
+        int8: How it is made, and its gates.
+    """
+
+    opset: Annotated[int, Field(ge=17)] = 17
+    precisions: Precisions = ("fp32",)
+    uint8_input: bool = False
+    nms: bool = False
+    nms_score_threshold: Fraction | None = None
+    nms_max_detections: AtLeastOne = 100
+    fp16: Fp16Config = Fp16Config()
+    int8: Int8Config = Int8Config()
+
+
+class ReportConfig(Block):
+    """The page: grid_images is the number of test images shown with boxes."""
+
+    grid_images: Count = 8
+
+
+class BuildConfig(Block):
+    """Everything that a build depends on, apart from the content of the files it names.
+
+    Attributes:
+        name: Of the configuration; part of the default output folder's name.
+        seed: Of every random draw.
+        threads: Of PyTorch on the CPU, part of what makes a result repeatable; null: PyTorch's own choice,
+            resolved when the build starts and recorded.
+        device: ``auto`` is CUDA where there is one.
+        method: ``structured`` removes filters (``filter`` says the same), ``unstructured`` zeroes single weights
+            (``weight``), ``kernel`` zeroes k x k slices, ``nm`` zeroes weights in a pattern, ``hybrid`` removes filters
+            and then zeroes weights of the rest.
+        allocation: How the ratio is shared out over layers: ``uniform``, ``global`` (the lowest scores of the
+            network go), ``erk``, for filters ``latency`` (what costs most measured time per importance goes), or for
+            weights ``learned`` (starts as ``erk`` and moves while scores are optimised).
+        remove_dead_channels: After ``unstructured``, ``kernel`` and ``hybrid`` pruning: remove the filters that
+            compute a constant or that nothing reads, exactly.
+        ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1). Of ``nm`` it is
+            what the pattern gives, so it need not be said.
+        attack: What is reported, and what is trained against where a training block says nothing else.
+        targets: What engines are built for: ``cpu`` and compute capabilities such as ``sm86``.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "build"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    threads: AtLeastOne | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    method: Annotated[Method, BeforeValidator(method_by_its_granularity)] = "structured"
+    allocation: Allocation = "uniform"
+    remove_dead_channels: bool = True
+    ratio: BelowOne = 0.75
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    attack: AttackConfig = AttackConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    scores: ScoresConfig = ScoresConfig()
+    score_optimization: ScoreOptimizationConfig = ScoreOptimizationConfig()
+    channels: ChannelsConfig = ChannelsConfig()
+    nm: NmConfig = NmConfig()
+    hybrid: HybridConfig = HybridConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    latency: LatencyConfig = LatencyConfig()
+    export: ExportConfig = ExportConfig()
+    targets: Targets = ("cpu",)
+    report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trainings_inherit_the_attack(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not isinstance(data.get("attack", {}), dict):
+            return data
+        filled = dict(data)
+        for name in TRAININGS:
+            block = filled.get(name, {})
+            if isinstance(block, dict) and isinstance(block.get("attack") or {}, dict):
+                filled[name] = {**block, "attack": {**data.get("attack", {}), **(block.get("attack") or {})}}
+        return filled
+
+    @model_validator(mode="before")
+    @classmethod
+    def _the_pattern_gives_the_ratio(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("method") != "nm" or "ratio" in data:
+            return data
+        try:
+            pattern = NmConfig.model_validate(data.get("nm", {}))
+        except ValidationError:
+            return data  # said once more, with its place, when the block itself is read
+        return {**data, "ratio": 1.0 - pattern.n / pattern.m}
+
+    @model_validator(mode="after")
+    def _start_fits_the_weights(self) -> BuildConfig:
+        if self.pretrain.start == "given" and self.model.weights is None:
+            raise ValueError("model.weights is missing: give it, or use pretrain.from=scratch")
+        if self.pretrain.start == "bundled" and self.model.weights != BUNDLED:
+            raise ValueError(f"pretrain.from=bundled needs model.weights={BUNDLED}; use given or scratch")
+        return self
+
+    @model_validator(mode="after")
+    def _deeplift_optimises_nothing_unless_told(self) -> BuildConfig:
+        block = self.score_optimization
+        if block.freeze_bn and block.enabled is None and self.scores.name == "deeplift":
+            raise ValueError(
+                "score_optimization.freeze_bn keeps batch norm frozen while scores are optimised, and those of "
+                "deeplift are not; leave it out, or use score_optimization.enabled=true"
+            )
+        return self
+
+    @property
+    def optimises_scores(self) -> bool:
+        """Whether step 3 is taken wherever something is pruned."""
+        block = self.score_optimization
+        return block.steps > 0 and (self.scores.name != "deeplift" if block.enabled is None else block.enabled)
+
+    @property
+    def sparse_weights(self) -> bool:
+        """Whether TensorRT is asked for sparse kernels: the weights have a pattern that it can use."""
+        return self.method == "nm" and self.nm.meets_2_4

@@ -1,0 +1,1 @@
+"""Searching the pruning ratio that meets a target: `search` bisects, `trials` measures with the stages of a build."""

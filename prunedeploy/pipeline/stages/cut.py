@@ -1,0 +1,143 @@
+"""The stages that decide what goes and cut it: optimise scores, prune.
+
+How much of every layer lives is decided once, from the scores of the score stage as they are, unless it is learned.
+Optimising the scores changes which weights, kernels or filters of a layer those are, not how many; it leaves
+``allocation.json`` for the cut. Without it the cut allocates by the scores it is given, which then are the same.
+Optimising also leaves ``normalisation.safetensors``: scale, shift and statistics that fit the network under its masks,
+which is what is cut.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from prunedeploy.config import result_settings
+from prunedeploy.models import Darknet
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, loop_settings
+from prunedeploy.pipeline.stages.convolution_times import convolution_times_stage, load_convolution_times
+from prunedeploy.pipeline.stages.granularity import cut_settings, granularity_of
+from prunedeploy.pipeline.stages.score import load_scores, save_scores
+from prunedeploy.pipeline.stages.training_run import run_training
+from prunedeploy.pruning.cut import make_cut
+from prunedeploy.pruning.deviation import largest_deviation
+from prunedeploy.pruning.granularity import LEARNED_FROM, Allocation, Evidence
+from prunedeploy.scores.interface import Scores
+from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
+from prunedeploy_engines.errors import GateError
+
+SHRINK_TOLERANCE = 1e-5
+ALLOCATION = "allocation.json"
+NORMALISATION = "normalisation.safetensors"
+
+
+def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResult) -> StageResult:
+    """Step 3: optimise the scores for this ratio and method with frozen convolution weights.
+
+    Returns:
+        ``scores`` as they are, where the step is not taken: see ``score_optimization.enabled``.
+    """
+    config, block = context.config, context.config.score_optimization
+    if not config.optimises_scores or config.ratio == 0:
+        return scores
+    granularity, times = granularity_of(config), _times(context, robust)
+
+    def compute(work: Path, checkpoints: Path) -> None:
+        model, values = load_stage_model(robust.folder), load_scores(scores.folder)
+        start = {index: value.to(context.device) for index, value in starting_scores(values, model).items()}
+        # Learned from where the scores start; any other by the scores as they are.
+        given = start if config.allocation == "learned" else values
+        allocation = granularity.allocate(model.cfg, _evidence(model.cfg, given, times))
+        model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs do not know it
+        scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
+        attack = context.threat_model(block.attack)
+        objective = score_objective(
+            scored, loop_settings(block), attack, config.seed, context.device, block.sharpness
+        )
+        sets = scored.parameter_sets(block.bn_lr)
+        run_training(context, "optimise-scores", block, model, scored, objective, work, checkpoints, sets=sets)
+        optimised = scored.score_tensors()
+        allocation = granularity.settled(model.cfg, allocation, optimised)
+        save_scores(work / "scores.safetensors", optimised)
+        alive = {name: value for name, value in scored.network.state_dict().items() if not name.endswith(".weight")}
+        save_file(alive, work / NORMALISATION)
+        (work / ALLOCATION).write_text(json.dumps(allocation.as_json()))
+
+    trained = {key: value for key, value in result_settings(block).items() if key != "enabled"}
+    settings = {**context.training_settings(), "block": trained, **cut_settings(config)}
+    inputs = {"robust": robust.digest, "scores": scores.digest, "data": context.training_key, **_times_input(times)}
+    return context.run("optimise-scores", 4, settings, inputs, compute, collective=True)
+
+
+def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult) -> StageResult:
+    """Step 4: cut what the scores say; where filters leave, the network leaves it physically smaller.
+
+    ``keep.safetensors`` has the filters that live of a structured network; of the others the weights that were not
+    zeroed, in the shapes of the network that is left.
+    """
+    config, granularity, times = context.config, granularity_of(context.config), _times(context, robust)
+
+    def compute(work: Path, _: Path) -> None:
+        model = _network_that_is_cut(robust, scores)
+        values = load_scores(scores.folder)
+        optimised = scores.folder / ALLOCATION
+        how = LEARNED_FROM if config.allocation == "learned" and not optimised.is_file() else config.allocation
+        if optimised.is_file():
+            allocation = Allocation.from_json(json.loads(optimised.read_text()))
+        else:
+            as_it_is = granularity_of(config.model_copy(update={"allocation": how}))
+            allocation = as_it_is.allocate(model.cfg, _evidence(model.cfg, values, times))
+        masks = granularity.selection(model.cfg, allocation)(values).as_bool()
+        cut = make_cut(model, masks)
+        record = granularity.record(model.cfg, masks, allocation)
+        if how != "uniform":
+            record["allocation"] = how
+        if config.method == "nm":
+            record["sparse_weights"] = config.sparse_weights
+        if masks.filters:
+            record["shrunk_deviation"] = check_shrunk(cut.masked, cut.network)
+        keep = cut.filters if config.method == "structured" else cut.weights
+        save_file({str(index): mask.contiguous() for index, mask in keep.items()}, work / "keep.safetensors")
+        (work / "pruning.json").write_text(json.dumps(record, indent=2))
+        cut.network.save(work / "model.cfg", work / "model.weights")
+
+    inputs = {"robust": robust.digest, "scores": scores.digest, **_times_input(times)}
+    return context.run("prune", 2, cut_settings(config), inputs, compute)
+
+
+def _network_that_is_cut(robust: StageResult, scores: StageResult) -> Darknet:
+    """The robust network, with the normalisation that optimising the scores has left."""
+    model = load_stage_model(robust.folder)
+    if (scores.folder / NORMALISATION).is_file():
+        model.load_state_dict(model.state_dict() | load_file(scores.folder / NORMALISATION))
+    return model
+
+
+def _times(context: BuildContext, robust: StageResult) -> StageResult | None:
+    """What an allocation by latency goes by."""
+    config = context.config
+    return convolution_times_stage(context, robust) if config.allocation == "latency" and config.ratio > 0 else None
+
+
+def _times_input(times: StageResult | None) -> dict[str, str]:
+    return {} if times is None else {"times": times.digest}
+
+
+def _evidence(cfg: DarknetCfg, scores: Scores, times: StageResult | None) -> Evidence:
+    return Evidence(scores, None if times is None else load_convolution_times(cfg, times))
+
+
+def check_shrunk(masked: Darknet, shrunk: Darknet) -> float:
+    """How far a masked network and its shrunk one are apart, as `largest_deviation` measures it.
+
+    Raises:
+        GateError: It is above `SHRINK_TOLERANCE`.
+    """
+    worst = largest_deviation(masked, shrunk)
+    if not worst <= SHRINK_TOLERANCE:
+        raise GateError(f"the shrunk network deviates from the masked one by {worst:.2e}", "prune")
+    return worst

@@ -1,0 +1,389 @@
+"""The stages that export: ONNX in every precision with its gates, and TensorRT engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from onnx import ModelProto
+
+from prunedeploy.attacks import Pgd
+from prunedeploy.config import GatesConfig
+from prunedeploy.data import CocoDataset, train_test_subset
+from prunedeploy.data.loader import Batch, EvaluationLoader
+from prunedeploy.evaluation import TorchRunner, evaluate
+from prunedeploy.models import Darknet, FoldedDarknet
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy_engines.builder.from_onnx import engine_from_onnx
+from prunedeploy_engines.detection.nms import detections_from
+from prunedeploy_engines.errors import DataError, RuntimeUnavailableError
+from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
+from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
+from prunedeploy_engines.runtimes.opening import unavailable_reason
+from prunedeploy_engines.runtimes.tensorrt.library import installed_version, rtx_targets
+from prunedeploy_export import (
+    Quantiser,
+    check_detection_parity,
+    check_tensor_parity,
+    fp16_from_fp32,
+    onnx_from_torch,
+    with_nms,
+    with_uint8_input,
+)
+from prunedeploy_export.graph.edit import read_model, write_model
+from prunedeploy_export.graph.nms import MAX_CANDIDATES
+from prunedeploy_export.precision.quantisation import Activations
+
+ENGINE = "onnxruntime"
+GATE_IMAGES = 8
+PLAIN = "model.onnx"
+WITHOUT_NMS = "without-nms.onnx"
+ACTIVATIONS: dict[str, Activations] = {"cpu": "uint8", "gpu": "int8"}
+
+Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One ONNX file of the pruned network, as it goes into the bundle.
+
+    Attributes:
+        precision: ``fp32``, ``fp16`` or ``int8``.
+        target: ``cpu`` or ``gpu`` of an int8 file, None of the others.
+        stage: That wrote it.
+        file: The ONNX file.
+        measured: The file that mAP is measured with: the same, but without suppression in the graph, since mAP
+            counts detections of all scores.
+    """
+
+    precision: str
+    target: str | None
+    stage: StageResult
+    file: Path
+    measured: Path
+
+    @property
+    def is_plain(self) -> bool:
+        """It is the fp32 file of `export_stage` itself."""
+        return self.stage.name == "export"
+
+    @property
+    def name(self) -> str:
+        """Name in the bundle."""
+        parts = ["model", *([self.precision] if self.precision != "fp32" else [])]
+        return ".".join([*parts, *(["gpu"] if self.target == "gpu" else []), "onnx"])
+
+
+def cpu_runtimes(context: BuildContext) -> tuple[str, ...]:
+    """Runtimes that run ONNX files on this machine's CPU: ONNX Runtime, and OpenVINO if asked for and there."""
+    wanted = "openvino" in context.config.latency.runtimes
+    return (ENGINE, *(["openvino"] if wanted and unavailable_reason("openvino") is None else []))
+
+
+def engine_key(runtime: str, artefact: Artefact) -> str:
+    """Name of a file on a runtime in the results of stages; the plain fp32 file goes by the runtime's name."""
+    return runtime if artefact.is_plain else f"{runtime}|{artefact.name}"
+
+
+def export_stage(context: BuildContext, model: StageResult) -> StageResult:
+    """Write ``model.onnx`` in fp32 and pass the gates of tensors and detections on test images."""
+    settings = context.config.export
+
+    def compute(work: Path, _: Path) -> None:
+        network = load_stage_model(model.folder)
+        path = work / PLAIN
+        onnx_from_torch(FoldedDarknet(network), path, class_names=context.class_names, opset=settings.opset)
+        images = gate_images(context, network)
+        with TorchRunner(network) as parent:
+            gates = _gates(context, parent.infer(images), images, path, settings)
+        (work / "gates.json").write_text(json.dumps(gates, indent=2))
+
+    config = {
+        "opset": settings.opset,
+        "gates": _gate_settings(settings),
+        "thresholds": context.config.evaluation.model_dump(include={"map_score_threshold", "iou_threshold"}),
+        "class_names": context.class_names,
+        "greyscale": context.config.data.greyscale,
+    }
+    return context.run("export", 2, config, {"model": model.digest, "data": context.test_key}, compute)
+
+
+def check_calibration_images(context: BuildContext) -> None:
+    """Refuse int8 without enough training images, before anything is trained.
+
+    Raises:
+        DataError: There are too few; the keys to change are named.
+    """
+    int8, there = context.config.export.int8, len(context.training.images)
+    needed = int8.calibration_images + (int8.budget_images if int8.map_budget is not None else 0)
+    if "int8" in context.config.export.precisions and there <= needed:
+        raise DataError(
+            f"int8 needs more than {needed} training images, there are {there}",
+            "export.int8",
+            "lower export.int8.calibration_images or budget_images",
+        )
+
+
+def artefact_stages(context: BuildContext, model: StageResult, export: StageResult) -> list[Artefact]:
+    """The ONNX files of the bundle, one per precision; of int8 one per kind of target."""
+    settings = context.config.export
+    found = []
+    for precision in dict.fromkeys(settings.precisions):
+        targets: Sequence[str | None] = [None]
+        if precision == "int8":
+            targets = ["cpu", *(["gpu"] if any(name != "cpu" for name in context.config.targets) else [])]
+        for target in targets:
+            if precision == "fp32" and not settings.uint8_input and not settings.nms:
+                found.append(Artefact(precision, target, export, export.folder / PLAIN, export.folder / PLAIN))
+            else:
+                found.append(_artefact_stage(context, model, export, precision, target))
+    return found
+
+
+def engine_stages(
+    context: BuildContext, artefacts: Sequence[Artefact]
+) -> tuple[list[StageResult], list[dict[str, str]]]:
+    """TensorRT engines for the GPU targets; and which could not be built here, and why."""
+    built, missing = [], []
+    sparse = context.config.sparse_weights
+    for target in context.config.targets:
+        for artefact in artefacts:
+            if target == "cpu" or artefact.target == "cpu":
+                continue
+
+            def compute(work: Path, _: Path, target: str = target, artefact: Artefact = artefact) -> None:
+                onnx = work / artefact.name
+                onnx.write_bytes(artefact.file.read_bytes())  # the plan is named after its file
+                try:
+                    engine_from_onnx(onnx, work, target=target, sparse=sparse)
+                finally:
+                    onnx.unlink()
+
+            versions = {name: installed_version(name) for name in ("tensorrt", "tensorrt_rtx")}
+            settings = {"target": target, "sparse": sparse, "precision": artefact.precision, **versions}
+            reason = _only_on_the_device(target, versions)
+            try:
+                if reason is not None:
+                    raise RuntimeUnavailableError(reason)
+                built.append(context.run("engine", 2, settings, {"onnx": artefact.stage.digest}, compute))
+            except RuntimeUnavailableError as error:
+                missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
+    return built, missing
+
+
+def gate_images(context: BuildContext, network: Darknet) -> npt.NDArray[np.float32]:
+    """The test images that an artefact is compared with its parent on."""
+    return next(iter(evaluation_loader(context, context.test, network, GATE_IMAGES))).images.numpy()
+
+
+def evaluation_loader(
+    context: BuildContext, dataset: CocoDataset, network: Darknet, batch_size: int
+) -> EvaluationLoader:
+    """Letterboxed images of a data set, not augmented."""
+    data = context.config.data
+    return EvaluationLoader(
+        dataset,
+        network.cfg.input_size,
+        batch_size,
+        data.greyscale,
+        allow_bad_images=data.allow_bad_images,
+    )
+
+
+def _only_on_the_device(target: str, versions: dict[str, str | None]) -> str | None:
+    if versions["tensorrt"] is None and versions["tensorrt_rtx"] is not None and target not in rtx_targets():
+        return f"no engine ahead of time for {target}; build it on the device with `prunedeploy engine`"
+    return None
+
+
+def _artefact_stage(
+    context: BuildContext, model: StageResult, export: StageResult, precision: str, target: str | None
+) -> Artefact:
+    settings, config = context.config.export, context.config
+    gates_config: GatesConfig = {"fp16": settings.fp16, "int8": settings.int8}.get(precision, settings)
+    nms = None
+    if settings.nms:
+        threshold = settings.nms_score_threshold
+        threshold = config.evaluation.score_threshold if threshold is None else threshold
+        nms = NmsInGraph(threshold, config.evaluation.iou_threshold, settings.nms_max_detections)
+
+    def compute(work: Path, _: Path) -> None:
+        network = load_stage_model(model.folder)
+        path = work / (WITHOUT_NMS if nms is not None else PLAIN)
+        if precision == "fp32":
+            path.write_bytes((export.folder / PLAIN).read_bytes())
+        elif precision == "fp16":
+            fp16_from_fp32(export.folder / PLAIN, path)
+        else:
+            _quantise(context, network, export.folder / PLAIN, path, ACTIVATIONS[str(target)])
+        if settings.uint8_input:
+            write_model(with_uint8_input(read_model(path)), path)
+        images = gate_images(context, network)
+        with TorchRunner(network) as parent:
+            reference = parent.infer(images)
+        gates = _gates(context, reference, images, path, gates_config)
+        if nms is not None:
+            deployed = work / PLAIN
+            write_model(with_nms(read_model(path), nms), deployed)
+            gates.append(_nms_gate(context, images, path, deployed, nms))
+        (work / "gates.json").write_text(json.dumps(gates, indent=2))
+
+    own = settings.int8.model_dump(mode="json") if precision == "int8" else {}
+    key = {
+        "precision": precision,
+        "target": target,
+        "gates": _gate_settings(gates_config),
+        "uint8_input": settings.uint8_input,
+        "nms": None if nms is None else asdict(nms),
+        "int8": own,
+        "thresholds": config.evaluation.model_dump(include={"map_score_threshold", "iou_threshold"}),
+        "greyscale": config.data.greyscale,
+        **({"attack": config.attack.model_dump(), "seed": config.seed} if own else {}),
+    }
+    inputs = {"model": model.digest, "export": export.digest, "data": context.test_key}
+    if precision == "int8":
+        inputs["training"] = context.training_key
+    stage = context.run("precision", 2, key, inputs, compute)
+    measured = stage.folder / (WITHOUT_NMS if nms is not None else PLAIN)
+    return Artefact(precision, target, stage, stage.folder / PLAIN, measured)
+
+
+def _gates(
+    context: BuildContext,
+    reference: Outputs,
+    images: npt.NDArray[np.float32],
+    path: Path,
+    settings: GatesConfig,
+) -> list[dict[str, Any]]:
+    """Gates 1 and 2, passed; what they measured."""
+    with OnnxRuntimeRunner(path, threads=context.threads) as engine:
+        candidate = engine.infer(images)
+    tensors = check_tensor_parity(reference, candidate, settings.parity_tolerance, artefact=path.name)
+    found = check_detection_parity(
+        reference,
+        candidate,
+        score_threshold=context.config.evaluation.map_score_threshold,
+        iou_threshold=context.config.evaluation.iou_threshold,
+        min_iou=settings.match_iou,
+        score_tolerance=settings.match_score,
+        artefact=path.name,
+    )
+    return [{"gate": "tensor", **asdict(tensors)}, {"gate": "detections", **asdict(found)}]
+
+
+def _nms_gate(
+    context: BuildContext, images: npt.NDArray[np.float32], plain: Path, path: Path, nms: NmsInGraph
+) -> dict[str, Any]:
+    """Gate 2 of suppression in the graph: what it gives is what suppression on the host gives, box by box."""
+    with (
+        OnnxRuntimeRunner(plain, threads=context.threads) as without,
+        OnnxRuntimeRunner(path, threads=context.threads) as engine,
+    ):
+        raw, candidate = without.infer(images), engine.infer(images)
+    found = check_detection_parity(
+        _suppressed_on_the_host(raw, nms, candidate[0].shape[1]),
+        candidate,
+        score_threshold=nms.score_threshold,
+        iou_threshold=nms.iou_threshold,
+        artefact=path.name,
+    )
+    return {"gate": "detections", "suppression": "in the graph", **asdict(found)}
+
+
+def _suppressed_on_the_host(outputs: Outputs, nms: NmsInGraph, rows: int) -> Outputs:
+    """Detections in the form of boxes ``(N, rows, 4)`` and scores ``(N, rows, C)``."""
+    images, classes = len(outputs[0]), outputs[1].shape[2]
+    boxes = np.zeros((images, rows, 4), np.float32)
+    scores = np.zeros((images, rows, classes), np.float32)
+    for i in range(images):
+        found, found_scores, class_ids = detections_from(
+            outputs[0][i],
+            outputs[1][i],
+            score_threshold=nms.score_threshold,
+            iou_threshold=nms.iou_threshold,
+            max_detections=rows,
+            pre_nms_top_k=MAX_CANDIDATES,
+        )
+        boxes[i, : len(found)] = found
+        scores[i, np.arange(len(found)), class_ids] = found_scores
+    return boxes, scores
+
+
+def _quantise(
+    context: BuildContext, network: Darknet, source: Path, path: Path, activations: Activations
+) -> None:
+    """Calibrate on training images and write an int8 file within its budget."""
+    config, settings = context.config, context.config.export.int8
+    drawn, rest = train_test_subset(context.training, settings.calibration_images, config.seed)
+    images = np.concatenate([batch.images.numpy() for batch in evaluation_loader(context, drawn, network, 32)])
+    with context.progress.task(f"int8 for {activations}", 1) as advance:
+        quantiser = Quantiser(
+            source,
+            images,
+            seed=config.seed,
+            method=settings.method,
+            sensitivity_images=settings.sensitivity_images,
+            threads=context.threads,
+        )
+        loss = None
+        if settings.map_budget is not None:
+            held_out = train_test_subset(rest, settings.budget_images, config.seed)[0]
+            loss = _MapLoss(context, network, source, held_out, path.with_name("trial.onnx"))
+        quantiser.write(path, activations, loss=loss, budget=settings.map_budget)
+        advance(1)
+
+
+class _MapLoss:
+    """How much mAP an int8 network loses against the fp32 file, clean or attacked, whichever is more.
+
+    Args:
+        context: Of the build.
+        network: The PyTorch parent; its gradients make the attacked images, once.
+        source: The fp32 file.
+        held_out: Training images, not those of the calibration.
+        trial: Where networks that are tried are written meanwhile.
+    """
+
+    def __init__(
+        self, context: BuildContext, network: Darknet, source: Path, held_out: CocoDataset, trial: Path
+    ) -> None:
+        self._context, self._network, self._held_out, self._trial = context, network, held_out, trial
+        loader = evaluation_loader(context, held_out, network, context.config.evaluation.batch_size)
+        self._batches: list[Batch] = list(loader)
+        pgd = Pgd.against(network, context.threat_model(), "fp32", context.config.seed)
+        self._attacked = [pgd(batch.images, batch.targets) for batch in self._batches]
+        self._reference = self._maps(source)
+
+    def __call__(self, model: ModelProto) -> float:
+        """The larger of the two losses; negative if both mAPs rose."""
+        write_model(model, self._trial)
+        try:
+            found = self._maps(self._trial)
+        finally:
+            self._trial.unlink()
+        return max(before - after for before, after in zip(self._reference, found, strict=True))
+
+    def _maps(self, path: Path) -> tuple[float, float]:
+        attacked = iter(self._attacked)
+        evaluation = self._context.config.evaluation
+        with OnnxRuntimeRunner(path, threads=self._context.threads) as engine:
+            result = evaluate(
+                {"int8": engine},
+                self._batches,
+                self._held_out,
+                attack=lambda model, images, targets: next(attacked),
+                attacked_model=self._network,
+                iou_threshold=evaluation.iou_threshold,
+                score_threshold=evaluation.map_score_threshold,
+                resamples=0,
+            )["int8"].metrics()
+        return result["map_clean"] or 0.0, result["map_pgd"] or 0.0
+
+
+def _gate_settings(settings: GatesConfig) -> dict[str, Any]:
+    return settings.model_dump(mode="json", include=set(GatesConfig.model_fields))

@@ -1,0 +1,172 @@
+"""The stage that measures latency: all rows and files, on all runtimes that run here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from prunedeploy.config import result_settings
+from prunedeploy.models import Darknet
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, engine_key, evaluation_loader
+from prunedeploy.pipeline.store.key import machine_id
+from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.machine.environment import machine_info
+
+LATENCY_IMAGES = 16
+ROUNDS = 10
+PEAK = "peak|{runtime}|1"
+BRIEF_SECONDS, BRIEF_CALLS, BRIEF_ROUNDS = 2.0, 50, 5
+"""At most so much of what is configured goes into one file's brief measurement,"""
+BRIEF_ATTEMPTS = 3
+"""and at most so many of them, while they are noisy."""
+
+
+def latency_stage(
+    context: BuildContext,
+    models: Mapping[str, StageResult],
+    exports: Mapping[str, StageResult],
+    artefacts: Sequence[Artefact],
+) -> StageResult:
+    """Latency of all rows on all runtimes that run here, a process each, interleaved in rounds.
+
+    ``latency.json`` has its rows under ``<row>|<engine>|<batch>``, the engine named by `engine_key`; under `PEAK`
+    each runtime's on a large MatMul.
+    """
+    settings = context.config.latency
+    threads = settings.threads or context.threads
+    runtimes = cpu_runtimes(context)
+
+    def compute(work: Path, _: Path) -> None:
+        network = load_stage_model(models["pruned"].folder)
+        images = _save_images(context, network, work)
+        common = {"threads": threads, "images": str(images), "kind": "host"}
+        specs: dict[str, dict[str, Any]] = {
+            f"{name}|{batch}": {**common, **spec, "batch": batch}
+            for batch in settings.batch
+            for name, spec in _specs(models, exports, artefacts, runtimes, threads)
+            if spec["runtime"] in settings.runtimes
+        }
+        for runtime in runtimes:
+            if any(spec["runtime"] == runtime for spec in specs.values()):
+                specs[PEAK.format(runtime=runtime)] = {"runtime": "matmul", "on": runtime, "threads": threads}
+        results = {}
+        with context.progress.task("measure latency", ROUNDS * len(specs)) as advance:
+            if specs:  # with nothing to measure here, it does not wait for others that measure
+                results = bench_models(
+                    specs,
+                    seconds=settings.seconds,
+                    min_calls=settings.min_calls,
+                    warmup_s=settings.warmup_seconds,
+                    warmup_calls=settings.warmup_calls,
+                    rounds=ROUNDS,
+                    progress=lambda name: advance(1),
+                )
+        images.unlink()
+        document = {
+            "rows": {name: result.summary() for name, result in results.items()},
+            "samples_ms": {name: result.latency.samples_ms for name, result in results.items()},
+            "machine": machine_info(),
+            "input_size": list(network.cfg.input_size),
+            "threads": threads,
+        }
+        (work / "latency.json").write_text(json.dumps(document))
+
+    config = {"latency": result_settings(settings), "threads": threads, "here": list(runtimes)}
+    inputs = {
+        f"{row}-{kind}": results[row].digest
+        for kind, results in (("model", models), ("export", exports))
+        for row in results
+    }
+    inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}
+    return context.run(
+        "latency", 3, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
+    )
+
+
+def file_latency_stage(
+    context: BuildContext, network: StageResult, artefact: Artefact, runtime: str
+) -> StageResult:
+    """Latency of one ONNX file alone, briefly and at batch 1: what a search for a ratio goes by.
+
+    ``latency.json`` is the summary of its samples. A noisy measurement is taken again; of several noisy ones the one of
+    lowest median counts, since whatever else runs on the machine only adds time.
+
+    Args:
+        context: Of the build.
+        network: That the file is of.
+        artefact: The file.
+        runtime: ``onnxruntime`` or ``openvino``.
+    """
+    settings = context.config.latency
+    threads = settings.threads or context.threads
+    brief: dict[str, Any] = {
+        "seconds": min(settings.seconds, BRIEF_SECONDS),
+        "min_calls": min(settings.min_calls, BRIEF_CALLS),
+        "warmup_s": settings.warmup_seconds,
+        "warmup_calls": settings.warmup_calls,
+        "rounds": BRIEF_ROUNDS,
+    }
+
+    def compute(work: Path, _: Path) -> None:
+        images = _save_images(context, load_stage_model(network.folder), work)
+        common = {"threads": threads, "images": str(images), "kind": "host", "batch": 1}
+        specs = {"file": {**common, **_file_spec(runtime, artefact.file)}}
+        attempts: list[dict[str, Any]] = []
+        while len(attempts) < BRIEF_ATTEMPTS and (not attempts or attempts[-1]["noisy"]):
+            attempts.append(bench_models(specs, **brief)["file"].summary())
+        images.unlink()
+        best = min(attempts, key=lambda summary: (summary["noisy"], summary["p50"]))
+        (work / "latency.json").write_text(json.dumps({**best, "attempts": len(attempts)}))
+
+    config = {**brief, "attempts": BRIEF_ATTEMPTS, "threads": threads, "runtime": runtime}
+    inputs = {"network": network.digest, "file": artefact.stage.digest, "data": context.test_key}
+    return context.run("file-latency", 1, config, inputs, compute, machine=machine_id())
+
+
+def _save_images(context: BuildContext, network: Darknet, folder: Path) -> Path:
+    """Write the first test images, letterboxed, ``(N, H, W, 3)`` uint8, for the processes that are timed."""
+    loader = evaluation_loader(context, context.test, network, LATENCY_IMAGES)
+    pixels = next(iter(loader)).images.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
+    images = folder / "images.npy"
+    np.save(images, pixels, allow_pickle=False)
+    return images
+
+
+def _specs(
+    models: Mapping[str, StageResult],
+    exports: Mapping[str, StageResult],
+    artefacts: Sequence[Artefact],
+    runtimes: Sequence[str],
+    threads: int,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Names and what `bench_models` needs: every row in fp32, and the pruned network's other files."""
+    for row, model in models.items():
+        for runtime in runtimes:
+            yield f"{row}|{runtime}", _file_spec(runtime, exports[row].folder / PLAIN)
+        yield (
+            f"{row}|torch",
+            {
+                "runtime": "torch",
+                "factory": "prunedeploy.evaluation.torch_runner:open_torch_runner",
+                "arguments": {
+                    "cfg": str(model.folder / "model.cfg"),
+                    "weights": str(model.folder / "model.weights"),
+                    "threads": threads,
+                },
+            },
+        )
+    for artefact in artefacts:
+        if artefact.target != "gpu" and not artefact.is_plain:
+            for runtime in runtimes:
+                yield f"pruned|{engine_key(runtime, artefact)}", _file_spec(runtime, artefact.file)
+
+
+def _file_spec(runtime: str, path: Path) -> dict[str, Any]:
+    # An fp32 row is to be fp32: left alone, OpenVINO takes bf16 where the CPU has it.
+    return {"runtime": runtime, "path": str(path), "inference_precision": "f32"}

@@ -1,0 +1,118 @@
+"""Test images as one network sees them, clean and attacked, with what it finds in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from prunedeploy.attacks import Pgd
+from prunedeploy.data.records import ImageRecord
+from prunedeploy.evaluation import TorchRunner
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.stages.export import evaluation_loader
+from prunedeploy_engines.detection.nms import detections_from
+
+DOCUMENT = "samples.json"
+OBJECTS = (2, 5)
+"""Of one object there is little to see, of many nothing in a small picture."""
+THRESHOLDS = ("score_threshold", "iou_threshold")
+
+
+def picture_name(kind: str, number: int) -> str:
+    """Name of a picture's file: ``kind`` is ``clean`` or ``pgd``, ``number`` counts from 1."""
+    return f"{kind}-{number}.png"
+
+
+def samples_stage(context: BuildContext, model: StageResult, images: int) -> StageResult:
+    """Some test images (`telling_images`), clean and under PGD of the very network, and its detections.
+
+    The pictures are the network's input, letterboxed, pixel by pixel; boxes are in the document beside them, so that
+    they can be drawn in any size. Detections are those of the exact attack, whose pixels a picture rounds to 8 bits.
+
+    Args:
+        context: Of the build.
+        model: The network.
+        images: How many; fewer where not so many have boxes.
+    """
+    config = context.config
+
+    def compute(work: Path, _: Path) -> None:
+        network = load_stage_model(model.folder).to(context.device)
+        height, width = network.cfg.input_size
+        labelled = telling_images(context.test.images)
+        loader = evaluation_loader(context, replace(context.test, images=labelled), network, 1)
+        pgd = Pgd.against(network, context.threat_model(), "fp32", config.seed)
+        names = {record.image_id: record.path.name for record in labelled}
+        documents: list[dict[str, Any]] = []
+        with TorchRunner(network) as runner:
+            for number, batch in enumerate(islice(loader, images), 1):
+                inputs, targets = batch.images.to(context.device), batch.targets.to(context.device)
+                document: dict[str, Any] = {
+                    "image_id": batch.image_ids[0],
+                    "file_name": names[batch.image_ids[0]],
+                    "width": width,
+                    "height": height,
+                    "ground_truth": _ground_truth(batch.targets, width, height, context.class_names),
+                }
+                for kind, pixels in (("clean", batch.images), ("pgd", pgd(inputs, targets).cpu())):
+                    boxes, scores = runner.infer(pixels.numpy())
+                    found = detections_from(
+                        boxes[0],
+                        scores[0],
+                        score_threshold=config.evaluation.score_threshold,
+                        iou_threshold=config.evaluation.iou_threshold,
+                    )
+                    document[kind] = [
+                        {**_box(box, context.class_names[int(index)]), "score": round(float(score), 6)}
+                        for box, score, index in zip(*found, strict=True)
+                    ]
+                    rounded = (pixels[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+                    Image.fromarray(rounded).save(work / picture_name(kind, number))
+                documents.append(document)
+        (work / DOCUMENT).write_text(json.dumps(documents, indent=1), encoding="utf-8")
+
+    settings = {
+        "attack": config.attack.model_dump(),
+        "thresholds": config.evaluation.model_dump(include=set(THRESHOLDS)),
+        "images": images,
+        "objects": OBJECTS,
+        "greyscale": config.data.greyscale,
+        "allow_bad_images": config.data.allow_bad_images,
+        "seed": config.seed,
+        "device": context.device.type,
+        "class_names": context.class_names,
+    }
+    return context.run("samples", 1, settings, {"model": model.digest, "data": context.test_key}, compute)
+
+
+def telling_images(records: Sequence[ImageRecord]) -> list[ImageRecord]:
+    """Images with boxes, first those in which there is something to see: `OBJECTS` from and to.
+
+    By the objects alone, in the order of the data set: an image that suits one network cannot be picked.
+    """
+    objects = [int((~record.iscrowd).sum()) for record in records]
+    ordered = sorted(zip(objects, records, strict=True), key=lambda pair: not OBJECTS[0] <= pair[0] <= OBJECTS[1])
+    return [record for count, record in ordered if count]
+
+
+def _ground_truth(targets: Tensor, width: int, height: int, class_names: list[str]) -> list[dict[str, Any]]:
+    """Boxes of one image from ``(T, 6)`` targets, of which the last four are cxcywh as fractions of the input."""
+    sides = np.array([width, height], np.float64)
+    rows = []
+    for _, index, *cxcywh in targets.tolist():
+        centre, size = np.array(cxcywh[:2]) * sides, np.array(cxcywh[2:]) * sides
+        rows.append(_box(np.concatenate([centre - size / 2, centre + size / 2]), class_names[int(index)]))
+    return rows
+
+
+def _box(box_xyxy: Any, class_name: str) -> dict[str, Any]:
+    return {"class_name": class_name, "box_xyxy": [round(float(value), 2) for value in box_xyxy]}

@@ -1,0 +1,548 @@
+"""Results of stages on disk, each under its key: computed once, shared by builds, never half there.
+
+Layout of a store::
+
+    store.json                 says that this folder is a store
+    results/<name>-<digest>/   whole results, each with its stage.json
+    work/<digest>.<unique>/    results in the making; one whose lock is free was left by a killed process
+    checkpoints/<name>-<digest>/  of a training that runs or was killed; gone when its stage ends
+    locks/<digest>.compute     held by the process that computes the key
+    locks/<digest>.use         held, shared, by every process that uses the result
+
+A result is made under a unique name in ``work``, every file and folder of it is fsynced, and then it is
+renamed. A lock is an flock: the kernel frees it when its process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import re
+import shutil
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from prunedeploy.pipeline.store.key import StageKey, check_result, walk_files, write_record
+from prunedeploy_engines.errors import StoreError
+from prunedeploy_engines.files import write_atomically
+
+MARKER = "store.json"
+SCHEMA_VERSION = 1
+ROOMS = ("results", "work", "checkpoints", "locks")
+Kind = Literal["result", "damaged", "work", "checkpoint"]
+_PROTECTED_BY = {
+    "result": ("compute", "use"),
+    "damaged": ("compute", "use"),
+    "work": ("compute",),
+    "checkpoint": ("compute",),
+}
+
+
+class FileLock:
+    """An flock on a file, freed by `release`, by ``with``, or by the death of the process.
+
+    Args:
+        path: Of the lock file; its folder exists.
+        shared: Any number of processes may hold it shared, or one alone.
+    """
+
+    def __init__(self, path: Path, shared: bool = False) -> None:
+        self.path = path
+        self.mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        self._file: int | None = None
+
+    def acquire(self, wait: bool = True) -> bool:
+        """Take the lock; return False if another process has it and ``wait`` is False.
+
+        Raises:
+            StoreError: The file system has no locks, or refuses the file.
+        """
+        while self._file is None:
+            try:
+                self._file = _open_lock_file(self.path)
+                fcntl.flock(self._file, self.mode if wait else self.mode | fcntl.LOCK_NB)
+                # Whoever had the lock may have removed its file: then this lock is on a file that nobody else
+                # will find.
+                if os.path.exists(self.path) and os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                    _HELD.add(self)
+                    return True
+            except BlockingIOError:
+                self._close()
+                return False
+            except FileNotFoundError:
+                if not self.path.parent.is_dir():
+                    self._close()
+                    raise StoreError("the folder of this lock is gone", self.path) from None
+            except OSError as error:
+                self._close()
+                raise StoreError(
+                    f"cannot be locked ({error.strerror})", self.path, "use a local disk"
+                ) from None
+            except BaseException:
+                self._close()
+                raise
+            self._close()
+        raise RuntimeError(f"{self.path} is locked by this object already")
+
+    def release(self, remove: bool = False) -> None:
+        """Free the lock, and remove its file first if asked to."""
+        if self._file is not None:
+            if remove:
+                self.path.unlink(missing_ok=True)
+            self._close()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        _HELD.discard(self)
+
+    def __enter__(self) -> FileLock:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _open_lock_file(path: Path) -> int:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        # For writing, as NFS wants it; not O_CREAT, which Linux refuses for another user's file in a sticky
+        # folder.
+        return os.open(path, os.O_RDWR | flags)
+    except FileNotFoundError:
+        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY | flags)
+
+
+# A forked loader worker inherits the descriptor and would keep the lock of its killed parent until it dies
+# itself.
+_HELD: weakref.WeakSet[FileLock] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    for lock in list(_HELD):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)
+
+
+def _log(line: str) -> None:
+    logging.getLogger(__name__).warning(line)
+
+
+@dataclass(frozen=True)
+class StoreRow:
+    """One thing in a store.
+
+    Attributes:
+        kind: ``result``; ``damaged``, a result that is not whole; ``work``, one in the making;
+            ``checkpoint``.
+        name: Of the stage; empty if not known.
+        digest: Of the stage's key.
+        path: Folder.
+        bytes: Of all files in it.
+        last_used: Seconds since the epoch.
+        in_use: A live process computes or uses it.
+        seconds: What computing it took; None if not a whole result.
+        created: UTC, ISO 8601; None if not a whole result.
+        description: For people; for a damaged result, what is wrong with it.
+    """
+
+    kind: Kind
+    name: str
+    digest: str
+    path: Path
+    bytes: int
+    last_used: float
+    in_use: bool
+    seconds: float | None = None
+    created: str | None = None
+    description: str = ""
+
+
+class Store:
+    """A folder with the results of stages.
+
+    Use it in a ``with`` block: results that were asked for are protected against `gc` until it is closed.
+
+    Args:
+        root: Folder; made if it is not there.
+        say: Called with one line when a lock must be waited for or a damaged result is computed again.
+
+    Raises:
+        StoreError: The folder holds something else, is of another schema, or cannot be written.
+    """
+
+    def __init__(self, root: str | Path, say: Callable[[str], None] = _log) -> None:
+        self.root = Path(root)
+        self._say = say
+        self._uses: dict[str, FileLock] = {}
+        with _as_store_error(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._claim()
+            for room in ROOMS:
+                (self.root / room).mkdir(exist_ok=True)
+
+    def _claim(self) -> None:
+        marker = self.root / MARKER
+        if not marker.exists():
+            if others := [name for name in os.listdir(self.root) if not name.startswith(f".{MARKER}.")]:
+                if not marker.exists():  # made meanwhile by another process
+                    raise StoreError(
+                        f"is not a store, it holds {sorted(others)[0]}", self.root, "choose another --store"
+                    )
+            else:
+                write_json(marker, {"kind": "prunedeploy store", "schema_version": SCHEMA_VERSION})
+        content = read_json(marker)
+        if not isinstance(content, dict) or content.get("kind") != "prunedeploy store":
+            raise StoreError("is not a store's", marker, "choose another --store")
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise StoreError(f"is of schema {content.get('schema_version')}, not {SCHEMA_VERSION}", marker)
+
+    def get_or_compute(
+        self, key: StageKey, compute: Callable[[Path], None], *, description: str = ""
+    ) -> Path:
+        """Return the folder of a result, computing it if it is not there whole.
+
+        A damaged result is thrown away with a warning and computed again: a stage is a pure function.
+
+        Args:
+            key: Of the result.
+            compute: Called with an empty folder to write the result into. While it runs, this process has the
+                key's lock, and `checkpoint_dir` is its alone. What it raises is raised here, and nothing of
+                the result is kept.
+            description: For ``store ls``.
+
+        Raises:
+            StoreError: The disk is full, or the store cannot be written.
+        """
+        self._use(key.digest)
+        found = self._whole(key)
+        if found is None:
+            with self._locked(key):
+                found = self._whole(key, repair=True) or self._compute(key, compute, description)
+        elif self._checkpoints(key).exists():  # killed between the end of the stage and the removal of these
+            self._remove_checkpoints(key)
+        with _ignored_os_errors():
+            os.utime(found)  # when it was last used, for gc
+        return found
+
+    def load(self, key: StageKey) -> Path:
+        """Return the folder of a result that is there.
+
+        Raises:
+            StoreError: It is not there or damaged.
+        """
+        self._use(key.digest)
+        folder = self.root / "results" / key.folder_name
+        if not folder.is_dir():
+            raise StoreError(
+                f"has no result of {key.name} {key.digest[:12]}", self.root, "run the build that makes it"
+            )
+        try:
+            check_result(folder, key.digest)
+        except StoreError as error:
+            raise StoreError(
+                error.what, error.where, "run `prunedeploy store gc`, then the build again"
+            ) from None
+        return folder
+
+    def has(self, key: StageKey) -> bool:
+        """Return whether a result is there whole."""
+        return self._whole(key) is not None
+
+    def checkpoint_dir(self, key: StageKey) -> Path:
+        """Return the folder for a stage's checkpoints, made if need be.
+
+        It outlives a killed process and is found again under the same key; it goes when the stage's result is
+        stored.
+        """
+        folder = self._checkpoints(key)
+        with _as_store_error(self.root):
+            folder.mkdir(exist_ok=True)
+        return folder
+
+    def ls(self, hashed: bool = False) -> list[StoreRow]:
+        """Return everything in the store: results by stage and age, then what is being made or was left.
+
+        Args:
+            hashed: Find damage by content; otherwise by size only, which is quick.
+        """
+        with _as_store_error(self.root):
+            rows = [self._result_row(folder, hashed) for folder in self._folders("results")]
+            rows += [self._row("work", folder) for folder in self._folders("work")]
+            rows += [self._row("checkpoint", folder) for folder in self._folders("checkpoints")]
+        order = ("result", "damaged", "work", "checkpoint")
+        return sorted(rows, key=lambda row: (order.index(row.kind), row.name, row.last_used))
+
+    def gc(
+        self, keep: Collection[str] = (), older_than_days: float | None = None, dry_run: bool = False
+    ) -> list[StoreRow]:
+        """Remove what no build needs, never what a live process has locked.
+
+        Always removed: what killed processes left in ``work``, damaged results, checkpoints of stages that
+        have ended. With ``older_than_days`` also results and checkpoints that were not used for so long.
+
+        Args:
+            keep: Digests, or beginnings of them, of results and checkpoints that stay.
+            older_than_days: 0 removes everything that is not in use; None: age does not matter.
+            dry_run: Only say what would be removed.
+
+        Returns:
+            What was removed.
+        """
+        removed = []
+        for row in self.ls(hashed=True):
+            old = older_than_days is not None and time.time() - row.last_used >= older_than_days * 86400
+            ended = row.kind == "checkpoint" and any((self.root / "results").glob(f"*-{row.digest}"))
+            kept = row.kind != "work" and any(row.digest.startswith(beginning) for beginning in keep)
+            if row.in_use or not (row.kind in {"work", "damaged"} or ended or (old and not kept)):
+                continue
+            if dry_run or self._remove(row):
+                removed.append(row)
+        return removed
+
+    def close(self) -> None:
+        """Give the results that were used free for `gc`."""
+        for lock in self._uses.values():
+            lock.release()
+        self._uses.clear()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _compute(self, key: StageKey, compute: Callable[[Path], None], description: str) -> Path:
+        folder = self.root / "results" / key.folder_name
+        work = self.root / "work" / f"{key.digest}.{uuid.uuid4().hex}"
+        for leftover in (self.root / "work").glob(
+            f"{key.digest}.*"
+        ):  # we have the lock, so its owner is dead
+            shutil.rmtree(leftover, ignore_errors=True)
+        started = time.monotonic()
+        try:
+            with _as_store_error(self.root, only_full_disk=True):
+                work.mkdir()
+                compute(work)
+            with _as_store_error(self.root):
+                write_record(work, key, description, time.monotonic() - started)
+                _fsync_tree(work)
+                self._publish(work, folder, key)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(self._checkpoints(key), ignore_errors=True)
+        return folder
+
+    def _publish(self, work: Path, folder: Path, key: StageKey) -> None:
+        try:
+            work.rename(folder)
+        except OSError as error:
+            # Where locks do not work (some network disks) another process may have been first; its result is
+            # as good.
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            check_result(folder, key.digest)
+        _fsync(folder.parent)
+
+    def _whole(self, key: StageKey, repair: bool = False) -> Path | None:
+        folder = self.root / "results" / key.folder_name
+        if not folder.exists():
+            return None
+        try:
+            check_result(folder, key.digest)
+            return folder
+        except StoreError as error:
+            if repair:
+                self._say(f"computing {key.name} again, its stored result is damaged: {error}")
+                self._discard(folder, key.digest)
+            return None
+
+    def _discard(self, folder: Path, digest: str) -> None:
+        """Remove a folder so that it is there whole or not at all: renamed first, then deleted."""
+        grave = self.root / "work" / f"{digest}.{uuid.uuid4().hex}"
+        with _as_store_error(self.root):
+            folder.rename(grave)
+            _fsync(folder.parent)
+        shutil.rmtree(grave, ignore_errors=True)
+
+    def _checkpoints(self, key: StageKey) -> Path:
+        return self.root / "checkpoints" / key.folder_name
+
+    def _remove_checkpoints(self, key: StageKey) -> None:
+        lock = self._lock(key.digest, "compute")
+        if lock.acquire(wait=False):
+            try:
+                shutil.rmtree(self._checkpoints(key), ignore_errors=True)
+            finally:
+                lock.release()
+
+    def _lock(self, digest: str, purpose: str, shared: bool = False) -> FileLock:
+        return FileLock(self.root / "locks" / f"{digest}.{purpose}", shared)
+
+    def _use(self, digest: str) -> None:
+        if digest not in self._uses:
+            lock = self._lock(digest, "use", shared=True)
+            lock.acquire()
+            self._uses[digest] = lock
+
+    @contextmanager
+    def _locked(self, key: StageKey) -> Iterator[None]:
+        lock = self._lock(key.digest, "compute")
+        if not lock.acquire(wait=False):
+            self._say(f"waiting: another process is computing {key.name} {key.digest[:12]}")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _folders(self, room: str) -> list[Path]:
+        return [path for path in sorted((self.root / room).iterdir()) if _digest_of(path)]
+
+    def _in_use(self, kind: Kind, digest: str) -> bool:
+        for purpose in _PROTECTED_BY[kind]:
+            lock = self._lock(digest, purpose)
+            if lock.path.exists():
+                if not lock.acquire(wait=False):
+                    return True
+                lock.release()
+        return False
+
+    def _row(self, kind: Kind, folder: Path, **more: Any) -> StoreRow:
+        digest = _digest_of(folder)
+        size, used = 0, 0.0
+        with _ignored_os_errors():  # it may be renamed or removed while we look
+            used = folder.stat().st_mtime
+            for path in walk_files(folder):
+                status = path.stat()
+                size += status.st_size
+                used = max(used, status.st_mtime) if kind == "checkpoint" else used
+        name = folder.name.rpartition("-")[0]
+        return StoreRow(kind, name, digest, folder, size, used, self._in_use(kind, digest), **more)
+
+    def _result_row(self, folder: Path, hashed: bool) -> StoreRow:
+        try:
+            record = check_result(folder, _digest_of(folder), hashed)
+        except StoreError as error:
+            return self._row("damaged", folder, description=str(error))
+        more = {name: record[name] for name in ("seconds", "created", "description")}
+        return self._row("result", folder, **more)
+
+    def _remove(self, row: StoreRow) -> bool:
+        """Remove a row's folder under the locks that protect it; return False if somebody has one of them."""
+        locks = [self._lock(row.digest, purpose) for purpose in _PROTECTED_BY[row.kind]]
+        try:
+            if not all(lock.acquire(wait=False) for lock in locks) or not row.path.exists():
+                return False
+            if row.kind == "damaged" and self._result_row(row.path, hashed=True).kind == "result":
+                return False  # repaired meanwhile
+            self._discard(row.path, row.digest)
+            for lock in locks:
+                lock.release(remove=True)
+            return True
+        finally:
+            for lock in locks:
+                lock.release()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write plain values as indented JSON, atomically.
+
+    Raises:
+        ValueError: A value that JSON does not have, such as NaN.
+        StoreError: The file cannot be written.
+    """
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        StoreError: It is not there or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"cannot be read ({error.strerror})", path) from None
+    except ValueError:
+        raise StoreError("is not JSON", path) from None
+
+
+def _digest_of(folder: Path) -> str:
+    """Return the digest in a folder's name, empty if there is none."""
+    found = re.search(r"(?:^|-)([0-9a-f]{64})(?:\.[0-9a-f]{32})?$", folder.name)
+    return found[1] if found else ""
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in walk_files(folder):
+        _fsync(path)
+    for path in sorted({folder, *(entry for entry in folder.rglob("*") if entry.is_dir())}, reverse=True):
+        _fsync(path)
+
+
+@contextmanager
+def _ignored_os_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):
+        return
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error, or what it came from, says that there is no room: disk, quota or size limit.
+
+    safetensors and numpy raise errors without an ``errno`` for that, hence the look at their texts.
+    """
+    full = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    text = re.compile(r"(os error |code: )(27|28|122)\b|No space left|StorageFull|requested and \d+ written")
+    seen: BaseException | None = error
+    while seen is not None:
+        if (isinstance(seen, OSError) and seen.errno in full) or text.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextmanager
+def _as_store_error(root: Path, only_full_disk: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except StoreError:
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            what = "no space is left on this disk (nothing half-written was kept)"
+            raise StoreError(what, root, "free space, or choose another --store") from error
+        if isinstance(error, OSError) and not only_full_disk:
+            raise StoreError(
+                f"the store cannot be used ({error.strerror})", error.filename or root
+            ) from error
+        raise

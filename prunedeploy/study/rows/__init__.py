@@ -1,0 +1,1 @@
+"""A result row per finished model, and the append-only file they stand in."""

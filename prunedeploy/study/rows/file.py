@@ -1,0 +1,199 @@
+"""The file a study's rows stand in: one JSON object per line, only ever appended to.
+
+What a crash can leave behind is a last line without an end. Readers skip it and say so; the one writer puts it
+aside, into ``<name>.incomplete``, before it appends. A broken line anywhere else is damage, and an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from pydantic import ValidationError
+
+from prunedeploy.pipeline.store.store import FileLock
+from prunedeploy.study.rows.rows import Row, from_line, to_line
+from prunedeploy_engines.errors import ConfigError, StoreError
+
+INCOMPLETE = ".incomplete"
+
+
+@dataclass(frozen=True)
+class ReadRows:
+    """What a row file holds.
+
+    Attributes:
+        rows: In the order of the file.
+        notes: What a person should know about the reading, a sentence each.
+        complete_bytes: Length of the file up to the end of its last whole line.
+        incomplete: What stands behind that; empty in a whole file.
+    """
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+    complete_bytes: int
+    incomplete: bytes
+
+
+def read_rows(path: Path, configuration_hash: str | None = None) -> ReadRows:
+    """Read a row file and change nothing.
+
+    Args:
+        path: The file.
+        configuration_hash: Of the sweep whose rows these must be; None: all of the same, whichever it is.
+
+    Raises:
+        ConfigError: There is no such file, a line is not a row, or a row belongs to another configuration.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        fix = "give the rows that `prunedeploy sweep` writes"
+        raise ConfigError(f"cannot be read ({error.strerror})", path, fix) from None
+    lines = content.splitlines(keepends=True) if content else []
+    incomplete = b""
+    if lines and not lines[-1].endswith(b"\n") and not _is_row(lines[-1]):
+        incomplete = lines.pop()
+    rows: list[Row] = []
+    for number, line in enumerate(lines, 1):
+        row = _row(line, path, number)
+        expected = configuration_hash or (rows[0].configuration_hash if rows else row.configuration_hash)
+        if row.configuration_hash != expected:
+            raise ConfigError(
+                f"a row of another configuration ({row.configuration_hash[:12]}, not {expected[:12]})",
+                f"{path}:{number}",
+                "give the configuration these rows were made with, or another output folder",
+            )
+        rows.append(row)
+    notes = []
+    if incomplete:
+        notes.append(
+            f"{path}: the last line, {len(incomplete)} bytes, breaks off and is skipped; its model counts as not done"
+        )
+    return ReadRows(tuple(rows), tuple(notes), len(content) - len(incomplete), incomplete)
+
+
+class RowFile:
+    """A row file open for appending; one writer at a time, and what it appends is on the disk when it returns.
+
+    Args:
+        path: The file; made if it is not there, with its folder.
+        configuration_hash: Of the rows to come, and of those that are there.
+
+    Attributes:
+        rows: What was there, then what was appended.
+        notes: What a person should know, a sentence each.
+
+    Raises:
+        ConfigError: As `read_rows`.
+        StoreError: Another process writes to the file, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, configuration_hash: str) -> None:
+        self.path = path
+        self.configuration_hash = configuration_hash
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _not_written(path, error) from None
+        self._lock = FileLock(path)
+        if not self._lock.acquire(wait=False):
+            raise StoreError("another process writes to this file", path, "wait for it, or end it")
+        try:
+            found = read_rows(path, configuration_hash)
+            self.notes = list(found.notes)
+            if found.incomplete:
+                self._put_aside(found)
+            # Unbuffered: after an error nothing waits to be written again.
+            self._file = path.open("r+b", buffering=0)
+        except BaseException:
+            self._lock.release()
+            raise
+        self._file.seek(0, os.SEEK_END)
+        self.rows = list(found.rows)
+
+    def append(self, *rows: Row) -> None:
+        """Write rows and wait until they are on the disk; after an error none of them is in the file.
+
+        Raises:
+            ValueError: A row has another configuration's hash.
+            StoreError: The file system refuses, e.g. because the disk is full.
+        """
+        for row in rows:
+            if row.configuration_hash != self.configuration_hash:
+                raise ValueError(f"row of {row.configuration_hash!r} for a file of {self.configuration_hash!r}")
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            data = memoryview(self._separator(end) + b"".join(to_line(row) for row in rows))
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise _not_written(self.path, error) from None
+        self.rows += rows
+
+    def close(self) -> None:
+        """Close the file and let others write."""
+        self._file.close()
+        self._lock.release()
+
+    def __enter__(self) -> RowFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _separator(self, end: int) -> bytes:
+        """A newline if the last line, though whole, lacks its own."""
+        if end == 0:
+            return b""
+        self._file.seek(end - 1)
+        last = self._file.read(1)
+        self._file.seek(end)
+        return b"" if last == b"\n" else b"\n"
+
+    def _put_aside(self, found: ReadRows) -> None:
+        beside = self.path.with_name(self.path.name + INCOMPLETE)
+        try:
+            with beside.open("ab") as file:
+                file.write(found.incomplete + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.truncate(self.path, found.complete_bytes)
+        except OSError as error:
+            raise _not_written(beside, error) from None
+        self.notes.append(f"{self.path}: the broken line is kept in {beside}")
+
+
+def last_finished(rows: Iterable[Row]) -> dict[tuple[str, float, int], Row]:
+    """The last row without an error of every cell: what a sweep need not do again."""
+    return {row.cell: row for row in rows if row.error is None}
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        from_line(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _row(line: bytes, path: Path, number: int) -> Row:
+    try:
+        return from_line(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        what = f"is not a result row ({key + ': ' if key else ''}{first['msg']})"
+        fix = "restore the file, or remove that line and let the sweep make it again"
+        raise ConfigError(what, f"{path}:{number}", fix) from None
+
+
+def _not_written(path: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot be written ({error.strerror})", path, "free space or choose another folder")

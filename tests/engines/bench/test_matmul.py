@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import numpy_helper
+
+from prunedeploy_engines.bench.matmul import (
+    Precision,
+    matmul_call,
+    matmul_flops,
+    matmul_input,
+    matmul_model,
+    peak_matmul_gflops,
+)
+from prunedeploy_engines.errors import ConfigError
+
+
+def _session(model: bytes) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("size", [1, 3, 200])
+def test_hand_written_model_passes_the_onnx_checker_and_multiplies(size: int) -> None:
+    model = onnx.load_from_string(matmul_model(size, seed=5))
+    onnx.checker.check_model(model, full_check=True)
+    weight = numpy_helper.to_array(model.graph.initializer[0])
+    assert weight.shape == (size, size)
+    x = np.random.default_rng(0).standard_normal((size, size), dtype=np.float32)
+    product = _session(matmul_model(size, seed=5)).run(None, {"x": x})[0]
+    np.testing.assert_allclose(product, x @ weight, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 200])
+def test_int8_model_multiplies_integers(size: int) -> None:
+    content = matmul_model(size, seed=5, precision="int8")
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model, full_check=True)
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    x = matmul_input(size, precision="int8")
+    # Real values: x = (q - 128) / 255, weight = q / 127.
+    real = ((x.astype(np.float64) - 128) / 255) @ (values["weight"].astype(np.float64) / 127)
+    expected = np.clip(np.rint(real / values["product_scale"]) + 128, 0, 255)
+    product = _session(content).run(None, {"x": x})[0]
+    assert product.dtype == np.uint8
+    assert np.abs(product.astype(np.int32) - expected).max() <= 1  # ties may be rounded either way
+    assert len(np.unique(product)) > size  # the scale spreads the product over the range
+
+
+def test_int8_model_becomes_an_integer_product_in_onnxruntime(tmp_path_factory: pytest.TempPathFactory) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path_factory.mktemp("optimised") / "optimised.onnx")
+    onnxruntime.InferenceSession(matmul_model(64, precision="int8"), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+    assert kinds == ["QLinearMatMul"]
+
+
+def test_a_product_of_matrices_has_two_n_cubed_flops() -> None:
+    # 2 x 2: each of 4 results is 2 multiplications and 2 additions (one to zero).
+    assert matmul_flops(2) == 16
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_peak_is_a_positive_number(runtime: str, precision: Precision) -> None:
+    if importlib.util.find_spec(runtime) is None:
+        pytest.skip(f"{runtime} is not installed")
+    peak = peak_matmul_gflops(threads=1, size=64, seconds=0.0, min_calls=3, runtime=runtime, precision=precision)
+    assert peak > 0
+
+
+def test_there_is_no_peak_of_a_runtime_without_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="no peak to measure for 'tensorrt'"):
+        matmul_call("tensorrt")
