@@ -6,7 +6,7 @@
 - one module per command: `build`, `evaluate` (with `evaluation_run`), `bench`, `detect`, `engine`, `data`,
   `weights`, `store`, `doctor`, `report`. Nothing but click is imported before a command runs. For `bench`,
   `detect`, `engine` and `doctor` the base install is enough, which is all that a device has.
-- `model_source`: what the MODEL of a command line is, and the files that belong to it.
+- `prunedeploy_engines.bundle.source`: what the MODEL of a command line is, and the files that belong to it.
 """
 
 from prunedeploy.cli.group import cli, main

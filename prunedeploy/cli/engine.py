@@ -35,7 +35,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What every engine of one call is built with; see `engine_from_onnx`.
+    """What every engine of one call is built with; see `builder.from_onnx`.
 
     Attributes:
         library: See there.

@@ -3,9 +3,9 @@
 Every number comes from ``results.json``; this only says it in words, tables and charts. Charts are inline
 SVG, pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
 
-- `report_words`: the headline, and what the numbers do not say.
-- `report_models`, `report_tables`, `report_figures`, `report_pruning`: what is shown.
-- `report_charts`, `report_format`, `report_html`, `report_style`: how.
+- `words`: the headline, and what the numbers do not say.
+- `models`, `tables`, `figures`, `pruning`: what is shown.
+- `charts`, `format`, `prunedeploy_engines.markup.html`, `style`: how.
 """
 
 from __future__ import annotations

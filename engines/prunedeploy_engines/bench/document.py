@@ -104,7 +104,7 @@ def device_name(machine: Mapping[str, Any], state: Mapping[str, Any] | None, eng
 
     Args:
         machine: From `environment.machine_info`.
-        state: From `device_state.device_state`.
+        state: From `machine.state.device_state`.
         engine: The runner's description; None is the CPU.
     """
     gpus = machine.get("gpus") or []

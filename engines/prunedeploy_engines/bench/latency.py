@@ -232,7 +232,7 @@ def measure(
 ) -> dict[str, LatencySamples]:
     """Measure functions of this process, interleaved.
 
-    For several ONNX Runtime sessions use `process_bench`: in one process their spinning threads slow each
+    For several ONNX Runtime sessions use `rounds`: in one process their spinning threads slow each
     other.
 
     Args:

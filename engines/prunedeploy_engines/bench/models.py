@@ -24,7 +24,7 @@ class ModelFile:
 
     Attributes:
         precision: What it says it is.
-        spec: Keys of a `process_bench` specification.
+        spec: Keys of its specification, see `bench.spec`.
         file: Its path, None for a network.
         name: In its bundle.
     """

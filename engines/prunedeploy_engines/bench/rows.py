@@ -32,7 +32,7 @@ class Choice:
         providers: Of ONNX Runtime.
         inference_precision: Of OpenVINO; None lets it choose.
         images: Folder or .npy file; None is random pixels.
-        scenario: Of `bench_scenarios.SCENARIOS`.
+        scenario: Of `scenarios.SCENARIOS`.
         seed: Of random pixels and arrivals.
     """
 

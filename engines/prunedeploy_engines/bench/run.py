@@ -1,4 +1,4 @@
-"""Running what `bench_rows` planned, and the JSON document that comes of it."""
+"""Running what `rows` planned, and the JSON document that comes of it."""
 
 from __future__ import annotations
 

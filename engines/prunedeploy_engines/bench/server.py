@@ -1,6 +1,6 @@
 """The server scenario on real models: the highest rate of random queries that holds a bound on the 99th percentile.
 
-Every model has a process, as in `process_bench`; the models' searches take turns trial by trial.
+Every model has a process, as in `rounds`; the models' searches take turns trial by trial.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def bench_servers(
     they were due.
 
     Args:
-        models: Specifications as in `process_bench.bench_models`; up to ``batch`` waiting queries are answered in
+        models: Specifications, see `bench.spec`; up to ``batch`` waiting queries are answered in
             one call.
         bound_ms: Bound on the 99th percentile of the latency.
         seconds: See above.
@@ -71,7 +71,7 @@ def bench_servers(
         seed: Of the arrivals.
         lock: Hold `locks.measuring_lock` meanwhile.
         progress: Called with the model's name after each trial.
-        on_unusable: See `process_bench.bench_models`.
+        on_unusable: See `rounds.bench_models`.
     """
     if min_queries < MIN_QUERIES:
         raise ValueError(f"min_queries must be at least {MIN_QUERIES}, got {min_queries}")

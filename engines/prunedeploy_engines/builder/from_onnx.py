@@ -80,7 +80,7 @@ def engine_from_onnx(
             the device's own compute capability, or ``"device"`` for whatever that is, with full TensorRT.
         library: None takes full TensorRT where it is installed and the target is this machine's GPU, else
             RTX.
-        precision: What the engine must be, one of `engine_precision.PRECISIONS`. None takes what the file says
+        precision: What the engine must be, one of `builder.precision.PRECISIONS`. None takes what the file says
             it is; of a file that says nothing, whatever its layers are.
         batch: Smallest, best and largest batch, for inputs whose first axis is dynamic.
         workspace_bytes: Scratch memory that a layer may use; None leaves it to the library.

@@ -108,7 +108,7 @@ def built_problem(ordered: str, layers: Mapping[str, str]) -> str | None:
 
     Args:
         ordered: One of `PRECISIONS`.
-        layers: From `engine_inspection.layers_of_engine`; empty if the engine does not tell.
+        layers: From `inspection.layers_of_engine`; empty if the engine does not tell.
     """
     fewer = {name: precision for name, precision in layers.items() if _BITS[precision] < _BITS[ordered]}
     if fewer:

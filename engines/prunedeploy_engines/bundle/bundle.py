@@ -299,9 +299,9 @@ def write_bundle(
         folder: What to write; must not exist unless ``overwrite``.
         files: By their name in the bundle, a relative path with ``/``.
         class_names: In the order of the scores.
-        input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``; see `bundle_manifest.InputSpec`.
+        input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``; see `manifest.InputSpec`.
         thresholds: ``score`` and ``iou``.
-        pruning: See `bundle_manifest.PruningRecord`; None for a network that was not pruned.
+        pruning: See `manifest.PruningRecord`; None for a network that was not pruned.
         metrics: Any JSON object.
         provenance: ``commit``, ``configuration``, ``seeds``, ``versions``.
         created: ISO 8601; None is now.

@@ -132,7 +132,7 @@ def state_finding(state: Mapping[str, Any], cpus: int | None = None) -> Finding:
     """What makes latencies measured now higher than they need be.
 
     Args:
-        state: From `device_state.device_state`.
+        state: From `machine.state.device_state`.
         cpus: That processes may use, to judge the load by; None asks the system.
     """
     told, advice = [], []

@@ -1,6 +1,6 @@
 """The search for the pruning ratio that meets a target: bisection, what it tried, and what it says if there is none.
 
-What a trial measures is in `ratio_trials`; here a trial is a function from a ratio to a value.
+What a trial measures is in `trials`; here a trial is a function from a ratio to a value.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class OnnxRuntimeRunner(Runner):
         allow_spinning: Let waiting threads spin. Faster alone; with several sessions in one process they
             steal each other's cores.
         optimised_model_path: File that keeps the optimised graph, so that the next start is faster; see
-            `onnxruntime_optimised`. None optimises at every start.
+            `optimised`. None optimises at every start.
 
     Raises:
         RuntimeUnavailableError: ONNX Runtime or a provider is not there, or not one operator runs on it.

@@ -38,13 +38,13 @@ class EngineFile:
         layers_from: ``"engine"`` where the built engine told, ``"network"`` where only the network that it was
             built from could be read back.
         uint8_input: It takes ``(N, H, W, 3)`` uint8 images.
-        nms: The suppression in it, as `onnx_header.NmsInGraph` has it; None if it gives boxes and scores.
+        nms: The suppression in it, as `onnx_file.NmsInGraph` has it; None if it gives boxes and scores.
         class_names: As the ONNX file has them; empty if it has none.
         sparsity: ``"2:4 asked for"`` or None. The library may use 2:4 kernels then; it does not say whether
             it did.
         bytes: Size of the plan.
         sha256: Of the plan.
-        key: Of everything that went into it, see `engine_from_onnx.engine_key`.
+        key: Of everything that went into it, see `from_onnx.engine_key`.
         onnx_sha256: Of the ONNX file.
         profile: Per input the smallest, best and largest shape that it accepts.
         flags: Builder settings, among them the library's own flags that were on (``builder_flags``, e.g.
