@@ -6,7 +6,7 @@
 
 from prunedeploy.config.blocks import (
     BUNDLED,
-    Allocation,
+    AllocationName,
     AtLeastOne,
     AttackConfig,
     AugmentConfig,
@@ -38,7 +38,7 @@ from prunedeploy.config.reading import (
 __all__ = [
     "BUNDLED",
     "OPTIONS",
-    "Allocation",
+    "AllocationName",
     "AtLeastOne",
     "AttackConfig",
     "AugmentConfig",

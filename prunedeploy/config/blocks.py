@@ -36,7 +36,7 @@ def method_by_its_granularity(value: object) -> object:
 Precision = Literal["fp32", "fp16", "int8"]
 Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Method = Literal["structured", "unstructured", "kernel", "nm", "hybrid"]
-Allocation = Literal["uniform", "global", "erk", "latency", "learned"]
+AllocationName = Literal["uniform", "global", "erk", "latency", "learned"]
 Target = Annotated[str, Field(pattern=r"^(cpu|sm\d{2,3})$")]
 ScoreName = Literal[
     "scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input", "file"
@@ -489,7 +489,7 @@ class BuildConfig(Block):
     threads: AtLeastOne | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     method: Annotated[Method, BeforeValidator(method_by_its_granularity)] = "structured"
-    allocation: Allocation = "uniform"
+    allocation: AllocationName = "uniform"
     remove_dead_channels: bool = True
     ratio: BelowOne = 0.75
     model: ModelConfig = ModelConfig()

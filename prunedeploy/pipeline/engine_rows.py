@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy.pipeline.context import StageResult
-from prunedeploy.pipeline.stages.export import ENGINE, Artefact, engine_key
+from prunedeploy.pipeline.stages.export import ENGINE, Artefact, runner_key
 from prunedeploy_engines.builder.from_onnx import read_engine_file
 from prunedeploy_engines.files import file_sha256
 from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
@@ -50,7 +50,7 @@ def engine_rows(
 
 def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for runtime in (ENGINE, "openvino"):
-        key = engine_key(runtime, artefact)
+        key = runner_key(runtime, artefact)
         if key not in figures and f"pruned|{key}|1" not in latency:
             continue
         found = figures.get(key, {})

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from prunedeploy.cli.build import ALLOCATIONS, METHODS, SCORES
-from prunedeploy.config import Allocation, Method, ScoreName, load_config
+from prunedeploy.config import AllocationName, Method, ScoreName, load_config
 
 SMOKE = (
     "--config", "smoke", "--set", "data.train_images=null", "--set", "data.eval_images=null", "--set",
@@ -102,7 +102,7 @@ def test_search_prints_what_it_tried_and_writes_the_folder_of_what_it_chose(
 
 def test_names_are_those_of_the_configuration(run: Any) -> None:
     assert set(get_args(ScoreName)) == set(SCORES)
-    assert set(get_args(Allocation)) == set(ALLOCATIONS)
+    assert set(get_args(AllocationName)) == set(ALLOCATIONS)
     assert {load_config("demo", [f"method={name}"]).method for name in METHODS} == set(get_args(Method))
     text = " ".join(run("build", "--help").stdout.split())
     for name in (*METHODS, *SCORES, *ALLOCATIONS):

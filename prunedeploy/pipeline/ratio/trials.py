@@ -21,7 +21,7 @@ from prunedeploy.pipeline.networks import all_networks, check_reachable, unprune
 from prunedeploy.pipeline.ratio.search import Measured, RatioSearch, search_ratio
 from prunedeploy.pipeline.results import BuildResults
 from prunedeploy.pipeline.stages.evaluate import evaluate_stage
-from prunedeploy.pipeline.stages.export import Artefact, artefact_stages, engine_key, export_stage
+from prunedeploy.pipeline.stages.export import Artefact, artefact_stages, export_stage, runner_key
 from prunedeploy.pipeline.stages.latency import file_latency_stage
 from prunedeploy.pipeline.stages.score import score_stage
 from prunedeploy_engines.errors import ConfigError, DataError, PruningError
@@ -120,7 +120,7 @@ def final_value(context: BuildContext, built: BuildResults, target: RatioTarget)
     if target.measure == "onnx_bytes":
         return _smallest(built.artefacts)
     rows = json.loads((built.latency.folder / "latency.json").read_text())["rows"]
-    engine = engine_key(trial_runtime(context.config), _first_for_cpu(built.artefacts))
+    engine = runner_key(trial_runtime(context.config), _first_for_cpu(built.artefacts))
     row = rows.get(f"pruned|{engine}|1")
     return None if row is None else Measured(row["p50"], row["noisy"])
 

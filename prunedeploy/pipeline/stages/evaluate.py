@@ -33,8 +33,8 @@ from prunedeploy.pipeline.stages.export import (
     PLAIN,
     Artefact,
     cpu_runtimes,
-    engine_key,
     evaluation_loader,
+    runner_key,
 )
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
@@ -157,7 +157,7 @@ def _engines(
     for artefact in artefacts:
         for runtime in cpu_runtimes(context) if artefact.target != "gpu" else (ENGINE,):
             allowed = gates[artefact.precision].map_tolerance
-            found[engine_key(runtime, artefact)] = (runtime, artefact.measured, artefact.name, allowed)
+            found[runner_key(runtime, artefact)] = (runtime, artefact.measured, artefact.name, allowed)
     return found
 
 

@@ -85,7 +85,7 @@ def cpu_runtimes(context: BuildContext) -> tuple[str, ...]:
     return (ENGINE, *(["openvino"] if wanted and unavailable_reason("openvino") is None else []))
 
 
-def engine_key(runtime: str, artefact: Artefact) -> str:
+def runner_key(runtime: str, artefact: Artefact) -> str:
     """Name of a file on a runtime in the results of stages; the plain fp32 file goes by the runtime's name."""
     return runtime if artefact.is_plain else f"{runtime}|{artefact.name}"
 

@@ -13,7 +13,7 @@ import torch
 from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, engine_key, evaluation_loader
+from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, evaluation_loader, runner_key
 from prunedeploy.pipeline.store.key import machine_id
 from prunedeploy_engines.bench.rounds import bench_models
 from prunedeploy_engines.machine.environment import machine_info
@@ -35,7 +35,7 @@ def latency_stage(
 ) -> StageResult:
     """Latency of all rows on all runtimes that run here, a process each, interleaved in rounds.
 
-    ``latency.json`` has its rows under ``<row>|<engine>|<batch>``, the engine named by `engine_key`; under `PEAK`
+    ``latency.json`` has its rows under ``<row>|<engine>|<batch>``, the engine named by `runner_key`; under `PEAK`
     each runtime's on a large MatMul.
     """
     settings = context.config.latency
@@ -164,7 +164,7 @@ def _specs(
     for artefact in artefacts:
         if artefact.target != "gpu" and not artefact.is_plain:
             for runtime in runtimes:
-                yield f"pruned|{engine_key(runtime, artefact)}", _file_spec(runtime, artefact.file)
+                yield f"pruned|{runner_key(runtime, artefact)}", _file_spec(runtime, artefact.file)
 
 
 def _file_spec(runtime: str, path: Path) -> dict[str, Any]:
