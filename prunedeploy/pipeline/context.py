@@ -24,11 +24,12 @@ from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.store.key import StageKey, read_record
-from prunedeploy.pipeline.store.store import FileLock, Store
+from prunedeploy.pipeline.store.store import Store
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy.training.distributed import is_main_process, start_process_group, world
 from prunedeploy.training.optimisation import LoopSettings
 from prunedeploy_engines.errors import ConfigError, DataError
+from prunedeploy_engines.locks import FileLock
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prunedeploy.pipeline.store.store import FileLock, read_json, write_json
+from prunedeploy.pipeline.store.store import read_json, write_json
 from prunedeploy_engines.errors import StoreError
+from prunedeploy_engines.locks import FileLock
 
 MARKER = "build.json"
 LOCK = ".build.lock"

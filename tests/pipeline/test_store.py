@@ -20,15 +20,17 @@ import pytest
 
 from prunedeploy.pipeline.store import key as stages
 from prunedeploy.pipeline.store.key import StageKey, canonical_json, check_result, machine_id
-from prunedeploy.pipeline.store.store import FileLock, Store, is_disk_full, read_json, write_json
+from prunedeploy.pipeline.store.store import Store, is_disk_full, read_json, write_json
 from prunedeploy_engines.errors import StoreError
+from prunedeploy_engines.locks import FileLock
 
 KEY = StageKey("finetune", 1, {"lr": 0.01}, {"weights": "abc"}, torch="2.0")
 PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path
 from prunedeploy.pipeline.store.key import StageKey
-from prunedeploy.pipeline.store.store import FileLock, Store
+from prunedeploy.pipeline.store.store import Store
+from prunedeploy_engines.locks import FileLock
 from prunedeploy_engines.errors import StoreError
 KEY = StageKey("finetune", 1, {"lr": 0.01}, {"weights": "abc"}, torch="2.0")
 def wait_for(path):

@@ -7,11 +7,8 @@ went in.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,6 +26,7 @@ from prunedeploy_engines.builder.precision import (
 )
 from prunedeploy_engines.builder.timing_cache import TimingCache
 from prunedeploy_engines.errors import EngineError
+from prunedeploy_engines.locks import locked
 from prunedeploy_engines.runtimes.onnx_file import OnnxHeader, read_onnx_header
 from prunedeploy_engines.runtimes.tensorrt.engine_file import (
     SCHEMA_VERSION,
@@ -117,7 +115,8 @@ def engine_from_onnx(
     key = engine_key(onnx_sha256, chosen, target, device, {**settings.to_dict(), "precision": ordered}, batch)
     plan_path = out_folder / f"{onnx_path.stem}.{target}.{chosen.name}.plan"
     _make_folder(out_folder)
-    with _folder_lock(out_folder):
+    # Two builds into one folder follow each other, so that plan and sidecar always belong together.
+    with locked(out_folder):
         cached = _cached(plan_path, key)
         if cached is not None:
             return cached
@@ -281,19 +280,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EngineError(f"the folder cannot be made ({error.strerror})", where=folder) from error
-
-
-@contextlib.contextmanager
-def _folder_lock(folder: Path) -> Iterator[None]:
-    """Two builds into one folder follow each other, so that plan and sidecar always belong together."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: a race costs a rebuild, never a wrong engine
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -10,13 +10,12 @@ Layout of a store::
     locks/<digest>.use         held, shared, by every process that uses the result
 
 A result is made under a unique name in ``work``, every file and folder of it is fsynced, and then it is
-renamed. A lock is an flock: the kernel frees it when its process dies, however it dies.
+renamed.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -24,7 +23,6 @@ import re
 import shutil
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +33,7 @@ from typing import Any, Literal
 from prunedeploy.pipeline.store.key import StageKey, check_result, walk_files, write_record
 from prunedeploy_engines.errors import StoreError
 from prunedeploy_engines.files import write_atomically
+from prunedeploy_engines.locks import FileLock
 
 MARKER = "store.json"
 SCHEMA_VERSION = 1
@@ -46,98 +45,6 @@ _PROTECTED_BY = {
     "work": ("compute",),
     "checkpoint": ("compute",),
 }
-
-
-class FileLock:
-    """An flock on a file, freed by `release`, by ``with``, or by the death of the process.
-
-    Args:
-        path: Of the lock file; its folder exists.
-        shared: Any number of processes may hold it shared, or one alone.
-    """
-
-    def __init__(self, path: Path, shared: bool = False) -> None:
-        self.path = path
-        self.mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-        self._file: int | None = None
-
-    def acquire(self, wait: bool = True) -> bool:
-        """Take the lock; return False if another process has it and ``wait`` is False.
-
-        Raises:
-            StoreError: The file system has no locks, or refuses the file.
-        """
-        while self._file is None:
-            try:
-                self._file = _open_lock_file(self.path)
-                fcntl.flock(self._file, self.mode if wait else self.mode | fcntl.LOCK_NB)
-                # Whoever had the lock may have removed its file: then this lock is on a file that nobody else
-                # will find.
-                if os.path.exists(self.path) and os.path.samestat(os.fstat(self._file), os.stat(self.path)):
-                    _HELD.add(self)
-                    return True
-            except BlockingIOError:
-                self._close()
-                return False
-            except FileNotFoundError:
-                if not self.path.parent.is_dir():
-                    self._close()
-                    raise StoreError("the folder of this lock is gone", self.path) from None
-            except OSError as error:
-                self._close()
-                raise StoreError(
-                    f"cannot be locked ({error.strerror})", self.path, "use a local disk"
-                ) from None
-            except BaseException:
-                self._close()
-                raise
-            self._close()
-        raise RuntimeError(f"{self.path} is locked by this object already")
-
-    def release(self, remove: bool = False) -> None:
-        """Free the lock, and remove its file first if asked to."""
-        if self._file is not None:
-            if remove:
-                self.path.unlink(missing_ok=True)
-            self._close()
-
-    def _close(self) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-        _HELD.discard(self)
-
-    def __enter__(self) -> FileLock:
-        self.acquire()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-
-def _open_lock_file(path: Path) -> int:
-    flags = os.O_CLOEXEC | os.O_NOFOLLOW
-    try:
-        # For writing, as NFS wants it; not O_CREAT, which Linux refuses for another user's file in a sticky
-        # folder.
-        return os.open(path, os.O_RDWR | flags)
-    except FileNotFoundError:
-        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
-    except PermissionError:
-        return os.open(path, os.O_RDONLY | flags)
-
-
-# A forked loader worker inherits the descriptor and would keep the lock of its killed parent until it dies
-# itself.
-_HELD: weakref.WeakSet[FileLock] = weakref.WeakSet()
-
-
-def _let_go_in_child() -> None:
-    for lock in list(_HELD):
-        lock._close()
-
-
-os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _log(line: str) -> None:

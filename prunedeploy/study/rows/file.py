@@ -14,9 +14,9 @@ from types import TracebackType
 
 from pydantic import ValidationError
 
-from prunedeploy.pipeline.store.store import FileLock
 from prunedeploy.study.rows.rows import Row, from_line, to_line
 from prunedeploy_engines.errors import ConfigError, StoreError
+from prunedeploy_engines.locks import FileLock
 
 INCOMPLETE = ".incomplete"
 

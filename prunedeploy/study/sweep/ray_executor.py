@@ -13,7 +13,6 @@ from typing import Any
 
 from prunedeploy.config import BuildConfig
 from prunedeploy.pipeline.context import training_device
-from prunedeploy.pipeline.store.store import FileLock
 from prunedeploy.study.sweep.identity import identity
 from prunedeploy.study.sweep.ray_cluster import SECONDS_BETWEEN_LOOKS, WHERE, RayCluster
 from prunedeploy.study.sweep.ray_task import work
@@ -21,6 +20,7 @@ from prunedeploy.study.sweep.task_queue import TaskQueue, order
 from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task
 from prunedeploy.study.sweep.worker_process import SECONDS_TO_STOP
 from prunedeploy_engines.errors import ConfigError, StoreError
+from prunedeploy_engines.locks import FileLock
 
 _PROBE = "probe-"
 

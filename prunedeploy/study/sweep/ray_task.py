@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prunedeploy.pipeline.store.store import FileLock
 from prunedeploy.study.sweep.worker_process import WorkerProcess, stop
+from prunedeploy_engines.locks import FileLock
 
 SECONDS_IDLE = 10.0
 """After so long without a task a worker ends, so that none keeps its memory while latency is measured."""

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from prunedeploy.pipeline.store.key import machine_id
-from prunedeploy.pipeline.store.store import FileLock, Store
+from prunedeploy.pipeline.store.store import Store
 from prunedeploy.study.rows.file import read_rows
 from prunedeploy.study.sweep import ray_cluster
 from prunedeploy.study.sweep.driver import ROWS, SweepOutcome
@@ -29,6 +29,7 @@ from prunedeploy.study.sweep.ray_executor import RayExecutor
 from prunedeploy.study.sweep.ray_task import locks_reach, work
 from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.locks import FileLock
 from ray_nodes import Node, Nodes, free_port
 from tiny_study import TinyStudy, run_tiny, start_sweep
 
