@@ -12,17 +12,23 @@ WHAT_INSTALLING_READS := pyproject.toml setup.py constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test audit lint bench bindings cfgs clean
+.PHONY: help demo test test-slow audit lint docs bench bindings cfgs clean
 
 help: ## say what there is to make
-	@grep -E '^[a-z]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: about 7 minutes on two cores
 	$(BIN)/prunedeploy build --ratio $(RATIO)
 
-test: lint ## everything that must hold before a change goes in
+test: lint docs ## everything that must hold before a change goes in
 	PRUNEDEPLOY_TEST_OPENVINO=1 $(BIN)/python -m pytest -k openvino
 	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
+	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 1800
+
+docs: $(VENV)/.installed-dev ## the documentation as a site in site/, every link checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 audit: $(VENV)/.installed-dev ## known security holes of what is installed, where a service that knows them can be reached
 	$(BIN)/python .ci/audit.py
@@ -42,7 +48,7 @@ cfgs: $(VENV)/.installed-demo ## write configs/darknet again
 	$(BIN)/python -m prunedeploy.models.yolov3_cfg configs/darknet
 
 clean: ## remove what the other targets made, but not runs/
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
