@@ -90,11 +90,11 @@ class Cell:
     """One model of the study.
 
     Attributes:
-        part: Of the study it was computed for.
+        part: Part of the study that it was computed for.
         variant: Key of `VARIANTS`.
-        method: Of pruning.
+        method: Pruning method.
         ratio: Requested.
-        seed: Of every draw.
+        seed: Seed of every draw.
     """
 
     part: str

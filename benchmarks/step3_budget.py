@@ -77,13 +77,13 @@ class Cell:
     """One model.
 
     Attributes:
-        part: Of the study.
+        part: Part of the study.
         variant: Key of `VARIANTS`.
-        method: Of pruning.
+        method: Pruning method.
         ratio: Requested.
         total: Steps of score optimisation and of fine-tuning together.
-        share: Of them that optimise scores.
-        seed: Of every draw.
+        share: Share of them that optimise scores.
+        seed: Seed of every draw.
     """
 
     part: str

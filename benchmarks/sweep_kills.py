@@ -86,7 +86,7 @@ class Trial:
 
     Attributes:
         study: Folder of the configuration.
-        folder: Of store and rows.
+        folder: Folder of store and rows.
         draw: Chooses the worker.
         kills: Who was killed, and what was the last stored stage then.
         broken: What was half there after a kill.

@@ -19,7 +19,7 @@ def test_every_snippet_of_the_guide_runs(
     monkeypatch.chdir(tmp_path)
     reader: dict[str, object] = {}
     for number, snippet in enumerate(snippets, 1):
-        exec(compile(snippet, f"snippet {number}", "exec"), reader)  # noqa: S102
+        exec(compile(snippet, f"snippet {number}", "exec"), reader)
     printed = capsys.readouterr().out
     assert re.search(r"'map_pgd': 0\.\d+", printed), "the bundled robust network finds attacked objects"
     kept, before = map(int, re.search(r"(\d+) of (\d+) parameters", printed).groups())  # type: ignore[union-attr]

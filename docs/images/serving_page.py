@@ -23,10 +23,10 @@ def picture(url: str, image: Path, *, scheme: str, width: int) -> bytes:
     """Give the page an image, let it ask a few times, and photograph it down to the comparison.
 
     Args:
-        url: Of a running server.
+        url: URL of a running server.
         image: What its models are to look at.
         scheme: ``"light"`` or ``"dark"``.
-        width: Of the window, in CSS pixels.
+        width: Width of the window, in CSS pixels.
 
     Returns:
         A PNG file.

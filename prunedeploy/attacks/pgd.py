@@ -39,8 +39,8 @@ class Pgd:
         model: The network under attack. It is attacked as it stands when `against` is called.
         network: Its folded copy.
         threat_model: The ball and the search.
-        precision: Of the folded copy. Anything that is reported is computed in fp32.
-        seed: Of random starts.
+        precision: Precision of the folded copy. Anything that is reported is computed in fp32.
+        seed: Seed of random starts.
     """
 
     model: Darknet

@@ -123,7 +123,7 @@ def comma_list(text: str, name: str, allowed: Sequence[str] | None = None) -> li
 
     Args:
         text: What was given.
-        name: Of the option, for the message.
+        name: Name of the option, for the message.
         allowed: What a part may be; None: anything.
 
     Raises:

@@ -30,8 +30,8 @@ def plan_document(
     Args:
         sweep: The configuration.
         there: What the rows say.
-        plan: Of all cells that are asked for.
-        left: Of those that something is left to do for.
+        plan: The plan of all cells that are asked for.
+        left: The plan of those that something is left to do for.
         workers: That train at once.
         store: Where disk is needed.
     """

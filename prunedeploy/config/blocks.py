@@ -146,16 +146,16 @@ class TrainingConfig(Block):
         batch_size: Images per step.
         optimizer: ``sgd`` (with plain momentum) or ``adamw``.
         lr: Learning rate after the warm-up.
-        momentum: Of SGD; AdamW's first beta.
+        momentum: Momentum of SGD; AdamW's first beta.
         weight_decay: On weights, not on batch norm and biases.
         schedule: ``cosine`` to 0, ``step`` (times step_factor at each milestone) or ``constant``.
-        milestones: Of ``step``: fractions of all steps.
-        step_factor: Of ``step``.
+        milestones: For ``step``: fractions of all steps.
+        step_factor: For ``step``: what the learning rate is multiplied by at a milestone.
         warmup_steps: Over which the learning rate rises linearly from 0.
         clip_norm: Largest norm of the gradient; null: not clipped.
         augment: Augmentation; null: none.
         attack: The attack to train against. Keys left out are those of the top-level ``attack``.
-        precision: Of the forward and backward passes: ``fp32`` or ``bf16`` autocast.
+        precision: Precision of the forward and backward passes: ``fp32`` or ``bf16`` autocast.
         ema: Decay of an exponential average of the weights, which is then the result; 0: off.
         checkpoint_every: Steps between checkpoints. Changes no result.
     """
@@ -201,19 +201,19 @@ class ScoresConfig(Block):
     said below; ``scaled``, ``magnitude``, ``random``, ``bn-scale`` and ``file`` need no images.
 
     Attributes:
-        name: Of the score.
-        file: Of ``file``: path of the scores, safetensors as the ``scores.safetensors`` that a stage leaves.
+        name: Name of the score.
+        file: For ``file``: path of the scores, safetensors as the ``scores.safetensors`` that a stage leaves.
         images: Training images, drawn with the seed, that a score is taken on; all if there are fewer.
         batch_size: Images per pass. Only ``taylor``, which squares the gradient of each batch, depends on it beyond
             rounding.
-        reference: Of ``deeplift``, what an image is compared with: the ``mean`` image, ``zeros``, the image itself
+        reference: For ``deeplift``, what an image is compared with: the ``mean`` image, ``zeros``, the image itself
             blurred (``blur``), or the path of an image of the network's input size.
-        blur_sigma: Of ``blur``: standard deviation of the Gaussian, in input pixels.
+        blur_sigma: For ``blur``: standard deviation of the Gaussian, in input pixels.
         deeplift_rule: How activations share out a difference: ``rescale`` or ``reveal-cancel``.
-        predictions: Of ``deeplift`` and ``gradient-x-input``: per head and image, so many of the highest-scoring
+        predictions: For ``deeplift`` and ``gradient-x-input``: per head and image, so many of the highest-scoring
             predictions on the clean image make the target.
         attacked: Take the score on images under the reported attack instead of clean ones.
-        normalise: Of every score: bring layers to a common scale, which matters where they compete for the same
+        normalise: For every score: bring layers to a common scale, which matters where they compete for the same
             ratio: ``none``, ``mean`` (divide by the layer's mean |score|), or ``scaled`` (HYDRA's
             ``sqrt(6 / fan_in) * s / max|s|``).
     """
@@ -292,7 +292,7 @@ class NmConfig(Block):
 
     Attributes:
         n: Weights that live.
-        m: Of so many.
+        m: The size of a block.
     """
 
     n: AtLeastOne = 2
@@ -314,7 +314,7 @@ class HybridConfig(Block):
     """How hybrid pruning divides its work.
 
     Attributes:
-        filter_share: Of the weights that are removed, the part that whole filters take; single weights of what
+        filter_share: The part of the removed weights that whole filters take; single weights of what
             remains take the rest.
     """
 
@@ -327,8 +327,8 @@ class FinetuneConfig(TrainingConfig):
     Attributes:
         bn_recalibration_images: Training images on which batch norm's statistics are taken again after the
             cut; 0: off.
-        distillation_weight: Of the loss towards the robust network's outputs; 0: off.
-        distillation_temperature: Of that loss.
+        distillation_weight: Weight of the loss towards the robust network's outputs; 0: off.
+        distillation_temperature: Temperature of that loss.
     """
 
     bn_recalibration_images: Count = 0
@@ -368,7 +368,7 @@ class LatencyConfig(Block):
         min_calls: And at least so many timed calls.
         warmup_seconds: Untimed, before them.
         warmup_calls: And at least so many calls.
-        threads: Of the runtime; null: as ``threads`` at the top.
+        threads: Threads of the runtime; null: as ``threads`` at the top.
         batch: Batch sizes.
         runtimes: One that cannot run on this machine is reported as null.
     """
@@ -387,7 +387,7 @@ class GatesConfig(Block):
 
     Attributes:
         parity_tolerance: Gate 1: largest max|a - b| / max|a| per output.
-        match_iou: Gate 2: after NMS every detection has a partner of its class with at least this IoU,
+        match_iou: Gate 2: after NMS every detection has a match of its class with at least this IoU,
         match_score: and a score that differs by at most this.
         map_tolerance: Gate 3: largest difference of mAP.
     """
@@ -412,9 +412,9 @@ class Int8Config(GatesConfig):
 
     Attributes:
         calibration_images: Training images, drawn with the seed, that the ranges of values are measured on.
-        method: Of choosing a tensor's range: all values but 0.01 % (``percentile``), all (``minmax``), or the
+        method: How a tensor's range is chosen: all values but 0.01 % (``percentile``), all (``minmax``), or the
             smallest mean squared error (``mse``).
-        sensitivity_images: Of the calibration images, how many each convolution's cost is measured on.
+        sensitivity_images: How many of the calibration images each convolution's cost is measured on.
         map_budget: Convolutions are left in fp32, those that cost most first, until clean and robust mAP on
             training images are at most this much lower than the fp32 file's; null: as calibrated.
         budget_images: Other training images that this is measured on.
@@ -439,8 +439,8 @@ class ExportConfig(GatesConfig):
         precisions: ONNX files to write for the pruned network.
         uint8_input: Take NHWC uint8 images and normalise in the graph.
         nms: NMS in the graph.
-        nms_score_threshold: Of that: detections have a score above it; null: ``evaluation.score_threshold``.
-        nms_max_detections: Of that: rows of the output, per image.
+        nms_score_threshold: With ``nms``: detections have a score above it; null: ``evaluation.score_threshold``.
+        nms_max_detections: With ``nms``: rows of the output, per image.
         fp16: Its gates.
         int8: How it is made, and its gates.
     """
@@ -465,9 +465,9 @@ class BuildConfig(Block):
     """Everything that a build depends on, apart from the content of the files it names.
 
     Attributes:
-        name: Of the configuration; part of the default output folder's name.
-        seed: Of every random draw.
-        threads: Of PyTorch on the CPU, part of what makes a result repeatable; null: PyTorch's own choice,
+        name: Name of the configuration; part of the default output folder's name.
+        seed: Seed of every random draw.
+        threads: Threads of PyTorch on the CPU, part of what makes a result repeatable; null: PyTorch's own choice,
             resolved when the build starts and recorded.
         device: ``auto`` is CUDA where there is one.
         method: ``structured`` removes filters (``filter`` says the same), ``unstructured`` zeroes single weights

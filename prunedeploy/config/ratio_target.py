@@ -107,7 +107,7 @@ def parse_map(text: str) -> RatioTarget:
     kind, colon, rest = text.strip().rpartition(":")
     found = _NUMBER.match(rest.strip())
     if (colon and kind not in {"clean", "pgd"}) or not found or found["unit"]:
-        raise _wrong("map", text, "is no mAP", "write e.g. 0.30, or clean:0.5 for the mAP without attack")
+        raise _wrong("map", text, "is not an mAP", "write e.g. 0.30, or clean:0.5 for the mAP without attack")
     value = float(found["number"])
     if not 0 < value < 1:
         raise _wrong("map", text, "is not between 0 and 1", "write e.g. 0.30")

@@ -86,7 +86,7 @@ def for_method(
     Args:
         data: Values of the file.
         origins: Where each key was given.
-        method: Of pruning, if something but the file chose it; empty for what the file says of all methods.
+        method: Pruning method, if something but the file chose it; empty for what the file says of all methods.
 
     Returns:
         Values without ``by_method``, and their places; ``data`` and ``origins`` are not changed.
@@ -132,7 +132,7 @@ def validated(
     """Make a block of values.
 
     Args:
-        kind: Of the block.
+        kind: Kind of the block.
         data: Its values.
         origins: Where each key was given.
         source: Named in an error that has no key.

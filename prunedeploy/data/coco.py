@@ -140,7 +140,7 @@ def load_splits(
         train_images: Size of the training set. With both splits there, a seeded random subset of the training
             split if that is larger (its rest is not used). With one JSON only, the rest is for test; None: 80
             %.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
         DataError: See `find_splits`, `load_coco` and `train_test_subset`.

@@ -51,7 +51,7 @@ class DemoSettings:
     """What the demo set is made of.
 
     Attributes:
-        seed: Of all draws.
+        seed: Seed of all draws.
         train_scenes: Number of training scenes.
         test_scenes: Number of test scenes.
         size: Height and width of a scene in pixels.

@@ -144,7 +144,7 @@ class TrainingLoader:
         dataset: What to train on.
         input_size: (height, width) of the network input.
         batch_size: Images per step.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
         augment: What may happen to an image; None: nothing.
         workers: Processes that prepare batches; 0: this one.
         greyscale: Rec. 601 luma in all three channels.

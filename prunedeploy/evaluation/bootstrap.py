@@ -233,7 +233,7 @@ def bootstrap_map(
     Args:
         matches: From `matches_from`.
         resamples: How many to draw, at least 1.
-        seed: Of the draw; models with the same images and seed are resampled alike.
+        seed: Seed of the draw; models with the same images and seed are resampled alike.
         level: Share of the resamples inside the interval, in (0, 1).
     """
     _check_arguments(resamples, level)
@@ -260,7 +260,7 @@ def paired_interval(
         other: Matches of the model in question, e.g. the pruned one.
         iou_50: Compare mAP at IoU .50 instead of .50 to .95.
         resamples: How many to draw, at least 1.
-        seed: Of the draw.
+        seed: Seed of the draw.
         level: Share of the resamples inside the interval, in (0, 1).
 
     Raises:

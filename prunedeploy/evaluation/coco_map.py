@@ -45,7 +45,7 @@ def coco_map(
     Args:
         dataset: Ground truth. Crowd boxes are regions to ignore: not finding one is no miss, and a detection
             on one is no false positive.
-        detections: Of any of its images; an image without rows had no detections.
+        detections: Detections in any of its images; an image without rows had no detections.
         image_ids: The images that count; None: all of the data set.
 
     Raises:

@@ -57,7 +57,7 @@ def detect_all(
 
     Args:
         runner: The detector.
-        batches: Of an `prunedeploy.data.loader.EvaluationLoader`, or with attacked images in their place
+        batches: Batches of a `prunedeploy.data.loader.EvaluationLoader`, or with attacked images in their place
             (`prunedeploy.evaluation.attacked_images.attacked_batches`).
         dataset: Where the images are from; its classes are the network's.
         iou_threshold: See `Thresholds`.

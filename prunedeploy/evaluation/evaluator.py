@@ -110,8 +110,8 @@ def evaluate(
         iou_threshold: NMS drops a box whose IoU with a better one of its class is greater, in [0, 1].
         score_threshold: Detections have a score above it, in [0, `PAPER_SCORE_THRESHOLD`].
         max_detections: Per image, the best by score.
-        resamples: Of the bootstrap; 0 computes no intervals.
-        seed: Of the bootstrap.
+        resamples: Resamples of the bootstrap; 0 computes no intervals.
+        seed: Seed of the bootstrap.
         save_attacked: Write the attacked images to this ``.npy``, float32, not quantised; see
             `prunedeploy.evaluation.attacked_images`.
         progress: Called after each batch.

@@ -68,8 +68,8 @@ def measure(
         dataset: Ground truth.
         detections: With a score threshold of at most `PAPER_SCORE_THRESHOLD`; may be read back from a CSV.
         image_ids: The images that count; None: all.
-        resamples: Of the bootstrap; 0 computes no intervals.
-        seed: Of the bootstrap.
+        resamples: Resamples of the bootstrap; 0 computes no intervals.
+        seed: Seed of the bootstrap.
     """
 
     def scored(table: DetectionTable) -> Scored:

@@ -262,7 +262,7 @@ class FoldedDarknet(nn.Module):
 
     Args:
         model: The network to copy; not modified.
-        dtype: Of the folded weights and the computation.
+        dtype: Data type of the folded weights and the computation.
 
     Attributes:
         cfg: The original's cfg.
@@ -323,7 +323,7 @@ def load_darknet(cfg: str | Path | DarknetCfg, weights: str | Path | None = None
     Args:
         cfg: A ``.cfg`` file, or one already parsed.
         weights: A ``.weights`` file; None initialises at random.
-        seed: Of the random initialisation.
+        seed: Seed of the random initialisation.
 
     Raises:
         DarknetFormatError: A file is not what it should be; the message says what and where.

@@ -37,9 +37,9 @@ class StageResult:
     """A stored result.
 
     Attributes:
-        name: Of the stage.
+        name: Name of the stage.
         folder: Where its files are.
-        digest: Of its key; what later stages take as their input.
+        digest: Digest of its key; what later stages take as their input.
         computed: False if it was there already.
         seconds: What computing it took.
     """
@@ -60,8 +60,8 @@ class BuildContext:
         store: Where results are kept.
         progress: Where long work says how far it is.
         device: Where the network is trained.
-        threads: Of PyTorch on the CPU, resolved.
-        class_names: Of the network, in the order of its scores.
+        threads: Threads of PyTorch on the CPU, resolved.
+        class_names: Class names of the network, in the order of its scores.
         training: Training images.
         test: Test images.
         training_key: Content of the training images; ``test_key`` of the test images.
@@ -97,7 +97,7 @@ class BuildContext:
         them together, of which only the first one's files count.
 
         Args:
-            name: Of the stage.
+            name: Name of the stage.
             version: Raised whenever its code changes its result.
             config: The settings it reads.
             inputs: Digests of what it reads.

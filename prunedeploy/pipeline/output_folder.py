@@ -78,7 +78,7 @@ def open_output_folder(
 
     Args:
         out: The folder; made if it is not there.
-        config_hash: Of the configuration, see `prunedeploy.config.config_hash`.
+        config_hash: Hash of the configuration, see `prunedeploy.config.config_hash`.
         provenance: More for ``build.json``, plain JSON values, e.g. the configuration.
         overwrite: Remove what an earlier build wrote and start afresh; refused if the folder holds more.
 

@@ -66,7 +66,7 @@ class LineProgress:
 
     Args:
         stream: To write to.
-        seconds_between_lines: Of one task.
+        seconds_between_lines: Seconds between the lines of one task.
         announce: Write the first and the last line of a task.
         clock: Seconds, rising; replaced in tests.
     """

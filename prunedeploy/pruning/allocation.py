@@ -35,7 +35,7 @@ class Pieces:
     Attributes:
         layer: Index in the cfg.
         count: Number of pieces.
-        weights: Of each piece.
+        weights: Weights of each piece.
     """
 
     layer: int
@@ -59,7 +59,7 @@ def uniform_counts(pieces: Sequence[Pieces], density: float) -> dict[int, int]:
     """The same fraction of every layer.
 
     Args:
-        pieces: Of every layer.
+        pieces: Pieces of every layer.
         density: Fraction of the weights that lives, in (0, 1].
 
     Returns:
@@ -77,7 +77,7 @@ def erk_counts(cfg: DarknetCfg, pieces: Sequence[Pieces], density: float) -> dic
 
     Args:
         cfg: The network that the pieces are of.
-        pieces: Of every prunable convolution.
+        pieces: Pieces of every prunable convolution.
         density: Fraction of the weights that lives, in (0, 1].
 
     Returns:
@@ -128,7 +128,7 @@ def global_counts(importance: Mapping[int, Tensor], pieces: Sequence[Pieces], de
 
     Args:
         importance: By layer index: ``(pieces,)`` float, comparable across layers; no NaN.
-        pieces: Of every layer.
+        pieces: Pieces of every layer.
         density: Fraction of the weights that lives, in (0, 1].
 
     Returns:
@@ -173,7 +173,7 @@ def allocate_pieces(
         pieces: From `weight_pieces` or `kernel_pieces`.
         allocation: ``uniform``, ``global`` or ``erk``.
         density: Fraction of the weights that lives, in (0, 1].
-        importance: Of ``global``, as `global_counts`.
+        importance: For ``global``, as `global_counts`.
 
     Raises:
         ValueError: The allocation is unknown, or its importance is missing.
@@ -199,7 +199,7 @@ def check_counts(
 
     Args:
         cfg: The network, for the message.
-        pieces: Of every layer.
+        pieces: Pieces of every layer.
         counts: By layer index, how many live.
         ratio: What was asked for.
         kind: What a piece is called.

@@ -26,13 +26,13 @@ class ConvolutionShape:
     """What convolutions have in common that differ in widths alone.
 
     Attributes:
-        size: Of the kernel.
+        size: Height and width of the kernel.
         stride: As in the cfg.
         padding: As in the cfg.
         dilation: As in the cfg.
         activation: As in the cfg.
-        height: Of the input.
-        width: Of the input.
+        height: Height of the input.
+        width: Width of the input.
     """
 
     size: int

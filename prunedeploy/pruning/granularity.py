@@ -82,7 +82,7 @@ class Evidence:
 
     Attributes:
         scores: By layer index, weight-shaped.
-        times: Of convolutions on the target.
+        times: Times of convolutions on the target.
     """
 
     scores: Mapping[int, Tensor] | None = None
@@ -262,7 +262,7 @@ class FiltersThenWeights(Filters):
     Weights have no latency of their own: with ``latency`` they are shared out uniformly.
 
     Attributes:
-        filter_share: Of the removed weights, the part that goes with filters, in [0, 1]. With 1 no weight is zeroed.
+        filter_share: The part of the removed weights that goes with filters, in [0, 1]. With 1 no weight is zeroed.
     """
 
     filter_share: float = 0.5

@@ -32,9 +32,9 @@ def connected_counts(
         keep: By layer index: ``(filters,)`` bool, the filters that live.
         ratio: Fraction of the unpruned network's prunable weights to remove, those that go with filters included.
             If the filters alone remove as many or more, no weight is zeroed.
-        allocation: Of the living weights over layers: ``uniform``, ``global`` or ``erk``, in the shapes of the
-            network that the filters leave.
-        scores: Of ``global``: by layer index, in the shapes of ``cfg``.
+        allocation: How the living weights are shared out over layers: ``uniform``, ``global`` or ``erk``, in the shapes
+            of the network that the filters leave.
+        scores: For ``global``: by layer index, in the shapes of ``cfg``.
 
     Raises:
         PruningError: One weight per layer is too many.

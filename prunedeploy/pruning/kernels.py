@@ -38,7 +38,7 @@ def kernel_counts(
         cfg: The network.
         ratio: Fraction of the *weights* of all prunable convolutions to remove, in [0, 1).
         allocation: How it is shared out over layers: ``uniform``, ``global`` or ``erk``.
-        scores: Of ``global``: by layer index, weight-shaped.
+        scores: For ``global``: by layer index, weight-shaped.
 
     Raises:
         PruningError: The ratio is outside [0, 1), or one kernel per layer is too many.

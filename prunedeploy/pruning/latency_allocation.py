@@ -44,9 +44,9 @@ def latency_path(
 
     Args:
         cfg: The unpruned network.
-        coupling: Of it.
+        coupling: Its coupling.
         importance: Per coupling group ``(units,)``, from `unit_importance`.
-        time_ms: Of every convolution at any width up to its own.
+        time_ms: Milliseconds of every convolution at any width up to its own.
     """
 
     def path(levels: Sequence[IntArray]) -> Wanted:

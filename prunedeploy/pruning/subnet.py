@@ -109,7 +109,7 @@ def hybrid_record(
         plan: The filters.
         keep_masks: By layer index: bool, in the shapes that the filters leave, the weights that live.
         ratio: What was asked for.
-        filter_share: Of the removed weights, the part that filters were to take.
+        filter_share: The part of the removed weights that filters were to take.
     """
     filters = pruning_record(plan)
     rows = filters["layers"]

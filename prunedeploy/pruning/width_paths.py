@@ -23,7 +23,7 @@ def global_path(importance: Sequence[Tensor], coupling: Coupling) -> WidthPath:
 
     Args:
         importance: Per coupling group ``(units,)``, from `unit_importance`; compared across groups as it is.
-        coupling: Of the network.
+        coupling: The network's coupling.
 
     Raises:
         ValueError: An importance is NaN.
@@ -65,7 +65,7 @@ def erk_path(cfg: DarknetCfg, coupling: Coupling) -> WidthPath:
 
     Args:
         cfg: The unpruned network.
-        coupling: Of it.
+        coupling: Its coupling.
 
     Reference: Evci et al., Rigging the Lottery, 2020, section 3.1.
     """

@@ -52,7 +52,7 @@ class DeepLift:
 
     Attributes:
         scores: Mean over images of |contribution|, by layer index.
-        summation: Of all images.
+        summation: Summation-to-delta over all images.
         images: How many there were.
     """
 

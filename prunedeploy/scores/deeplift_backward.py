@@ -85,7 +85,7 @@ def weight_gradients(multipliers: Multipliers, delta: Tensor, weight: Tensor) ->
     of the input. Image by image, because absolute values are taken before the mean.
 
     Args:
-        multipliers: Of the convolution's output.
+        multipliers: Multipliers of the convolution's output.
         delta: ``(B, in, H, W)``, the input's difference.
         weight: Folded.
 

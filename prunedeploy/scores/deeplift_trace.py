@@ -63,9 +63,9 @@ class Trace:
         weights: Folded weights by layer index.
         deltas: Output on the images minus output on the references by layer index, -1 the images themselves; only
             of layers that a convolution reads, and of convolutions.
-        slopes: Of the activations of convolutions and shortcuts; linear ones have none.
-        pools: Of maxpools.
-        channels: Of every layer's output.
+        slopes: Slopes of the activations of convolutions and shortcuts; linear ones have none.
+        pools: Arguments of maxpools.
+        channels: Channels of every layer's output.
         heads: Raw heads of the images.
         reference_heads: Raw heads of the references.
     """

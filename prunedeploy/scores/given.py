@@ -27,7 +27,7 @@ class GivenScores:
 
     Attributes:
         scores: By layer index: weight-shaped float32.
-        sha256: Of the file's content.
+        sha256: SHA-256 of the file's content.
     """
 
     scores: Scores

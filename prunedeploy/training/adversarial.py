@@ -36,11 +36,11 @@ def robust_objective(
         model: The network that is trained.
         settings: Precision of the passes.
         threat_model: The inner attack; None trains on clean images.
-        seed: Of random starts.
+        seed: Seed of random starts.
         device: Where the batches go.
         teacher: A frozen network whose predictions on the clean images are matched on the attacked ones.
         distillation: Weight of that term; 0 leaves it out.
-        temperature: Of the teacher's and the student's logits in that term.
+        temperature: Temperature of the teacher's and the student's logits in that term.
 
     Reference: the distillation term follows Goldblum et al., Adversarially Robust Distillation, 2020,
     equation 4.

@@ -254,7 +254,7 @@ def score_objective(
         scored: What is optimised.
         settings: Precision of the inner attack and of the passes.
         threat_model: The inner attack, on the subnetwork in evaluation mode.
-        seed: Of random starts.
+        seed: Seed of random starts.
         device: Where the batches go.
         sharpness: Radius of `ScoredDarknet.ascent`: the gradient is taken where the loss is worst around the scores; 0
             takes it where they are.

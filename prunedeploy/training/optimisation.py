@@ -22,15 +22,15 @@ class LoopSettings:
         steps: Optimiser steps.
         lr: Peak learning rate.
         optimizer: ``sgd`` (plain momentum) or ``adamw``.
-        momentum: Of SGD, or beta1 of AdamW.
+        momentum: Momentum of SGD, or beta1 of AdamW.
         weight_decay: On convolution weights only, never on biases and normalisation.
         schedule: ``cosine`` to zero, ``step`` (times ``step_factor`` at each milestone), ``constant``.
-        milestones: Of ``step``: fractions of all steps after the warm-up.
-        step_factor: Of ``step``.
+        milestones: For ``step``: fractions of all steps after the warm-up.
+        step_factor: For ``step``: what the learning rate is multiplied by at a milestone.
         warmup_steps: Linear warm-up from zero.
         clip_norm: Largest norm of the gradient; 0 is no limit.
-        ema_decay: Of the exponential average of weights that the stage returns; 0 returns the last weights.
-        precision: Of forward and backward pass, ``bf16`` under autocast.
+        ema_decay: Decay of the exponential average of weights that the stage returns; 0 returns the last weights.
+        precision: Precision of forward and backward pass, ``bf16`` under autocast.
         checkpoint_every: Steps between checkpoints.
     """
 

@@ -35,7 +35,7 @@ def arguments(coco: Path, darknet: Path, tmp_path: Path) -> tuple[object, ...]:
         (("--set", "ratio=0.5", "--target-size", "1MB"), "--ratio and --target-size exclude each other"),
         (("--target-size", "1MB", "--target-latency", "1ms"), "--target-latency and --target-size exclude each other"),
         (("--target-map", "30"), "--target-map: '30' is not between 0 and 1; write e.g. 0.30"),
-        (("--target-map", "30%"), "--target-map: '30%' is no mAP"),
+        (("--target-map", "30%"), "--target-map: '30%' is not an mAP"),
         (("--target-latency", "20min"), "--target-latency: '20min' is no latency; write e.g. 20ms"),
         (("--target-latency", "0"), "--target-latency: '0' is not above 0"),
         (("--target-size", "5"), "--target-size: '5' has no unit; write 5MB"),

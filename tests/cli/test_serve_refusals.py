@@ -46,9 +46,9 @@ def taken() -> Iterator[int]:
 
 def test_port_in_use(run_process: Any, bundle: Path, taken: int) -> None:
     done = run_process("serve", bundle, "--port", taken, "--no-grpc")
-    refused(done, "--port", f"127.0.0.1:{taken}", "in use", "give another port")
+    refused(done, "--port", f"127.0.0.1:{taken}", "in use", "choose another port")
     done = run_process("serve", bundle, "--port", 0, "--grpc-port", taken)
-    refused(done, "--grpc-port", f"127.0.0.1:{taken}", "in use", "give another port")
+    refused(done, "--grpc-port", f"127.0.0.1:{taken}", "in use", "choose another port")
 
 
 def test_two_servers_do_not_share_a_port(run_process: Any, bundle: Path) -> None:
@@ -120,7 +120,7 @@ def test_what_is_no_bundle(run_process: Any, tmp_path: Path, bundle: Path) -> No
 @pytest.mark.parametrize("names", [("a", "a"), ("a", "a-detect"), ("a-detect", "a")])
 def test_a_name_twice(run_process: Any, bundle: Path, names: tuple[str, str]) -> None:
     done = run_process("serve", *(f"{name}={bundle}" for name in names))
-    refused(done, f"{names[0]!r}", f"{names[1]!r}", "clash", "give another NAME=BUNDLE")
+    refused(done, f"{names[0]!r}", f"{names[1]!r}", "clash", "choose another NAME in NAME=BUNDLE")
 
 
 def test_a_folders_name_twice(run_process: Any, bundle: Path, tmp_path: Path) -> None:

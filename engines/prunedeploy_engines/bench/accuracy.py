@@ -15,8 +15,8 @@ def accuracy_of(metrics: Mapping[str, Any], *, precision: str, runtime: str, fil
 
     Args:
         metrics: ``metrics`` of ``bundle.json``; keys may be missing.
-        precision: Of the row.
-        runtime: Of the row.
+        precision: Precision of the row.
+        runtime: Runtime of the row.
         file: Name of the model in the bundle.
 
     Returns:

@@ -29,7 +29,7 @@ class Comparison:
     """The latency of B over that of A.
 
     Attributes:
-        ratio: Of the medians.
+        ratio: Ratio of the medians.
         low: Lower end of its interval.
         high: Upper end.
         rounds: The smaller number of rounds.
@@ -62,10 +62,10 @@ def compare_rounds(
 
     Args:
         a_ms: Samples of each round of A, at least one round.
-        b_ms: Of B; the rounds need not be as many.
-        seed: Of the bootstrap.
+        b_ms: Milliseconds of B; the rounds need not be as many.
+        seed: Seed of the bootstrap.
         resamples: How often rounds are drawn anew.
-        confidence: Of the interval.
+        confidence: Confidence of the interval.
 
     Returns:
         The ratio of the medians of all samples, with the interval of its percentiles, widened for few rounds.

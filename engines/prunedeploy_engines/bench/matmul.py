@@ -30,8 +30,8 @@ def matmul_model(size: int, seed: int = 0, precision: Precision = "fp32") -> byt
     The weight is a constant of the model, as a convolution's is: the runtime may pack it beforehand.
 
     Args:
-        size: Of the square matrices.
-        seed: Of the random weight.
+        size: Height and width of the matrices.
+        seed: Seed of the random weight.
         precision: ``"fp32"``: all float32. ``"int8"``: ``x`` and ``product`` uint8, the weight int8 with a scale for
             every column, around a MatMul between DequantizeLinear and QuantizeLinear, which runtimes turn into one
             of integers: what CPUs are fast at.
@@ -86,9 +86,9 @@ def matmul_call(
     Args:
         runtime: ``"onnxruntime"`` or ``"openvino"``.
         threads: As for the models it is compared with; None leaves it to the runtime.
-        size: Of the square matrices.
+        size: Height and width of the matrices.
         precision: ``"fp32"`` or ``"int8"``.
-        seed: Of the input.
+        seed: Seed of the input.
 
     Raises:
         ConfigError: No such runtime for this.
@@ -126,7 +126,7 @@ def peak_matmul_gflops(
 
     Args:
         threads: As for the models it is compared with; None leaves it to the runtime.
-        size: Of the square matrices.
+        size: Height and width of the matrices.
         seconds: How long to try, at least.
         min_calls: How often to try, at least.
         runtime: ``"onnxruntime"`` or ``"openvino"``.

@@ -86,8 +86,8 @@ def find_file(subject: Subject, runtime: str, provider: str | None, precision: s
 
     Args:
         subject: The model.
-        runtime: Of `RUNTIMES`.
-        provider: Of ONNX Runtime.
+        runtime: One of `RUNTIMES`.
+        provider: ONNX Runtime's provider.
         precision: None is that of the file that was named.
 
     Raises:

@@ -27,7 +27,7 @@ def compare_documents(a: Document, b: Document, *, seed: int, where: str) -> dic
     Args:
         a: What B is compared with.
         b: B.
-        seed: Of the bootstrap.
+        seed: Seed of the bootstrap.
         where: The two files, for messages.
 
     Returns:

@@ -24,16 +24,16 @@ class Choice:
     """What the options ask for; every combination is a row.
 
     Attributes:
-        runtimes: Of `RUNTIMES`.
-        precisions: Of `PRECISIONS`.
+        runtimes: Some of `RUNTIMES`.
+        precisions: Some of `PRECISIONS`.
         batches: Images per call.
-        threads: Of a CPU runtime; None is one per physical core.
+        threads: Threads of a CPU runtime; None is one per physical core.
         kinds: Values of `KINDS`.
-        providers: Of ONNX Runtime.
-        inference_precision: Of OpenVINO; None lets it choose.
+        providers: ONNX Runtime's providers.
+        inference_precision: OpenVINO's inference precision; None lets it choose.
         images: Folder or .npy file; None is random pixels.
-        scenario: Of `scenarios.SCENARIOS`.
-        seed: Of random pixels and arrivals.
+        scenario: One of `scenarios.SCENARIOS`.
+        seed: Seed of random pixels and arrivals.
     """
 
     runtimes: Sequence[str] = ("onnxruntime",)

@@ -26,7 +26,7 @@ class Effort:
         seconds: Timed seconds per row; of a server, per trial.
         min_calls: Timed calls per row, at least; of a server, queries per trial.
         warmup_s: Untimed seconds before the first round.
-        latency_bound_ms: Of a server.
+        latency_bound_ms: Bound on the latency of a server.
         profile: Also profile the layers.
     """
 

@@ -65,7 +65,7 @@ class Trial:
 
     Attributes:
         rate: Queries per second that were due.
-        latencies_ms: Of every query that was answered, from when it was due until its answer.
+        latencies_ms: Latency in milliseconds of every query that was answered, from when it was due until its answer.
         planned: Queries of a whole trial; fewer were answered if it was given up.
         bound_ms: The bound on the latency.
     """
@@ -170,7 +170,7 @@ def find_rate(capacity: float, seed: int) -> Search:
     Args:
         capacity: Queries per second that are answered without a pause. No higher rate is tried: above it the queue
             grows without end, and a trial that holds is only too short to show it.
-        seed: Of the arrivals; ``seed + 1`` and so on confirm.
+        seed: Seed of the arrivals; ``seed + 1`` and so on confirm.
 
     Returns:
         The trial that confirmed, or None if none held down to 1/32 of the capacity.

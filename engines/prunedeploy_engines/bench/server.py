@@ -68,7 +68,7 @@ def bench_servers(
         min_queries: See above.
         warmup_s: Untimed seconds per model, at least.
         warmup_calls: Untimed calls per model, at least.
-        seed: Of the arrivals.
+        seed: Seed of the arrivals.
         lock: Hold `locks.measuring_lock` meanwhile.
         progress: Called with the model's name after each trial.
         on_unusable: See `rounds.bench_models`.

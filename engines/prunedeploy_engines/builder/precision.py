@@ -84,7 +84,7 @@ def precision_problem(
         ordered: One of `PRECISIONS`.
         layers: Precision of every convolution, by name.
         types: All types of the network; an fp32 one has no other, not even outside its convolutions.
-        skipped: Of an int8 file: convolutions that it leaves in floating point on purpose; None if it does not say.
+        skipped: Convolutions that an int8 file leaves in floating point on purpose; None if it does not say.
     """
     others = {name: precision for name, precision in layers.items() if precision != ordered}
     if ordered == "fp32" and not others:

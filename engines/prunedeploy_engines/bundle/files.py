@@ -24,7 +24,7 @@ class BundleFile:
     Attributes:
         source: Where it is now, or its content.
         role: ``"onnx"``, ``"engine"``, ``"metadata"`` or ``"other"``.
-        precision: Of a model or engine: ``"fp32"``, ``"fp16"``, ``"int8"``.
+        precision: Precision of a model or engine: ``"fp32"``, ``"fp16"``, ``"int8"``.
         target: What it was built for, e.g. ``"sm86"``; None runs everywhere.
     """
 

@@ -34,8 +34,8 @@ class InputSpec(_Part):
     """How an image becomes network input: greyscale if asked, then letterbox, then [0, 1].
 
     Attributes:
-        height: Of the network input, in pixels.
-        width: Of the network input, in pixels.
+        height: Height of the network input, in pixels.
+        width: Width of the network input, in pixels.
         letterbox_colour: RGB of the padding.
         greyscale: Rec. 601 luma in all three channels.
     """
@@ -60,7 +60,7 @@ class FileEntry(_Part):
         bytes: Its size.
         sha256: Hexadecimal SHA-256 of its content.
         role: What it is for.
-        precision: Of a model or engine: ``fp32``, ``fp16``, ``int8``.
+        precision: Precision of a model or engine: ``fp32``, ``fp16``, ``int8``.
         target: What an engine was built for, e.g. ``sm86``; None runs everywhere.
     """
 

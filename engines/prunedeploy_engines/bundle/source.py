@@ -81,7 +81,7 @@ def find_model(path: Path, weights: Path | None = None) -> ModelSource:
 
     Args:
         path: See `KINDS`; ``bundle.json`` stands for its folder.
-        weights: Of a cfg whose weights are not beside it under the same name.
+        weights: Weights of a cfg if they are not beside it under the same name.
 
     Raises:
         ConfigError: There is nothing, or something else.

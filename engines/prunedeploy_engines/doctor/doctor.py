@@ -88,7 +88,7 @@ def library_finding(name: str, does: str, extra: str) -> Finding:
     """A library that one part of prunedeploy needs.
 
     Args:
-        name: Of the module and of the distribution.
+        name: Name of the module and of the distribution.
         does: What it is for, in the third person.
         extra: Which brings it.
     """

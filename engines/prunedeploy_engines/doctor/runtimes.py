@@ -65,7 +65,7 @@ def providers_finding(
     """Judge what ran.
 
     Args:
-        version: Of ONNX Runtime.
+        version: Version of ONNX Runtime.
         listed: Providers that it was built with.
         usable: Those that ran a model.
         gpu_is_here: With a driver that starts.
@@ -119,7 +119,7 @@ def missing_libraries(folder: Path, provider: str) -> list[str]:
     ONNX Runtime itself only prints why a provider does not load. Nothing is loaded to find out.
 
     Args:
-        folder: Of ONNX Runtime's shared libraries.
+        folder: Folder of ONNX Runtime's shared libraries.
         provider: E.g. ``"CUDAExecutionProvider"``.
     """
     library = folder / f"libonnxruntime_providers_{_short(provider).lower()}.so"

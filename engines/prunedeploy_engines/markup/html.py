@@ -29,7 +29,7 @@ def tag(name: str, /, *children: Node, **attributes: str | float | None) -> Html
     """Build an element, e.g. ``tag("td", "a < b", cls="number")``.
 
     Args:
-        name: Of the element.
+        name: Name of the element.
         *children: Text is escaped, markup is not.
         **attributes: ``cls`` is ``class``; in other names ``_`` is ``-``; None leaves the attribute out;
             floats are rounded to two decimals, as coordinates of pictures are.

@@ -15,11 +15,11 @@ class LayerTime:
     """One row of a profile.
 
     Attributes:
-        name: Of the layer, as the runtime calls it after its own fusions.
+        name: Name of the layer, as the runtime calls it after its own fusions.
         kind: Operator or kernel, e.g. ``"QLinearConv"``.
         precision: What the layer computes in, e.g. ``"int8"``; None where the runtime does not tell.
         mean_ms: Milliseconds per run of the model.
-        share: Of the time of all layers, in [0, 1].
+        share: Share of the time of all layers, in [0, 1].
         runs: Over how many runs of the model the mean is.
     """
 

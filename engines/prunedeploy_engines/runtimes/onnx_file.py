@@ -41,7 +41,7 @@ class OnnxHeader:
     Attributes:
         opset: Version of the default operator set; None if the file does not say.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
-        class_names: Of the scores, in order; empty if unknown.
+        class_names: Class names of the scores, in order; empty if unknown.
         uint8_input: Takes ``(N, H, W, 3)`` uint8 instead of ``(N, 3, H, W)`` float32.
         nms: The suppression in the graph, or None.
         quantisation: How an int8 file was made; None for the others.

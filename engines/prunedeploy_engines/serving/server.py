@@ -151,7 +151,7 @@ async def _grpc_server(
         else:
             port = server.add_secure_port(address, grpc.ssl_server_credentials([tls]))
     except RuntimeError:
-        raise ConfigError(f"cannot listen at {address}", "--grpc-port", "give another port") from None
+        raise ConfigError(f"cannot listen at {address}", "--grpc-port", "choose another port") from None
     await server.start()
     return server, f"{_bracketed(settings.host)}:{port}"
 

@@ -23,7 +23,7 @@ class KServeSettings:
     """What to ask of the cluster.
 
     Attributes:
-        name: Of the service.
+        name: Name of the service.
         namespace: None leaves it to `kubectl`.
         server: ``"prunedeploy"`` or ``"triton"``.
         image: The container's. prunedeploy's server needs one; Triton's replaces the cluster's, which has no Pillow.
@@ -34,7 +34,7 @@ class KServeSettings:
         scale_target: Per replica: requests at once, requests per second, or % of the CPUs asked for. None is 8 at
             once, or 80 %.
         concurrency: Requests that a replica is ever given at once, the others wait before it; None is no limit.
-        timeout_s: Of a request, in the cluster's gateway.
+        timeout_s: Longest duration of a request, in the cluster's gateway.
         startup_s: How long loading may take before a replica counts as dead.
         cpu: Kubernetes quantity.
         memory: Kubernetes quantity.

@@ -48,7 +48,7 @@ def dockerfile(server: str, *, with_bundle: bool = False, runtime: str = "cpu", 
         server: ``"prunedeploy"`` or ``"triton"``.
         with_bundle: prunedeploy only: the folder ``bundle`` becomes part of the image.
         runtime: prunedeploy only: the extra with the runtime, ``"cpu"``, ``"gpu"`` or ``"rtx"``.
-        name: Of the file, for the command in its head.
+        name: Name of the file, for the command in its head.
     """
     if server == "triton":
         return _TRITON.format(version=__version__, user=TRITON_USER_ID, name=name)

@@ -42,7 +42,7 @@ class TritonSettings:
         max_queue: Requests that may wait for the detector; more are refused at once.
         timeout_s: A request that has waited so long is refused.
         instances: Copies of the detector; on GPUs, per GPU.
-        threads: Of one operator, on a CPU; None leaves it to ONNX Runtime.
+        threads: Threads of one operator, on a CPU; None leaves it to ONNX Runtime.
         python_instances: Processes each of pre- and post-processing.
     """
 
@@ -67,7 +67,7 @@ def triton_configs(
     """All four configurations.
 
     Args:
-        name: Of the detector.
+        name: Name of the detector.
         bundle: Where it comes from.
         detector: Its file.
         settings: How it is run; `max_batch` is one that the file takes.

@@ -43,12 +43,12 @@ class TritonDetector:
 
     Attributes:
         path: The file.
-        plan: Of a TensorRT plan its sidecar; None for ONNX.
+        plan: The sidecar of a TensorRT plan; None for ONNX.
         on_gpu: Where it runs.
         input: ``images``.
         outputs: ``boxes`` and ``scores``, or ``detections`` and ``num_detections``.
         batch: The only batch it takes; None if any up to `max_batch`.
-        max_batch: Of a plan the largest of its profile; None if there is no limit.
+        max_batch: The largest batch of a plan's profile; None if there is no limit.
         input_size: (height, width) in pixels.
         nms_classes: Number of classes if suppression is in the graph; else None.
     """

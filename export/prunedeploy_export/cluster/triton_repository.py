@@ -47,7 +47,7 @@ class TritonRepository:
         path: The repository.
         detector: The detector's file in the bundle, and what it takes and gives.
         models: Names of the models: detector, pre- and post-processing, ensemble.
-        version: Of each.
+        version: Version of each model.
     """
 
     path: Path
@@ -77,7 +77,7 @@ def write_triton_repository(
     Args:
         bundle: From `load_bundle`, verified.
         folder: Where; must not exist, be empty, or be a repository to ``overwrite``.
-        name: Of the detector.
+        name: Name of the detector.
         target: See `triton_detector`.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         version: Number of the models' version, >= 1.

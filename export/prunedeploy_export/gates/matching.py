@@ -1,4 +1,4 @@
-"""Finding, for the detections of one network, their partners among those of another network."""
+"""Finding, for each detection of one network, the match among those of another."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _BLOCK = 64  # detections compared with a pool at a time, which bounds the memor
 
 @dataclass(frozen=True)
 class Match:
-    """A detection and its partner.
+    """A detection and its match.
 
     Attributes:
-        box_xyxy: Of the detection, in input pixels; ``score`` and ``class_id`` are its too.
-        iou: Of the detection and its partner; None where there is no partner.
-        score_difference: Of the detection and its partner.
-        dropped: Did NMS drop the partner?
+        box_xyxy: Box of the detection, in input pixels; ``score`` and ``class_id`` are its too.
+        iou: IoU of the detection and its match; None where there is no match.
+        score_difference: Score difference of the detection and its match.
+        dropped: Did NMS drop the match?
     """
 
     box_xyxy: FloatArray
@@ -46,7 +46,7 @@ class Detected:
         boxes_xyxy: ``(M, 4)`` in input pixels.
         scores: ``(M, C)`` in [0, 1].
         score_threshold: Detections have a score greater than this.
-        iou_threshold: Of NMS.
+        iou_threshold: IoU threshold of NMS.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Detected:
     ) -> Iterator[Match]:
         """Match the detections above a score with what ``other`` has.
 
-        A partner is of the same class, its IoU is at least ``min_iou`` and its score within
+        A match is of the same class, its IoU is at least ``min_iou`` and its score within
         ``score_tolerance``. One that NMS kept is preferred to one that it dropped.
         """
         for class_id, (boxes, scores) in self._kept.items():
@@ -108,7 +108,7 @@ def _best(
     pool_scores: FloatArray,
     score_tolerance: float,
 ) -> tuple[list[float], list[float]]:
-    """IoU and score difference of each of K boxes' best partner in a pool; IoU -1 without one."""
+    """IoU and score difference of each of K boxes' best match in a pool; IoU -1 without one."""
     differences = np.abs(scores.astype(np.float64)[:, None] - pool_scores)  # (K, P)
     ious = np.where(differences <= score_tolerance, _likeness(boxes_xyxy, pool_boxes_xyxy), -1.0)
     best = ious.argmax(axis=1)[:, None]

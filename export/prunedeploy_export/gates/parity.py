@@ -50,14 +50,14 @@ class DetectionParity:
 
     Attributes:
         images: Number of images compared.
-        detections: Number of the reference's detections that needed a partner. With none, nothing was proven.
-        min_iou: Lowest IoU of a detection with its partner, None without detections.
-        max_score_difference: Largest difference of a score from its partner's, None without detections.
-        coin_flips: Detections whose partner was dropped by NMS, in a tie; see `check_detection_parity`.
+        detections: Number of the reference's detections that needed a match. With none, nothing was proven.
+        min_iou: Lowest IoU of a detection with its match, None without detections.
+        max_score_difference: Largest difference of a score from its match's, None without detections.
+        coin_flips: Detections whose match was dropped by NMS, in a tie; see `check_detection_parity`.
         allowed_iou: Lowest IoU allowed.
         allowed_score_difference: Largest difference allowed.
-        score_threshold: Of NMS.
-        iou_threshold: Of NMS.
+        score_threshold: Score threshold of NMS.
+        iou_threshold: IoU threshold of NMS.
     """
 
     images: int
@@ -140,12 +140,12 @@ def check_detection_parity(
 ) -> DetectionParity:
     """Gate 2: require that after NMS both sides have the same detections.
 
-    Every detection of either side whose score clears the threshold by ``score_tolerance`` needs a partner on
+    Every detection of either side whose score clears the threshold by ``score_tolerance`` needs a match on
     the other side: same class, IoU of at least ``min_iou`` and a score within ``score_tolerance``. Nearer to
     the threshold a detection may be on one side only.
 
     Between boxes that score alike, or overlap by just the threshold, NMS decides by the last bit. A box that
-    NMS dropped is therefore a partner too, if it meets the three conditions; such coin flips are counted. No
+    NMS dropped is therefore a match too, if it meets the three conditions; such coin flips are counted. No
     wrong detection passes for that: one that a side invented has no such box on the other side, nor has one
     that it lost. And a box that both sides have but one side dropped was dropped in a tie, or for an
     invented detection, which fails.
@@ -153,17 +153,17 @@ def check_detection_parity(
     Args:
         reference_outputs: Boxes and scores of the parent.
         candidate_outputs: Boxes and scores of the artefact for the same images.
-        score_threshold: Of a detection, in [0, 1].
-        iou_threshold: Of NMS, in [0, 1].
-        min_iou: Lowest IoU of partners.
-        score_tolerance: Largest difference of partners' scores.
+        score_threshold: Score threshold of a detection, in [0, 1].
+        iou_threshold: IoU threshold of NMS, in [0, 1].
+        min_iou: Lowest IoU of a match.
+        score_tolerance: Largest difference of the scores of a match.
         artefact: Name of the artefact for the message, e.g. its path.
 
     Returns:
-        How far partners are apart at most.
+        How far matches are apart at most.
 
     Raises:
-        GateError: A detection has no partner, or an output is not finite.
+        GateError: A detection has no match, or an output is not finite.
         ValueError: The outputs' shapes differ or are not those of boxes and scores.
     """
     list(_paired(reference_outputs, candidate_outputs, artefact))  # the checks only
@@ -177,7 +177,7 @@ def check_detection_parity(
                     box = np.round(match.box_xyxy, 2).tolist()
                     raise GateError(
                         f"matched detections: image {image}: the {side}'s detection of class "
-                        f"{match.class_id}, box {box}, score {match.score:.4f} has no partner with "
+                        f"{match.class_id}, box {box}, score {match.score:.4f} has no match with "
                         f"IoU >= {min_iou:g} and a score within {score_tolerance:g}: "
                         f"{other.nearest(match.box_xyxy, match.class_id)}",
                         artefact,

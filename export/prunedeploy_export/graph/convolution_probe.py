@@ -28,13 +28,13 @@ def convolution_model(
     Args:
         filters: Output channels.
         inputs: Input channels.
-        size: Of the kernel.
+        size: Height and width of the kernel.
         stride: As in a cfg.
         padding: On each side.
         dilation: As in a cfg.
         activation: Name as in a Darknet cfg.
-        height: Of the input ``images`` ``(1, inputs, height, width)`` float32.
-        width: Of it.
+        height: Height of the input ``images`` ``(1, inputs, height, width)`` float32.
+        width: Its width.
 
     Returns:
         The serialised model.

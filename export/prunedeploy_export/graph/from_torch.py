@@ -46,7 +46,7 @@ def onnx_from_torch(
     Args:
         network: The network with batch normalisation folded, e.g. `prunedeploy.models.FoldedDarknet`.
         path: The file; its folder is made if it is not there.
-        class_names: Of the C classes, in order; written to the file's metadata as JSON.
+        class_names: Names of the C classes, in order; written to the file's metadata as JSON.
         metadata: More entries for the file's metadata.
         opset: Operator set, at least 17.
 

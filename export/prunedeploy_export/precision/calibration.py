@@ -70,7 +70,7 @@ def collect_histograms(
         model: The fp32 network.
         tensors: Names of float32 tensors in it.
         images: ``(K, 3, H, W)`` float32 in [0, 1], or whatever kind the model takes; K >= 1.
-        threads: Of ONNX Runtime.
+        threads: Threads of ONNX Runtime.
         progress: Called with 1 after each image of each of the two passes.
 
     Raises:
@@ -122,12 +122,12 @@ def choose_range(
     """What to keep of a tensor's values; 0 is always inside, so that padding is exact.
 
     Args:
-        histogram: Of the tensor.
+        histogram: Histogram of the tensor.
         method: ``minmax`` clips nothing; ``percentile`` clips 0.01 % of the values in all, from either end by
             half; ``mse`` takes the clip with the smallest mean squared error of the quantised values.
         levels: Steps between the ends.
         symmetric: The range is the same on both sides of 0.
-        negative_slope: Of the activation behind the tensor, if that is a rectifier: errors of negative
+        negative_slope: Slope of the activation behind the tensor, if that is a rectifier: errors of negative
             values count by its square, and where it is 0 they are not kept at all. 1 if there is none.
 
     Raises:

@@ -43,7 +43,7 @@ class Quantisation:
     Attributes:
         activations: ``"uint8"`` with zero points, for CPUs; ``"int8"`` symmetric, for TensorRT.
         weights: ``"int8, symmetric, per output channel"``.
-        method: Of choosing ranges, see `calibration.choose_range`.
+        method: How ranges are chosen, see `calibration.choose_range`.
         images: How many images were calibrated with; ``seed`` drew them.
         seed: See there.
         convolutions: How many compute in 8 bits, of ``convolutions_in_all``.
@@ -85,9 +85,9 @@ class Quantiser:
         source: The fp32 file.
         calibration_images: ``(K, 3, H, W)`` float32 in [0, 1], from training.
         seed: That drew them, for the record.
-        method: Of choosing ranges.
+        method: How ranges are chosen.
         sensitivity_images: How many of them are used to measure each convolution's cost.
-        threads: Of ONNX Runtime.
+        threads: Threads of ONNX Runtime.
         progress: Called with a text and the number of steps done and in all.
 
     Raises:

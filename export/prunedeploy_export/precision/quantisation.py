@@ -99,7 +99,7 @@ def quantise(model: ModelProto, plan: QuantisationPlan, ranges: Mapping[str, Ran
     Args:
         model: The fp32 network.
         plan: From `plan_quantisation` of this network.
-        ranges: Of every tensor of the plan that does not take another one's scale.
+        ranges: Ranges of every tensor of the plan that does not take another one's scale.
 
     Returns:
         The int8 network; metadata is not touched.
@@ -173,9 +173,9 @@ def _quantise_weights(editor: GraphEditor, node: NodeProto, input_scale: np.floa
     """Replace a convolution's constants.
 
     Args:
-        editor: Of the graph.
+        editor: The graph's editor.
         node: The convolution.
-        input_scale: Of its input, if its bias becomes int32 too; None leaves the bias in fp32, as TensorRT
+        input_scale: Scale of its input, if its bias becomes int32 too; None leaves the bias in fp32, as TensorRT
             wants it.
     """
     name = node.input[1]

@@ -25,7 +25,7 @@ class ConvolutionCost:
     """What int8 in this one convolution alone does to the network's raw heads.
 
     Attributes:
-        name: Of the convolution.
+        name: Name of the convolution.
         error: Mean over the heads of ||quantised - fp32||^2 / ||fp32||^2.
     """
 
@@ -51,10 +51,10 @@ def convolution_costs(
 
     Args:
         model: The fp32 network.
-        ranges: Of all tensors of the plan that quantises everything.
+        ranges: Ranges of all tensors of the plan that quantises everything.
         images: ``(K, 3, H, W)``, a few suffice.
         activations: As in the file that is to be made.
-        threads: Of ONNX Runtime.
+        threads: Threads of ONNX Runtime.
         progress: Called with 1 after each convolution.
 
     Returns:
@@ -105,11 +105,11 @@ def skip_within_budget(
     Tried are 0, 1, 2, 4, 8 and so on beside ``always``.
 
     Args:
-        costs: Of all convolutions.
+        costs: Costs of all convolutions.
         always: Names that stay in fp32 whatever they cost.
         loss: What is lost, e.g. in mAP, with these convolutions in fp32 and all others in int8.
         budget: Largest loss allowed.
-        largest_share: Of all convolutions that may be left out.
+        largest_share: Largest share of all convolutions that may be left out.
 
     Raises:
         GateError: Even with the largest share left out the loss is larger.

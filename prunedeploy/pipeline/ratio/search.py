@@ -39,7 +39,7 @@ class Trial:
 
     Attributes:
         ratio: Asked for.
-        value: Of the target's measure; None if there is no such network.
+        value: Value of the target's measure; None if there is no such network.
         meets: Whether the value meets the target.
         noisy: See `Measured`.
         reason: Why there is no such network.
@@ -142,10 +142,10 @@ def search_ratio(
         measure: What the network pruned at a ratio has. A `PruningError` means that the ratio cannot be reached:
             it is left out. So is one whose file fails a gate; where a trial is a training, it counts as one that does
             not meet the target instead, since more pruning will not mend it.
-        method: Of pruning, for what is said.
+        method: Pruning method, for what is said.
         ratios: Ascending, the first 0.
-        confirm: Of a latency or size, what the trained network has at the ratio that was found. While that is too much,
-            the search goes on for trials that are smaller in the same proportion.
+        confirm: For a latency or size, what the trained network has at the ratio that was found. While that is too
+            much, the search goes on for trials that are smaller in the same proportion.
         say: Called with a line for every trial.
 
     Raises:

@@ -132,7 +132,7 @@ def without_training(config: BuildConfig, *, but_scores: bool = False) -> BuildC
     is left in fp32.
 
     Args:
-        config: Of the build.
+        config: The build's configuration.
         but_scores: Keep what scores depend on: pre-training and their optimisation.
     """
 

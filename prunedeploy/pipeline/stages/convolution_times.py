@@ -45,7 +45,7 @@ def convolution_times_stage(context: BuildContext, robust: StageResult) -> Stage
     point. The network's weights do not matter to it, so all networks of one cfg share it.
 
     Args:
-        context: Of the build.
+        context: The build's context.
         robust: The network that is pruned.
 
     Raises:
@@ -111,10 +111,10 @@ def convolution_ms(shape: ConvolutionShape, filters: int, inputs: int, threads: 
     the next; here they are brought into it and back, which is left out.
 
     Args:
-        shape: Of the convolution.
+        shape: Shape of the convolution.
         filters: Output channels.
         inputs: Input channels.
-        threads: Of one operator; None is one per physical core.
+        threads: Threads of one operator; None is one per physical core.
     """
     macs = filters * inputs * shape.size**2 * shape.height * shape.width / shape.stride**2
     calls = min(max(FEWEST_CALLS, round(CALLS_MACS / macs)), MOST_CALLS)

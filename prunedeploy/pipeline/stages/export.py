@@ -342,7 +342,7 @@ class _MapLoss:
     """How much mAP an int8 network loses against the fp32 file, clean or attacked, whichever is more.
 
     Args:
-        context: Of the build.
+        context: The build's context.
         network: The PyTorch parent; its gradients make the attacked images, once.
         source: The fp32 file.
         held_out: Training images, not those of the calibration.

@@ -98,7 +98,7 @@ def file_latency_stage(
     lowest median counts, since whatever else runs on the machine only adds time.
 
     Args:
-        context: Of the build.
+        context: The build's context.
         network: That the file is of.
         artefact: The file.
         runtime: ``onnxruntime`` or ``openvino``.

@@ -15,7 +15,7 @@ def pattern_stage(context: BuildContext, prune: StageResult, artefacts: Sequence
     """Pass the gate of the pattern: ``pattern.json``, one entry per ONNX file.
 
     Args:
-        context: Of the build.
+        context: The build's context.
         prune: The cut; says which layers stayed dense.
         artefacts: The ONNX files of the bundle.
 

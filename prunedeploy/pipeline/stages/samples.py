@@ -39,7 +39,7 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
     they can be drawn in any size. Detections are those of the exact attack, whose pixels a picture rounds to 8 bits.
 
     Args:
-        context: Of the build.
+        context: The build's context.
         model: The network.
         images: How many; fewer where not so many have boxes.
     """

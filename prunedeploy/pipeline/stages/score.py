@@ -155,7 +155,7 @@ class _ScoringImages:
     """The batches that a score is taken on; every iteration gives the same.
 
     Attributes:
-        context: Of the build.
+        context: The build's context.
         model: The network.
         records: The images, drawn with the seed.
         skipped: Path and reason of every image that could not be used.

@@ -30,7 +30,7 @@ def run_training(
     """Run the loop with a progress bar; leaves ``log.jsonl`` in the result and bad images named on the way.
 
     Args:
-        context: Of the build.
+        context: The build's context.
         stage: Name in the log and of the bar.
         block: The training's settings.
         model: The network; left in evaluation mode.

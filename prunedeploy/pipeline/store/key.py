@@ -60,7 +60,7 @@ class StageKey:
     """Everything that the result of a stage depends on.
 
     Attributes:
-        name: Of the stage, e.g. ``finetune``: lower-case letters, digits and dashes.
+        name: Name of the stage, e.g. ``finetune``: lower-case letters, digits and dashes.
         version: Raised whenever the stage's code changes its result.
         config: The settings it reads, plain JSON values; see `prunedeploy.config.result_settings`.
         inputs: Digest of the stage or SHA-256 of the content that each input is.
@@ -122,7 +122,7 @@ def write_record(folder: Path, key: StageKey, description: str, seconds: float) 
 
     Args:
         folder: With the result in it, and nothing else.
-        key: Of the result.
+        key: Key of the result.
         description: For people.
         seconds: Wall time of the last run of the stage; one that was resumed took longer in all.
 
@@ -186,7 +186,7 @@ def check_result(folder: Path, digest: str, hashed: bool = True) -> dict[str, An
     """Check that a result is whole and return its record.
 
     Args:
-        folder: Of the result.
+        folder: Folder of the result.
         digest: That it must be the result of.
         hashed: Compare the content too, see `ALWAYS_HASHED_BYTES`; sizes are always compared.
 

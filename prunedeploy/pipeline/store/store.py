@@ -58,10 +58,10 @@ class StoreRow:
     Attributes:
         kind: ``result``; ``damaged``, a result that is not whole; ``work``, one in the making;
             ``checkpoint``.
-        name: Of the stage; empty if not known.
-        digest: Of the stage's key.
+        name: Name of the stage; empty if not known.
+        digest: Digest of the stage's key.
         path: Folder.
-        bytes: Of all files in it.
+        bytes: Size in bytes of all files in it.
         last_used: Seconds since the epoch.
         in_use: A live process computes or uses it.
         seconds: What computing it took; None if not a whole result.
@@ -128,7 +128,7 @@ class Store:
         A damaged result is thrown away with a warning and computed again: a stage is a pure function.
 
         Args:
-            key: Of the result.
+            key: Key of the result.
             compute: Called with an empty folder to write the result into. While it runs, this process has the
                 key's lock, and `checkpoint_dir` is its alone. What it raises is raised here, and nothing of
                 the result is kept.

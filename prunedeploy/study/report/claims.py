@@ -37,7 +37,7 @@ def claims_table(study: Study, answers: Sequence[Answer], compare_paper: bool) -
 
     Args:
         study: The data.
-        answers: Of the study, in robust mAP as it is meant there.
+        answers: The study's answers, in robust mAP as it is meant there.
         compare_paper: Whether the answers of the paper's own numbers stand beside them. Those at the other score
             threshold do if the rows have it.
     """

@@ -68,7 +68,7 @@ def look(name: str, names: tuple[str, ...]) -> Look:
     """Return how a configuration is drawn: one of the paper always alike, others in turn.
 
     Args:
-        name: Of the configuration.
+        name: Name of the configuration.
         names: All of the study.
     """
     if name in PAPER_CONFIGURATIONS:

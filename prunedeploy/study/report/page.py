@@ -79,13 +79,13 @@ def write_report(
     """Write ``report.html``, ``tables/`` and ``figures/`` of a study.
 
     Args:
-        rows: Of one sweep.
+        rows: The rows of one sweep.
         folder: Where to; files of an earlier report are replaced.
-        title: Of the page.
+        title: Title of the page.
         machine: Whose times to show; None: the one with the most rows.
         compare_paper: Whether the paper's means are drawn and its numbers answer the claims beside ours.
         notes: Sentences about the rows' reading, shown on the page.
-        samples: Of the same sweep, with its pictures in ``samples/`` of the folder; None: there are none.
+        samples: The same sweep's samples, with its pictures in ``samples/`` of the folder; None: there are none.
 
     Raises:
         ConfigError: There is no row to report on, or none with a time of that machine.

@@ -28,7 +28,7 @@ class Plot:
     """A figure with its words.
 
     Attributes:
-        name: Of its files.
+        name: Name of its files.
         caption: What it shows.
         figure: Itself.
         has_photographs: Then a page takes it as JPEG, a third of the SVG.
@@ -103,7 +103,7 @@ def sample_plots(study: Study, samples: SampleSet | None, folder: Path) -> list[
 
     Args:
         study: Whose configurations are the columns.
-        samples: Of the same sweep.
+        samples: The same sweep's samples.
         folder: With their pictures.
     """
     cells = [] if samples is None else [cell for cell in samples.cells if cell.configuration in study.configurations]

@@ -44,7 +44,7 @@ def sample_figure(samples: SampleSet, folder: Path, names: Sequence[str], kind: 
     """Draw one image in front of every network, with what each finds, gets wrong and misses.
 
     Args:
-        samples: Of a sweep.
+        samples: A sweep's samples.
         folder: With their pictures. One that is missing or damaged is a blank.
         names: Configurations, a column each; those without an image are left out.
         kind: Clean or attacked images.

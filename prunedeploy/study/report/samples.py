@@ -64,7 +64,7 @@ class SampleImage(_Model):
     Attributes:
         image_id: The data set's.
         file_name: Likewise.
-        width: Of the network's input.
+        width: Width of the network's input.
         height: Likewise.
         ground_truth: What is there.
         clean: What the network finds, by descending score.
@@ -88,13 +88,13 @@ class CellSamples(_Model):
     """The images of one network.
 
     Attributes:
-        configuration: Of its row, as are ratio and run.
+        configuration: Configuration of its row, as are ratio and run.
         ratio: In [0, 1).
         run: The seed.
-        digest: Of the stage that made the pictures.
+        digest: Digest of the stage that made the pictures.
         attack: PGD's settings.
         score_threshold: Detections have a higher score.
-        iou_threshold: Of non-maximum suppression.
+        iou_threshold: IoU threshold of non-maximum suppression.
         images: The same ones for every network of a sweep.
     """
 
@@ -116,7 +116,7 @@ class SampleSet(_Model):
     """The images of a sweep.
 
     Attributes:
-        schema_version: Of this class.
+        schema_version: Schema version of this class.
         configuration_hash: As in the sweep's rows.
         cells: Those there are.
     """
@@ -155,7 +155,7 @@ def samples_of(out: Path, rows: Iterable[Row]) -> tuple[SampleSet | None, list[s
 
     Args:
         out: The sweep's output folder.
-        rows: Of its ``rows.jsonl``.
+        rows: The rows of its ``rows.jsonl``.
 
     Returns:
         The images, or None; and a sentence where there are some that cannot be used.

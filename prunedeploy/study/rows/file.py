@@ -43,7 +43,7 @@ def read_rows(path: Path, configuration_hash: str | None = None) -> ReadRows:
 
     Args:
         path: The file.
-        configuration_hash: Of the sweep whose rows these must be; None: all of the same, whichever it is.
+        configuration_hash: Hash of the sweep whose rows these must be; None: all of the same, whichever it is.
 
     Raises:
         ConfigError: There is no such file, a line is not a row, or a row belongs to another configuration.
@@ -81,7 +81,7 @@ class RowFile:
 
     Args:
         path: The file; made if it is not there, with its folder.
-        configuration_hash: Of the rows to come, and of those that are there.
+        configuration_hash: Hash of the rows to come, and of those that are there.
 
     Attributes:
         rows: What was there, then what was appended.

@@ -22,12 +22,12 @@ class Row(BaseModel):
     """One model of a study, as it stands on one line of its row file. What was not measured is None.
 
     Attributes:
-        schema_version: Of this class.
+        schema_version: Schema version of this class.
         configuration: ``<method>-<scores>``, with ``-grey`` behind it for greyscale; or one of
             `prunedeploy.study.statistics.design.REFERENCES`, at ratio 0.
         ratio: Requested pruning ratio, weights removed / prunable weights, in [0, 1).
         run: The seed. What has the same run in two configurations may share its pre-training.
-        configuration_hash: Of the sweep that the row belongs to.
+        configuration_hash: Hash of the sweep that the row belongs to.
         ratio_achieved: What came out, in [0, 1).
         params: Parameters of the network.
         map_pgd: COCO mAP at IoU .50 to .95 on PGD images of the very model, in [0, 1], score threshold 0.001.

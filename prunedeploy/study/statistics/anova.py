@@ -42,12 +42,12 @@ class Comparison:
         difference: Mean of a minus mean of b.
         low: Lower end of Welch's 95 % interval of the difference.
         high: Upper end.
-        f_statistic: Of the one-way ANOVA, with 1 and ``n_a + n_b - 2`` degrees of freedom.
-        p_anova: Of the one-way ANOVA.
-        p_welch: Of Welch's test.
+        f_statistic: F of the one-way ANOVA, with 1 and ``n_a + n_b - 2`` degrees of freedom.
+        p_anova: p of the one-way ANOVA.
+        p_welch: p of Welch's test.
         eta_squared: Share of the sum of squares that lies between the groups, in [0, 1].
         hedges_g: Difference in pooled standard deviations, corrected for small groups.
-        p_levene: Of Levene's test around the median: small where variances differ.
+        p_levene: p of Levene's test around the median: small where variances differ.
         p_shapiro: The smaller of the groups' two, which is small where one is not normally distributed.
         test: Whose p-value to read.
         remark: Why that one, or why none; a clause.

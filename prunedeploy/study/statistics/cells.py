@@ -108,7 +108,7 @@ def study_from_rows(rows: Iterable[Row], machine: str | None = None) -> Study:
     """Arrange rows as a grid. Robust mAP is at COCO's usual score threshold, unless more rows have it at 0.5.
 
     Args:
-        rows: Of one sweep.
+        rows: The rows of one sweep.
         machine: Whose times count; None: the machine and runtime with the most rows. Times of others are left out.
 
     Raises:

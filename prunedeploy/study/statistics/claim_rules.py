@@ -48,7 +48,7 @@ class Part:
         where: Which pair or configuration, at which ratio.
         verdict: The answer.
         numbers: What says so.
-        p_value: Of the test, where the rule rests on one.
+        p_value: p of the test, where the rule rests on one.
         leans: Whether the means at least lie the way that is claimed; None where that is no question of direction.
     """
 

@@ -22,7 +22,7 @@ class Contrast:
         ratio: At which pruning ratio.
         comparison: The two groups of runs.
         p_holm: The p-value to read, corrected over the whole family; None where there is none.
-        p_paired: Of the paired test, for pairs whose runs share their pre-training (`share_runs`); never the one to
+        p_paired: p of the paired test, for pairs whose runs share their pre-training (`share_runs`); never the one to
             read, since the paper's design has no such pairs.
     """
 

@@ -46,7 +46,7 @@ class Table:
     """A table.
 
     Attributes:
-        name: Of its files, e.g. ``table-I``.
+        name: Name of its files, e.g. ``table-I``.
         number: The paper's, e.g. ``I``; empty for tables that the paper does not have.
         title: Without the number.
         head: Column headings, that of the row labels first.

@@ -30,7 +30,7 @@ class CellStages:
         evaluation: Its mAP.
         cut: What the achieved ratio is taken from; None of the network as given.
         scoring: The initial importance scores; None of the network as given.
-        optimisation: Of the scores; None where that step is left out.
+        optimisation: Optimisation of the scores; None where that step is left out.
     """
 
     network: StageResult

@@ -48,8 +48,8 @@ class PlannedStage:
     """A stage that a cell needs.
 
     Attributes:
-        name: Of the stage.
-        digest: Of its key.
+        name: Name of the stage.
+        digest: Digest of its key.
         seconds: What computing it took; None if the store does not have it.
         bytes: What it takes on the disk; likewise.
     """

@@ -39,7 +39,7 @@ class Standing:
     Attributes:
         trained: There is a row of its evaluation.
         timed: There is a row of its latency.
-        error: Of its last row; None if that has none.
+        error: Error of its last row; None if that has none.
     """
 
     trained: bool = False

@@ -50,10 +50,10 @@ class SweepConfig(Block):
     """What a sweep's YAML file says.
 
     Attributes:
-        name: Of the sweep; part of the default output folder's name.
+        name: Name of the sweep; part of the default output folder's name.
         base: Configuration of a build: a path, or the name of one that ships.
-        threads: Of PyTorch in every cell. Results depend on it, and so must not depend on how many workers share the
-            cores: it is fixed here, and cores are divided by it.
+        threads: Threads of PyTorch in every cell. Results depend on it, and so must not depend on how many workers
+            share the cores: it is fixed here, and cores are divided by it.
         settings: Keys of a build's configuration that differ from ``base`` in every cell.
         configurations: Name, ``<method>-<scores>`` with ``-grey`` behind it for greyscale images, to the keys that
             make it what it is.

@@ -19,7 +19,7 @@ class LocalExecutor(Executor):
     Args:
         workers: At most so many that train at once.
         log: File that their standard error is appended to.
-        threads: Of PyTorch in each; other libraries get as many.
+        threads: Threads of PyTorch in each; other libraries get as many.
     """
 
     def __init__(self, workers: int, log: Path, threads: int = 1) -> None:

@@ -31,7 +31,7 @@ class PlannedCell:
     """A cell and its stages.
 
     Attributes:
-        cell: Of the grid.
+        cell: A cell of the grid.
         training: All stages but the measurement of latency.
         timing: That one; None where no configured runtime runs here.
         error: Why the cell cannot be done at all; then it has no stages.
@@ -66,7 +66,7 @@ class StageCount:
     """The stages of one name.
 
     Attributes:
-        name: Of the stage.
+        name: Name of the stage.
         total: How many different ones.
         done: How many the store has.
         seconds_left: What the others will take one after the other; None: none of this name was measured yet.

@@ -37,7 +37,7 @@ class RayExecutor(Executor):
     Args:
         cluster: Where the tasks go.
         log: File that standard error of all workers is appended to.
-        threads: Of PyTorch in each task, and CPUs that Ray sets aside for it.
+        threads: Threads of PyTorch in each task, and CPUs that Ray sets aside for it.
         gpus: That Ray sets aside for a task; a fraction shares one.
         workers: At most so many tasks at once; None: as many as the nodes have room for.
         say: Called with what a person should know.

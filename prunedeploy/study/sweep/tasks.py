@@ -42,8 +42,8 @@ class StageDone:
 
     Attributes:
         cell: That asked for it.
-        name: Of the stage.
-        digest: Of its key.
+        name: Name of the stage.
+        digest: Digest of its key.
         computed: It was not there before.
         seconds: What computing it took.
     """

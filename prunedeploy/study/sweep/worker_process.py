@@ -21,7 +21,7 @@ class WorkerProcess:
 
     Args:
         errors: Where its standard error goes, as `subprocess.Popen` takes it.
-        threads: Of PyTorch in it; other libraries get as many.
+        threads: Threads of PyTorch in it; other libraries get as many.
         folder: It runs in; None: this process's own.
 
     Attributes:

@@ -44,7 +44,7 @@ class Point:
     """One row in the picture.
 
     Attributes:
-        row: Of the document.
+        row: A row of the document.
         cost: Milliseconds per image, or of a server seconds per query in milliseconds: less is better.
         robust: Robust mAP: more is better.
     """

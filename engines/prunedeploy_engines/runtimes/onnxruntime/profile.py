@@ -39,7 +39,7 @@ class ExecutedGraph:
     Attributes:
         computes_in: Share of the convolutions by precision; None if there is none to be seen, e.g. inside an
             engine of TensorRT's provider.
-        threads: Of the pool that runs one operator.
+        threads: Threads of the pool that runs one operator.
         nodes: Number of executed nodes by provider.
         operators: The same, by provider and operator.
     """

@@ -90,7 +90,7 @@ def open_session(
 
     Args:
         model: ONNX file, or its content.
-        threads: Of one operator; None is one per physical core.
+        threads: Threads of one operator; None is one per physical core.
         providers: Short or full names, in order of preference. The CPU always stands behind them for operators
             that they have no kernel for.
         allow_spinning: Let waiting threads spin.
@@ -258,7 +258,7 @@ class SessionSpec:
     Attributes:
         path: ONNX file; it may hold a graph that is optimised already.
         optimised: It does.
-        threads: Of one operator; None is one per physical core.
+        threads: Threads of one operator; None is one per physical core.
         providers: Full names.
         provider_options: By provider.
         allow_spinning: Let waiting threads spin.

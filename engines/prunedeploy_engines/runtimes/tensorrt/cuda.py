@@ -57,7 +57,7 @@ class PinnedBuffer:
     Args:
         cuda: The CUDA runtime.
         size: Number of elements.
-        dtype: Of an element.
+        dtype: Data type of an element.
 
     Raises:
         EngineError: There is no memory left.

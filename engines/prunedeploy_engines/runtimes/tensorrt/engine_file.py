@@ -43,9 +43,9 @@ class EngineFile:
         sparsity: ``"2:4 asked for"`` or None. The library may use 2:4 kernels then; it does not say whether
             it did.
         bytes: Size of the plan.
-        sha256: Of the plan.
-        key: Of everything that went into it, see `from_onnx.engine_key`.
-        onnx_sha256: Of the ONNX file.
+        sha256: SHA-256 of the plan.
+        key: Key of everything that went into it, see `from_onnx.engine_key`.
+        onnx_sha256: SHA-256 of the ONNX file.
         profile: Per input the smallest, best and largest shape that it accepts.
         flags: Builder settings, among them the library's own flags that were on (``builder_flags``, e.g.
             TF32).

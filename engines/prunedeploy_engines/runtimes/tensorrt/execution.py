@@ -74,7 +74,7 @@ class EngineExecution:
         """Move images to the GPU, run, and fetch both outputs.
 
         Args:
-            images: Of the engine's own kind.
+            images: Images of the engine's own kind.
 
         Returns:
             The outputs in the order of `EngineTensors.outputs`; whole numbers stay int32, all else becomes
@@ -105,7 +105,7 @@ class EngineExecution:
         """Run on images that stay on the GPU from one call to the next, as long as nothing else runs between.
 
         Args:
-            images: Of the engine's own kind; the same object is not moved again.
+            images: Images of the engine's own kind; the same object is not moved again.
 
         Returns:
             The GPU's milliseconds, between an event before the run and one after it.
@@ -136,7 +136,7 @@ class EngineExecution:
         """Run with the library's profiler on; see `measured_layers`.
 
         Args:
-            images: Of the engine's own kind.
+            images: Images of the engine's own kind.
             runs: How often; once more before, which is not counted.
 
         Raises:

@@ -17,7 +17,7 @@ class EngineTensors:
 
     Attributes:
         input: Name of the images.
-        image_shape: Of one image, ``(3, H, W)`` or, uint8, ``(H, W, 3)``.
+        image_shape: Shape of one image, ``(3, H, W)`` or, uint8, ``(H, W, 3)``.
         uint8_input: The images are uint8.
         outputs: ``("boxes", "scores")`` or ``("detections", "num_detections")``.
         dtypes: NumPy types of all tensors, by name; also of outputs that nobody asked for, which need memory

@@ -48,7 +48,7 @@ class Batcher:
     """The queue of one model, and its runners.
 
     Args:
-        name: Of the model, for messages and the observer.
+        name: Name of the model, for messages and the observer.
         open_runner: Opens a runner; called once per worker, in its thread.
         workers: Runners.
         max_batch: Images of a batch at most.
@@ -149,7 +149,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         count = len(images)
         if count > self._max_queue:
-            raise InvalidRequestError(f"{count} images are more than the {self._max_queue} that may wait")
+            raise InvalidRequestError(f"the request has {count} images, but the queue holds only {self._max_queue}")
         parts = [
             _Part(images[start : start + self.max_batch], deadline, loop.create_future(), StageTimes())
             for start in range(0, count, self.max_batch)

@@ -12,7 +12,7 @@ class ServingError(PrunedeployError):
     """A request that is not answered as asked.
 
     Attributes:
-        status: Of HTTP.
+        status: HTTP status.
         grpc_status: Name of the gRPC status code.
         kind: For metrics and logs.
     """

@@ -32,7 +32,7 @@ class ImageRoom:
     """Lets requests decode in the order they ask in, all together never more pixels than one may have.
 
     Args:
-        max_pixels: Of one request.
+        max_pixels: Largest number of pixels of one request.
     """
 
     def __init__(self, max_pixels: int) -> None:

@@ -45,7 +45,7 @@ class BodyBudget:
     """Bytes of bodies that all requests together may hold: the queue counts images, not what clients send.
 
     Args:
-        max_body_bytes: Of one body; eight such may be held at once.
+        max_body_bytes: Largest size of one body; eight such may be held at once.
     """
 
     def __init__(self, max_body_bytes: int) -> None:

@@ -40,7 +40,7 @@ class ProtocolModels:
     """Finds models by their protocol names and runs requests, the same for REST and gRPC.
 
     Args:
-        repository: Of the bundles.
+        repository: The repository of the bundles.
         settings: Limits and the default deadline.
         room: For decoded images.
     """
@@ -111,7 +111,7 @@ class ProtocolModels:
         """Run a request.
 
         Args:
-            request: Of either protocol.
+            request: A request of either protocol.
             notes: Are told model, images and times.
             other_timeouts: Seconds that the protocol itself allows, beside the parameter ``timeout``.
 

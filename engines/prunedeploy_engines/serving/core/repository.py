@@ -42,7 +42,7 @@ class ModelRepository:
 
     Args:
         bundles: Folders by name.
-        settings: Of the server.
+        settings: The server's settings.
         observer: Is told of queues, batches and states.
 
     Attributes:

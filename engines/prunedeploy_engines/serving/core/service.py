@@ -34,7 +34,7 @@ def service_of(repository: ModelRepository, settings: ServingSettings) -> Servic
 
     Args:
         repository: If its observer is `Metrics`, requests are counted there too.
-        settings: Of the server.
+        settings: The server's settings.
 
     Raises:
         ConfigError: Traces are asked for, and OpenTelemetry is not installed.

@@ -18,18 +18,18 @@ class ServingSettings:
 
     Attributes:
         host: Address to listen at; loopback unless told otherwise.
-        port: Of HTTP; 0 takes a free one.
-        grpc_port: Of gRPC; 0 takes a free one, None: no gRPC.
+        port: Port of HTTP; 0 takes a free one.
+        grpc_port: Port of gRPC; 0 takes a free one, None: no gRPC.
         max_batch: Images that are computed together at most.
         max_delay_ms: How long images wait for others, at most, in milliseconds.
         max_queue: Images of one model that may wait; requests beyond it are refused.
         timeout_s: Deadline of a request that names none, in seconds.
         workers: Runners of a model, a thread each.
-        threads: Of one runner, on a CPU; None leaves it to the runtime.
+        threads: Threads of one runner, on a CPU; None leaves it to the runtime.
         runtime: What runs the models; None takes the first that is installed and that a bundle has a file for.
         precision: Which of a bundle's files.
-        max_body_bytes: Of a request.
-        max_pixels: Of an encoded image, by its header.
+        max_body_bytes: Largest size of a request.
+        max_pixels: Largest number of pixels of an encoded image, by its header.
         max_json_depth: Nesting of a JSON body.
         max_images: In one request.
         body_timeout_s: How long a client may take to send its request, in seconds.

@@ -30,7 +30,7 @@ class InputTensor:
 
     Attributes:
         name: As the client calls it.
-        datatype: Of the protocol.
+        datatype: Data type of the protocol.
         shape: As the client gives it; ``data`` has as many elements.
         data: An array of that shape, perhaps read-only; of ``BYTES`` its elements in row-major order.
     """
@@ -59,7 +59,7 @@ class InferRequest:
         id: Comes back with the answer.
         inputs: At least one.
         outputs: None asks for all.
-        parameters: Of the whole request.
+        parameters: Parameters of the whole request.
     """
 
     model: str
@@ -87,7 +87,7 @@ def raw_array(
 
     Args:
         datatype: One of `NUMPY_TYPES`.
-        shape: Of the tensor.
+        shape: Shape of the tensor.
         count: Product of the shape.
         raw: As many elements.
         where: Field, for the message.

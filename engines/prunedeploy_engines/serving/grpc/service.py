@@ -41,7 +41,7 @@ def add_grpc(server: grpc.aio.Server, repository: ModelRepository, settings: Ser
     Args:
         server: Its options bound the size of messages.
         repository: Its models may be loaded before or after.
-        settings: Of the server.
+        settings: The server's settings.
 
     Raises:
         ConfigError: Traces are asked for, and OpenTelemetry is not installed.

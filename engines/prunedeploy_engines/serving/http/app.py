@@ -31,7 +31,7 @@ def create_app(repository: ModelRepository, settings: ServingSettings) -> FastAP
 
     Args:
         repository: Its models may be loaded before or after.
-        settings: Of the server.
+        settings: The server's settings.
 
     Raises:
         ConfigError: Traces are asked for, and OpenTelemetry is not installed.

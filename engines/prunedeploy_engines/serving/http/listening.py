@@ -23,7 +23,7 @@ def listen(host: str, port: int, option: str) -> socket.socket:
     Args:
         host: Name or address.
         port: 0 takes a free one.
-        option: Of the command line, for the message.
+        option: Option of the command line, for the message.
 
     Raises:
         ConfigError: The address cannot be used, or the port is taken.
@@ -32,14 +32,14 @@ def listen(host: str, port: int, option: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"cannot listen at {host} ({error.strerror or error})", "--host", "give another") from None
+        raise ConfigError(f"cannot listen at {host} ({error.strerror or error})", "--host", "choose another host") from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise ConfigError(f"cannot listen at {host}:{port} ({error.strerror})", option, "give another port") from None
+        raise ConfigError(f"cannot listen at {host}:{port} ({error.strerror})", option, "choose another port") from None
     return listening
 
 

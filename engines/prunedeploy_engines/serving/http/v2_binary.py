@@ -36,8 +36,8 @@ def read_request(
 
     Args:
         body: JSON, or JSON and the inputs' bytes, in the order of the inputs.
-        header_length: Of the JSON, as the header `HEADER` gives it; None: all of it is.
-        max_depth: Of the JSON.
+        header_length: Length of the JSON, as the header `HEADER` gives it; None: all of it is.
+        max_depth: Largest depth of the JSON.
         model: Name in the address.
         version: In the address.
 

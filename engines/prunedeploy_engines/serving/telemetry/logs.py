@@ -56,8 +56,8 @@ def log_request(notes: RequestNotes, status: str, seconds: float) -> None:
     """Write the line of an answered request.
 
     Args:
-        notes: Of it.
-        status: Of HTTP, or the name of gRPC's.
+        notes: Its notes.
+        status: HTTP status, or the name of gRPC's.
         seconds: It took.
     """
     if not REQUESTS.isEnabledFor(logging.INFO):

@@ -63,8 +63,8 @@ class Metrics:
         """Count an answered request.
 
         Args:
-            notes: Of it.
-            status: Of HTTP, or the name of gRPC's.
+            notes: Its notes.
+            status: HTTP status, or the name of gRPC's.
             seconds: It took.
         """
         self._requests.labels(notes.protocol, notes.route, notes.model, status).inc()

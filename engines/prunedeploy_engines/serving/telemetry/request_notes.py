@@ -21,7 +21,7 @@ class RequestNotes:
         protocol: ``http`` or ``grpc``.
         route: Pattern of its address or name of its method; never what a client chose.
         model: Protocol name; empty unless there is such a model, since a client can invent any number of names.
-        version: Of the model.
+        version: Version of the model.
         images: In the request.
         times: By stage; None if nothing was computed.
         error: Kind of error; empty if there was none.

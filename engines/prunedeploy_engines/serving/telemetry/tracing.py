@@ -20,7 +20,7 @@ def otlp_exporter(endpoint: str) -> Any:
     """An exporter over HTTP.
 
     Args:
-        endpoint: Of a collector, e.g. ``http://localhost:4318/v1/traces``.
+        endpoint: Endpoint of a collector, e.g. ``http://localhost:4318/v1/traces``.
 
     Raises:
         ConfigError: OpenTelemetry is not installed, or this is no address of HTTP.
@@ -67,8 +67,8 @@ class Tracing:
         """Make the spans of a request.
 
         Args:
-            notes: Of it; its parent is the client's span if the client names one.
-            status: Of HTTP, or the name of gRPC's.
+            notes: Its notes; the span's parent is the client's span if the client names one.
+            status: HTTP status, or the name of gRPC's.
             seconds: It took, until now.
         """
         end = time.time_ns()
