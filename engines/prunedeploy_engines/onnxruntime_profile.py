@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from prunedeploy_engines.detector_signature import INPUT
 from prunedeploy_engines.layer_times import LayerTime, convolution_shares, ranked_layers
+from prunedeploy_engines.letterbox import unit_pixels
 from prunedeploy_engines.onnxruntime_session import CUDA, open_session, provider_settings, run_error
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def profiled_events(spec: SessionSpec, model_input: npt.NDArray[Any], runs: int)
 def probe_input(shape: Sequence[int], uint8: bool) -> npt.NDArray[Any]:
     """Random pixels of this shape, as an input of the model."""
     pixels = np.random.default_rng(0).integers(0, 256, tuple(shape), dtype=np.uint8)
-    return pixels if uint8 else pixels.astype(np.float32) / np.float32(255)
+    return pixels if uint8 else unit_pixels(pixels)
 
 
 def _kernels(events: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -10,8 +10,8 @@ import pytest
 from prunedeploy_engines import tensorrt_runner
 from prunedeploy_engines.engine_from_onnx import engine_from_onnx
 from prunedeploy_engines.errors import EngineError
+from prunedeploy_engines.letterbox import to_uint8_input
 from prunedeploy_engines.nms import detections_from
-from prunedeploy_engines.runner import to_uint8_input
 from prunedeploy_engines.tensorrt_library import CudaDevice, installed_version
 from prunedeploy_engines.tensorrt_profile import profile
 from prunedeploy_engines.tensorrt_runner import TensorRTRunner
