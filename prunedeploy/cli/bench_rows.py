@@ -14,7 +14,6 @@ RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 KINDS = {"compute": "compute", "host": "host", "end-to-end": "end_to_end"}
-ZEROS = "pruned without removing channels: dense kernels gain nothing from its zeros"
 
 _PEAK_RUNTIMES = ("onnxruntime", "openvino")
 
@@ -136,9 +135,15 @@ def _row(subject: Subject, model: ModelFile | None, precision: str | None, runti
         "precision": known,
         "macs": subject.source.macs(),
         **accuracy_of(metrics, precision=known or "unknown", runtime=runtime, file=name),
-        "notes": [ZEROS] if subject.is_sparse else [],
+        "notes": _notes(subject),
         "latency_ms": None,
     }
+
+
+def _notes(subject: Subject) -> list[str]:
+    """What a latency of this model does not show by itself."""
+    percent = round(100 * subject.zero_share)
+    return [f"{percent} % of its weights are zeros, from which dense kernels gain nothing"] if percent else []
 
 
 def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice: Choice) -> None:
