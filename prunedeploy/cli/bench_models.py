@@ -60,6 +60,15 @@ class Subject:
         zeros, weights = metrics.get("zero_weights"), metrics.get("weights")
         return zeros / weights if isinstance(zeros, int) and isinstance(weights, int) and weights else 0.0
 
+    @property
+    def filters(self) -> tuple[int, int] | None:
+        """How many filters there were and are, as its build counted them; None where nobody did."""
+        manifest = None if self.bundle is None else self.bundle.manifest
+        if manifest is None or manifest.pruning is None:
+            return None
+        before, after = (manifest.pruning.model_extra or {}).get("filters_before"), manifest.metrics.get("filters")
+        return (before, after) if isinstance(before, int) and isinstance(after, int) else None
+
 
 def find_subjects(paths: Sequence[Path]) -> list[Subject]:
     """The models to measure: what `find_model` knows, and TensorRT engines.

@@ -143,7 +143,15 @@ def _row(subject: Subject, model: ModelFile | None, precision: str | None, runti
 def _notes(subject: Subject) -> list[str]:
     """What a latency of this model does not show by itself."""
     percent = round(100 * subject.zero_share)
-    return [f"{percent} % of its weights are zeros, from which dense kernels gain nothing"] if percent else []
+    if percent == 0:
+        return []
+    filters = ""
+    if subject.filters is not None:
+        before, after = subject.filters
+        filters = f"; {before - after} of {before} filters are gone"
+        if after == before:
+            filters = f"; all of its {before} filters are left"
+    return [f"{percent} % of its weights are zeros, from which dense kernels gain nothing{filters}"]
 
 
 def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice: Choice) -> None:

@@ -86,18 +86,21 @@ def precise(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def pruned(tmp_path: Path) -> Callable[..., Path]:
-    """``pruned(method, zero_weights)``: what a build leaves; None leaves the count out."""
+    """``pruned(method, zero_weights, filters_before, filters)``: what a build leaves; None leaves a count out."""
 
-    def make(method: str, zero_weights: int | None) -> Path:
+    def make(
+        method: str, zero_weights: int | None, filters_before: int | None = None, filters: int | None = None
+    ) -> Path:
         model = BundleFile(save_tiny_detector(tmp_path / "source.onnx"), "onnx", "fp32")
-        counted = {} if zero_weights is None else {"weights": 1_000, "zero_weights": zero_weights}
+        counted = {"weights": 1_000, "zero_weights": zero_weights, "filters": filters}
+        record = {"method": method, "ratio_requested": 0.6, "ratio_achieved": 0.6, "filters_before": filters_before}
         write_bundle(
             tmp_path / f"bundle-{method}",
             {"model.onnx": model},
             class_names=CLASS_NAMES,
             input={"height": 32, "width": 48},
-            pruning={"method": method, "ratio_requested": 0.6, "ratio_achieved": 0.6},
-            metrics={"macs": 1_000_000, **counted},
+            pruning={name: value for name, value in record.items() if value is not None},
+            metrics={"macs": 1_000_000, **{name: value for name, value in counted.items() if value is not None}},
         )
         return build_folder(tmp_path / f"of-{method}", tmp_path / f"bundle-{method}")
 
@@ -206,6 +209,24 @@ def test_zeros_are_those_that_the_build_counted_whatever_its_method(run: Any, pr
     folders = [pruned("hybrid", 0), pruned("structured", 250), pruned("unstructured", None), pruned("nm", 4)]
     rows = document_of(run("bench", *folders, *QUICK, "--json"))["rows"]
     assert [bool(row["notes"]) for row in rows] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("method", "before", "after", "said"),
+    [
+        ("unstructured", 190, 178, "; 12 of 190 filters are gone"),
+        ("hybrid", 190, 95, "; 95 of 190 filters are gone"),
+        ("nm", 190, 190, "; all of its 190 filters are left"),
+        ("kernel", None, 178, ""),
+        ("kernel", 190, None, ""),
+    ],
+)
+def test_filters_that_are_gone_are_those_that_the_build_counted(
+    run: Any, pruned: Callable[..., Path], method: str, before: int | None, after: int | None, said: str
+) -> None:
+    document = document_of(run("bench", pruned(method, 600, before, after), *QUICK, "--json"))
+    nothing = "60 % of its weights are zeros, from which dense kernels gain nothing"
+    assert document["rows"][0]["notes"] == [nothing + said]
 
 
 def test_terminal_names_the_models_of_a_note(run: Any, pruned: Callable[..., Path]) -> None:
