@@ -24,6 +24,8 @@ from prunedeploy_engines.serving.settings import ServingSettings
 from prunedeploy_engines.serving.stage_times import StageTimes
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.runner import Float32Array, Images, Runner
 
@@ -112,9 +114,9 @@ class ServedModel:
         (boxes, scores), times = await self._batcher.infer(images, self._deadline(deadline))
         return {"boxes": boxes, "scores": scores}, times
 
-    async def decode(self, data: bytes | memoryview) -> npt.NDArray[np.uint8]:
-        """Decode an encoded image beside the event loop; see `decode_image`."""
-        return await self._in_pool(decode_image, data, self._settings.max_pixels)
+    async def decode(self, opened: Image.Image) -> npt.NDArray[np.uint8]:
+        """Decode an opened image beside the event loop; see `decode_image`."""
+        return await self._in_pool(decode_image, opened)
 
     async def detect(
         self,
