@@ -15,6 +15,7 @@ from prunedeploy.data.demo import SPRITES, DemoSettings, compose_scene, cut_out
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.resources import darknet_cfg_path
 from prunedeploy.training.adversarial import recalibrate_normalisation
+from prunedeploy_engines.detection.letterbox import to_input
 
 
 def scenes(count: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -32,7 +33,7 @@ def scenes(count: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         image, boxes, classes = compose_scene(
             np.random.default_rng((seed, number)), cut_outs, labels, settings
         )
-        images.append(torch.from_numpy(image).permute(2, 0, 1).float() / 255)
+        images.append(torch.from_numpy(to_input(image)))
         for (x0, y0, x1, y1), label in zip(boxes, classes, strict=True):
             box = ((x0 + x1) / 2 / size, (y0 + y1) / 2 / size, (x1 - x0) / size, (y1 - y0) / size)
             targets.append((number, label, *box))

@@ -15,11 +15,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import torch
 from _common import say_machine, scenes
 from _yolov3_cuts import Cuts
 
 from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.machine.environment import machine_info
 from prunedeploy_engines.runtimes.opening import unavailable_reason
 
@@ -44,8 +44,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cuts = Cuts(Path(folder))
         images = Path(folder) / "images.npy"
-        pixels = scenes(4, 416)[0].permute(0, 2, 3, 1) * 255
-        np.save(images, pixels.round().to(torch.uint8).numpy())
+        np.save(images, to_uint8_input(scenes(4, 416)[0].numpy()))
         specs: dict[str, dict[str, object]] = {}
         for ratio in map(float, arguments.ratios.split(",")):
             for multiple in MULTIPLES if ratio else MULTIPLES[:1]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from prunedeploy.models import Darknet, decode
 from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.machine.environment import machine_info
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 
@@ -73,7 +74,7 @@ def main() -> None:
         files["ours, 0.9, multiples of 16"] = cuts.fp32(0.9, 16)
         images = Path(folder) / "images.npy"
         pixels = scenes(4, 416)[0]
-        np.save(images, (pixels.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy())
+        np.save(images, to_uint8_input(pixels.numpy()))
         agreement = largest_difference(plain, files["ours, dense"].path, pixels.numpy()[:1])
         print(f"largest difference of the two dense files: {agreement:.1e} of the largest value")
         common = {"threads": arguments.threads, "images": str(images)}

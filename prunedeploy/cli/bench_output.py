@@ -15,7 +15,7 @@ Row = Mapping[str, Any]
 _SETTINGS = ("device", "runtime", "provider", "precision", "batch", "threads", "kind", "scenario")
 _ALWAYS = ("runtime",)
 _NOISY = "*"
-_SPARSE = "o"
+_NOTED = "o"
 
 
 def print_document(document: Mapping[str, Any], out: Path | None) -> None:
@@ -85,7 +85,7 @@ def _images(rows: Sequence[Row]) -> list[str]:
 
 def _name(row: Row) -> str:
     latency = row.get("latency_ms") or {}
-    marks = _NOISY * bool(latency.get("noisy")) + _SPARSE * bool(row.get("notes"))
+    marks = _NOISY * bool(latency.get("noisy")) + _NOTED * bool(row.get("notes"))
     best = " (best)" if row.get("scenario") == "offline" and row.get("best_batch") else ""
     return f"{row['model']}{best}{f' {marks}' if marks else ''}"
 
@@ -131,7 +131,11 @@ def _marks(rows: Sequence[Row]) -> list[str]:
     if any((row.get("latency_ms") or {}).get("noisy") for row in rows):
         advice = "close other programs, or measure longer"
         lines.append(f"{_NOISY} noisy: the coefficient of variation is above 0.1; {advice}")
-    lines += [f"{_SPARSE} {note}" for note in dict.fromkeys(note for row in rows for note in row.get("notes") or [])]
+    models: dict[str, dict[str, None]] = {}
+    for row in rows:
+        for note in row.get("notes") or []:
+            models.setdefault(note, {})[row["model"]] = None
+    lines += [f"{_NOTED} {', '.join(names)}: {note}" for note, names in models.items()]
     if any((row.get("latency_ms") or {}) and row.get("map_pgd") is not None for row in rows):
         lines.append("mAP and robust mAP (under PGD) are those that the bundle records")
     return lines

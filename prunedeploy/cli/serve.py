@@ -188,6 +188,6 @@ def _named(bundles: tuple[str, ...]) -> dict[str, Path]:
             raise ConfigError(f"{name!r} cannot be a model's name", given, "give NAME=BUNDLE of letters, digits, . _ -")
         for taken in (name, f"{name}{DETECT}", name.removesuffix(DETECT)):
             if taken in named:
-                raise ConfigError(f"the names {name!r} and {taken!r} clash", given, "choose another NAME in NAME=BUNDLE")
+                raise ConfigError(f"the names {name!r} and {taken!r} clash", given, "choose another NAME")
         named[name] = folder
     return named

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from prunedeploy.data.batches import Batch, Colour, Sample, load_sample, make_targets
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.data.transforms import AugmentSettings, augment, generator_for
-from prunedeploy_engines.detection.letterbox import GREY, batch_to_input
+from prunedeploy_engines.detection.letterbox import GREY, batch_to_input, unit_pixels
 from prunedeploy_engines.errors import DataError
 
 __all__ = ["CACHE_BYTES", "AugmentSettings", "Batch", "EvaluationLoader", "TrainingLoader"]
@@ -81,7 +81,7 @@ class StepDataset(Dataset[Batch]):
             boxes.append(image_boxes)
             classes.append(image_classes)
             ids.append(self.dataset.images[index].image_id)
-        pixels = torch.stack(planes).float().div_(255) if planes else torch.from_numpy(batch_to_input(stored))
+        pixels = torch.from_numpy(unit_pixels(torch.stack(planes).numpy()) if planes else batch_to_input(stored))
         return Batch(pixels, make_targets(boxes, classes, self.input_size), ids, skipped=skipped)
 
     def order(self, epoch: int) -> NDArray[np.int64]:

@@ -171,7 +171,8 @@ def _write_bundle(
             name = f"engines/{about.target}/{plan.name}"
             files[name] = BundleFile(plan, "engine", about.precision, about.target)
             files[f"{name}.json"] = BundleFile(sidecar_path(plan), "metadata", None, about.target)
-    row = next(model for model in results["models"] if model["name"] == "pruned")
+    rows = {model["name"]: model for model in results["models"]}
+    row = rows["pruned"]
     layers = results["pruning"].get("layers")
     write_bundle(
         out.file("bundle"),
@@ -184,7 +185,13 @@ def _write_bundle(
             "greyscale": config.data.greyscale,
         },
         thresholds={"score": config.evaluation.score_threshold, "iou": config.evaluation.iou_threshold},
-        pruning={**results["pruning"], "scores": config.scores.name, "layers": layers},
+        pruning={
+            **results["pruning"],
+            "scores": config.scores.name,
+            # Beside the metrics' ``filters`` it says how many left, the dead ones too, which ``layers`` do not know.
+            "filters_before": rows["robust"]["filters"],
+            "layers": layers,
+        },
         metrics={
             **{key: value for key, value in row.items() if key != "name"},
             "engines": [
@@ -228,6 +235,7 @@ def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dic
     return {
         "name": row,
         "params": count_parameters(model),
+        "filters": sum(layer.out_channels for layer in model.cfg.convolutions),
         "zero_weights": zeros,
         "weights": weights,
         "macs": model.cfg.macs,

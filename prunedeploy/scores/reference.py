@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.data.batches import Batch
 from prunedeploy_engines.detection.images import read_image
+from prunedeploy_engines.detection.letterbox import to_input
 from prunedeploy_engines.errors import DataError, PruningError
 
 ReferenceFunction = Callable[[Tensor], Tensor]
@@ -95,5 +95,4 @@ def image_reference(path: Path, input_size: tuple[int, int]) -> Tensor:
             path,
             "resize it, or use scores.reference=zeros, mean or blur",
         )
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
-    return torch.from_numpy(planes).float() / 255
+    return torch.from_numpy(to_input(pixels)[None])

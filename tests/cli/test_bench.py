@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bench_rows import bench_document, bench_row
+from prunedeploy.config import Method
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.doctor.doctor import diagnose
 from prunedeploy_engines.files import file_sha256
@@ -69,6 +71,8 @@ def precise(tmp_path: Path) -> Path:
         pruning={"method": "unstructured", "ratio_requested": 0.75, "ratio_achieved": 0.75},
         metrics={
             "macs": 1_000_000,
+            "weights": 2_000,
+            "zero_weights": 1_500,
             "map_clean": 0.6,
             "map_pgd": 0.41,
             "engines": [
@@ -78,6 +82,29 @@ def precise(tmp_path: Path) -> Path:
         },
     )  # fmt: skip
     return tmp_path / "precise"
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Callable[..., Path]:
+    """``pruned(method, zero_weights, filters_before, filters)``: what a build leaves; None leaves a count out."""
+
+    def make(
+        method: str, zero_weights: int | None, filters_before: int | None = None, filters: int | None = None
+    ) -> Path:
+        model = BundleFile(save_tiny_detector(tmp_path / "source.onnx"), "onnx", "fp32")
+        counted = {"weights": 1_000, "zero_weights": zero_weights, "filters": filters}
+        record = {"method": method, "ratio_requested": 0.6, "ratio_achieved": 0.6, "filters_before": filters_before}
+        write_bundle(
+            tmp_path / f"bundle-{method}",
+            {"model.onnx": model},
+            class_names=CLASS_NAMES,
+            input={"height": 32, "width": 48},
+            pruning={name: value for name, value in record.items() if value is not None},
+            metrics={"macs": 1_000_000, **{name: value for name, value in counted.items() if value is not None}},
+        )
+        return build_folder(tmp_path / f"of-{method}", tmp_path / f"bundle-{method}")
+
+    return make
 
 
 def document_of(done: Any) -> dict[str, Any]:
@@ -160,7 +187,57 @@ def test_precisions_are_rows_with_their_accuracies_and_missing_ones_have_a_reaso
         ("onnxruntime", "fp32"),
         ("onnxruntime", "int8"),
     }
-    assert "dense kernels gain nothing from its zeros" in fp32["notes"][0]
+    assert fp32["notes"] == ["75 % of its weights are zeros, from which dense kernels gain nothing"]
+
+
+ZEROS = {"structured": 0, "unstructured": 600, "kernel": 600, "nm": 500, "hybrid": 300}
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_a_build_of_every_method_is_measured_and_says_what_zeros_it_has(
+    run: Any, pruned: Callable[..., Path], method: str
+) -> None:
+    folder = pruned(method, ZEROS[method])
+    (row,) = document_of(run("bench", folder, *QUICK, "--json"))["rows"]
+    assert (row["model"], row["macs"]) == (folder.name, 1_000_000)
+    assert row["latency_ms"]["n"] >= 10
+    share = f"{ZEROS[method] // 10} % of its weights are zeros, from which dense kernels gain nothing"
+    assert row["notes"] == ([share] if ZEROS[method] else [])
+
+
+def test_zeros_are_those_that_the_build_counted_whatever_its_method(run: Any, pruned: Callable[..., Path]) -> None:
+    folders = [pruned("hybrid", 0), pruned("structured", 250), pruned("unstructured", None), pruned("nm", 4)]
+    rows = document_of(run("bench", *folders, *QUICK, "--json"))["rows"]
+    assert [bool(row["notes"]) for row in rows] == [False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("method", "before", "after", "said"),
+    [
+        ("unstructured", 190, 178, "; 12 of 190 filters are gone"),
+        ("hybrid", 190, 95, "; 95 of 190 filters are gone"),
+        ("nm", 190, 190, "; all of its 190 filters are left"),
+        ("kernel", None, 178, ""),
+        ("kernel", 190, None, ""),
+    ],
+)
+def test_filters_that_are_gone_are_those_that_the_build_counted(
+    run: Any, pruned: Callable[..., Path], method: str, before: int | None, after: int | None, said: str
+) -> None:
+    document = document_of(run("bench", pruned(method, 600, before, after), *QUICK, "--json"))
+    nothing = "60 % of its weights are zeros, from which dense kernels gain nothing"
+    assert document["rows"][0]["notes"] == [nothing + said]
+
+
+def test_terminal_names_the_models_of_a_note(run: Any, pruned: Callable[..., Path]) -> None:
+    folders = [pruned("nm", 500), pruned("hybrid", 300), pruned("kernel", 300), pruned("structured", 0)]
+    done = run("bench", *folders, *QUICK, "--batch", "1,2")
+    assert done.exit_code == 0, done.stderr
+    nothing = "of its weights are zeros, from which dense kernels gain nothing"
+    assert [line for line in done.stdout.splitlines() if line.startswith("o ")] == [
+        f"o of-nm: 50 % {nothing}",
+        f"o of-hybrid, of-kernel: 30 % {nothing}",
+    ]
 
 
 def test_terminal_shows_only_what_differs_and_the_note_of_sparse_rows(run: Any, precise: Path) -> None:
@@ -172,7 +249,7 @@ def test_terminal_shows_only_what_differs_and_the_note_of_sparse_rows(run: Any, 
     assert "robust mAP" in lines[0]
     assert "0.405" in lines[3]
     assert any(line.startswith("all rows: ") and "batch 1, 1 thread, host" in line for line in lines)
-    assert any(line.startswith("o pruned without removing channels: dense kernels gain nothing") for line in lines)
+    assert f"o {precise.name}: 75 % of its weights are zeros, from which dense kernels gain nothing" in lines
 
 
 def test_gpu_providers_take_the_file_for_gpus_and_are_never_replaced(run: Any, precise: Path, no_gpu: None) -> None:

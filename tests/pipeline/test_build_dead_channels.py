@@ -16,6 +16,8 @@ from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.build import BuildOutcome
 from prunedeploy.pipeline.stages import dead_channels as dead_channel_stage
 from prunedeploy_engines import load_bundle
+from prunedeploy_engines.bench.models import find_subjects
+from prunedeploy_engines.bench.rows import Choice, plan_rows
 from prunedeploy_engines.errors import GateError
 
 SETS = ("method=unstructured", "ratio=0.98", "scores.name=magnitude", "score_optimization.steps=0", "finetune.steps=1")
@@ -69,6 +71,14 @@ def test_deployed_network_is_the_smaller_one_and_computes_the_same(built: tuple[
     with load_bundle(outcome.out / "bundle").runner(runtime="onnxruntime") as runner:
         boxes, _ = runner.infer(images.numpy())
     assert np.isfinite(boxes).all()
+
+
+def test_bench_says_that_filters_are_gone(built: tuple[Path, BuildOutcome]) -> None:
+    store, outcome = built
+    before, after = (sum(widths(folder / "model.cfg")) for folder in (finetuned(store, outcome), outcome.out))
+    for path in (outcome.out, outcome.out / "bundle"):
+        (row,) = plan_rows(find_subjects([path]), Choice()).rows.values()
+        assert row["notes"][0].endswith(f"; {before - after} of {before} filters are gone")
 
 
 def test_a_finished_build_is_recognised(built: tuple[Path, BuildOutcome], tiny_case: Any) -> None:

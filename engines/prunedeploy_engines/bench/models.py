@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
 
 _TITLES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "tensorrt": "TensorRT"}
-_SPARSE_METHODS = ("unstructured", "kernel")
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,20 @@ class Subject:
         return self.source.given.suffix == ".plan"
 
     @property
-    def is_sparse(self) -> bool:
-        """Weights are zero but no channel is gone."""
-        pruning = None if self.bundle is None else self.bundle.manifest.pruning
-        return pruning is not None and pruning.method in _SPARSE_METHODS
+    def zero_share(self) -> float:
+        """Zeros among the weights of its convolutions, as its build counted them; 0.0 where nobody did."""
+        metrics = {} if self.bundle is None else self.bundle.manifest.metrics
+        zeros, weights = metrics.get("zero_weights"), metrics.get("weights")
+        return zeros / weights if isinstance(zeros, int) and isinstance(weights, int) and weights else 0.0
+
+    @property
+    def filters(self) -> tuple[int, int] | None:
+        """How many filters there were and are, as its build counted them; None where nobody did."""
+        manifest = None if self.bundle is None else self.bundle.manifest
+        if manifest is None or manifest.pruning is None:
+            return None
+        before, after = (manifest.pruning.model_extra or {}).get("filters_before"), manifest.metrics.get("filters")
+        return (before, after) if isinstance(before, int) and isinstance(after, int) else None
 
 
 def find_subjects(paths: Sequence[Path]) -> list[Subject]:

@@ -14,7 +14,6 @@ RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 KINDS = {"compute": "compute", "host": "host", "end-to-end": "end_to_end"}
-ZEROS = "pruned without removing channels: dense kernels gain nothing from its zeros"
 
 _PEAK_RUNTIMES = ("onnxruntime", "openvino")
 
@@ -136,9 +135,23 @@ def _row(subject: Subject, model: ModelFile | None, precision: str | None, runti
         "precision": known,
         "macs": subject.source.macs(),
         **accuracy_of(metrics, precision=known or "unknown", runtime=runtime, file=name),
-        "notes": [ZEROS] if subject.is_sparse else [],
+        "notes": _notes(subject),
         "latency_ms": None,
     }
+
+
+def _notes(subject: Subject) -> list[str]:
+    """What a latency of this model does not show by itself."""
+    percent = round(100 * subject.zero_share)
+    if percent == 0:
+        return []
+    filters = ""
+    if subject.filters is not None:
+        before, after = subject.filters
+        filters = f"; {before - after} of {before} filters are gone"
+        if after == before:
+            filters = f"; all of its {before} filters are left"
+    return [f"{percent} % of its weights are zeros, from which dense kernels gain nothing{filters}"]
 
 
 def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice: Choice) -> None:

@@ -37,7 +37,7 @@ def read_image(
     Raises:
         DataError: Not there, not an image, truncated, or too large.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -47,7 +47,7 @@ def read_image(
                 width, height = opened.size
                 if width * height > max_pixels:
                     raise _too_large(path, width * height, max_pixels)
-                pixels = _rgb(ImageOps.exif_transpose(opened))
+                pixels = upright_rgb(opened)
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -64,6 +64,16 @@ def read_image(
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more for damaged files.
         raise DataError(f"the image is damaged ({error})", where=path, fix="replace or remove it") from error
     return to_greyscale(pixels) if greyscale else pixels
+
+
+def upright_rgb(opened: Image.Image) -> npt.NDArray[np.uint8]:
+    """Decode an image that Pillow has opened; the pixels are those of `read_image`.
+
+    Whatever Pillow raises for a damaged file comes through.
+    """
+    from PIL import ImageOps
+
+    return _rgb(ImageOps.exif_transpose(opened))
 
 
 def to_greyscale(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

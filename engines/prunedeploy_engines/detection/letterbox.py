@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -140,7 +141,7 @@ def unletterbox_boxes(
 def to_input(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """Turn ``(H, W, 3)`` uint8 RGB into a contiguous ``(3, H, W)`` float32 array in [0, 1]."""
     _check_image(image)
-    return _scaled(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return unit_pixels(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def batch_to_input(
@@ -158,12 +159,19 @@ def batch_to_input(
         images = np.stack(images)
     if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
         raise ValueError(f"images must be (N, H, W, 3) uint8, got {images.shape} {images.dtype}")
-    return _scaled(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    return unit_pixels(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
-def _scaled(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    # Division, not multiplication by 1/255: bit-equal to torch's `image.float() / 255`.
+def unit_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Bring uint8 pixels of any shape to float32 in [0, 1]: what 0 to 255 mean to a network is said here only."""
+    # Division, not multiplication by 1/255, which gives 126 of the 256 values another last bit.
     return np.divide(pixels, np.float32(255), dtype=np.float32)
+
+
+def to_uint8_input(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """``(N, 3, H, W)`` float32 in [0, 1] to ``(N, H, W, 3)`` uint8, rounded to the nearest of 256 values; NaN to 0."""
+    rounded = np.fmin(np.fmax(np.rint(images * np.float32(255)), 0), 255).astype(np.uint8)
+    return np.ascontiguousarray(rounded.transpose(0, 2, 3, 1))
 
 
 def _check_image(image: npt.NDArray[np.uint8]) -> None:

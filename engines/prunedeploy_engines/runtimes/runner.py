@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.runtimes.layer_times import LayerExecution, LayerTime, ranked_layers
 
@@ -181,12 +182,6 @@ def check_uint8_images(images: Images, input_size: tuple[int, int]) -> None:
     if images.ndim != 4 or len(images) == 0 or images.shape[1:] != (*input_size, 3) or images.dtype != np.uint8:
         expected = f"(N, {input_size[0]}, {input_size[1]}, 3) uint8 with N >= 1"
         raise ValueError(f"images must be {expected}, got {images.shape} {images.dtype}")
-
-
-def to_uint8_input(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """``(N, 3, H, W)`` float32 in [0, 1] to ``(N, H, W, 3)`` uint8, rounded to the nearest of 256 values; NaN to 0."""
-    rounded = np.fmin(np.fmax(np.rint(images * np.float32(255)), 0), 255).astype(np.uint8)
-    return np.ascontiguousarray(rounded.transpose(0, 2, 3, 1))
 
 
 def boxes_and_scores(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from prunedeploy_engines.detection.images import MAX_PIXELS, to_greyscale
 from prunedeploy_engines.detection.letterbox import batch_to_input, letterbox
-from prunedeploy_engines.serving.core.decoding import decode_image
+from prunedeploy_engines.serving.core.decoding import decode_image, open_image
 from prunedeploy_engines.serving.core.errors import ServingError
 
 
@@ -79,7 +79,7 @@ class TritonPythonModel:
         boxed, sizes = [], []
         for number, content in enumerate(encoded.reshape(-1)):
             try:
-                pixels = decode_image(bytes(content), self._max_pixels)
+                pixels = decode_image(open_image(bytes(content), self._max_pixels))
             except ServingError as error:
                 raise ValueError(f"image {number}: {error}") from None
             sizes.append(pixels.shape[:2])

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -38,6 +37,7 @@ from prunedeploy.pipeline.stages.export import (
 )
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
+from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.runtimes.opening import open_runner
 from prunedeploy_engines.runtimes.runner import Runner
@@ -216,7 +216,7 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
                             ),
                             tuple(context.class_names),
                         )
-                        pixels = (images[number].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+                        pixels = to_uint8_input(images[number : number + 1].numpy())[0]
                         file = f"{number:02d}-{row}-{kind}.png"
                         scale = max(1, round(480 / max(pixels.shape[:2])))
                         Image.fromarray(draw_detections(pixels, found, scale=scale)).save(work / file)

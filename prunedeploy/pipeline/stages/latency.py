@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
@@ -16,6 +15,7 @@ from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_m
 from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, evaluation_loader, runner_key
 from prunedeploy.pipeline.store.key import machine_id
 from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.machine.environment import machine_info
 
 LATENCY_IMAGES = 16
@@ -132,9 +132,8 @@ def file_latency_stage(
 def _save_images(context: BuildContext, network: Darknet, folder: Path) -> Path:
     """Write the first test images, letterboxed, ``(N, H, W, 3)`` uint8, for the processes that are timed."""
     loader = evaluation_loader(context, context.test, network, LATENCY_IMAGES)
-    pixels = next(iter(loader)).images.permute(0, 2, 3, 1).mul(255).round().to(torch.uint8).numpy()
     images = folder / "images.npy"
-    np.save(images, pixels, allow_pickle=False)
+    np.save(images, to_uint8_input(next(iter(loader)).images.numpy()), allow_pickle=False)
     return images
 
 

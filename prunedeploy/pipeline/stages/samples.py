@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from prunedeploy.data.records import ImageRecord
 from prunedeploy.evaluation import TorchRunner
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.export import evaluation_loader
+from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.detection.nms import detections_from
 
 DOCUMENT = "samples.json"
@@ -75,8 +75,7 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
                         {**_box(box, context.class_names[int(index)]), "score": round(float(score), 6)}
                         for box, score, index in zip(*found, strict=True)
                     ]
-                    rounded = (pixels[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-                    Image.fromarray(rounded).save(work / picture_name(kind, number))
+                    Image.fromarray(to_uint8_input(pixels.numpy())[0]).save(work / picture_name(kind, number))
                 documents.append(document)
         (work / DOCUMENT).write_text(json.dumps(documents, indent=1), encoding="utf-8")
 

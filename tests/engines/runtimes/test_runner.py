@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prunedeploy_engines.runtimes.runner import Runner, boxes_and_scores, check_outputs, to_uint8_input
+from prunedeploy_engines.detection.letterbox import to_uint8_input
+from prunedeploy_engines.runtimes.runner import Runner, boxes_and_scores, check_outputs
 
 SIZE = (4, 6)
 CLASSES = 3

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from prunedeploy_engines.detection.letterbox import unit_pixels
 from prunedeploy_engines.runtimes.layer_times import LayerExecution, convolution_shares
 from prunedeploy_engines.runtimes.onnxruntime.session import CUDA, SessionSpec, run_error
 from prunedeploy_engines.runtimes.signature import INPUT
@@ -117,7 +118,7 @@ def profiled_events(spec: SessionSpec, model_input: npt.NDArray[Any], runs: int)
 def probe_input(shape: Sequence[int], uint8: bool) -> npt.NDArray[Any]:
     """Random pixels of this shape, as an input of the model."""
     pixels = np.random.default_rng(0).integers(0, 256, tuple(shape), dtype=np.uint8)
-    return pixels if uint8 else pixels.astype(np.float32) / np.float32(255)
+    return pixels if uint8 else unit_pixels(pixels)
 
 
 def _kernels(events: Iterable[dict[str, Any]]) -> Iterable[dict[str, Any]]:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import io
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from prunedeploy_engines.detection.images import read_image
-from prunedeploy_engines.errors import DataError
+from prunedeploy_engines.detection.images import upright_rgb
 from prunedeploy_engines.serving.core.errors import InvalidRequestError, TooLargeError, UnsupportedMediaError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = "JPEG, PNG or WebP"
 
 
-def pixel_count(data: bytes | memoryview, max_pixels: int) -> int:
-    """Read the size of an image from its header; nothing is decoded.
+def open_image(data: bytes | memoryview, max_pixels: int) -> Image.Image:
+    """Parse the header of an image that came with a request; nothing is decoded.
 
     Args:
         data: JPEG, PNG or WebP; other formats that Pillow could read are refused, since each is one more decoder
             that a stranger can feed.
         max_pixels: More are refused.
+
+    Returns:
+        What `decode_image` goes on with; it has the size.
 
     Raises:
         UnsupportedMediaError: Another format.
@@ -40,33 +46,31 @@ def pixel_count(data: bytes | memoryview, max_pixels: int) -> int:
         with warnings.catch_warnings():
             # Pillow warns above 89 megapixels; `max_pixels` is the limit here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as opened:
-                pixels = opened.size[0] * opened.size[1]
+            opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     except Image.DecompressionBombError:
         raise TooLargeError(f"the image has far more than {max_pixels} pixels", fix="scale it down") from None
     except Exception:  # noqa: BLE001 - Pillow raises OSError, SyntaxError, struct.error and more for damaged headers
         raise InvalidRequestError("the image is damaged", fix=f"send {FORMATS}") from None
+    pixels = opened.width * opened.height
     if pixels > max_pixels:
         raise TooLargeError(f"the image has {pixels} pixels, more than {max_pixels}", fix="scale it down")
-    return pixels
+    return opened
 
 
-def decode_image(data: bytes | memoryview, max_pixels: int) -> npt.NDArray[np.uint8]:
+def decode_image(opened: Image.Image) -> npt.NDArray[np.uint8]:
     """Decode an image that came with a request.
 
     Args:
-        data: See `pixel_count`.
-        max_pixels: More are refused by the header alone.
+        opened: From `open_image`; of no use afterwards.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB, as `read_image` gives it.
 
     Raises:
-        ServingError: See `pixel_count`.
         InvalidRequestError: It is damaged.
     """
-    pixel_count(data, max_pixels)
     try:
-        return read_image(io.BytesIO(data), max_pixels)  # type: ignore[arg-type]  # Pillow reads streams as well
-    except (DataError, MemoryError):
+        with opened:
+            return upright_rgb(opened)
+    except Exception:  # noqa: BLE001 - Pillow's decoders raise as much as its parsers
         raise InvalidRequestError("the image is damaged", fix=f"send {FORMATS}") from None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
-from prunedeploy_engines.serving.core.decoding import pixel_count
+from prunedeploy_engines.serving.core.decoding import open_image
 from prunedeploy_engines.serving.core.errors import (
     DeadlineError,
     InvalidRequestError,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+    from PIL import Image
 
     from prunedeploy_engines.serving.core.served_model import ServedModel
 
@@ -59,22 +60,25 @@ class ImageRoom:
             ``(H, W, 3)`` uint8 RGB each.
 
         Raises:
-            ServingError: See `decode_image`; the line begins with the field.
+            ServingError: See `open_image` and `decode_image`; the line begins with the field.
             TooLargeError: They have more pixels together than one request may have.
             DeadlineError: There was no room in time.
         """
+        opened: deque[Image.Image] = deque()
         pixels = 0
         for image, field in zip(images, fields, strict=True):
             with _naming(field):
-                pixels += pixel_count(image, self._max_pixels)
-        if pixels > self._max_pixels:
-            raise TooLargeError(f"the images have {pixels} pixels together, more than {self._max_pixels}")
+                opened.append(open_image(image, self._max_pixels))
+            pixels += opened[-1].width * opened[-1].height
+            # At once: Pillow sets memory aside for every WebP that it has opened.
+            if pixels > self._max_pixels:
+                raise TooLargeError(f"the images have more pixels together than {self._max_pixels}")
         await self._take(pixels, deadline)
         try:
             pixels_of = []
-            for image, field in zip(images, fields, strict=True):
+            for field in fields:
                 with _naming(field):
-                    pixels_of.append(await model.decode(image))
+                    pixels_of.append(await model.decode(opened.popleft()))
             yield pixels_of
         finally:
             self._give_back(pixels)

@@ -163,9 +163,7 @@ class ProtocolModels:
             raise InvalidRequestError(f"inputs[0].shape: images must be {shape}, got {list(tensor.shape)}")
         self.check_count(len(images), "inputs[0]")
         notes.images = len(images)
-        if tensor.datatype == "UINT8":
-            images = np.multiply(images, np.float32(1 / 255), dtype=np.float32)
-        else:
+        if tensor.datatype == "FP32":
             low, high = images.min(), images.max()
             # Written so that NaN, which min and max pass on, is refused too.
             if not (low >= -_SLACK and high <= 1 + _SLACK):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunedeploy_engines.detection.detections import Detections
-from prunedeploy_engines.detection.letterbox import LetterboxGeometry
+from prunedeploy_engines.detection.letterbox import LetterboxGeometry, unit_pixels
 from prunedeploy_engines.errors import BundleError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.opening import RUNTIMES, unavailable_reason
 from prunedeploy_engines.serving.core.batching import Batcher
@@ -24,6 +24,8 @@ from prunedeploy_engines.serving.telemetry.observer import Observer
 from prunedeploy_engines.serving.telemetry.stage_times import StageTimes
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.runtimes.runner import Float32Array, Images, Runner
 
@@ -82,12 +84,13 @@ class ServedModel:
         return {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}.get(self.runtime, self.runtime)
 
     async def infer(
-        self, images: Float32Array, *, deadline: float | None = None
+        self, images: Images, *, deadline: float | None = None
     ) -> tuple[dict[str, Float32Array], StageTimes]:
         """Run the network.
 
         Args:
-            images: ``(N, 3, H, W)`` float32 RGB in [0, 1], letterboxed.
+            images: ``(N, 3, H, W)`` RGB, letterboxed; float32 in [0, 1], or uint8. A network that takes uint8 gets
+                those bytes as they are; another sees what `detect` would show it.
             deadline: By `time.monotonic`; None: after the settings' time.
 
         Returns:
@@ -100,16 +103,20 @@ class ServedModel:
         if self._successor is not None:
             return await self._successor.infer(images, deadline=deadline)
         wanted = (3, *self.input_size)
-        if images.ndim != 4 or images.shape[1:] != wanted or images.dtype != np.float32:
-            raise InvalidRequestError(f"images must be (N, {', '.join(map(str, wanted))}) float32, got {images.shape}")
+        if images.ndim != 4 or images.shape[1:] != wanted or images.dtype not in (np.float32, np.uint8):
+            kinds = f"(N, {', '.join(map(str, wanted))}) float32 or uint8"
+            raise InvalidRequestError(f"images must be {kinds}, got {images.shape} {images.dtype}")
         if not len(images):
             raise InvalidRequestError("images has no image")
+        if images.dtype == np.uint8:
+            pixels: Any = images
+            images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if self._uint8 else unit_pixels(pixels)
         (boxes, scores), times = await self._batcher.infer(images, self._deadline(deadline))
         return {"boxes": boxes, "scores": scores}, times
 
-    async def decode(self, data: bytes | memoryview) -> npt.NDArray[np.uint8]:
-        """Decode an encoded image beside the event loop; see `decode_image`."""
-        return await self._in_pool(decode_image, data, self._settings.max_pixels)
+    async def decode(self, opened: Image.Image) -> npt.NDArray[np.uint8]:
+        """Decode an opened image beside the event loop; see `decode_image`."""
+        return await self._in_pool(decode_image, opened)
 
     async def detect(
         self,

@@ -32,7 +32,7 @@ def listen(host: str, port: int, option: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"cannot listen at {host} ({error.strerror or error})", "--host", "choose another host") from None
+        raise ConfigError(f"cannot listen at {host} ({error.strerror or error})", "--host", "choose another") from None
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from prunedeploy_engines.builder.from_onnx import engine_from_onnx
+from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import EngineError
-from prunedeploy_engines.runtimes.runner import to_uint8_input
 from prunedeploy_engines.runtimes.tensorrt import runner as tensorrt_runner
 from prunedeploy_engines.runtimes.tensorrt.library import CudaDevice, installed_version
 from prunedeploy_engines.runtimes.tensorrt.runner import TensorRTRunner

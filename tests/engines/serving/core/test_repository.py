@@ -14,7 +14,7 @@ from PIL import Image
 
 from prunedeploy_engines.bundle import Bundle, BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.errors import BundleError
-from prunedeploy_engines.serving.core.decoding import decode_image
+from prunedeploy_engines.serving.core.decoding import decode_image, open_image
 from prunedeploy_engines.serving.core.errors import (
     InvalidRequestError,
     ModelUnavailableError,
@@ -211,20 +211,21 @@ def encoded(image: np.ndarray, kind: str) -> bytes:
 
 def test_images_are_decoded_as_files_are(tmp_path):
     image = picture(0)
-    assert np.array_equal(decode_image(encoded(image, "PNG"), 10_000), image)
+    assert np.array_equal(decode_image(open_image(encoded(image, "PNG"), 10_000)), image)
     lossless = io.BytesIO()
     Image.fromarray(image).save(lossless, "WebP", lossless=True)
-    assert np.array_equal(decode_image(lossless.getvalue(), 10_000), image)
+    assert np.array_equal(decode_image(open_image(lossless.getvalue(), 10_000)), image)
     jpeg = encoded(image, "JPEG")
-    assert np.array_equal(decode_image(jpeg, 10_000), np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")))
+    pixels = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    assert np.array_equal(decode_image(open_image(jpeg, 10_000)), pixels)
 
 
 def test_images_that_cannot_be_taken_are_refused_by_name():
     png = encoded(picture(0), "PNG")
     with pytest.raises(TooLargeError, match="6144 pixels"):
-        decode_image(png, 6143)
+        decode_image(open_image(png, 6143))
     with pytest.raises(UnsupportedMediaError):
-        decode_image(encoded(picture(0), "GIF"), 10_000)
+        decode_image(open_image(encoded(picture(0), "GIF"), 10_000))
     for broken in (b"", png[:200], png[:33], b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"):
         with pytest.raises(InvalidRequestError):
-            decode_image(broken, 10_000)
+            decode_image(open_image(broken, 10_000))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,6 +71,41 @@ def test_several_images_in_a_form(server: Running, bundle: Bundle) -> None:
     body, headers = form(*(("image", file) for file in files))
     check_rows(server.ask("POST", "/v1/detect", body, headers), bundle, files)
     check_rows(server.ask("POST", "/v1/detect", body, headers, chunked=True), bundle, files)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What Pillow was asked to open: it parses the header each time."""
+    asked: list[object] = []
+    parse = Image.open
+
+    def count(file: Any, *arguments: Any, **options: Any) -> Any:
+        asked.append(file)
+        return parse(file, *arguments, **options)
+
+    monkeypatch.setattr(Image, "open", count)
+    return asked
+
+
+@pytest.mark.parametrize("accept", ["application/json", "image/png"])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP"])
+def test_header_of_an_image_is_parsed_once(
+    server: Running, opened: list[object], file_format: str, accept: str
+) -> None:
+    file = picture(6, file_format=file_format)
+    answer = server.ask("POST", "/v1/detect", file, {**PNG, "Accept": accept})
+    assert (answer.status, answer.headers["content-type"]) == (200, accept)
+    assert len(opened) == 1
+
+
+def test_headers_of_a_form_and_of_the_protocol_are_parsed_once_each(server: Running, opened: list[object]) -> None:
+    body, headers = form(*(("image", picture(number)) for number in range(3)))
+    texts = [base64.b64encode(picture(number)).decode() for number in range(2)]
+    tensor = {"name": "image", "datatype": "BYTES", "shape": [2], "data": texts}
+    assert server.ask("POST", "/v1/detect", body, headers).status == 200
+    assert len(opened) == 3
+    assert server.ask("POST", "/v2/models/tiny-detect/infer", {"inputs": [tensor]}).status == 200
+    assert len(opened) == 5
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from prunedeploy_engines.serving.core.errors import DeadlineError, InvalidRequestError, OverloadedError, TooLargeError
 from prunedeploy_engines.serving.core.image_room import ImageRoom
@@ -70,7 +71,7 @@ class Decoder:
     def __init__(self) -> None:
         self.held = self.most = 0
 
-    async def decode(self, data: bytes) -> np.ndarray:
+    async def decode(self, opened: Image.Image) -> np.ndarray:
         self.held += 1000
         self.most = max(self.most, self.held)
         await asyncio.sleep(0)
