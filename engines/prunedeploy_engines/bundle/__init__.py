@@ -4,6 +4,20 @@
 on a command line is.
 """
 
-from prunedeploy_engines.bundle.bundle import Bundle, BundleFile, load_bundle, write_bundle
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunedeploy_engines.bundle.bundle import Bundle, BundleFile, load_bundle, write_bundle
 
 __all__ = ["Bundle", "BundleFile", "load_bundle", "write_bundle"]
+
+
+def __getattr__(name: str) -> Any:
+    """At first use, so that `source` loads nothing but JSON."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from prunedeploy_engines.bundle import bundle
+
+    return getattr(bundle, name)
