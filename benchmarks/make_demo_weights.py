@@ -20,17 +20,17 @@ keep_freed_memory()
 import torch  # noqa: E402
 
 from prunedeploy.attacks import ThreatModel  # noqa: E402
+from prunedeploy.config import AugmentConfig  # noqa: E402
 from prunedeploy.data import load_splits  # noqa: E402
 from prunedeploy.data.demo import write_demo  # noqa: E402
 from prunedeploy.data.loader import TrainingLoader  # noqa: E402
-from prunedeploy.data.transforms import AugmentSettings  # noqa: E402
 from prunedeploy.models import load_darknet  # noqa: E402
 from prunedeploy.training.adversarial import robust_objective  # noqa: E402
 from prunedeploy.training.loop import train  # noqa: E402
 from prunedeploy.training.optimisation import LoopSettings  # noqa: E402
 
 CFG = Path(__file__).parents[1] / "configs" / "darknet" / "yolov3-slim.cfg"
-AUGMENT = AugmentSettings(hue=0.02, saturation=1.3, exposure=1.2)
+AUGMENT = AugmentConfig(hue=0.02, saturation=1.3, exposure=1.2)
 BATCH_SIZE = 32
 CLEAN = LoopSettings(
     steps=1400,

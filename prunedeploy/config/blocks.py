@@ -118,7 +118,20 @@ class AttackConfig(Block):
 
 
 class AugmentConfig(Block):
-    """What may happen to a training image: the fields of `prunedeploy.data.transforms.AugmentSettings`."""
+    """What may happen to a training image. The defaults are Darknet's for colour and mild for geometry.
+
+    Attributes:
+        flip_probability: Probability of a horizontal flip, in [0, 1].
+        scale_min: Smallest zoom; below 1 the image shrinks and is padded. Drawn log-uniformly.
+        scale_max: Largest zoom; above 1 the image is cropped.
+        aspect: Largest stretch of width against height and its inverse, >= 1; 1 keeps the aspect.
+        translate: Largest shift beyond centring, as a fraction of the canvas, in [0, 1).
+        hue: Largest hue shift as a fraction of the colour circle, as ``hue`` in a Darknet cfg.
+        saturation: Largest factor on saturation and its inverse, >= 1, as ``saturation`` in a Darknet cfg.
+        exposure: Largest factor on brightness and its inverse, >= 1, as ``exposure`` in a Darknet cfg.
+        min_area_kept: A box that keeps less than this fraction of its area inside the canvas is dropped.
+        min_side_px: A box with a side shorter than this after clipping is dropped.
+    """
 
     flip_probability: Fraction = 0.5
     scale_min: Positive = 0.7

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from prunedeploy.config import AugmentConfig
 from prunedeploy.data.batches import Batch, Colour, Sample, load_sample, make_targets
 from prunedeploy.data.records import CocoDataset
-from prunedeploy.data.transforms import AugmentSettings, augment, generator_for
+from prunedeploy.data.transforms import augment, generator_for
 from prunedeploy_engines.detection.letterbox import GREY, batch_to_input, unit_pixels
 from prunedeploy_engines.errors import DataError
 
-__all__ = ["CACHE_BYTES", "AugmentSettings", "Batch", "EvaluationLoader", "TrainingLoader"]
+__all__ = ["CACHE_BYTES", "Batch", "EvaluationLoader", "TrainingLoader"]
 
 CACHE_BYTES = 1 << 30
 """Letterboxed images are kept in memory if all of them, in every worker, fit into this many bytes."""
@@ -42,7 +43,7 @@ class StepDataset(Dataset[Batch]):
         input_size: tuple[int, int],
         batch_size: int,
         seed: int,
-        settings: AugmentSettings | None,
+        settings: AugmentConfig | None,
         greyscale: bool,
         colour: Colour,
         cached: bool,
@@ -162,7 +163,7 @@ class TrainingLoader:
         input_size: tuple[int, int],
         batch_size: int,
         seed: int,
-        augment: AugmentSettings | None = None,
+        augment: AugmentConfig | None = None,
         workers: int = 0,
         greyscale: bool = False,
         letterbox_colour: Colour = GREY,

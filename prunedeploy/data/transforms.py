@@ -14,44 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class AugmentSettings:
-    """What may happen to a training image. The defaults are Darknet's for colour and mild for geometry.
-
-    Attributes:
-        flip_probability: Probability of a horizontal flip, in [0, 1].
-        scale_min: Smallest zoom; below 1 the image shrinks and is padded. Drawn log-uniformly.
-        scale_max: Largest zoom; above 1 the image is cropped.
-        aspect: Largest stretch of width against height and its inverse, >= 1; 1 keeps the aspect.
-        translate: Largest shift beyond centring, as a fraction of the canvas, in [0, 1).
-        hue: Largest hue shift as a fraction of the colour circle, as ``hue`` in a Darknet cfg.
-        saturation: Largest factor on saturation and its inverse, >= 1, as ``saturation`` in a Darknet cfg.
-        exposure: Largest factor on brightness and its inverse, >= 1, as ``exposure`` in a Darknet cfg.
-        min_area_kept: A box that keeps less than this fraction of its area inside the canvas is dropped.
-        min_side_px: A box with a side shorter than this after clipping is dropped.
-    """
-
-    flip_probability: float = 0.5
-    scale_min: float = 0.7
-    scale_max: float = 1.4
-    aspect: float = 1.15
-    translate: float = 0.1
-    hue: float = 0.1
-    saturation: float = 1.5
-    exposure: float = 1.5
-    min_area_kept: float = 0.35
-    min_side_px: float = 2.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.scale_min <= self.scale_max:
-            raise ValueError(
-                f"0 < scale_min <= scale_max is needed, got {self.scale_min} and {self.scale_max}"
-            )
-        if min(self.aspect, self.saturation, self.exposure) < 1:
-            raise ValueError("aspect, saturation and exposure are factors >= 1")
-        if not (0 <= self.flip_probability <= 1 and 0 <= self.translate < 1 and 0 <= self.hue <= 0.5):
-            raise ValueError("flip_probability is in [0, 1], translate in [0, 1), hue in [0, 0.5]")
+from prunedeploy.config import AugmentConfig
 
 
 def generator_for(seed: int, epoch: int, image_id: int) -> np.random.Generator:
@@ -69,7 +32,7 @@ def augment(
     boxes_xyxy: NDArray[np.float32],
     class_ids: NDArray[np.int64],
     rng: np.random.Generator,
-    settings: AugmentSettings,
+    settings: AugmentConfig,
     pad_colour: tuple[int, int, int] = (127, 127, 127),
 ) -> tuple[Tensor, NDArray[np.float32], NDArray[np.int64]]:
     """Flip, zoom, shift and recolour one letterboxed image.

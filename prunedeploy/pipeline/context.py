@@ -19,7 +19,6 @@ from prunedeploy.data import CocoDataset, content_key, find_splits, load_splits,
 from prunedeploy.data.coco_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
 from prunedeploy.data.loader import TrainingLoader
-from prunedeploy.data.transforms import AugmentSettings
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
 from prunedeploy.pipeline.progress import Progress
@@ -154,7 +153,6 @@ class BuildContext:
     ) -> TrainingLoader:
         """Batches of a training block from ``start_step`` on."""
         data = self.config.data
-        augment = None if block.augment is None else AugmentSettings(**block.augment.model_dump())
         # A clean and a robust training of one seed must not see the same draws in the same order.
         seed = self.config.seed * 2 + int(clean)
         return TrainingLoader(
@@ -162,7 +160,7 @@ class BuildContext:
             cfg.input_size,
             block.batch_size,
             seed,
-            augment,
+            block.augment,
             data.workers,
             data.greyscale,
             start_step=start_step,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -92,12 +91,6 @@ def test_coco_configurations_train_for_twenty_epochs_of_the_papers_subset(name: 
     assert config.data.train_images == 50_000
     for training in (config.pretrain, config.score_optimization, config.finetune):
         assert training.steps * training.batch_size / 50_000 == pytest.approx(20, rel=1e-2)
-
-
-def test_augment_block_is_what_the_loader_takes() -> None:
-    from prunedeploy.data.transforms import AugmentSettings
-
-    assert as_dict(AugmentConfig()) == dataclasses.asdict(AugmentSettings())
 
 
 def test_loading_imports_neither_torch_nor_numpy() -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from prunedeploy.config import AugmentConfig
 from prunedeploy.data import load_coco
-from prunedeploy.data.loader import AugmentSettings, EvaluationLoader, TrainingLoader
+from prunedeploy.data.loader import EvaluationLoader, TrainingLoader
 from prunedeploy_engines.detection.letterbox import GREY
 from prunedeploy_engines.errors import DataError
 
@@ -73,7 +74,7 @@ def test_every_epoch_is_another_permutation(train):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_are_bit_identical_with_workers_and_after_resuming(train, workers):
     def make(**more):
-        return TrainingLoader(train, SIZE, 3, seed=7, augment=AugmentSettings(), **more)
+        return TrainingLoader(train, SIZE, 3, seed=7, augment=AugmentConfig(), **more)
 
     straight = take(make(), 8)
     assert_same(take(make(workers=workers), 8), straight)
@@ -85,15 +86,15 @@ def test_batches_are_bit_identical_with_workers_and_after_resuming(train, worker
 
 
 def test_the_seed_changes_order_and_augmentation(train):
-    (first,) = take(TrainingLoader(train, SIZE, 10, seed=1, augment=AugmentSettings()), 1)
-    (second,) = take(TrainingLoader(train, SIZE, 10, seed=2, augment=AugmentSettings()), 1)
+    (first,) = take(TrainingLoader(train, SIZE, 10, seed=1, augment=AugmentConfig()), 1)
+    (second,) = take(TrainingLoader(train, SIZE, 10, seed=2, augment=AugmentConfig()), 1)
     assert first.image_ids != second.image_ids
     place = second.image_ids.index(first.image_ids[0])
     assert not torch.equal(first.images[0], second.images[place])
 
 
 def test_augmented_targets_lie_inside_the_input(train):
-    for batch in take(TrainingLoader(train, SIZE, 5, seed=1, augment=AugmentSettings()), 10):
+    for batch in take(TrainingLoader(train, SIZE, 5, seed=1, augment=AugmentConfig()), 10):
         centre, extent = batch.targets[:, 2:4], batch.targets[:, 4:6]
         assert (centre - extent / 2).min() >= -1e-6
         assert (centre + extent / 2).max() <= 1 + 1e-6
@@ -120,7 +121,7 @@ def test_bad_images_are_counted_named_and_replaced_in_training(train):
     missing.unlink()
     corrupt.write_bytes(corrupt.read_bytes()[:300])
     for workers in (0, 2):
-        loader = TrainingLoader(train, SIZE, 4, seed=0, augment=AugmentSettings(), workers=workers)
+        loader = TrainingLoader(train, SIZE, 4, seed=0, augment=AugmentConfig(), workers=workers)
         batches = take(loader, 5)
         assert all(len(batch.image_ids) == len(batch.images) == 4 for batch in batches)
         assert set(loader.skipped) == {missing, corrupt}
@@ -137,7 +138,7 @@ def test_bad_images_are_counted_named_and_replaced_in_training(train):
 
 def test_a_stand_in_is_augmented_differently_from_the_image_itself(train):
     train.images[2].path.unlink()
-    (batch,) = take(TrainingLoader(train, SIZE, 10, seed=0, augment=AugmentSettings()), 1)
+    (batch,) = take(TrainingLoader(train, SIZE, 10, seed=0, augment=AugmentConfig()), 1)
     twice = Counter(batch.image_ids).most_common(1)[0]
     assert twice[1] == 2
     first, second = (place for place, image_id in enumerate(batch.image_ids) if image_id == twice[0])
@@ -176,7 +177,7 @@ def test_an_image_of_another_size_than_the_json_says_is_bad(train):
 
 def test_greyscale_batches_have_three_equal_channels(train):
     loaders = [
-        TrainingLoader(train, SIZE, 10, seed=0, augment=AugmentSettings(), greyscale=True),
+        TrainingLoader(train, SIZE, 10, seed=0, augment=AugmentConfig(), greyscale=True),
         EvaluationLoader(train, SIZE, 10, greyscale=True),
     ]
     for loader in loaders:

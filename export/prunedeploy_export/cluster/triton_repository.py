@@ -108,7 +108,8 @@ def write_triton_repository(
         shutil.copyfile(detector.path, temporary / name / str(version) / model_filename(detector))
         (temporary / f"{name}-detect" / str(version) / "README.txt").write_text(_NO_FILE, encoding="utf-8")
         for kind in _PYTHON_MODELS:
-            _write_python_model(temporary / f"{name}-{kind}" / str(version), f"prunedeploy_export.cluster.triton_{kind}")
+            module = f"prunedeploy_export.cluster.triton_{kind}"
+            _write_python_model(temporary / f"{name}-{kind}" / str(version), module)
 
     write_whole_folder(folder, fill, overwrite=overwrite)
     return TritonRepository(folder, detector, tuple(configs), version)
