@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet import Darknet
-from prunedeploy.pruning.masks import apply_structured, apply_unstructured
-from prunedeploy.pruning.shrink import shrink, shrink_weights
+from prunedeploy.pruning.masks import apply_unstructured, live_channels, silence_dead
+from prunedeploy.pruning.shrink import shrink_weights, without_dead
 
 
 class Masks(NamedTuple):
@@ -65,5 +65,6 @@ def make_cut(model: Darknet, masks: Masks) -> Cut:
     masked = apply_unstructured(model, masks.weights)
     if not masks.filters:
         return Cut(masked, masked, filters, masks.weights)
-    masked = apply_structured(masked, filters)
-    return Cut(shrink(masked, filters), masked, filters, shrink_weights(model.cfg, filters, masks.weights))
+    live = live_channels(model.cfg, filters)
+    masked = silence_dead(masked, live)
+    return Cut(without_dead(masked, live), masked, filters, shrink_weights(model.cfg, live, masks.weights))

@@ -18,7 +18,7 @@ from torch import Tensor
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.allocation import global_counts, weight_pieces
 from prunedeploy.pruning.coupling import Coupling, couple, prunable_convolutions
-from prunedeploy.pruning.cut import Masks, Selection
+from prunedeploy.pruning.cut import Cut, Masks, Selection
 from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
 from prunedeploy.pruning.importance import (
     straight_through_channel_masks,
@@ -29,7 +29,7 @@ from prunedeploy.pruning.importance import (
 )
 from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
 from prunedeploy.pruning.latency_allocation import TimeTable, latency_path
-from prunedeploy.pruning.masks import connected_kernels
+from prunedeploy.pruning.masks import connected_kernels, live_channels
 from prunedeploy.pruning.ratio import Widths, choose_filters, plan_of, solve_widths
 from prunedeploy.pruning.semi_structured import (
     NmPattern,
@@ -37,7 +37,6 @@ from prunedeploy.pruning.semi_structured import (
     patterned_convolutions,
     straight_through_nm_mask,
 )
-from prunedeploy.pruning.shrink import shrink_weights
 from prunedeploy.pruning.subnet import hybrid_record, kernel_record, nm_record, pruning_record, unstructured_record
 from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy.pruning.width_paths import erk_path, global_path
@@ -137,8 +136,8 @@ class Granularity(ABC):
         return allocation
 
     @abstractmethod
-    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
-        """What the bundle says about a cut of ``cfg``; plain values for JSON."""
+    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
+        """What the bundle says about a cut of ``cfg``, the unpruned network; plain values for JSON."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +171,9 @@ class Weights(Granularity):
 
         return select
 
-    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
-        return unstructured_record(cfg, masks.weights, self.ratio)
+        return unstructured_record(cfg, cut.weights, self.ratio)
 
 
 @dataclass(frozen=True)
@@ -189,9 +188,9 @@ class Kernels(Granularity):
         """What makes masks of scores; see `Granularity`."""
         return _by_layer(straight_through_kernel_mask, allocation)
 
-    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
-        return kernel_record(cfg, masks.weights, self.ratio)
+        return kernel_record(cfg, cut.weights, self.ratio)
 
 
 @dataclass(frozen=True)
@@ -216,9 +215,9 @@ class Pattern(Granularity):
         layers = [layer.index for layer in patterned_convolutions(cfg, self.pattern)]
         return lambda scores: Masks({}, {i: straight_through_nm_mask(scores[i], self.pattern) for i in layers})
 
-    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
-        return nm_record(cfg, masks.weights, self.pattern, self.ratio)
+        return nm_record(cfg, cut.weights, self.pattern, self.ratio)
 
 
 @dataclass(frozen=True)
@@ -249,10 +248,10 @@ class Filters(Granularity):
         groups, counts = couple(cfg).groups, allocation.widths.counts
         return lambda scores: Masks(straight_through_channel_masks(scores, counts, groups), {})
 
-    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
         assert allocation.widths is not None
-        return pruning_record(plan_of(cfg, masks.filters, allocation.widths, couple(cfg)))
+        return pruning_record(plan_of(cfg, cut.filters, allocation.widths, couple(cfg)))
 
 
 @dataclass(frozen=True)
@@ -287,7 +286,7 @@ class FiltersThenWeights(Filters):
 
         def select(scores: Mapping[int, Tensor]) -> Masks:
             masks = of_filters(scores)
-            connected = connected_kernels(cfg, masks.as_bool().filters)
+            connected = connected_kernels(cfg, live_channels(cfg, masks.as_bool().filters))
             weights = {
                 index: straight_through_connected_mask(scores[index], connected[index], count)
                 for index, count in pieces.items()
@@ -296,12 +295,11 @@ class FiltersThenWeights(Filters):
 
         return select
 
-    def record(self, cfg: DarknetCfg, masks: Masks, allocation: Allocation) -> dict[str, Any]:
+    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
         assert allocation.widths is not None
-        plan = plan_of(cfg, masks.filters, allocation.widths, couple(cfg))
-        weights = shrink_weights(cfg, masks.filters, masks.weights)
-        return hybrid_record(plan, weights, self.ratio, self.filter_share)
+        plan = plan_of(cfg, cut.filters, allocation.widths, couple(cfg))
+        return hybrid_record(plan, cut.weights, self.ratio, self.filter_share)
 
 
 def _by_layer(mask: Callable[[Tensor, int], Tensor], allocation: Allocation) -> Selection:

@@ -15,6 +15,7 @@ from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.allocation import allocate_pieces, check_counts, weight_pieces
 from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.importance import highest, straight_through, weight_magnitude
+from prunedeploy.pruning.masks import live_channels
 from prunedeploy.pruning.shrink import shrink_cfg, shrink_weights
 
 
@@ -40,14 +41,15 @@ def connected_counts(
         PruningError: One weight per layer is too many.
         ValueError: ``global`` without scores; or as `weight_magnitude`.
     """
-    small = shrink_cfg(cfg, keep)
+    live = live_channels(cfg, keep)
+    small = shrink_cfg(cfg, live)
     pieces = weight_pieces(small)
     total = sum(prod(layer.weight_shape) for layer in prunable_convolutions(cfg))
     connected = sum(piece.count for piece in pieces)
     density = 1.0 - ratio if connected == total else min(1.0, (1.0 - ratio) * total / connected)
     importance = None
     if allocation == "global" and scores is not None:
-        cut = shrink_weights(cfg, keep, scores)
+        cut = shrink_weights(cfg, live, scores)
         importance = {layer.index: weight_magnitude(cut, layer).flatten() for layer in prunable_convolutions(small)}
     counts = allocate_pieces(small, pieces, allocation, density, importance)
     if density < 1.0:

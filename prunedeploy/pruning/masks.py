@@ -68,20 +68,16 @@ def live_inputs(layer: Convolutional, live: Mapping[int, Tensor]) -> Tensor:
     return by_group.repeat_interleave(filters // layer.groups, dim=0)
 
 
-def connected_kernels(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, Tensor]:
+def connected_kernels(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Which kernels the shrunk network still has: those whose filter and input channel live.
 
     Args:
         cfg: The unpruned network.
-        keep: By layer index: ``(filters,)`` bool.
+        live: What `live_channels` returns.
 
     Returns:
         For every convolution ``(filters, input channels / groups)`` bool.
-
-    Raises:
-        ValueError: As `live_channels`.
     """
-    live = live_channels(cfg, keep)
     return {layer.index: live[layer.index][:, None] & live_inputs(layer, live) for layer in cfg.convolutions}
 
 
@@ -98,7 +94,7 @@ def weight_keep_masks(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, 
     Raises:
         ValueError: As `live_channels`.
     """
-    connected = connected_kernels(cfg, keep)
+    connected = connected_kernels(cfg, live_channels(cfg, keep))
     return {
         layer.index: connected[layer.index][:, :, None, None].expand(layer.weight_shape).contiguous()
         for layer in cfg.convolutions
@@ -118,17 +114,27 @@ def apply_structured(model: Darknet, keep: Mapping[int, Tensor]) -> Darknet:
     Raises:
         ValueError: As `live_channels`.
     """
-    masks = weight_keep_masks(model.cfg, keep)
+    return silence_dead(model, live_channels(model.cfg, keep))
+
+
+def silence_dead(model: Darknet, live: Mapping[int, Tensor]) -> Darknet:
+    """`apply_structured` for those who have followed the living filters already.
+
+    Args:
+        model: The unpruned network; not modified.
+        live: What `live_channels` returns.
+    """
+    connected = connected_kernels(model.cfg, live)
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for layer in masked.cfg.convolutions:
             conv = masked.conv(layer.index)
-            conv.weight.masked_fill_(~masks[layer.index].to(conv.weight.device), 0.0)
-            if layer.index in keep:
-                dead = ~keep[layer.index].to(conv.bias.device)
-                conv.bias.masked_fill_(dead, 0.0)
-                if conv.scale is not None:
-                    conv.scale.masked_fill_(dead, 0.0)
+            # (filters, in / groups) -> (filters, in / groups, 1, 1)
+            conv.weight.masked_fill_(~connected[layer.index][..., None, None].to(conv.weight.device), 0.0)
+            dead = ~live[layer.index].to(conv.bias.device)
+            conv.bias.masked_fill_(dead, 0.0)
+            if conv.scale is not None:
+                conv.scale.masked_fill_(dead, 0.0)
     return masked
 
 

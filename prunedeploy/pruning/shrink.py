@@ -12,18 +12,17 @@ from prunedeploy.models.darknet_cfg import DarknetCfg, Route
 from prunedeploy.pruning.masks import connected_kernels, live_channels, live_inputs
 
 
-def shrink_cfg(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> DarknetCfg:
+def shrink_cfg(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> DarknetCfg:
     """The cfg of the smaller network; it differs in ``filters=`` (and ``groups=``) lines only.
 
     Args:
         cfg: The unpruned network.
-        keep: By layer index: ``(filters,)`` bool, True = lives. Convolutions not named keep all.
+        live: What `live_channels` returns.
 
     Raises:
-        ValueError: As `live_channels`; or a grouped convolution or a sliced route would be left with parts of
-            different sizes; or a convolution would lose all filters.
+        ValueError: A grouped convolution or a sliced route would be left with parts of different sizes; or a
+            convolution would lose all filters.
     """
-    live = live_channels(cfg, keep)
     filters, groups = {}, {}
     for route in cfg.layers:
         if isinstance(route, Route):
@@ -66,12 +65,24 @@ def shrink(model: Darknet, keep: Mapping[int, Tensor]) -> Darknet:
         New network on the same device and of the same type, with ``model``'s header and training mode.
 
     Raises:
+        ValueError: As `live_channels` and `shrink_cfg`.
+    """
+    return without_dead(model, live_channels(model.cfg, keep))
+
+
+def without_dead(model: Darknet, live: Mapping[int, Tensor]) -> Darknet:
+    """`shrink` for those who have followed the living filters already.
+
+    Args:
+        model: The network, masked or not; not modified.
+        live: What `live_channels` returns.
+
+    Raises:
         ValueError: As `shrink_cfg`.
     """
-    cfg = shrink_cfg(model.cfg, keep)
-    live = live_channels(model.cfg, keep)
+    cfg = shrink_cfg(model.cfg, live)
     weights = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}
-    shrunk = shrink_weights(model.cfg, keep, weights)
+    shrunk = shrink_weights(model.cfg, live, weights)
     with torch.random.fork_rng(devices=[]):
         small = Darknet(cfg, model.header).to(next(model.parameters()))
     with torch.no_grad():
@@ -87,22 +98,19 @@ def shrink(model: Darknet, keep: Mapping[int, Tensor]) -> Darknet:
 
 
 def shrink_weights(
-    cfg: DarknetCfg, keep: Mapping[int, Tensor], values: Mapping[int, Tensor]
+    cfg: DarknetCfg, live: Mapping[int, Tensor], values: Mapping[int, Tensor]
 ) -> dict[int, Tensor]:
     """Cut what is weight-shaped down to the shapes of the smaller network.
 
     Args:
         cfg: The unpruned network.
-        keep: By layer index: ``(filters,)`` bool, True = lives. Convolutions not named keep all.
+        live: What `live_channels` returns.
         values: By layer index: weights, scores or masks, in the shapes of ``cfg``.
 
     Returns:
         By layer index: ``(kept filters, kept input channels / groups, k, k)``.
-
-    Raises:
-        ValueError: As `live_channels`.
     """
-    kernels = connected_kernels(cfg, keep)
+    kernels = connected_kernels(cfg, live)
     shrunk = {}
     for index, value in values.items():
         connected = kernels[index].to(value.device)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -12,9 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunedeploy.models import Darknet, DarknetCfg, parse_cfg
-from prunedeploy.pruning import ratio_tolerance, solve_structured, solve_unstructured, unit_importance
+from prunedeploy.pruning import (
+    live_channels,
+    ratio_tolerance,
+    solve_structured,
+    solve_unstructured,
+    unit_importance,
+)
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.cut import Cut, Masks, make_cut
+from prunedeploy.pruning.dead_channels import remove_dead_channels
 from prunedeploy.pruning.granularity import (
     Allocation,
     Evidence,
@@ -96,14 +105,14 @@ def test_random_networks_cut_any_way_compute_what_they_compute_masked(
     elif isinstance(granularity, Filters):
         granularity = Filters(ratio, kind[1], 1, 4)
     try:
-        cut, masks, allocation = cut_by(granularity, model, scores_of(graph.cfg, seed))
+        cut, _, allocation = cut_by(granularity, model, scores_of(graph.cfg, seed))
     except PruningError:
         cut = None  # few filters reach few ratios
     assume(cut is not None)
     images = torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64)
     assert largest_difference(cut.masked, cut.network, images) <= 1e-9
     assert parse_cfg(cut.network.cfg.text).layers == cut.network.cfg.layers
-    record = json.loads(json.dumps(granularity.record(graph.cfg, masks, allocation)))
+    record = json.loads(json.dumps(granularity.record(graph.cfg, cut, allocation)))
     before = weights_but_head_outputs(model, graph.head_outputs)
     zeros, left = zeros_and_size(cut.network, graph.head_outputs)
     assert record["ratio_achieved"] == pytest.approx(1 - (left - zeros) / before, abs=1e-12)
@@ -113,6 +122,53 @@ def test_random_networks_cut_any_way_compute_what_they_compute_masked(
         assert (row["filters_after"], row["weights_after"]) == (weight.shape[0], int((weight != 0).sum()))
     for index, keep in cut.weights.items():
         assert torch.equal(cut.network.conv(index).weight != 0, keep), "masks are in the shapes of the cut network"
+
+
+@pytest.fixture
+def followed(monkeypatch: pytest.MonkeyPatch) -> list[DarknetCfg]:
+    """The networks through which living filters were followed, one for each time."""
+    kept: list[DarknetCfg] = []
+
+    def follow(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        kept.append(cfg)
+        return live_channels(cfg, keep)
+
+    for name, module in list(sys.modules.items()):
+        if name.startswith("prunedeploy.pruning.") and hasattr(module, "live_channels"):
+            monkeypatch.setattr(module, "live_channels", follow)
+    return kept
+
+
+@pytest.mark.parametrize("granularity", [Weights(0.9), Kernels(0.9), Filters(0.7, "uniform", 1, 4)])
+def test_living_filters_are_followed_once_a_cut(granularity: Granularity, followed: list[DarknetCfg]) -> None:
+    model, scores = random_network(CFG), scores_of(CFG)
+    allocation = granularity.allocate(model.cfg, Evidence(scores))
+    masks = granularity.selection(model.cfg, allocation)(scores).as_bool()
+    assert followed == []
+    cut = make_cut(model, masks)
+    granularity.record(model.cfg, cut, allocation)
+    if isinstance(granularity, Filters):
+        assert followed == [model.cfg]
+        return
+    assert followed == [], "no filter leaves"
+    # Readers of the first six filters get zeros for them, so that these are dead.
+    with torch.no_grad():
+        cut.network.conv(1).weight[:, :6] = 0.0
+    small, record = remove_dead_channels(cut.network)
+    assert record.filters_removed >= 6
+    assert followed == [cut.network.cfg], "one pass, one look"
+    assert small.cfg.convolutions[0].out_channels <= 10
+
+
+def test_a_hybrid_cut_follows_living_filters_once_a_step(followed: list[DarknetCfg]) -> None:
+    granularity = FiltersThenWeights(0.8, "global", 1, 4)
+    model, scores = random_network(CFG), scores_of(CFG)
+    allocation = granularity.allocate(model.cfg, Evidence(scores))
+    assert len(followed) == 1, "to share out weights"
+    masks = granularity.selection(model.cfg, allocation)(scores).as_bool()
+    assert len(followed) == 2, "to choose weights"
+    granularity.record(model.cfg, make_cut(model, masks), allocation)
+    assert len(followed) == 3, "to cut, and to say what was cut"
 
 
 def test_hybrid_without_filters_is_unstructured_and_with_filters_alone_structured() -> None:
@@ -139,8 +195,8 @@ def test_hybrid_without_filters_is_unstructured_and_with_filters_alone_structure
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 0.9])
 def test_hybrid_takes_its_share_by_filters_and_the_ratio_in_all(ratio: float, share: float) -> None:
     granularity = FiltersThenWeights(ratio, "uniform", 1, 2, share)
-    cut, masks, allocation = cut_by(granularity, random_network(CFG), scores_of(CFG))
-    record = granularity.record(CFG, masks, allocation)
+    cut, _, allocation = cut_by(granularity, random_network(CFG), scores_of(CFG))
+    record = granularity.record(CFG, cut, allocation)
     total = weights_but_head_outputs(random_network(CFG), {HEAD_OUTPUT})
     zeros, left = zeros_and_size(cut.network, {HEAD_OUTPUT})
     assert record["ratio_by_filters"] == pytest.approx(1 - left / total)

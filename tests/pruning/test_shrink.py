@@ -15,6 +15,7 @@ from prunedeploy.pruning import (
     apply_structured,
     apply_unstructured,
     coupling_groups,
+    live_channels,
     ratio_tolerance,
     shrink,
     shrink_cfg,
@@ -230,6 +231,6 @@ def test_kept_weight_has_a_living_filter_and_a_living_input() -> None:
 def test_a_cut_that_no_cfg_can_describe_is_refused(
     sections: tuple[str, ...], keep: dict, message: str
 ) -> None:
-    masks = {index: torch.tensor(mask, dtype=torch.bool) for index, mask in keep.items()}
+    cfg, masks = network(*sections), {index: torch.tensor(mask, dtype=torch.bool) for index, mask in keep.items()}
     with pytest.raises(ValueError, match=message):
-        shrink_cfg(network(*sections), masks)
+        shrink_cfg(cfg, live_channels(cfg, masks))

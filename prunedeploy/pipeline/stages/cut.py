@@ -93,7 +93,7 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
             allocation = as_it_is.allocate(model.cfg, _evidence(model.cfg, values, times))
         masks = granularity.selection(model.cfg, allocation)(values).as_bool()
         cut = make_cut(model, masks)
-        record = granularity.record(model.cfg, masks, allocation)
+        record = granularity.record(model.cfg, cut, allocation)
         if how != "uniform":
             record["allocation"] = how
         if config.method == "nm":
