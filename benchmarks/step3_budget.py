@@ -140,10 +140,9 @@ def cells(parts: Iterable[str]) -> Iterator[Cell]:
             and (total == LONG or share != 0.1)
         ],
         "weights": [
-            Cell("weights", variant, "unstructured", 0.9, LONG, share, seed)
-            for seed in three
+            Cell("weights", variant, "unstructured", ratio, LONG, share, seed)
+            for seed in three for ratio in (0.95, 0.9)
             for variant, share in (("scaled, learned", 0.25), ("magnitude, erk", 0.0), ("scaled, erk", 0.25))
-            if seed == 0 or variant != "scaled, erk"
         ],
         "sharpness": [
             Cell("sharpness", variant, "unstructured", 0.9, SHORT, 0.5, seed)
