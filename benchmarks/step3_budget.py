@@ -133,10 +133,10 @@ def cells(parts: Iterable[str]) -> Iterator[Cell]:
         # In the order of what says most. For filters step 3 does not pay, which two shares are enough to say.
         "budget": [
             Cell("budget", best[method], method, ratio, total, share, 0)
-            for total, ratios in ((LONG, (0.9, 0.75, 0.95, 0.5)), (SHORT, (0.9, 0.75, 0.95)))
+            for total, ratios in ((LONG, (0.9, 0.75, 0.95, 0.5)), (SHORT, (0.9,)))
             for ratio in ratios for share in (0.25, 0.0, 0.5, 0.1) for method in best
             if not (ratio == 0.5 and share in (0.1, 0.5))
-            and (method == "unstructured" or (share in (0.0, 0.25) and (total == LONG or ratio == 0.9)))
+            and (method == "unstructured" or share in (0.0, 0.25))
             and (total == LONG or share != 0.1)
         ],
         "weights": [
