@@ -16,7 +16,7 @@ from prunedeploy.cli.output import MISSING, amount, json_option, number, print_j
 # As in prunedeploy.config, which `--help` does not load.
 METHODS = ("structured", "unstructured", "kernel", "nm", "hybrid", "filter", "weight")
 SCORES = ("scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input", "file")
-ALLOCATIONS = ("uniform", "global", "erk", "latency", "learned")
+ALLOCATIONS = ("uniform", "global", "erk", "latency")
 
 
 @click.command(
@@ -82,8 +82,7 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency", "learned")
     type=click.Choice(ALLOCATIONS),
     metavar="HOW",
     help="How layers share the ratio: uniform; global: the lowest scores of the network go; erk: wide layers give "
-    "more; latency: filters go where they cost most measured time per importance; learned: single weights, while "
-    "their scores are optimised.",
+    "more; latency: filters go where they cost most measured time per importance.",
 )
 @click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
 @click.option("--weights", metavar="F", help="Its Darknet weights.")

@@ -36,7 +36,7 @@ def method_by_its_granularity(value: object) -> object:
 Precision = Literal["fp32", "fp16", "int8"]
 Runtime = Literal["torch", "onnxruntime", "openvino", "tensorrt"]
 Method = Literal["structured", "unstructured", "kernel", "nm", "hybrid"]
-AllocationName = Literal["uniform", "global", "erk", "latency", "learned"]
+AllocationName = Literal["uniform", "global", "erk", "latency"]
 Target = Annotated[str, Field(pattern=r"^(cpu|sm\d{2,3})$")]
 ScoreName = Literal[
     "scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input", "file"
@@ -487,8 +487,7 @@ class BuildConfig(Block):
             (``weight``), ``kernel`` zeroes k x k slices, ``nm`` zeroes weights in a pattern, ``hybrid`` removes filters
             and then zeroes weights of the rest.
         allocation: How the ratio is shared out over layers: ``uniform``, ``global`` (the lowest scores of the
-            network go), ``erk``, for filters ``latency`` (what costs most measured time per importance goes), or for
-            weights ``learned`` (starts as ``erk`` and moves while scores are optimised).
+            network go), ``erk``, or for filters ``latency`` (what costs most measured time per importance goes).
         remove_dead_channels: After ``unstructured``, ``kernel`` and ``hybrid`` pruning: remove the filters that
             compute a constant or that nothing reads, exactly.
         ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1). Of ``nm`` it is

@@ -16,16 +16,13 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pruning.allocation import global_counts, weight_pieces
-from prunedeploy.pruning.coupling import Coupling, couple, prunable_convolutions
+from prunedeploy.pruning.coupling import Coupling, couple
 from prunedeploy.pruning.cut import Cut, Masks, Selection
 from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
 from prunedeploy.pruning.importance import (
     straight_through_channel_masks,
     straight_through_weight_mask,
-    threshold,
     unit_importance,
-    weight_magnitude,
 )
 from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
 from prunedeploy.pruning.latency_allocation import TimeTable, latency_path
@@ -45,18 +42,15 @@ from prunedeploy.pruning.width_search import WidthPath, even_path
 
 @dataclass(frozen=True)
 class Allocation:
-    """How much of every layer lives: what optimising scores does not change, unless it is learned with them.
+    """How much of every layer lives: what optimising scores does not change.
 
     Attributes:
         widths: Living filters; None where none may leave.
         pieces: By layer index, living weights or kernels; None where none may be zeroed, or a pattern says it.
-        thresholds: Where it is learned, by layer index what importances are divided by to compete for the ratio;
-            ``pieces`` are then where it starts. None: it stays.
     """
 
     widths: Widths | None = None
     pieces: Mapping[int, int] | None = None
-    thresholds: Mapping[int, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -89,8 +83,6 @@ class Evidence:
 
 
 NOTHING = Evidence()
-LEARNED_FROM = "erk"
-"""The allocation that a learned one starts as."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +105,7 @@ class Granularity(ABC):
 
         Args:
             cfg: The unpruned network.
-            evidence: Scores are needed by ``global`` and ``latency``, times by ``latency``. Without scores ``learned``
-                stays where it starts.
+            evidence: Scores are needed by ``global`` and ``latency``, times by ``latency``.
 
         Raises:
             PruningError: The ratio cannot be reached.
@@ -125,16 +116,6 @@ class Granularity(ABC):
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores for the unpruned network ``cfg``."""
 
-    def settled(self, cfg: DarknetCfg, allocation: Allocation, scores: Mapping[int, Tensor]) -> Allocation:
-        """Where a learned allocation stands with these scores; any other as it is.
-
-        Args:
-            cfg: The unpruned network.
-            allocation: From `allocate`.
-            scores: By layer index, weight-shaped, as they are now.
-        """
-        return allocation
-
     @abstractmethod
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says about a cut of ``cfg``, the unpruned network; plain values for JSON."""
@@ -144,32 +125,13 @@ class Granularity(ABC):
 class Weights(Granularity):
     """Unstructured: single weights by |score|."""
 
-    allocations: ClassVar[tuple[str, ...]] = ("uniform", "global", "erk", "learned")
-
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
-        if self.allocation != "learned":
-            return Allocation(pieces=keep_counts(cfg, self.ratio, self.allocation, evidence.scores))
-        pieces = keep_counts(cfg, self.ratio, LEARNED_FROM)
-        if evidence.scores is None:
-            return Allocation(pieces=pieces)
-        magnitudes = {layer.index: weight_magnitude(evidence.scores, layer) for layer in prunable_convolutions(cfg)}
-        return Allocation(None, pieces, {i: threshold(magnitudes[i].flatten(), n) for i, n in pieces.items()})
-
-    def settled(self, cfg: DarknetCfg, allocation: Allocation, scores: Mapping[int, Tensor]) -> Allocation:
-        """Where a learned allocation stands; see `Granularity`."""
-        if allocation.thresholds is None:
-            return allocation
-        importance = {i: scores[i].detach().abs().flatten() / at for i, at in allocation.thresholds.items()}
-        return Allocation(pieces=global_counts(importance, weight_pieces(cfg), 1.0 - self.ratio))
+        return Allocation(pieces=keep_counts(cfg, self.ratio, self.allocation, evidence.scores))
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-
-        def select(scores: Mapping[int, Tensor]) -> Masks:
-            return _by_layer(straight_through_weight_mask, self.settled(cfg, allocation, scores))(scores)
-
-        return select
+        return _by_layer(straight_through_weight_mask, allocation)
 
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""

@@ -107,21 +107,6 @@ def highest(values: Tensor, count: int) -> Tensor:
     return mask
 
 
-def threshold(values: Tensor, count: int) -> float:
-    """The middle between the lowest of the ``count`` highest values and the highest of the others.
-
-    Args:
-        values: ``(n,)`` float, at least 0.
-        count: 1 to n; if it is n, the lowest value.
-
-    Returns:
-        Above 0, also where the values are 0: something can be divided by it.
-    """
-    ordered = values.detach().sort(descending=True).values
-    middle = (ordered[count - 1] + ordered[min(count, len(ordered) - 1)]) / 2
-    return max(float(middle), torch.finfo(values.dtype).tiny)
-
-
 def _nth_smallest(values: Tensor, n: int) -> float:
     """Select in linear time: sorting every layer in every step of score optimisation would be slow."""
     if values.device.type == "cpu" and values.dtype == torch.float32:

@@ -14,7 +14,6 @@ from torch import Tensor
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.build import BuildOutcome
 from prunedeploy.pipeline.stages.score import load_scores
-from prunedeploy.pruning.unstructured import keep_counts
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import ConfigError, PruningError
 
@@ -32,7 +31,6 @@ CASES = {
     "filter-global": ("method=filter", "allocation=global", "scores.normalise=mean"),
     "filter-erk": ("method=filter", "allocation=erk"),
     "filter-latency": ("method=filter", "allocation=latency"),
-    "weight-learned": ("method=weight", "allocation=learned"),
 }
 
 
@@ -107,12 +105,6 @@ def test_counts_come_from_the_starting_scores_and_optimised_scores_say_which(
     scores = load_scores(stage_folder(store, outcome, "optimise-scores"))
     start = load_scores(stage_folder(store, outcome, "score"))
     assert any(not torch.equal(scores[index], start[index]) for index in scores)
-    if name == "weight-learned":
-        assert {index: int(mask.sum()) for index, mask in keep.items()} == allocation["pieces"]
-        cfg = load_darknet(stage_folder(store, outcome, "pretrain") / "model.cfg").cfg
-        first = {str(index): count for index, count in keep_counts(cfg, 0.75, "erk").items()}
-        assert allocation["pieces"] != first, "shares move while scores are optimised"
-        return
     if name.startswith("weight"):
         # global, from the magnitudes: a plain ranking of all weights, whatever the optimised scores are by now.
         ranked = torch.cat([start[int(index)].abs().flatten() for index in keep]).sort(descending=True).values

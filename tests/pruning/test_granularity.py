@@ -34,7 +34,6 @@ from prunedeploy.pruning.granularity import (
     Pattern,
     Weights,
 )
-from prunedeploy.pruning.importance import threshold
 from prunedeploy.pruning.kernels import kernel_counts, solve_kernels
 from prunedeploy.pruning.ratio import Widths
 from prunedeploy_engines.errors import ConfigError, PruningError
@@ -281,57 +280,3 @@ def test_a_cut_leaves_the_network_it_was_made_from_alone() -> None:
     for granularity in (Weights(0.5), Kernels(0.5), Filters(0.5), FiltersThenWeights(0.5)):
         cut_by(granularity, model, scores)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-LEARNED: list[tuple[Granularity, Granularity]] = [
-    (Weights(0.75, "learned"), Weights(0.75, "erk")),
-]
-
-
-def living_weights(model: Darknet, masks: Masks) -> int:
-    """Weights of prunable convolutions that a cut leaves."""
-    network = make_cut(model, masks).network
-    zeros = sum(int((network.conv(layer.index).weight == 0).sum()) for layer in network.cfg.convolutions)
-    return weights_but_head_outputs(network, {HEAD_OUTPUT}) - zeros
-
-
-@pytest.mark.parametrize(("learned", "start"), LEARNED)
-def test_a_learned_allocation_starts_as_another_and_keeps_its_total(learned: Granularity, start: Granularity) -> None:
-    model, scores = random_network(CFG), scores_of(CFG)
-    allocation = learned.allocate(CFG, Evidence(scores))
-    select = learned.selection(CFG, allocation)
-    first, expected = select(scores).as_bool(), cut_by(start, model, scores)[1]
-    for masks, others in zip(first, expected, strict=True):
-        assert masks.keys() == others.keys()
-        assert all(torch.equal(mask, others[index]) for index, mask in masks.items())
-    # What is worth more now keeps more, at the cost of all others. Layer 6 stands alone in its coupling group.
-    raised = scores | {6: scores[6] * 3}
-    second = select(raised).as_bool()
-
-    def share(masks: Masks, layer: int) -> float:
-        return float((masks.filters or masks.weights)[layer].float().mean())
-
-    assert share(second, 6) > share(first, 6)
-    assert all(share(second, layer) <= share(first, layer) for layer in (0, 1, 2, 4))
-    total = weights_but_head_outputs(model, {HEAD_OUTPUT})
-    for masks in (first, second):
-        assert 1 - living_weights(model, masks) / total == pytest.approx(0.75, abs=ratio_tolerance(0.75))
-    # Where it has come to is an allocation like any other, and cuts what was selected.
-    settled = Allocation.from_json(json.loads(json.dumps(learned.settled(CFG, allocation, raised).as_json())))
-    assert settled.thresholds is None
-    for masks, others in zip(start.selection(CFG, settled)(raised).as_bool(), second, strict=True):
-        assert all(torch.equal(mask, others[index]) for index, mask in masks.items())
-
-
-@pytest.mark.parametrize(("learned", "start"), LEARNED)
-def test_a_learned_allocation_hands_gradients_to_all_scores(learned: Granularity, start: Granularity) -> None:
-    scores = {index: value.requires_grad_() for index, value in scores_of(CFG).items()}
-    masks = learned.selection(CFG, learned.allocate(CFG, Evidence(scores)))(scores)
-    sum(mask.sum() for part in masks for mask in part.values()).backward()
-    assert all(bool((value.grad != 0).all()) for index, value in scores.items() if index != HEAD_OUTPUT)
-
-
-def test_a_threshold_lies_between_what_lives_and_what_does_not() -> None:
-    values = torch.tensor([1.0, 5.0, 2.0, 8.0])
-    assert [threshold(values, count) for count in (1, 2, 3, 4)] == [6.5, 3.5, 1.5, 1.0]
-    assert 0 < threshold(torch.zeros(3), 2) < 1e-30

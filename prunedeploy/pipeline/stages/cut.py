@@ -1,6 +1,6 @@
 """The stages that decide what goes and cut it: optimise scores, prune.
 
-How much of every layer lives is decided once, from the scores of the score stage as they are, unless it is learned.
+How much of every layer lives is decided once, from the scores of the score stage as they are.
 Optimising the scores changes which weights, kernels or filters of a layer those are, not how many; it leaves
 ``allocation.json`` for the cut. Without it the cut allocates by the scores it is given, which then are the same.
 Optimising also leaves ``normalisation.safetensors``: scale, shift and statistics that fit the network under its masks,
@@ -25,7 +25,7 @@ from prunedeploy.pipeline.stages.score import load_scores, save_scores
 from prunedeploy.pipeline.stages.training_run import run_training
 from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.deviation import largest_deviation
-from prunedeploy.pruning.granularity import LEARNED_FROM, Allocation, Evidence
+from prunedeploy.pruning.granularity import Allocation, Evidence
 from prunedeploy.scores.interface import Scores
 from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
 from prunedeploy_engines.errors import GateError
@@ -49,9 +49,7 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
     def compute(work: Path, checkpoints: Path) -> None:
         model, values = load_stage_model(robust.folder), load_scores(scores.folder)
         start = {index: value.to(context.device) for index, value in starting_scores(values, model).items()}
-        # Learned from where the scores start; any other by the scores as they are.
-        given = start if config.allocation == "learned" else values
-        allocation = granularity.allocate(model.cfg, _evidence(model.cfg, given, times))
+        allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
         model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs do not know it
         scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
         attack = context.threat_model(block.attack)
@@ -61,7 +59,6 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
         sets = scored.parameter_sets(block.bn_lr)
         run_training(context, "optimise-scores", block, model, scored, objective, work, checkpoints, sets=sets)
         optimised = scored.score_tensors()
-        allocation = granularity.settled(model.cfg, allocation, optimised)
         save_scores(work / "scores.safetensors", optimised)
         alive = {name: value for name, value in scored.network.state_dict().items() if not name.endswith(".weight")}
         save_file(alive, work / NORMALISATION)
@@ -85,17 +82,15 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
         model = _network_that_is_cut(robust, scores)
         values = load_scores(scores.folder)
         optimised = scores.folder / ALLOCATION
-        how = LEARNED_FROM if config.allocation == "learned" and not optimised.is_file() else config.allocation
         if optimised.is_file():
             allocation = Allocation.from_json(json.loads(optimised.read_text()))
         else:
-            as_it_is = granularity_of(config.model_copy(update={"allocation": how}))
-            allocation = as_it_is.allocate(model.cfg, _evidence(model.cfg, values, times))
+            allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
         masks = granularity.selection(model.cfg, allocation)(values).as_bool()
         cut = make_cut(model, masks)
         record = granularity.record(model.cfg, cut, allocation)
-        if how != "uniform":
-            record["allocation"] = how
+        if config.allocation != "uniform":
+            record["allocation"] = config.allocation
         if config.method == "nm":
             record["sparse_weights"] = config.sparse_weights
         if masks.filters:

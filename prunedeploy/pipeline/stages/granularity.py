@@ -61,15 +61,11 @@ def check_cut(config: BuildConfig, cfg: DarknetCfg) -> None:
     check_ratio(config.ratio)
     granularity = granularity_of(config)
     if config.allocation not in granularity.allocations:
-        why = {
-            "nm": "the pattern says what every layer keeps",
-            "learned": "only the shares of single weights are learned",
-        }
-        why_not = why.get(config.method) or why.get(config.allocation) or "zeros save no measured time"
+        why_not = "the pattern says what every layer keeps" if config.method == "nm" else "zeros save no measured time"
         what = f"{config.allocation} makes no sense with method {config.method}: {why_not}"
         raise ConfigError(what, "allocation", f"use {' or '.join(granularity.allocations)}")
     if config.allocation == "latency":
         measuring_grid(cfg)
     # What is known only from scores or times is shared out evenly here: the extremes are the same.
-    known = config.allocation if config.allocation in ("uniform", "erk", "learned") else "uniform"
+    known = config.allocation if config.allocation in ("uniform", "erk") else "uniform"
     _granularity(config, known).allocate(cfg)
