@@ -14,11 +14,11 @@ from pathlib import Path
 
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.files import write_whole_folder
 
 from .copied_sources import copied_sources
 from .triton_config import TritonSettings, model_filename, triton_configs
 from .triton_detector import TritonDetector, triton_detector
-from .whole_folder import write_whole_folder
 
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 CONFIG = "config.pbtxt"
