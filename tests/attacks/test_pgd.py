@@ -15,7 +15,8 @@ from torch import Tensor
 from prunedeploy.attacks import AttackInvariantError, AttackWarning, Pgd, ThreatModel
 from prunedeploy.attacks.pgd import check_invariants, per_image_loss
 from prunedeploy.attacks.threat_model import start_noise
-from prunedeploy.models import Darknet, FoldedDarknet, yolo_loss
+from prunedeploy.models import Darknet, FoldedDarknet, load_darknet, yolo_loss
+from prunedeploy.resources import asset_path, darknet_cfg_path
 from pruning.darknets import conv, network, random_network
 
 SECTIONS = (
@@ -154,6 +155,15 @@ def test_an_images_attack_does_not_depend_on_its_batch(model: Darknet, images: T
         Pgd.against(model, ThreatModel(random_start=True), seed=8)(images[1:2], own, image_ids=[6], epoch=2),
     ):
         assert float(((alone - other).abs() > 1e-4).float().mean()) > 0.02
+
+
+def test_the_size_of_its_batch_does_not_round_an_images_gradient() -> None:
+    """A mean over three images would: a third is not a binary fraction, and signs of small gradients would flip."""
+    model = load_darknet(darknet_cfg_path("yolov3-slim"), asset_path("demo-clean.weights"))
+    images = torch.rand(4, 3, 160, 160, generator=torch.Generator().manual_seed(4))
+    attack = Pgd.against(model, ThreatModel(eps=0.4, step_size=0.01))
+    of_three = attack(images[:3], TARGETS[TARGETS[:, 0] < 3])
+    assert torch.equal(of_three, attack(images, TARGETS)[:3])
 
 
 def test_without_ids_a_start_follows_from_the_pixels(model: Darknet, images: Tensor) -> None:
