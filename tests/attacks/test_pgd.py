@@ -266,9 +266,20 @@ def test_kept_promises_pass() -> None:
 def test_a_zero_gradient_is_warned_about(model: Darknet, images: Tensor) -> None:
     with torch.no_grad():
         model.conv(0).scale.zero_()
-    with pytest.warns(AttackWarning, match="zero-gradient"):
+    with pytest.warns(AttackWarning, match="zero-gradient: the loss does not depend on 4 of 4 images"):
         attacked = Pgd.against(model, ThreatModel())(images, TARGETS)
     assert torch.equal(attacked, images)
+
+
+def test_a_zero_gradient_of_one_image_does_not_hide_among_the_others(model: Darknet, images: Tensor) -> None:
+    class BlindToOne(FoldedDarknet):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return super().forward(x * torch.tensor([1.0, 1, 0, 1]).view(4, 1, 1, 1))
+
+    attack = Pgd(model, BlindToOne(model), ThreatModel(), "fp32", 0)
+    with pytest.warns(AttackWarning, match="zero-gradient: the loss does not depend on 1 of 4 images"):
+        attacked = attack(images, TARGETS)
+    assert [torch.equal(one, clean) for one, clean in zip(attacked, images, strict=True)] == [False, False, True, False]
 
 
 def test_an_honest_attack_warns_about_nothing(model: Darknet, images: Tensor) -> None:
@@ -278,6 +289,12 @@ def test_an_honest_attack_warns_about_nothing(model: Darknet, images: Tensor) ->
 
 
 def test_a_gradient_that_is_not_finite_is_an_error(model: Darknet, images: Tensor) -> None:
+    class BrokenForOne(FoldedDarknet):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return super().forward(x * torch.tensor([1.0, 0, torch.inf, 1]).view(4, 1, 1, 1))
+
+    with pytest.raises(AttackInvariantError, match="not finite"):
+        Pgd(model, BrokenForOne(model), ThreatModel(), "fp32", 0)(images, TARGETS)
     with torch.no_grad():
         model.conv(0).weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(AttackInvariantError, match="not finite"):
