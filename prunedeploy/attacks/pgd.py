@@ -7,6 +7,7 @@ pass reaches the image only and never forms a weight gradient.
 
 from __future__ import annotations
 
+import math
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from prunedeploy.attacks.threat_model import ThreatModel, project_linf, start_noise
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
-from prunedeploy.models.loss import yolo_loss
+from prunedeploy.models.loss import yolo_losses
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -61,7 +62,7 @@ class Pgd:
             images: Clean images, ``(B, 3, H, W)`` float32, pixels in [0, 1].
             targets: Ground truth ``(T, 6)`` as `yolo_loss` takes it.
             image_ids: Key the random starts; default: a checksum of each image's pixels, so that an image's start
-                does not depend on its batch.
+                depends on neither its batch nor its place in a data set.
             epoch: Keys the random starts too.
 
         Returns:
@@ -101,7 +102,8 @@ class Pgd:
         x_adv = start
         for _ in range(self.threat_model.steps):
             x_adv = x_adv.detach().requires_grad_(True)
-            loss = yolo_loss(self.network(x_adv), targets, self.model.cfg).total
+            # The sum, not the mean: a quotient would round each gradient by the size of the batch.
+            loss = yolo_losses(self.network(x_adv), targets, self.model.cfg).sum()
             (gradient,) = torch.autograd.grad(loss, x_adv)
             _check_gradient(gradient)
             # x_{t+1} = clip(x_t + step * sign(grad)), Madry et al. 2018, equation in section 2.1.
@@ -114,13 +116,7 @@ class Pgd:
 def per_image_loss(network: FoldedDarknet, images: Tensor, targets: Tensor) -> Tensor:
     """Detection loss of each image alone, ``(B,)``."""
     with torch.no_grad():
-        heads = network(images)
-        losses = []
-        for index in range(len(images)):
-            own = targets[targets[:, 0] == index].clone()
-            own[:, 0] = 0
-            losses.append(yolo_loss([head[index : index + 1] for head in heads], own, network.cfg).total)
-        return torch.stack(losses)
+        return yolo_losses(network(images), targets, network.cfg)
 
 
 def check_invariants(x_adv: Tensor, images: Tensor, eps: float) -> None:
@@ -139,12 +135,14 @@ def check_invariants(x_adv: Tensor, images: Tensor, eps: float) -> None:
 
 
 def _check_gradient(gradient: Tensor) -> None:
-    # One reduction on the hot path: the sum of magnitudes is 0 or not finite exactly when something is wrong.
-    total = float(gradient.abs().sum())
-    if total == 0.0:
-        warnings.warn("zero-gradient: the loss does not depend on the images", AttackWarning, stacklevel=3)
-    elif total != total or total == float("inf"):
+    # One reduction on the hot path: an image's sum of magnitudes is 0 or not finite exactly when something is wrong.
+    totals = gradient.abs().flatten(1).sum(1).tolist()
+    if not all(map(math.isfinite, totals)):
         raise AttackInvariantError("the gradient of the loss is not finite")
+    if zeros := totals.count(0.0):
+        warnings.warn(
+            f"zero-gradient: the loss does not depend on {zeros} of {len(totals)} images", AttackWarning, stacklevel=3
+        )
 
 
 def _versions(model: Darknet) -> list[int]:

@@ -54,8 +54,8 @@ PATH = click.Path(path_type=Path)
     help="torch, onnxruntime, openvino, tensorrt; default: torch for a .cfg or a build, else onnxruntime.",
 )
 @click.option("--precision", default="fp32", show_default=True, help="Which of a bundle's models.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of the runtime; default: its own choice.")
-@click.option("--batch", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Images per call.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of the runtime; default: the build's or its own.")
+@click.option("--batch", type=click.IntRange(1), metavar="N", help="Images per call; default: the build's, or 32.")
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Measure on N images, drawn with the seed.")
 @click.option("--seed", type=click.IntRange(0), metavar="N", help="Of that draw, random starts and the bootstrap.")
 @click.option(
@@ -86,6 +86,8 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     Attacked images are made with the gradients of the very model that is measured (in fp32). An engine has
     none: its attacked images are made with its PyTorch parent, and that number is called transfer. A
     build's output folder has the parent; of a bundle or an .onnx file it is given with --parent-cfg.
+
+    What is not given is the build's own: its attack, seed, batch size and threads repeat its figures.
     """
     from prunedeploy.process_setup import keep_freed_memory
 

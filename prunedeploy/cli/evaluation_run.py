@@ -6,7 +6,7 @@ Imports torch; the command loads it when it is used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Request:
     parent_weights: Path | None
     precision: str
     threads: int | None
-    batch: int
+    batch: int | None
     limit: int | None
     seed: int | None
     bootstrap: int
@@ -71,10 +71,18 @@ def run(request: Request) -> dict[str, Any]:
     configuration = source.configuration()
     seed = int(configuration.get("seed", 0)) if request.seed is None else request.seed
     bundle = None if source.bundle is None else source.load_bundle()
+    settings = EvaluationConfig.model_validate(configuration.get("evaluation") or {})
+    # Batch size and threads change the order of sums: with the build's, its figures are repeated to the last digit.
+    batch = request.batch or settings.batch_size
+    threads = request.threads or configuration.get("threads")
     threat_model = _threat_model(request, configuration) if request.attack == "pgd" else None
-    parent = _parent(request) if "torch" in request.runtimes or threat_model is not None else None
+    needs_parent = "torch" in request.runtimes or threat_model is not None
+    parent = _parent(request, configuration) if needs_parent else None
     with contextlib.ExitStack() as stack:
-        runners = {name: stack.enter_context(_runner(name, request, bundle, parent)) for name in request.runtimes}
+        stack.enter_context(_pytorch_threads(threads))
+        runners = {
+            name: stack.enter_context(_runner(name, request, bundle, parent, threads)) for name in request.runtimes
+        }
         first = next(iter(runners.values()))
         for runner in runners.values():
             if runner.input_size != first.input_size or (parent and parent.cfg.input_size != first.input_size):
@@ -85,12 +93,11 @@ def run(request: Request) -> dict[str, Any]:
         loader = EvaluationLoader(
             dataset,
             first.input_size,
-            request.batch,
+            batch,
             _greyscale(configuration, bundle),
             allow_bad_images=request.allow_bad_images,
             letterbox_colour=GREY if bundle is None else bundle.manifest.input.letterbox_colour,
         )
-        settings = EvaluationConfig.model_validate(configuration.get("evaluation") or {})
         with progress.task("evaluate", len(dataset.images)) as advance:
             results = evaluate(
                 runners,
@@ -132,19 +139,15 @@ def run(request: Request) -> dict[str, Any]:
 def folded_once(threat_model: ThreatModel, seed: int) -> Callable[[Darknet, Tensor, Tensor], Tensor]:
     """PGD as `prunedeploy.evaluation.evaluate` calls it; the network is folded at the first batch.
 
-    An image's random starts are keyed by its place in the data set, whatever the batch size.
+    Random starts are keyed by the images' pixels, as in a build.
     """
     prepared: list[Pgd] = []
-    seen = 0
 
     def attack(model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
-        nonlocal seen
         if not prepared:
             prepared.append(Pgd.against(model, threat_model, "fp32", seed))
         device = next(model.parameters()).device
-        places = list(range(seen, seen + len(images)))
-        seen += len(images)
-        return prepared[0](images.to(device), targets.to(device), places).to(images.device)
+        return prepared[0](images.to(device), targets.to(device)).to(images.device)
 
     return attack
 
@@ -179,7 +182,18 @@ def _threat_model(request: Request, configuration: dict[str, Any]) -> ThreatMode
     return ThreatModel(**values)
 
 
-def _parent(request: Request) -> Darknet:
+@contextlib.contextmanager
+def _pytorch_threads(count: int | None) -> Iterator[None]:
+    """Let PyTorch, and so the attack, use so many threads for a while; None leaves its setting alone."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _parent(request: Request, configuration: dict[str, Any]) -> Darknet:
     source = request.source
     cfg, weights = source.cfg, source.weights
     if request.parent_cfg is not None:
@@ -191,20 +205,23 @@ def _parent(request: Request) -> Darknet:
             needs = "is an engine, and an engine has no gradients to attack it with"
         fix = "give the build's output folder instead, or its parent with --parent-cfg and --parent-weights"
         raise ConfigError(needs, source.given, fix)
-    return load_darknet(cfg, weights).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    device = "cuda" if torch.cuda.is_available() and configuration.get("device") != "cpu" else "cpu"
+    return load_darknet(cfg, weights).to(device).eval()
 
 
 def _parent_name(request: Request) -> str:
     return str(request.parent_cfg or request.source.cfg)
 
 
-def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet | None) -> Runner:
+def _runner(
+    name: str, request: Request, bundle: Bundle | None, parent: Darknet | None, threads: int | None
+) -> Runner:
     source = request.source
     if name == "torch":
         assert parent is not None
-        return TorchRunner(parent, request.threads)
+        return TorchRunner(parent, threads)
     if name in ("onnxruntime", "openvino") and source.onnx is not None:
-        return open_runner(source.onnx, name, threads=request.threads)
+        return open_runner(source.onnx, name, threads=threads)
     if bundle is None:
         raise ConfigError(
             f"cannot run on {name}", source.given, "give a bundle or a build's output folder, or use torch"
@@ -214,7 +231,7 @@ def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet 
 
         device = cuda_device()
         return bundle.runner(name, request.precision, target=None if device is None else device.target)
-    return bundle.runner(name, request.precision, threads=request.threads)
+    return bundle.runner(name, request.precision, threads=threads)
 
 
 def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None) -> list[str] | None:

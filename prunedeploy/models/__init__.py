@@ -10,7 +10,7 @@
 from prunedeploy.models.darknet import Darknet, FoldedDarknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, parse_cfg, read_cfg
 from prunedeploy.models.decode import decode
-from prunedeploy.models.loss import LossTerms, yolo_loss
+from prunedeploy.models.loss import LossTerms, yolo_loss, yolo_losses
 
 __all__ = [
     "Darknet",
@@ -22,4 +22,5 @@ __all__ = [
     "parse_cfg",
     "read_cfg",
     "yolo_loss",
+    "yolo_losses",
 ]

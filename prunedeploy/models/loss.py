@@ -7,13 +7,14 @@ objectness is pushed to 1 there, and to 0 everywhere else but where the predicti
 more than ``ignore_thresh``. ``iou_loss=mse`` is Darknet's original box term, ``ciou`` that of Zheng et al.,
 Distance-IoU Loss, 2020, equation 10.
 
-Every term is a sum over one image's predictions and the result is the mean over images, so the
-gradient of one image does not depend on which others share its batch, as an attack needs.
+Every term is a sum over one image's predictions. `yolo_loss` is the mean over images; `yolo_losses` gives them one by
+one, and the gradient of their sum is each image's own, whatever else is in the batch, as an attack needs.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +43,7 @@ class LossTerms:
 
 
 def yolo_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> LossTerms:
-    """Detection loss of raw heads against ground truth.
+    """Detection loss of raw heads against ground truth, mean over images.
 
     Args:
         heads: Raw heads in cfg order, each ``(B, A * (5 + C), H, W)``.
@@ -53,23 +54,53 @@ def yolo_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> LossTerm
     Raises:
         ValueError: A shape does not fit; both shapes are printed.
     """
+    box, objectness, classes = _terms(heads, targets, cfg, lambda values, _: values.sum())
+    batch = heads[0].shape[0]
+    return LossTerms(box / batch, objectness / batch, classes / batch)
+
+
+def yolo_losses(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> Tensor:
+    """Detection loss of every image of a batch by itself.
+
+    Args:
+        heads: As `yolo_loss` takes them.
+        targets: Likewise, ``(T, 6)``.
+        cfg: The network's cfg.
+
+    Returns:
+        ``(B,)``; box, objectness and class terms together.
+
+    Raises:
+        ValueError: A shape does not fit; both shapes are printed.
+    """
+
+    def per_image(values: Tensor, image: Tensor) -> Tensor:
+        return values.new_zeros(heads[0].shape[0]).index_add(0, image, values.flatten(1).sum(1))
+
+    box, objectness, classes = _terms(heads, targets, cfg, per_image)
+    return box + objectness + classes
+
+
+def _terms(
+    heads: list[Tensor], targets: Tensor, cfg: DarknetCfg, reduce: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Box, objectness and class terms over all heads; ``reduce`` takes ``(N, ...)`` values and the image of each."""
     if targets.ndim != 2 or targets.shape[1] != 6:
         raise ValueError(f"expected targets (T, 6), got {tuple(targets.shape)}")
     if len(heads) != len(cfg.heads):
         raise ValueError(f"expected {len(cfg.heads)} heads, got {len(heads)}")
-    batch = heads[0].shape[0]
     height, width = cfg.input_size
     pixels = targets.new_tensor([width, height, width, height])
     boxes = targets[:, 2:] * pixels
     image = targets[:, 0].long()
-    padded = _pad_per_image(boxes, image, batch)
+    padded = _pad_per_image(boxes, image, heads[0].shape[0])
     matches = _match_anchors(boxes[:, 2:], cfg)
     box = objectness = classes = heads[0].new_zeros(())
     for raw, head in zip(heads, cfg.heads, strict=True):
         predictions = split_head(raw if raw.dtype == torch.float64 else raw.float(), head)
-        terms = _head_loss(predictions, head, cfg, targets, boxes, image, padded, matches)
+        terms = _head_loss(predictions, head, cfg, targets, boxes, image, padded, matches, reduce)
         box, objectness, classes = box + terms[0], objectness + terms[1], classes + terms[2]
-    return LossTerms(box / batch, objectness / batch, classes / batch)
+    return box, objectness, classes
 
 
 def _match_anchors(sizes_wh: Tensor, cfg: DarknetCfg) -> dict[int, Tensor]:
@@ -103,8 +134,9 @@ def _head_loss(
     image: Tensor,
     padded: Tensor,
     matches: dict[int, Tensor],
+    reduce: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    _, _, rows, columns, _ = predictions.shape
+    batch, _, rows, columns, _ = predictions.shape
     height, width = cfg.input_size
     target_index, anchor = matches[head.index].nonzero(as_tuple=True)  # (P,) each
     image_index = image[target_index]
@@ -121,11 +153,13 @@ def _head_loss(
         overlap = best_iou(predicted, padded).view_as(wanted)
         counted = (overlap <= head.ignore_thresh) | wanted.bool()
     objectness = F.binary_cross_entropy_with_logits(objectness_logits, wanted, reduction="none")
-    objectness = (objectness * counted).sum() * head.obj_normalizer
+    every_image = torch.arange(batch, device=image.device)
+    objectness = reduce(objectness * counted, every_image) * head.obj_normalizer
 
     chosen = predictions[cell]  # (P, 5 + C)
     labels = F.one_hot(targets[target_index, 1].long(), head.classes).to(chosen.dtype)
-    classes = F.binary_cross_entropy_with_logits(chosen[:, 5:], labels, reduction="sum") * head.cls_normalizer
+    classes = F.binary_cross_entropy_with_logits(chosen[:, 5:], labels, reduction="none")
+    classes = reduce(classes, image_index) * head.cls_normalizer
 
     truth = boxes[target_index]
     anchors = truth.new_tensor(head.head_anchors_wh)[anchor]
@@ -139,13 +173,13 @@ def _head_loss(
         logistic = (offset + (stretch - 1) / 2) / stretch
         xy = F.binary_cross_entropy_with_logits(chosen[:, :2], logistic, reduction="none")
         wh = (chosen[:, 2:4] - (truth[:, 2:] / anchors).log()) ** 2 / 2
-        box = ((xy + wh) * weight).sum()
+        box = (xy + wh) * weight
     else:
         centre = torch.sigmoid(chosen[:, :2]) * stretch - (stretch - 1) / 2 + torch.stack((column, row), dim=1)
         centre = centre * truth.new_tensor([width / columns, height / rows])
         size = anchors * chosen[:, 2:4].clamp(_MIN_LOG_SIZE, _MAX_LOG_SIZE).exp()
-        box = (1 - complete_iou(torch.cat((centre, size), dim=1), truth)).sum()
-    return box * head.iou_normalizer, objectness, classes
+        box = 1 - complete_iou(torch.cat((centre, size), dim=1), truth)[:, None]
+    return reduce(box, image_index) * head.iou_normalizer, objectness, classes
 
 
 def best_iou(predicted_xyxy: Tensor, truth_xyxy: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from typing import Any
 
 from prunedeploy.pipeline.store.store import read_json, write_json
 from prunedeploy_engines.errors import StoreError
+from prunedeploy_engines.files import recover_folder
 from prunedeploy_engines.locks import FileLock
 
 MARKER = "build.json"
@@ -30,7 +31,7 @@ ENTRIES = frozenset(
 """What a build writes beside its ``build.json``. Anything else in the folder is somebody else's."""
 
 UNFINISHED = re.compile(r"^\.(.+)\.[0-9a-f]{32}(\.old)?\.tmp$")
-"""What `prunedeploy_engines.files.write_atomically` calls a file until it is whole."""
+"""What `prunedeploy_engines.files` calls a file or folder until it is whole, and a folder while it is replaced."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,16 @@ def _is_ours_unfinished(name: str) -> bool:
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Remove what a killed build was writing; we have the lock, so nobody is writing it now."""
+    """Remove what a killed build was writing; we have the lock, so nobody is writing it now.
+
+    What it was replacing stays if the new one did not get into its place.
+    """
     try:
+        for name in ENTRIES:
+            recover_folder(path / name)
         for entry in path.iterdir():
             if _is_ours_unfinished(entry.name):
-                if entry.is_dir() and not entry.is_symlink():  # a bundle in the making, or one being replaced
+                if entry.is_dir() and not entry.is_symlink():  # a bundle in the making
                     shutil.rmtree(entry)
                 else:
                     entry.unlink()

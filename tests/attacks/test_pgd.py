@@ -15,7 +15,8 @@ from torch import Tensor
 from prunedeploy.attacks import AttackInvariantError, AttackWarning, Pgd, ThreatModel
 from prunedeploy.attacks.pgd import check_invariants, per_image_loss
 from prunedeploy.attacks.threat_model import start_noise
-from prunedeploy.models import Darknet, FoldedDarknet, yolo_loss
+from prunedeploy.models import Darknet, FoldedDarknet, load_darknet, yolo_loss
+from prunedeploy.resources import asset_path, darknet_cfg_path
 from pruning.darknets import conv, network, random_network
 
 SECTIONS = (
@@ -156,6 +157,15 @@ def test_an_images_attack_does_not_depend_on_its_batch(model: Darknet, images: T
         assert float(((alone - other).abs() > 1e-4).float().mean()) > 0.02
 
 
+def test_the_size_of_its_batch_does_not_round_an_images_gradient() -> None:
+    """A mean over three images would: a third is not a binary fraction, and signs of small gradients would flip."""
+    model = load_darknet(darknet_cfg_path("yolov3-slim"), asset_path("demo-clean.weights"))
+    images = torch.rand(4, 3, 160, 160, generator=torch.Generator().manual_seed(4))
+    attack = Pgd.against(model, ThreatModel(eps=0.4, step_size=0.01))
+    of_three = attack(images[:3], TARGETS[TARGETS[:, 0] < 3])
+    assert torch.equal(of_three, attack(images, TARGETS)[:3])
+
+
 def test_without_ids_a_start_follows_from_the_pixels(model: Darknet, images: Tensor) -> None:
     attack = Pgd.against(model, ThreatModel(random_start=True))
     own = TARGETS[TARGETS[:, 0] == 3].clone()
@@ -256,9 +266,20 @@ def test_kept_promises_pass() -> None:
 def test_a_zero_gradient_is_warned_about(model: Darknet, images: Tensor) -> None:
     with torch.no_grad():
         model.conv(0).scale.zero_()
-    with pytest.warns(AttackWarning, match="zero-gradient"):
+    with pytest.warns(AttackWarning, match="zero-gradient: the loss does not depend on 4 of 4 images"):
         attacked = Pgd.against(model, ThreatModel())(images, TARGETS)
     assert torch.equal(attacked, images)
+
+
+def test_a_zero_gradient_of_one_image_does_not_hide_among_the_others(model: Darknet, images: Tensor) -> None:
+    class BlindToOne(FoldedDarknet):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return super().forward(x * torch.tensor([1.0, 1, 0, 1]).view(4, 1, 1, 1))
+
+    attack = Pgd(model, BlindToOne(model), ThreatModel(), "fp32", 0)
+    with pytest.warns(AttackWarning, match="zero-gradient: the loss does not depend on 1 of 4 images"):
+        attacked = attack(images, TARGETS)
+    assert [torch.equal(one, clean) for one, clean in zip(attacked, images, strict=True)] == [False, False, True, False]
 
 
 def test_an_honest_attack_warns_about_nothing(model: Darknet, images: Tensor) -> None:
@@ -268,6 +289,12 @@ def test_an_honest_attack_warns_about_nothing(model: Darknet, images: Tensor) ->
 
 
 def test_a_gradient_that_is_not_finite_is_an_error(model: Darknet, images: Tensor) -> None:
+    class BrokenForOne(FoldedDarknet):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return super().forward(x * torch.tensor([1.0, 0, torch.inf, 1]).view(4, 1, 1, 1))
+
+    with pytest.raises(AttackInvariantError, match="not finite"):
+        Pgd(model, BrokenForOne(model), ThreatModel(), "fp32", 0)(images, TARGETS)
     with torch.no_grad():
         model.conv(0).weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(AttackInvariantError, match="not finite"):

@@ -5,10 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+
+from prunedeploy.cli import evaluation_run
+from prunedeploy.data.loader import Batch, EvaluationLoader
 
 SMOKE = (
     "--config", "smoke", "--set", "data.train_images=null", "--set", "data.eval_images=null", "--set",
@@ -174,16 +179,39 @@ def test_evaluate_a_darknet_model(run_process: Any, darknet: Path, coco: Path) -
     assert low - 1e-9 <= row["map_clean"] <= high + 1e-9
 
 
-def test_random_starts_do_not_depend_on_the_batch_size(run: Any, darknet: Path, coco: Path, tmp_path: Path) -> None:
-    tables = []
-    for batch in (1, 3):
-        folder = tmp_path / f"csv-{batch}"
-        done = run("evaluate", darknet, "--data", coco, "--attack", "pgd", "--steps", "1", "--step-size", "1e-6",
-                   "--random-start", "--batch", batch, "--bootstrap", "0", "--csv", folder)  # fmt: skip
+def test_evaluate_repeats_a_builds_attack_from_random_starts(
+    run: Any, coco: Path, darknet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = ("attack.random_start=true", "attack.restarts=2", "attack.eps=0.3", "evaluation.batch_size=4")
+    built = run(*build_arguments(coco, darknet, tmp_path), *(word for key in attack for word in ("--set", key)))
+    assert built.exit_code == 0, built.stderr
+    out, threads = tmp_path / "out", torch.get_num_threads()
+    stored = json.loads((out / "results.json").read_text())["models"][2]
+    expected = (out / "detections" / "pruned-pgd.csv").read_bytes()
+    settings: list[tuple[int, int]] = []
+
+    class Loader(EvaluationLoader):
+        def __iter__(self) -> Iterator[Batch]:
+            settings.append((self.batch_size, torch.get_num_threads()))
+            return super().__iter__()
+
+    monkeypatch.setattr(evaluation_run, "EvaluationLoader", Loader)
+    for more in ((), ("--batch", "2")):
+        folder = tmp_path / "-".join(("csv", *more))
+        done = run("evaluate", out, "--attack", "pgd", "--runtime", "torch,onnxruntime", "--csv", folder, "--json",
+                   *more)  # fmt: skip
         assert done.exit_code == 0, done.stderr
-        with (folder / "torch-pgd.csv").open() as file:
-            tables.append([float(row["score"]) for row in csv.DictReader(file)])
-    assert tables[0] == pytest.approx(tables[1], abs=1e-4)
+        assert (folder / "torch-pgd.csv").read_bytes() == expected, more
+        own, engine = json.loads(done.stdout)["results"]
+        for key in ("map_pgd", "map50_pgd", "map_pgd_conf50"):
+            assert own[key] == stored[key]
+        assert engine["map_pgd_transfer"] == stored["map_pgd_transfer_onnxruntime"]
+        assert own["engine"]["threads"] == engine["engine"]["threads"] == 1
+    other = run("evaluate", out, "--attack", "pgd", "--seed", "1", "--threads", "2", "--csv", tmp_path / "other")
+    assert other.exit_code == 0, other.stderr
+    assert (tmp_path / "other" / "torch-pgd.csv").read_bytes() != expected
+    assert settings == [(4, 1), (2, 1), (4, 2)]  # the build's, unless told otherwise
+    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.parametrize(

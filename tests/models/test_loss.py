@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunedeploy.models import DarknetCfg, LossTerms, decode, parse_cfg, yolo_loss
+from prunedeploy.models import DarknetCfg, LossTerms, decode, parse_cfg, yolo_loss, yolo_losses
 from prunedeploy.models.decode import split_head
 from prunedeploy.models.loss import best_iou, complete_iou
 
@@ -168,6 +168,24 @@ def test_the_loss_equals_a_plain_loop(name: str, seed: int) -> None:
     for key, total in expected.items():
         assert float(getattr(terms, key)) == pytest.approx(total, rel=1e-9), key
     assert float(terms.total) == pytest.approx(sum(expected.values()), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_losses_of_images_are_the_loss_of_each_alone(name: str) -> None:
+    cfg = cfg_of(**OPTIONS[name])
+    heads, targets = [head.requires_grad_(True) for head in random_heads(3)], random_targets([4, 0, 9])
+    targets = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
+    losses = yolo_losses(heads, targets, cfg)
+    gradients = torch.autograd.grad(losses.sum(), heads)
+    assert losses.shape == (3,)
+    for index in range(3):
+        own = targets[targets[:, 0] == index].clone()
+        own[:, 0] = 0
+        alone = [head[index : index + 1].detach().requires_grad_(True) for head in heads]
+        loss = yolo_loss(alone, own, cfg).total
+        torch.testing.assert_close(losses[index], loss)
+        for together, gradient in zip(gradients, torch.autograd.grad(loss, alone), strict=True):
+            torch.testing.assert_close(together[index : index + 1], gradient)
 
 
 def test_options_change_the_loss_they_are_meant_to_change() -> None:

@@ -275,6 +275,21 @@ def test_what_a_killed_process_was_writing_does_not_make_the_folder_foreign(tmp_
     assert sorted(os.listdir(tmp_path)) == ["build.json", "detections", "model.cfg"]
 
 
+def test_bundle_that_a_killed_process_was_replacing_is_put_back(tmp_path: Path) -> None:
+    build_into(tmp_path)
+    old = tmp_path / f".bundle.{8 * '0123'}.old.tmp"
+    old.mkdir()
+    (old / "bundle.json").write_text("old")
+    with open_output_folder(tmp_path, OURS) as folder:
+        assert (folder.path / "bundle" / "bundle.json").read_text() == "old"
+    (tmp_path / "bundle").rename(old)
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "bundle.json").write_text("new")
+    build_into(tmp_path)
+    assert (tmp_path / "bundle" / "bundle.json").read_text() == "new"
+    assert not old.exists()
+
+
 @pytest.mark.parametrize(
     "name", ["notes.txt", "build.json", "../model.cfg", "bundle/../../x", "/etc/passwd", ""]
 )

@@ -296,7 +296,7 @@ def write_bundle(
     """Write a bundle: a reader sees the whole of it or nothing.
 
     Args:
-        folder: What to write; must not exist unless ``overwrite``.
+        folder: What to write; must not exist, or be empty, unless ``overwrite``.
         files: By their name in the bundle, a relative path with ``/``.
         class_names: In the order of the scores.
         input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``; see `manifest.InputSpec`.
@@ -308,7 +308,7 @@ def write_bundle(
         overwrite: Replace an existing bundle.
 
     Raises:
-        BundleError: The folder exists, a field is wrong (named), or the disk refuses; nothing is left behind.
+        BundleError: The folder is not empty, a field is wrong (named), or the disk refuses; nothing is left behind.
     """
     content = {
         "schema_version": SCHEMA_VERSION,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +11,7 @@ from pydantic import ValidationError
 
 from prunedeploy_engines.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, check_name, parse_manifest
 from prunedeploy_engines.errors import BundleError, StoreError
-from prunedeploy_engines.files import file_sha256, write_atomically
+from prunedeploy_engines.files import file_sha256, write_atomically, write_whole_folder
 
 
 @dataclass(frozen=True)
@@ -112,38 +109,20 @@ def write_folder(
         folder: Its place.
         content: The manifest without ``files``.
         files: By their name in the bundle.
-        overwrite: Replace what is there.
+        overwrite: Replace a folder that is not empty.
 
     Raises:
-        BundleError: The folder exists, a field is wrong (named), or the disk refuses; nothing is left behind.
+        BundleError: The folder is not empty, a field is wrong (named), or the disk refuses; nothing is left behind.
     """
-    if folder.exists() and not overwrite:
-        raise BundleError("exists already", where=folder, fix="choose another folder or overwrite it")
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+
+    def fill(temporary: Path) -> Manifest:
         entries = {name: place_file(temporary, name, file) for name, file in files.items()}
         listed = {name: entry.model_dump(mode="json") for name, entry in entries.items()}
         manifest = parse_manifest({**content, "files": listed}, folder / MANIFEST_NAME)
         write_file(temporary / MANIFEST_NAME, manifest.to_json())
-        _replace_folder(temporary, folder, overwrite)
-    except OSError as error:
-        raise BundleError(
-            f"cannot be written ({error.strerror})", where=folder, fix="free space or choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return manifest
+        return manifest
 
-
-def _replace_folder(temporary: Path, folder: Path, overwrite: bool) -> None:
-    old = temporary.with_suffix(".old.tmp")
-    if overwrite and folder.exists():
-        folder.rename(old)  # renaming onto a folder that is not empty fails
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    descriptor = os.open(folder.parent, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        return write_whole_folder(folder, fill, overwrite=overwrite)
+    except StoreError as error:
+        raise BundleError(error.what, error.where, error.fix) from error

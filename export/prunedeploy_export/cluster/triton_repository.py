@@ -14,10 +14,10 @@ from pathlib import Path
 
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.files import write_whole_folder
 from prunedeploy_export.cluster.copied_sources import copied_sources
 from prunedeploy_export.cluster.triton_config import TritonSettings, model_filename, triton_configs
 from prunedeploy_export.cluster.triton_detector import TritonDetector, triton_detector
-from prunedeploy_export.whole_folder import write_whole_folder
 
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
 CONFIG = "config.pbtxt"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import re
@@ -180,11 +181,37 @@ def test_folder_without_manifest_and_missing_folder_are_refused(tmp_path: Path) 
 
 
 def test_existing_folder_is_only_replaced_when_asked(folder: Path) -> None:
-    with pytest.raises(BundleError, match="exists already"):
+    with pytest.raises(BundleError, match="exists and is not empty"):
         write(folder)
     write(folder, class_names=["r", "g", "b"], overwrite=True)
     assert load_bundle(folder).class_names == ("r", "g", "b")
     assert {path.name for path in folder.parent.iterdir()} == {"bundle", "source.onnx"}
+
+
+def test_old_bundle_stays_when_the_new_one_cannot_take_its_place(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename = load_bundle(folder).manifest, Path.rename
+
+    def refused(source: Path, target: Path) -> Path:
+        if target == folder and not source.name.endswith(".old.tmp"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(BundleError, match="cannot be written"):
+        write(folder, class_names=["r", "g", "b"], overwrite=True)
+    assert load_bundle(folder).manifest == before
+    assert {path.name for path in folder.parent.iterdir()} == {"bundle", "source.onnx"}
+
+
+def test_old_bundle_of_a_writer_that_was_killed_is_put_back(folder: Path) -> None:
+    before, old = load_bundle(folder).manifest, folder.with_name(f".bundle.{'a' * 32}.old.tmp")
+    folder.rename(old)  # between the two renames
+    with pytest.raises(BundleError, match="exists"):
+        write(folder, class_names=["r", "g", "b"])
+    assert load_bundle(folder).manifest == before
+    assert not old.exists()
 
 
 def test_failed_write_leaves_nothing_and_keeps_the_old(folder: Path) -> None:
