@@ -139,7 +139,7 @@ def evaluate_stage(
     }
     inputs = {"model": model.digest, "export": export.digest, "data": context.test_key}
     inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}
-    return context.run("evaluate", 2, settings, inputs, compute)
+    return context.run("evaluate", 3, settings, inputs, compute)
 
 
 def csv_name(engine: str, kind: str) -> str:
