@@ -59,6 +59,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "scaled, learned": LEARNED,
     "scaled, learned, sharpness 0.05": (*LEARNED, "score_optimization.sharpness=0.05"),
     "scaled, learned, sharpness 0.01": (*LEARNED, "score_optimization.sharpness=0.01"),
+    "scaled, erk, sharpness 0.01": ("scores.name=scaled", "allocation=erk", "score_optimization.sharpness=0.01"),
     "deeplift": ("scores.name=deeplift", "allocation=uniform"),
     "taylor, global": ("scores.name=taylor", "scores.normalise=mean", "allocation=global"),
     "bn-scale": ("scores.name=bn-scale", "allocation=uniform"),
@@ -148,6 +149,8 @@ def cells(parts: Iterable[str]) -> Iterator[Cell]:
             Cell("sharpness", variant, "unstructured", 0.9, SHORT, 0.5, seed)
             for seed in three
             for variant in ("scaled, learned", "scaled, learned, sharpness 0.05", "scaled, learned, sharpness 0.01")
+        ] + [
+            Cell("sharpness", "scaled, erk, sharpness 0.01", "unstructured", 0.95, LONG, 0.25, seed) for seed in three
         ],
         "filters": [
             Cell("filters", variant, "structured", ratio, LONG, share, seed)
