@@ -52,7 +52,7 @@ def main() -> None:
         "robust": load_darknet(slim, asset_path("demo-robust.weights")),
         f"pruned by {results['ratio_achieved']:.0%}": load_darknet(build / "model.cfg", build / "model.weights"),
     }
-    attack = {key: results["configuration"]["attack"][key] for key in ThreatModel.__dataclass_fields__}
+    attack = results["configuration"]["attack"]
     dataset = load_test_split(arguments.data)
     batch = next(
         batch

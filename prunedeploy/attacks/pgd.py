@@ -73,7 +73,7 @@ class Pgd:
         """
         versions = _versions(self.model)
         images = images.contiguous(memory_format=torch.channels_last)
-        best, best_loss = images, None
+        attacked, kept = images, None
         for restart in range(self.threat_model.restarts):
             start = images
             if self.threat_model.random_start:
@@ -82,35 +82,52 @@ class Pgd:
                 keys = [(self.seed, epoch, image_id % 2**63, restart) for image_id in ids]
                 noise = start_noise(tuple(images.shape), self.threat_model.eps, keys).to(images.device)
                 start = project_linf(images + noise, images, self.threat_model.eps)
-            candidate = self._ascend(images, start, targets)
-            if self.threat_model.restarts == 1:
-                best = candidate
-                break
-            loss = per_image_loss(self.network, candidate, targets)
-            if best_loss is None:
-                best, best_loss = candidate, loss
-            else:
-                better = loss > best_loss
-                best = torch.where(better.view(-1, 1, 1, 1), candidate, best)
-                best_loss = torch.where(better, loss, best_loss)
-        check_invariants(best, images, self.threat_model.eps)
+            attacked, kept = self._ascend(images, start, targets, kept)
+            if self.threat_model.restarts > 1 or self.threat_model.iterate == "best":
+                kept = _worse(kept, attacked, per_image_loss(self.network, attacked, targets))
+        if kept is not None:
+            attacked = kept.images
+        check_invariants(attacked, images, self.threat_model.eps)
         if _versions(self.model) != versions:
             raise AttackInvariantError("the attacked network changed during the attack")
-        return best.contiguous()
+        return attacked.contiguous()
 
-    def _ascend(self, images: Tensor, start: Tensor, targets: Tensor) -> Tensor:
+    def _ascend(
+        self, images: Tensor, start: Tensor, targets: Tensor, kept: _Attempt | None
+    ) -> tuple[Tensor, _Attempt | None]:
+        """Return the last iterate, and ``kept`` with the others in it if it is the best that is reported."""
         x_adv = start
         for _ in range(self.threat_model.steps):
             x_adv = x_adv.detach().requires_grad_(True)
             # The sum, not the mean: a quotient would round each gradient by the size of the batch.
-            loss = yolo_losses(self.network(x_adv), targets, self.model.cfg).sum()
-            (gradient,) = torch.autograd.grad(loss, x_adv)
+            losses = yolo_losses(self.network(x_adv), targets, self.model.cfg)
+            (gradient,) = torch.autograd.grad(losses.sum(), x_adv)
             _check_gradient(gradient)
+            if self.threat_model.iterate == "best":
+                kept = _worse(kept, x_adv.detach(), losses.detach())
             # x_{t+1} = clip(x_t + step * sign(grad)), Madry et al. 2018, equation in section 2.1.
             x_adv = project_linf(
                 x_adv.detach() + self.threat_model.step_size * gradient.sign(), images, self.threat_model.eps
             )
-        return x_adv.detach()
+        return x_adv.detach(), kept
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Attacked images, ``(B, 3, H, W)``, and the loss of each, ``(B,)``."""
+
+    images: Tensor
+    losses: Tensor
+
+
+def _worse(kept: _Attempt | None, images: Tensor, losses: Tensor) -> _Attempt:
+    """Of two attempts the one that is worse for the network, image by image."""
+    if kept is None:
+        return _Attempt(images, losses)
+    worse = losses > kept.losses
+    return _Attempt(
+        torch.where(worse.view(-1, 1, 1, 1), images, kept.images), torch.where(worse, losses, kept.losses)
+    )
 
 
 def per_image_loss(network: FoldedDarknet, images: Tensor, targets: Tensor) -> Tensor:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Iterate = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class ThreatModel:
         random_start: Start from a uniform point of the ball rather than the clean image.
         restarts: Attempts per image; the one with the largest loss is kept. More than one needs random
             starts.
+        iterate: What an attempt gives: where its ``last`` step ended, or of all places it came through, the start
+            among them, each image's ``best`` (with the largest loss).
 
     Raises:
         ValueError: A value is out of range.
@@ -31,9 +36,11 @@ class ThreatModel:
     steps: int = 5
     random_start: bool = False
     restarts: int = 1
+    iterate: Iterate = "last"
 
     def __post_init__(self) -> None:
-        if not (0 <= self.eps <= 1 and self.step_size > 0 and self.steps >= 1 and self.restarts >= 1):
+        counts = self.steps >= 1 and self.restarts >= 1
+        if not (0 <= self.eps <= 1 and self.step_size > 0 and counts and self.iterate in get_args(Iterate)):
             raise ValueError(f"threat model out of range: {self}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts > 1 repeats the same attack unless random_start is on")

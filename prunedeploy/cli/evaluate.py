@@ -46,6 +46,11 @@ PATH = click.Path(path_type=Path)
 @click.option("--step-size", type=click.FloatRange(0, 1, min_open=True), metavar="S", help="The paper: 0.02.")
 @click.option("--random-start/--no-random-start", default=None, help="Start at a random point of the ball.")
 @click.option("--restarts", type=click.IntRange(1), metavar="N", help="Random starts; the worst counts, per image.")
+@click.option(
+    "--iterate",
+    type=click.Choice(["last", "best"]),
+    help="Report where the last step ended, or the best of all: of each image the one with the highest loss.",
+)
 @click.option("--parent-cfg", type=PATH, metavar="F", help="PyTorch parent of a bundle or .onnx, for its gradients.")
 @click.option("--parent-weights", type=PATH, metavar="F", help="Its weights; default: the .weights beside the cfg.")
 @click.option(
@@ -113,7 +118,7 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
 
 
 def _refuse_idle_options(options: dict[str, Any]) -> None:
-    names = ("eps", "steps", "step_size", "random_start", "restarts")
+    names = ("eps", "steps", "step_size", "random_start", "restarts", "iterate")
     idle = [name for name in names if options[name] is not None]
     if idle:
         raise click.UsageError(f"--{idle[0].replace('_', '-')} does nothing without --attack pgd")
@@ -127,7 +132,8 @@ def _print(document: dict[str, Any], request: Request) -> None:
         size = (
             f"{attack['steps']} step{'s' * (attack['steps'] > 1)} of {attack['step_size']:g} within {attack['eps']:g}"
         )
-        click.echo(f"PGD in fp32: {size}{starts}")
+        best = ", the best iterate of each image" if attack["iterate"] == "best" else ""
+        click.echo(f"PGD in fp32: {size}{starts}{best}")
     rows = []
     for result in document["results"]:
         suffix = "_transfer" if result["transfer"] else ""

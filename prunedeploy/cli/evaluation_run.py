@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Request:
     step_size: float | None
     random_start: bool | None
     restarts: int | None
+    iterate: str | None
     parent_cfg: Path | None
     parent_weights: Path | None
     precision: str
@@ -171,11 +172,8 @@ def result_row(name: str, result: Evaluation) -> dict[str, Any]:
 
 def _threat_model(request: Request, configuration: dict[str, Any]) -> ThreatModel:
     """The build's attack, or the paper's, changed by what was given."""
-    given = {
-        name: getattr(request, name)
-        for name in ("eps", "steps", "step_size", "random_start", "restarts")
-        if getattr(request, name) is not None
-    }
+    given = {field.name: getattr(request, field.name) for field in fields(ThreatModel)}
+    given = {name: value for name, value in given.items() if value is not None}
     values = {**AttackConfig().model_dump(), **(configuration.get("attack") or {}), **given}
     if values["restarts"] > 1 and not values["random_start"]:
         raise ConfigError("are all the same without --random-start", "--restarts", "add it")

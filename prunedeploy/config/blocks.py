@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 BUNDLED = "demo"
 """The value of ``model.weights`` and ``data.path`` that means: what comes with the package."""
@@ -102,6 +111,8 @@ class AttackConfig(Block):
         steps: Gradient steps.
         random_start: Start at a random point of the ball instead of the clean image.
         restarts: Independent starts, of which the worst counts per image; more than one needs random_start.
+        iterate: What is reported: the ``last`` iterate, or of all of them the ``best`` of each image, with the highest
+            loss.
     """
 
     eps: Fraction = 0.05
@@ -109,6 +120,12 @@ class AttackConfig(Block):
     steps: AtLeastOne = 5
     random_start: bool = False
     restarts: AtLeastOne = 1
+    iterate: Literal["last", "best"] = "last"
+
+    @model_serializer(mode="wrap")
+    def _without_a_default_that_is_younger_than_results(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave ``iterate`` out unless it is chosen: keys and hashes are made of this, and stay as they were."""
+        return {key: value for key, value in values(self).items() if (key, value) != ("iterate", "last")}
 
     @model_validator(mode="after")
     def _restarts_differ(self) -> AttackConfig:

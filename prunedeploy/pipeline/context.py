@@ -136,7 +136,7 @@ class BuildContext:
     def threat_model(self, attack: AttackConfig | None = None) -> ThreatModel:
         """The reported attack, or that of a training block."""
         attack = attack or self.config.attack
-        return ThreatModel(attack.eps, attack.step_size, attack.steps, attack.random_start, attack.restarts)
+        return ThreatModel(**dict(attack))
 
     def training_settings(self) -> dict[str, Any]:
         """What every training's result depends on beside its own block."""

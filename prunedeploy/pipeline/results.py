@@ -93,7 +93,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "dead_channels": _stage_document(context, DEAD_CHANNELS, "dead_channels.json"),
         "score_report": _stage_document(context, "score", "score.json"),
         "comparisons": _read(built.comparison.folder / "comparison.json"),
-        "attack": {"name": "pgd", **config.attack.model_dump(), "precision": "fp32"},
+        "attack": {"name": "pgd", **dict(config.attack), "precision": "fp32"},
         "data": {
             "path": config.data.path,
             "train_images": len(context.training.images),

@@ -50,6 +50,7 @@ ATTACK_NAMES = {
     "eps": "radius (L-inf, pixels in [0, 1])",
     "step_size": "step size",
     "random_start": "random start",
+    "iterate": "iterate reported of each image",
 }
 ENVIRONMENT_KEYS = (
     "cpu",

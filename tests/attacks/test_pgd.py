@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 
 import numpy as np
@@ -206,6 +207,75 @@ def test_more_restarts_never_lower_an_images_loss(model: Darknet, images: Tensor
         losses = per_image_loss(network_, attack(images, TARGETS), TARGETS)
         assert bool((losses >= previous).all())
         previous = losses
+
+
+# A step as long as the ball is wide overshoots: the loss falls again.
+OVERSHOOTING = ThreatModel(eps=0.4, step_size=0.4, steps=6, iterate="best")
+
+
+def reference_iterates(model: Darknet, images: Tensor, start: Tensor, attack: ThreatModel) -> tuple[Tensor, Tensor]:
+    """Every iterate of the plain loop, the start among them, and its losses: (n, B, C, H, W) and (n, B)."""
+    iterates = [start]
+    for _ in range(attack.steps):
+        iterates.append(reference_pgd(model, images, iterates[-1], TARGETS, attack.eps, attack.step_size, 1))
+    losses = []
+    for x in iterates:
+        of_images = [TARGETS[TARGETS[:, 0] == i] * torch.tensor([0.0, 1, 1, 1, 1, 1]) for i in range(4)]
+        losses.append([loss_of(model, x[i : i + 1], of_images[i]) for i in range(4)])
+    return torch.stack(iterates), torch.tensor(losses)
+
+
+def test_the_best_iterate_is_that_of_a_plain_loop_image_by_image(model: Darknet, images: Tensor) -> None:
+    iterates, losses = reference_iterates(model, images, images, OVERSHOOTING)
+    assert len(set(losses.argmax(0).tolist())) > 1, "the example must have different winners"
+    attacked = Pgd.against(model, OVERSHOOTING)(images, TARGETS)
+    expected = iterates[losses.argmax(0), torch.arange(4)]
+    assert float(((attacked - expected).abs() > 1e-6).float().mean()) < 0.002
+    found = per_image_loss(FoldedDarknet(model), attacked, TARGETS)
+    torch.testing.assert_close(found, losses.amax(0), rtol=1e-4, atol=1e-4)
+    check_invariants(attacked, images, OVERSHOOTING.eps)
+    assert attacked.is_contiguous()
+
+
+def test_the_best_iterate_is_never_worse_than_the_last_and_better_for_some_image(
+    model: Darknet, images: Tensor
+) -> None:
+    network_, losses = FoldedDarknet(model), {}
+    for iterate in ("last", "best"):
+        attack = Pgd.against(model, dataclasses.replace(OVERSHOOTING, iterate=iterate, random_start=True))
+        attacked = attack(images, TARGETS)
+        check_invariants(attacked, images, OVERSHOOTING.eps)
+        losses[iterate] = per_image_loss(network_, attacked, TARGETS)
+    assert bool((losses["best"] >= losses["last"]).all())
+    assert bool((losses["best"] > 1.001 * losses["last"]).any())
+
+
+def test_the_best_of_all_iterates_of_all_restarts_is_kept(model: Darknet, images: Tensor) -> None:
+    attack = dataclasses.replace(OVERSHOOTING, random_start=True, restarts=3)
+    best = []
+    for restart in range(3):
+        start = (images + start_noise((4, 3, 16, 16), attack.eps, [(0, 0, i, restart) for i in range(4)])).clamp(0, 1)
+        best.append(reference_iterates(model, images, start, attack)[1].amax(0))
+    attacked = Pgd.against(model, attack)(images, TARGETS, image_ids=[0, 1, 2, 3])
+    found = per_image_loss(FoldedDarknet(model), attacked, TARGETS)
+    torch.testing.assert_close(found, torch.stack(best).amax(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("iterate", "restarts", "passes"), [("last", 1, 6), ("best", 1, 7), ("best", 2, 14)])
+def test_the_best_iterate_costs_one_forward_pass_more(
+    model: Darknet, images: Tensor, iterate: str, restarts: int, passes: int
+) -> None:
+    class Counting(FoldedDarknet):
+        passes = 0
+
+        def forward(self, x: Tensor) -> list[Tensor]:
+            self.passes += 1
+            return super().forward(x)
+
+    network_ = Counting(model)
+    attack = dataclasses.replace(OVERSHOOTING, iterate=iterate, random_start=True, restarts=restarts)
+    Pgd(model, network_, attack, "fp32", 0)(images, TARGETS)
+    assert network_.passes == passes
 
 
 def test_per_image_loss_is_the_loss_of_each_image_alone(model: Darknet, images: Tensor) -> None:

@@ -23,6 +23,7 @@ def test_defaults_are_the_papers() -> None:
     assert (attack.eps, attack.step_size, attack.steps) == (0.05, 0.02, 5)
     assert not attack.random_start
     assert attack.restarts == 1
+    assert attack.iterate == "last"
 
 
 @given(x_adv=candidates, x=pixels, eps=st.floats(0, 1))
@@ -48,7 +49,7 @@ def test_projection_refuses_other_shapes_and_a_negative_radius() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"eps": -0.1}, {"eps": 1.5}, {"eps": float("nan")}, {"step_size": 0.0}, {"steps": 0}, {"restarts": 0},
-     {"restarts": 2}],
+     {"restarts": 2}, {"iterate": "first"}],
 )  # fmt: skip
 def test_a_threat_model_out_of_range_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=r"out of range|random_start"):

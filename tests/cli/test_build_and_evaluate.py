@@ -69,17 +69,17 @@ def test_a_build_end_to_end_and_what_reads_its_folder(
     assert own["map_pgd"] == pytest.approx(pruned["map_pgd"], abs=1e-9)
     assert "map_pgd" not in engine
     assert engine["map_pgd_transfer"] == pytest.approx(pruned["map_pgd_transfer_onnxruntime"], abs=1e-9)
-    assert document["attack"]["steps"] == 2  # the build's own
+    assert (document["attack"]["steps"], document["attack"]["iterate"]) == (2, "last")  # the build's own
     assert document["data"]["images"] == 4
     with (tmp_path / "csv" / "torch-pgd.csv").open() as file:
         assert next(csv.reader(file))[:3] == ["image_id", "category_id", "category"]
 
     shown = run("evaluate", out / "bundle", "--data", coco, "--attack", "pgd", "--steps", "1", "--parent-cfg",
-                out / "model.cfg", "--bootstrap", "0")  # fmt: skip
+                out / "model.cfg", "--bootstrap", "0", "--iterate", "best")  # fmt: skip
     assert shown.exit_code == 0, shown.stderr
     assert "PGD (transfer)" in shown.stdout
     assert "transfer: an engine has no gradients" in shown.stdout
-    assert "1 step of 0.02 within 0.05" in shown.stdout
+    assert "1 step of 0.02 within 0.05, the best iterate of each image" in shown.stdout
 
     alone = run("evaluate", out / "bundle", "--data", coco, "--attack", "pgd")
     assert (alone.exit_code, alone.stdout) == (2, "")

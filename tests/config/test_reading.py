@@ -237,6 +237,18 @@ def test_result_settings_leave_out_what_changes_no_result() -> None:
     assert "checkpoint_every" not in settings
 
 
+def test_iterate_is_in_no_key_or_hash_unless_it_is_chosen() -> None:
+    """What was stored before the key was there is found again: these are the values that its keys were made of."""
+    attack = {"eps": 0.05, "step_size": 0.02, "steps": 5, "random_start": False, "restarts": 1}
+    assert AttackConfig().model_dump() == as_dict(AttackConfig(iterate="last")) == attack
+    assert result_settings(load_config("demo", ["attack.iterate=last"]))["attack"] == attack
+    assert config_hash(load_config("demo", ["attack.iterate=last"])) == config_hash(load_config("demo"))
+    chosen = load_config("demo", ["attack.iterate=best"])
+    assert as_dict(chosen)["attack"] == {**attack, "iterate": "best"}
+    assert result_settings(chosen.finetune)["attack"]["iterate"] == "best", "inherited, as the other keys are"
+    assert BuildConfig.model_validate(as_dict(chosen)) == chosen
+
+
 def test_default_output_folder_says_what_was_built() -> None:
     assert default_out(load_config("demo")) == Path("runs/demo-structured-bn-scale-0.75-s0")
     other = load_config("demo", ["seed=3"], {"ratio": 0.0, "method": "unstructured", "scores": "random"})
@@ -295,6 +307,7 @@ WRONG_FILES = [
     ),
     ("attack: {eps: 2}\n", "my.yaml:1: attack.eps should be less than or equal to 1, got 2"),
     ("attack: {steps: 0}\n", "my.yaml:1: attack.steps should be greater than or equal to 1, got 0"),
+    ("attack: {iterate: first}\n", "my.yaml:1: attack.iterate should be 'last' or 'best', got 'first'"),
     (
         "attack:\n  restarts: 3\n",
         "my.yaml:1: attack: restarts > 1 needs random_start: true, or all restarts are the same",

@@ -424,9 +424,21 @@ def test_seed_recomputes_every_training(finished: Any, tiny_case: Any, tmp_path:
     assert "original" not in computed
 
 
-@pytest.mark.parametrize("change", ["data.workers=1", "data.cache_mb=0", "finetune.checkpoint_every=3"])
+@pytest.mark.parametrize(
+    "change", ["data.workers=1", "data.cache_mb=0", "finetune.checkpoint_every=3", "attack.iterate=last"]
+)
 def test_what_changes_no_result_recomputes_nothing(finished: Any, tiny_case: Any, tmp_path: Path, change: str) -> None:
     assert tiny_case.build(finished[0], tmp_path / "out", change).computed == ()
+
+
+def test_results_and_report_say_which_iterate_is_reported(finished: Any, tiny_case: Any, tmp_path: Path) -> None:
+    best = tiny_case.build(finished[0], tmp_path / "out", "attack.iterate=best", "finetune.attack.iterate=last")
+    assert {"pretrain", "optimise-scores", "evaluate", "gallery"} <= set(best.computed)
+    assert best.results["configuration"]["attack"]["iterate"] == "best"
+    for out, iterate in ((tmp_path / "out", "best"), (finished[1], "last")):
+        assert json.loads((out / "results.json").read_text())["attack"]["iterate"] == iterate
+        page = (out / "report.html").read_text()
+        assert f"<dt>iterate reported of each image</dt><dd>{iterate}</dd>" in page
 
 
 def test_workers_and_cache_give_the_same_weights_when_they_are_used(

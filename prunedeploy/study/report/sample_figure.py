@@ -95,6 +95,7 @@ def sample_caption(samples: SampleSet, kind: Kind, number: int) -> str:
     if kind == "pgd":
         settings = cells[0].attack
         strength = f"eps {settings.get('eps')}, {settings.get('steps')} steps of {settings.get('step_size')}"
+        strength += ", best iterate" if settings.get("iterate") == "best" else ""
         # Every network is attacked through its own gradients, so each picture in the grid is another one.
         seen = f"attacked through each network's own gradients ({strength if len(attacks) == 1 else 'PGD'})"
     thresholds = sorted({cell.score_threshold for cell in cells})
