@@ -1,4 +1,4 @@
-"""What the benchmark programs share: a YOLOv3 with plausible activations, and timing in turns."""
+"""What the benchmark programs share: a YOLOv3 with plausible activations, its cuts, and timing in turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ from torch import Tensor
 
 from prunedeploy.data.demo import SPRITES, DemoSettings, compose_scene, cut_out
 from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.pruning.granularity import Filters
+from prunedeploy.pruning.ratio import Widths
+from prunedeploy.pruning.shrink import shrink
 from prunedeploy.resources import darknet_cfg_path
+from prunedeploy.scores import scaled_scores
 from prunedeploy.training.adversarial import recalibrate_normalisation
 from prunedeploy_engines.detection.letterbox import to_input
 
@@ -46,6 +50,15 @@ def random_yolov3(name: str = "yolov3", seed: int = 0) -> Darknet:
     images, _ = scenes(2, model.cfg.input_size[0], seed)
     recalibrate_normalisation(model, [images])
     return model.eval()
+
+
+def narrowed(model: Darknet, ratio: float, multiple: int = 8) -> tuple[Darknet, Widths]:
+    """Without the filters of the lowest scaled weights, until so much of the weights is gone."""
+    granularity = Filters(ratio, multiple=multiple)
+    allocation = granularity.allocate(model.cfg)
+    masks = granularity.selection(model.cfg, allocation)(scaled_scores(model)).as_bool()
+    assert allocation.widths is not None
+    return shrink(model, masks.filters), allocation.widths
 
 
 def in_turns(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

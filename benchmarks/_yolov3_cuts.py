@@ -5,14 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from _common import random_yolov3, scenes
+from _common import narrowed, random_yolov3, scenes
 
 from prunedeploy.models import Darknet, FoldedDarknet
-from prunedeploy.pruning.coupling import coupling_groups
-from prunedeploy.pruning.importance import unit_importance
-from prunedeploy.pruning.ratio import solve_structured
-from prunedeploy.pruning.shrink import shrink
-from prunedeploy.scores import scaled_scores
 from prunedeploy_export import Quantiser, onnx_from_torch
 
 
@@ -30,14 +25,10 @@ class Cuts:
     def __init__(self, folder: Path) -> None:
         self.dense: Darknet = random_yolov3()
         self._folder = folder
-        self._importance = unit_importance(scaled_scores(self.dense), coupling_groups(self.dense.cfg))
 
     def fp32(self, ratio: float = 0.0, multiple: int = 8) -> Cut:
         """The network pruned to a ratio; 0 is the dense one."""
-        network = self.dense
-        if ratio:
-            plan = solve_structured(self.dense.cfg, self._importance, ratio, multiple=multiple)
-            network = shrink(self.dense, plan.keep)
+        network = narrowed(self.dense, ratio, multiple)[0] if ratio else self.dense
         path = self._folder / f"yolov3-{ratio:g}-x{multiple}.onnx"
         if not path.is_file():
             onnx_from_torch(FoldedDarknet(network), path)

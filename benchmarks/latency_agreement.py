@@ -22,14 +22,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from _common import median, random_yolov3, say_machine
+from _common import median, narrowed, random_yolov3, say_machine
 
-from prunedeploy.models import Darknet, FoldedDarknet
-from prunedeploy.pruning.coupling import coupling_groups
-from prunedeploy.pruning.importance import unit_importance
-from prunedeploy.pruning.ratio import solve_structured
-from prunedeploy.pruning.shrink import shrink
-from prunedeploy.scores import scaled_scores
+from prunedeploy.models import FoldedDarknet
 from prunedeploy_engines.bench.rounds import bench_models
 from prunedeploy_export import onnx_from_torch
 
@@ -66,16 +61,10 @@ print(json.dumps(samples))
 """
 
 
-def pruned(model: Darknet, ratio: float) -> Darknet:
-    """Cut channels until so much of the weights is gone."""
-    importance = unit_importance(scaled_scores(model), coupling_groups(model.cfg))
-    return shrink(model, solve_structured(model.cfg, importance, ratio).keep)
-
-
 def export_models(folder: Path) -> dict[str, Path]:
     """Write the six models."""
     dense = random_yolov3()
-    models = {"dense": dense, **{f"pruned-{ratio}": pruned(dense, ratio) for ratio in RATIOS}}
+    models = {"dense": dense, **{f"pruned-{ratio}": narrowed(dense, ratio)[0] for ratio in RATIOS}}
     models |= {"tiny": random_yolov3("yolov3-tiny"), "tiny-2": random_yolov3("yolov3-tiny", seed=2)}
     paths = {}
     for name, model in models.items():

@@ -19,15 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from _common import random_yolov3, scenes
+from _common import narrowed, random_yolov3, scenes
 
 from prunedeploy.evaluation import TorchRunner
 from prunedeploy.models import Darknet, FoldedDarknet, load_darknet
-from prunedeploy.pruning.coupling import coupling_groups
-from prunedeploy.pruning.importance import unit_importance
-from prunedeploy.pruning.ratio import solve_structured
-from prunedeploy.pruning.shrink import shrink
-from prunedeploy.scores import scaled_scores
 from prunedeploy_engines.bench.rounds import bench_models
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_export import check_detection_parity, check_tensor_parity, onnx_from_torch
@@ -56,14 +51,12 @@ def one_cut(weights: Path, ratio: float, multiple: int, out: Path) -> None:
 
     model = load_darknet(darknet_cfg_path("yolov3"), weights)
     loaded = time.perf_counter()
-    importance = unit_importance(scaled_scores(model), coupling_groups(model.cfg))
-    plan = solve_structured(model.cfg, importance, ratio, multiple=multiple)
-    pruned = shrink(model, plan.keep)
+    pruned, widths = narrowed(model, ratio, multiple)
     cut = time.perf_counter()
     pruned.save(out / "pruned.cfg", out / "pruned.weights")
     rest = export_with_gates(pruned, out / f"ours-{ratio}-x{multiple}.onnx")
     print(json.dumps({
-        "ratio": ratio, "achieved": plan.ratio_achieved, "multiple": plan.multiple, "macs": pruned.cfg.macs,
+        "ratio": ratio, "achieved": widths.ratio_achieved, "multiple": widths.multiple, "macs": pruned.cfg.macs,
         "load_s": loaded - started, "score_prune_shrink_s": cut - loaded, **rest,
         "total_s": time.perf_counter() - started,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,

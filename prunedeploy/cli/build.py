@@ -75,7 +75,8 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     type=click.Choice(SCORES),
     metavar="SCORE",
     help=f"How weights are ranked: {', '.join(SCORES)}. scaled is HYDRA's, deeplift the contribution to "
-    "the detections, file reads them (--set scores.file=F); the others are for comparison.",
+    "the detections (by Captum: --set scores.backend=captum), file reads them (--set scores.file=F); the others are "
+    "for comparison.",
 )
 @click.option(
     "--allocation",

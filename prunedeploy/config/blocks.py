@@ -232,6 +232,8 @@ class ScoresConfig(Block):
 
     Attributes:
         name: Name of the score.
+        backend: For ``deeplift``, what computes it: ``own``, all layers in one pass, or ``captum``, layer by layer:
+            many times as long, with the rule ``rescale`` alone, and refused for networks on which Captum is wrong.
         file: For ``file``: path of the scores, safetensors as the ``scores.safetensors`` that a stage leaves.
         images: Training images, drawn with the seed, that a score is taken on; all if there are fewer.
         batch_size: Images per pass. Only ``taylor``, which squares the gradient of each batch, depends on it beyond
@@ -249,6 +251,7 @@ class ScoresConfig(Block):
     """
 
     name: ScoreName = "scaled"
+    backend: Literal["own", "captum"] = "own"
     file: Annotated[str, Field(min_length=1)] | None = None
     images: AtLeastOne = 64
     batch_size: AtLeastOne = 8
@@ -265,6 +268,18 @@ class ScoresConfig(Block):
             raise ValueError("name file reads scores from a file, and none is given; add scores.file=PATH.safetensors")
         if self.name != "file" and self.file is not None:
             raise ValueError(f"file is read by name file alone, and name is {self.name}; leave it out, or change name")
+        return self
+
+    @model_validator(mode="after")
+    def _captum_for_what_it_computes(self) -> ScoresConfig:
+        if self.backend == "captum" and self.name != "deeplift":
+            raise ValueError(
+                f"backend captum computes name deeplift alone, and name is {self.name}; leave it out, or change name"
+            )
+        if self.backend == "captum" and self.deeplift_rule != "rescale":
+            raise ValueError(
+                f"backend captum has no deeplift_rule {self.deeplift_rule}; use deeplift_rule=rescale or backend=own"
+            )
         return self
 
 

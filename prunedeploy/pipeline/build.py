@@ -34,7 +34,7 @@ from prunedeploy.pipeline.stages.export import (
 )
 from prunedeploy.pipeline.stages.latency import latency_stage
 from prunedeploy.pipeline.stages.pattern import pattern_stage
-from prunedeploy.pipeline.stages.score import check_score_files
+from prunedeploy.pipeline.stages.score import check_scores
 from prunedeploy.pipeline.store.key import canonical_json
 from prunedeploy.pipeline.store.store import Store, read_json
 from prunedeploy.training.distributed import is_main_process
@@ -88,7 +88,7 @@ def build(
             folder = stack.enter_context(_claimed(out, config, target, command, overwrite))
         stages = stack.enter_context(Store(store, progress.message))
         check_reachable(config if target is None else config.model_copy(update={"ratio": 0.0}))
-        check_score_files(config)
+        check_scores(config)
         context = open_context(config, stages, progress)
         check_calibration_images(context)
         check_images_stage(context)

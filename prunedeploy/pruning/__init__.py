@@ -6,8 +6,8 @@
   the same interface; `cut` applies what they choose.
 - `allocation`, `width_paths`, `latency_allocation` with `convolution_times`: how a ratio is shared out over layers.
 - `width_search`: how many filters of each coupling group give a number of weights.
-- `ratio`: the widths that meet a pruning ratio, and which filters live.
-- `unstructured`, `kernels`, `hybrid`: which single weights, k x k slices, weights of a narrower network live.
+- `ratio`: the widths that meet a pruning ratio.
+- `unstructured`, `kernels`, `hybrid`: how many single weights, k x k slices, weights of a narrower network live.
 - `semi_structured`: which weights of every block live, n of m; and the proof that a weight has the pattern.
 - `masks`: pruning as zeros.
 - `shrink`: the smaller network.
@@ -42,14 +42,12 @@ from prunedeploy.pruning.importance import (
     straight_through_weight_mask,
     unit_importance,
 )
-from prunedeploy.pruning.kernels import kernel_counts, solve_kernels, straight_through_kernel_mask
+from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
 from prunedeploy.pruning.masks import apply_structured, apply_unstructured, live_channels, weight_keep_masks
 from prunedeploy.pruning.ratio import (
     LayerWidth,
-    StructuredPlan,
     Widths,
     ratio_tolerance,
-    solve_structured,
     solve_widths,
 )
 from prunedeploy.pruning.semi_structured import (
@@ -59,7 +57,6 @@ from prunedeploy.pruning.semi_structured import (
     dense_convolutions,
     nm_ratio,
     patterned_convolutions,
-    solve_nm,
     straight_through_nm_mask,
 )
 from prunedeploy.pruning.shrink import shrink, shrink_cfg
@@ -71,7 +68,7 @@ from prunedeploy.pruning.subnet import (
     sparsity,
     unstructured_record,
 )
-from prunedeploy.pruning.unstructured import keep_counts, solve_unstructured
+from prunedeploy.pruning.unstructured import keep_counts
 
 __all__ = [
     "Allocation",
@@ -90,7 +87,6 @@ __all__ = [
     "Masks",
     "NmPattern",
     "Pattern",
-    "StructuredPlan",
     "Weights",
     "Widths",
     "apply_structured",
@@ -116,10 +112,6 @@ __all__ = [
     "remove_dead_channels",
     "shrink",
     "shrink_cfg",
-    "solve_kernels",
-    "solve_nm",
-    "solve_structured",
-    "solve_unstructured",
     "solve_widths",
     "sparsity",
     "straight_through_channel_masks",

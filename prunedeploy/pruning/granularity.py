@@ -20,6 +20,7 @@ from prunedeploy.pruning.coupling import Coupling, couple
 from prunedeploy.pruning.cut import Cut, Masks, Selection
 from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
 from prunedeploy.pruning.importance import (
+    fitting_scores,
     straight_through_channel_masks,
     straight_through_weight_mask,
     unit_importance,
@@ -27,7 +28,7 @@ from prunedeploy.pruning.importance import (
 from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
 from prunedeploy.pruning.latency_allocation import TimeTable, latency_path
 from prunedeploy.pruning.masks import connected_kernels, live_channels
-from prunedeploy.pruning.ratio import Widths, choose_filters, plan_of, solve_widths
+from prunedeploy.pruning.ratio import Widths, solve_widths
 from prunedeploy.pruning.semi_structured import (
     NmPattern,
     check_nm_ratio,
@@ -131,7 +132,7 @@ class Weights(Granularity):
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        return _by_layer(straight_through_weight_mask, allocation)
+        return _by_layer(straight_through_weight_mask, cfg, allocation)
 
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
@@ -148,7 +149,7 @@ class Kernels(Granularity):
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        return _by_layer(straight_through_kernel_mask, allocation)
+        return _by_layer(straight_through_kernel_mask, cfg, allocation)
 
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
@@ -174,8 +175,13 @@ class Pattern(Granularity):
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        layers = [layer.index for layer in patterned_convolutions(cfg, self.pattern)]
-        return lambda scores: Masks({}, {i: straight_through_nm_mask(scores[i], self.pattern) for i in layers})
+        layers = patterned_convolutions(cfg, self.pattern)
+
+        def select(scores: Mapping[int, Tensor]) -> Masks:
+            fitting = {layer.index: fitting_scores(scores, layer) for layer in layers}
+            return Masks({}, {index: straight_through_nm_mask(own, self.pattern) for index, own in fitting.items()})
+
+        return select
 
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
@@ -213,7 +219,7 @@ class Filters(Granularity):
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
         assert allocation.widths is not None
-        return pruning_record(plan_of(cfg, cut.filters, allocation.widths, couple(cfg)))
+        return pruning_record(cfg, allocation.widths)
 
 
 @dataclass(frozen=True)
@@ -230,15 +236,13 @@ class FiltersThenWeights(Filters):
 
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
-        coupling = couple(cfg)
-        widths = self._widths(cfg, coupling, self.ratio * self.filter_share, evidence)
+        widths = self._widths(cfg, couple(cfg), self.ratio * self.filter_share, evidence)
+        filters = Allocation(widths)
         if self.filter_share == 1.0:
-            return Allocation(widths)
+            return filters
         # Which filters of a group live does not matter to shapes, only to scores.
-        importance = [torch.zeros(group.channels) for group in coupling.groups]
-        if evidence.scores is not None:
-            importance = unit_importance(evidence.scores, coupling.groups)
-        keep = choose_filters(cfg, importance, widths, coupling).keep
+        equal = {layer.index: torch.zeros(()).expand(layer.weight_shape) for layer in cfg.convolutions}
+        keep = super().selection(cfg, filters)(evidence.scores or equal).as_bool().filters
         how = "uniform" if self.allocation == "latency" else self.allocation
         return Allocation(widths, connected_counts(cfg, keep, self.ratio, how, evidence.scores))
 
@@ -260,13 +264,17 @@ class FiltersThenWeights(Filters):
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
         assert allocation.widths is not None
-        plan = plan_of(cfg, cut.filters, allocation.widths, couple(cfg))
-        return hybrid_record(plan, cut.weights, self.ratio, self.filter_share)
+        return hybrid_record(cfg, allocation.widths, cut.weights, self.ratio, self.filter_share)
 
 
-def _by_layer(mask: Callable[[Tensor, int], Tensor], allocation: Allocation) -> Selection:
+def _by_layer(mask: Callable[[Tensor, int], Tensor], cfg: DarknetCfg, allocation: Allocation) -> Selection:
     pieces = allocation.pieces or {}
-    return lambda scores: Masks({}, {index: mask(scores[index], count) for index, count in pieces.items()})
+    layers = [layer for layer in cfg.convolutions if layer.index in pieces]
+
+    def select(scores: Mapping[int, Tensor]) -> Masks:
+        return Masks({}, {layer.index: mask(fitting_scores(scores, layer), pieces[layer.index]) for layer in layers})
+
+    return select
 
 
 def _width_path(cfg: DarknetCfg, coupling: Coupling, allocation: str, evidence: Evidence) -> WidthPath:

@@ -57,6 +57,23 @@ def unit_importance(scores: Mapping[int, Tensor], groups: Sequence[CouplingGroup
     return importance
 
 
+def fitting_scores(scores: Mapping[int, Tensor], layer: Convolutional) -> Tensor:
+    """The scores of a convolution, as they are.
+
+    Args:
+        scores: By layer index: float, weight-shaped.
+        layer: The convolution.
+
+    Raises:
+        ValueError: They are missing, or have another shape than the weights (both printed).
+    """
+    found = scores.get(layer.index)
+    if found is None or tuple(found.shape) != layer.weight_shape:
+        given = None if found is None else tuple(found.shape)
+        raise ValueError(f"layer {layer.index}: expected scores of shape {layer.weight_shape}, got {given}")
+    return found
+
+
 def weight_magnitude(scores: Mapping[int, Tensor], layer: Convolutional) -> Tensor:
     """|score| of every weight of a convolution, which is what weights are ranked by.
 
@@ -68,13 +85,9 @@ def weight_magnitude(scores: Mapping[int, Tensor], layer: Convolutional) -> Tens
         Weight-shaped, detached.
 
     Raises:
-        ValueError: The scores are missing, have another shape than the weights (both printed), or hold a NaN.
+        ValueError: As `fitting_scores`, or they hold a NaN.
     """
-    found = scores.get(layer.index)
-    if found is None or tuple(found.shape) != layer.weight_shape:
-        given = None if found is None else tuple(found.shape)
-        raise ValueError(f"layer {layer.index}: expected scores of shape {layer.weight_shape}, got {given}")
-    magnitude = found.detach().abs()
+    magnitude = fitting_scores(scores, layer).detach().abs()
     if bool(magnitude.isnan().any()):
         raise ValueError(f"the scores of layer {layer.index} hold a NaN")
     return magnitude
@@ -139,7 +152,7 @@ def straight_through_channel_masks(
 
     Args:
         scores: By layer index: float, weight-shaped; as `unit_importance`.
-        counts: Units that live per group, e.g. ``StructuredPlan.counts``.
+        counts: Units that live per group, e.g. ``Widths.counts``.
         groups: From `coupling_groups`.
 
     Returns:

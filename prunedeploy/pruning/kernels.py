@@ -55,33 +55,6 @@ def kernel_counts(
     return counts
 
 
-def solve_kernels(
-    scores: Mapping[int, Tensor], cfg: DarknetCfg, ratio: float, allocation: str = "uniform"
-) -> dict[int, Tensor]:
-    """Keep the kernels with the highest mean |score| of each layer.
-
-    Args:
-        scores: By layer index: float, weight-shaped; needed for every prunable convolution.
-        cfg: The network.
-        ratio: As `kernel_counts`.
-        allocation: As `kernel_counts`.
-
-    Returns:
-        For every prunable convolution: bool, weight-shaped, True = keep; all weights of a kernel share their fate.
-
-    Raises:
-        PruningError: As `kernel_counts`.
-        ValueError: Scores are missing, have another shape than the weights, or hold a NaN.
-    """
-    layers = {layer.index: layer for layer in cfg.convolutions}
-    masks = {}
-    for index, count in kernel_counts(cfg, ratio, allocation, scores).items():
-        importance = kernel_importance(scores, layers[index])
-        lives = highest(importance.flatten(), count).view_as(importance)
-        masks[index] = lives[:, :, None, None].expand(layers[index].weight_shape).contiguous()
-    return masks
-
-
 def straight_through_kernel_mask(scores: Tensor, keep_count: int) -> Tensor:
     """Mask of the kernels with the highest mean |score| of one layer.
 

@@ -1,8 +1,8 @@
-"""Chooses the filters that live so that a pruning ratio is met.
+"""How many filters live so that a pruning ratio is met.
 
 The pruning ratio counts weights, filters are what can be removed, and a filter that leaves takes
 weights of the next convolution with it. So the number of filters per coupling group is solved for
-first (`width_search`); then the most important ones of each group are kept.
+(`width_search`); which ones they are the scores say.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.coupling import Coupling, couple, prunable_convolutions
-from prunedeploy.pruning.importance import highest
 from prunedeploy.pruning.width_search import WeightCount, WidthPath, allowed_counts, even_path, nearest_counts
 from prunedeploy_engines.errors import PruningError
 
@@ -59,27 +56,6 @@ class LayerWidth:
     counted: bool
 
 
-@dataclass(frozen=True, eq=False)
-class StructuredPlan:
-    """Which filters live.
-
-    Attributes:
-        keep: For every convolution by layer index: ``(filters,)`` bool, True = lives.
-        counts: Living units, in the order of the coupling groups.
-        ratio_requested: What was asked for.
-        ratio_achieved: Removed weights / weights, of all prunable convolutions.
-        multiple: What the number of kept filters of each convolution is a multiple of (or all are kept).
-        per_layer: One row per convolution, in cfg order.
-    """
-
-    keep: dict[int, Tensor]
-    counts: tuple[int, ...]
-    ratio_requested: float
-    ratio_achieved: float
-    multiple: int
-    per_layer: tuple[LayerWidth, ...]
-
-
 def ratio_tolerance(ratio: float) -> float:
     """How far the achieved ratio may be from the requested one, rounding of the two included."""
     return (0.1 * (1.0 - ratio) if ratio >= 0.95 else 0.01) + 1e-12
@@ -93,64 +69,6 @@ def check_ratio(ratio: float) -> None:
     """
     if not 0.0 <= ratio < 1.0:
         raise PruningError(f"{ratio} is not a pruning ratio", "ratio", "give a number from 0 to below 1")
-
-
-def solve_structured(
-    cfg: DarknetCfg, importance: Sequence[Tensor], ratio: float, minimum: int | None = None, multiple: int = 8
-) -> StructuredPlan:
-    """Choose the filters that live: in each coupling group those of highest importance.
-
-    Args:
-        cfg: The unpruned network.
-        importance: Per coupling group ``(units,)``, from `unit_importance`.
-        ratio: Fraction of the weights of all prunable convolutions to remove, in [0, 1).
-        minimum: As `solve_widths`.
-        multiple: As `solve_widths`.
-
-    Raises:
-        PruningError: As `solve_widths`.
-        ValueError: ``importance`` does not fit the coupling groups of ``cfg``.
-    """
-    coupling = couple(cfg)
-    return choose_filters(cfg, importance, solve_widths(cfg, ratio, minimum, multiple, coupling), coupling)
-
-
-def choose_filters(
-    cfg: DarknetCfg, importance: Sequence[Tensor], widths: Widths, coupling: Coupling | None = None
-) -> StructuredPlan:
-    """Fill widths with the filters of highest importance.
-
-    Args:
-        cfg: The unpruned network.
-        importance: Per coupling group ``(units,)``, from `unit_importance`.
-        widths: From `solve_widths`.
-        coupling: ``couple(cfg)``, if the caller has it.
-
-    Raises:
-        ValueError: ``importance`` does not fit the coupling groups of ``cfg``, or holds a NaN.
-    """
-    coupling = couple(cfg) if coupling is None else coupling
-    keep = {layer.index: torch.ones(layer.out_channels, dtype=torch.bool) for layer in cfg.convolutions}
-    given = [tuple(values.shape) for values in importance]
-    if given != [(count,) for count in coupling.full_counts]:
-        raise ValueError(f"importance has shapes {given}, the groups have {coupling.full_counts} units")
-    for group, values, count in zip(coupling.groups, importance, widths.counts, strict=True):
-        if not group.prunable:
-            continue
-        if bool(values.isnan().any()):
-            raise ValueError(f"the importance of layers {list(group.layers)} holds a NaN")
-        lives = highest(values.detach().cpu(), count)
-        for member in group.members:
-            keep[member.layer][member.filters] = lives[:, None]
-    return plan_of(cfg, keep, widths, coupling)
-
-
-def plan_of(cfg: DarknetCfg, keep: dict[int, Tensor], widths: Widths, coupling: Coupling) -> StructuredPlan:
-    """A plan from its parts; see `StructuredPlan` and `Widths`."""
-    return StructuredPlan(
-        keep, widths.counts, widths.ratio_requested, widths.ratio_achieved, widths.multiple,
-        layer_widths(cfg, widths.counts, coupling),
-    )  # fmt: skip
 
 
 def solve_widths(

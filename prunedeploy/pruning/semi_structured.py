@@ -10,7 +10,6 @@ Networks, 2021.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
 from prunedeploy.pruning.coupling import prunable_convolutions
-from prunedeploy.pruning.importance import straight_through, weight_magnitude
+from prunedeploy.pruning.importance import straight_through
 from prunedeploy.pruning.ratio import ratio_tolerance
 from prunedeploy_engines.errors import ConfigError, GateError, PruningError
 
@@ -93,28 +92,6 @@ def check_nm_ratio(cfg: DarknetCfg, pattern: NmPattern, ratio: float) -> None:
             fix = f"give --ratio {reached:.4f}, or a pattern that does not leave {dense} convolutions dense"
         what = f"{pattern} removes {reached:.4f} of this network's prunable weights, not {ratio:g}"
         raise ConfigError(what, "ratio", fix)
-
-
-def solve_nm(scores: Mapping[int, Tensor], cfg: DarknetCfg, pattern: NmPattern) -> dict[int, Tensor]:
-    """Keep the weights with the highest |score| of each block.
-
-    Args:
-        scores: By layer index: float, weight-shaped; needed for every convolution that has whole blocks.
-        cfg: The network.
-        pattern: How many of how many live.
-
-    Returns:
-        For every convolution that has whole blocks: bool, weight-shaped, True = keep. The others keep all.
-
-    Raises:
-        PruningError: As `nm_ratio`.
-        ValueError: Scores are missing, have another shape than the weights, or hold a NaN.
-    """
-    nm_ratio(cfg, pattern)
-    return {
-        layer.index: highest_of_blocks(weight_magnitude(scores, layer), pattern)
-        for layer in patterned_convolutions(cfg, pattern)
-    }
 
 
 def highest_of_blocks(values: Tensor, pattern: NmPattern) -> Tensor:

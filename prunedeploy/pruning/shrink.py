@@ -59,7 +59,7 @@ def shrink(model: Darknet, keep: Mapping[int, Tensor]) -> Darknet:
 
     Args:
         model: The network, masked or not; not modified.
-        keep: By layer index: ``(filters,)`` bool, from a `StructuredPlan`.
+        keep: By layer index: ``(filters,)`` bool, True = lives. Convolutions not named keep all.
 
     Returns:
         New network on the same device and of the same type, with ``model``'s header and training mode.

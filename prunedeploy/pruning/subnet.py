@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
 from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pruning.coupling import prunable_convolutions
-from prunedeploy.pruning.ratio import StructuredPlan
+from prunedeploy.pruning.coupling import couple, prunable_convolutions
+from prunedeploy.pruning.ratio import Widths, layer_widths
 from prunedeploy.pruning.semi_structured import NmPattern, dense_convolutions
 
 
@@ -37,24 +38,19 @@ def sparsity(model: Darknet) -> float:
     return zeros / total if total else 0.0
 
 
-def pruning_record(plan: StructuredPlan) -> dict[str, Any]:
-    """What the bundle says about a structured pruning; plain values for JSON."""
+def pruning_record(cfg: DarknetCfg, widths: Widths) -> dict[str, Any]:
+    """What the bundle says about a structured pruning; plain values for JSON.
+
+    Args:
+        cfg: The unpruned network.
+        widths: How many filters live.
+    """
     return {
         "method": "structured",
-        "ratio_requested": plan.ratio_requested,
-        "ratio_achieved": plan.ratio_achieved,
-        "channel_multiple": plan.multiple,
-        "layers": [
-            {
-                "layer": row.layer,
-                "filters_before": row.filters_before,
-                "filters_after": row.filters_after,
-                "weights_before": row.weights_before,
-                "weights_after": row.weights_after,
-                "counted": row.counted,
-            }
-            for row in plan.per_layer
-        ],
+        "ratio_requested": widths.ratio_requested,
+        "ratio_achieved": widths.ratio_achieved,
+        "channel_multiple": widths.multiple,
+        "layers": [asdict(row) for row in layer_widths(cfg, widths.counts, couple(cfg))],
     }
 
 
@@ -63,7 +59,7 @@ def unstructured_record(cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], ratio
 
     Args:
         cfg: The network.
-        keep_masks: By layer index: bool, weight-shaped, from `solve_unstructured`.
+        keep_masks: By layer index: bool, weight-shaped, the weights that live.
         ratio: What was asked for.
     """
     counted = {layer.index for layer in prunable_convolutions(cfg)}
@@ -101,17 +97,18 @@ def kernel_record(cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], ratio: floa
 
 
 def hybrid_record(
-    plan: StructuredPlan, keep_masks: Mapping[int, Tensor], ratio: float, filter_share: float
+    cfg: DarknetCfg, widths: Widths, keep_masks: Mapping[int, Tensor], ratio: float, filter_share: float
 ) -> dict[str, Any]:
     """What the bundle says about a hybrid pruning; plain values for JSON.
 
     Args:
-        plan: The filters.
+        cfg: The unpruned network.
+        widths: How many filters live.
         keep_masks: By layer index: bool, in the shapes that the filters leave, the weights that live.
         ratio: What was asked for.
         filter_share: The part of the removed weights that filters were to take.
     """
-    filters = pruning_record(plan)
+    filters = pruning_record(cfg, widths)
     rows = filters["layers"]
     total = sum(row["weights_before"] for row in rows if row["counted"])
     zeroed = sum(int((~mask).sum()) for mask in keep_masks.values())
@@ -125,7 +122,7 @@ def hybrid_record(
         "ratio_requested": ratio,
         "ratio_achieved": removed / total if total else 0.0,
         "filter_share": filter_share,
-        "ratio_by_filters": plan.ratio_achieved,
+        "ratio_by_filters": widths.ratio_achieved,
         "ratio_by_weights": zeroed / total if total else 0.0,
     }
 
@@ -137,7 +134,7 @@ def nm_record(
 
     Args:
         cfg: The network.
-        keep_masks: By layer index: bool, weight-shaped, from `solve_nm`.
+        keep_masks: By layer index: bool, weight-shaped, the weights that live.
         pattern: What they were made for.
         ratio: What was asked for.
     """

@@ -1,4 +1,4 @@
-"""Unstructured pruning: which single weights live."""
+"""Unstructured pruning: how many single weights of every layer live."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.allocation import allocate_pieces, check_counts, weight_pieces
 from prunedeploy.pruning.coupling import prunable_convolutions
-from prunedeploy.pruning.importance import highest, weight_magnitude
+from prunedeploy.pruning.importance import weight_magnitude
 from prunedeploy.pruning.ratio import check_ratio
 
 
@@ -37,32 +37,3 @@ def keep_counts(
     counts = allocate_pieces(cfg, pieces, allocation, 1.0 - ratio, importance)
     check_counts(cfg, pieces, counts, ratio, "weight")
     return counts
-
-
-def solve_unstructured(
-    scores: Mapping[int, Tensor], cfg: DarknetCfg, ratio: float, allocation: str = "uniform"
-) -> dict[int, Tensor]:
-    """Keep the weights with the highest |score| of each layer.
-
-    Args:
-        scores: By layer index: float, weight-shaped; needed for every prunable convolution.
-        cfg: The network.
-        ratio: Fraction of the weights of all prunable convolutions to remove, in [0, 1).
-        allocation: As `keep_counts`.
-
-    Returns:
-        For every prunable convolution: bool, weight-shaped, True = keep. The outputs of the detection
-        heads are not in it: they keep all.
-
-    Raises:
-        PruningError: As `keep_counts`.
-        ValueError: Scores are missing, have another shape than the weights, or hold a NaN.
-
-    Reference: Sehwag et al., HYDRA, 2020, section 4: one pruning ratio for all layers.
-    """
-    layers = {layer.index: layer for layer in cfg.convolutions}
-    masks = {}
-    for index, count in keep_counts(cfg, ratio, allocation, scores).items():
-        magnitude = weight_magnitude(scores, layers[index])
-        masks[index] = highest(magnitude.flatten(), count).view_as(magnitude)
-    return masks

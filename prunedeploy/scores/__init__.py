@@ -8,7 +8,7 @@
 - `normalise`: layers on a common scale.
 - `deeplift`: contributions of weights, all layers from one forward (`deeplift_trace`) and one backward pass
   (`deeplift_backward`); `activation_slopes` are the exact slopes of its rules.
-- `captum_deeplift`: the same by Captum, layer by layer, as a reference.
+- `captum_deeplift`: the same by Captum, layer by layer: the reference, and for who chooses it.
 """
 
 from prunedeploy.scores.baselines import bn_scale_scores, magnitude_scores, random_scores, scaled_scores

@@ -1,8 +1,8 @@
-"""The reference implementation of DeepLIFT scores: Captum's `LayerDeepLift`, one convolution at a time.
+"""DeepLIFT scores by Captum: `LayerDeepLift`, one convolution at a time.
 
-Slow, and right only where Captum is: `deeplift` is what pruning uses, this is what it is compared with. Captum hooks
-modules, so it is given a copy of the network in which every activation and pool is a module of its own that runs
-once.
+Slow, and right only where Captum is: `deeplift` is what pruning uses unless told otherwise (``scores.backend``), and
+this is what it is compared with. Captum hooks modules, so it is given a copy of the network in which every activation
+and pool is a module of its own that runs once.
 
 Where Captum 0.9 is right was tried in float64, on networks of two convolutions and a head: the part of the target's
 difference from the reference that the multipliers at the first convolution do not explain.
@@ -18,7 +18,9 @@ difference from the reference that the multipliers at the first convolution do n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +29,42 @@ from torch.nn.grad import conv2d_weight
 
 from prunedeploy.data.batches import Batch
 from prunedeploy.models.darknet import DARKNET_BN_EPS, Darknet, DarknetConv
-from prunedeploy.models.darknet_cfg import Convolutional, Layer, Maxpool, Route, Shortcut, Upsample, Yolo
-from prunedeploy.scores.interface import DetectionLoss, Scores
+from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Layer, Maxpool, Route, Shortcut, Upsample, Yolo
+from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, check_explained
 from prunedeploy.scores.reference import ReferenceFunction
 from prunedeploy.scores.target import DetectionTarget, choose_target
 from prunedeploy_engines.errors import PruningError
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "linear": nn.Identity,
+    "relu": nn.ReLU,
+    "leaky": partial(nn.LeakyReLU, 0.1),
+    "logistic": nn.Sigmoid,
+}
+"""Those that Captum has a rule for."""
+
+
+def check_captum_is_right(cfg: DarknetCfg) -> None:
+    """Refuse a network for which Captum's multipliers are wrong.
+
+    Raises:
+        PruningError: Names the first layer that makes them wrong.
+    """
+    for layer in cfg.layers:
+        if (reason := _why_wrong(layer)) is not None:
+            what = f"layer {layer.index} [{layer.kind}] {reason}"
+            raise PruningError(what, f"{cfg.where}:{layer.line}", "use scores.backend=own, which has a rule for it")
+
+
+def _why_wrong(layer: Layer) -> str | None:
+    if isinstance(layer, (Convolutional, Shortcut)) and layer.activation not in ACTIVATIONS:
+        return f"has the activation {layer.activation}, of which Captum's DeepLIFT takes the plain gradient"
+    if isinstance(layer, Maxpool) and layer.size > layer.stride:
+        windows = f"windows that overlap (size {layer.size}, stride {layer.stride})"
+        return f"has {windows}, in which Captum's DeepLIFT loses contributions"
+    if not isinstance(layer, (Convolutional, Shortcut, Maxpool, Upsample, Route, Yolo)):
+        return "is of a kind that Captum's DeepLIFT is not set up for"
+    return None
 
 
 def captum_multipliers(
@@ -55,54 +88,67 @@ def captum_multipliers(
     return _HookableDarknet(model, target).multipliers(images, reference, layer)
 
 
-def captum_deeplift_scores(
+def captum_deeplift(
     model: Darknet,
     batches: Iterable[Batch],
-    loss: DetectionLoss | None = None,
     *,
     reference: ReferenceFunction,
     predictions: int = 10,
-) -> Scores:
-    """Mean over images of the absolute contribution of every weight under the Rescale rule.
+    layer_done: Callable[[int], object] = lambda images: None,
+) -> DeepLift:
+    """Score every weight by the mean over images of its absolute contribution under the Rescale rule.
 
-    One forward and one backward pass per convolution, where `deeplift_scores` needs one for all.
+    One forward and one backward pass per convolution, where `deeplift` needs one for all.
 
     Args:
         model: The network; its evaluation mode is explained. Not modified.
-        batches: Images ``(B, 3, H, W)`` in [0, 1].
-        loss: Not used.
+        batches: Images ``(B, 3, H, W)`` in [0, 1]; read once.
         reference: Gives the reference of each batch.
         predictions: Per head and image, how many predictions the target sums; see `choose_target`.
+        layer_done: Called after every convolution of every batch, with the number of images.
 
     Returns:
-        By layer index: weight-shaped, at least 0.
+        As `deeplift`; the target's summation-to-delta is that of Captum's multipliers at the pixels.
 
     Raises:
-        PruningError: There are no images, or the network has a layer for which Captum's multipliers are wrong.
+        PruningError: As `deeplift`, or the network has a layer for which Captum's multipliers are wrong.
 
     Reference: Kokhlikyan et al., Captum: A unified and generic model interpretability library for PyTorch, 2020;
     Shrikumar et al., Learning Important Features Through Propagating Activation Differences, 2017, section 3.5.2.
     """
     like = next(model.parameters())
+    copy = _HookableDarknet(model, None)
     sums = {layer.index: torch.zeros_like(model.conv(layer.index).weight.detach()) for layer in model.cfg.convolutions}
-    count = 0
+    residuals = dict.fromkeys(sums, 0.0)
+    count, missed, explained = 0, 0.0, 0.0
     for batch in batches:
         images, compared = batch.images.to(like), reference(batch.images).to(like)
-        copy = _HookableDarknet(model, None)
         with torch.no_grad():
-            inputs = copy.convolution_inputs(images)
-            reference_inputs = copy.convolution_inputs(compared)
-            copy.target = choose_target(model, copy.heads(images), predictions)
+            heads, inputs = copy.trace(images)
+            reference_heads, reference_inputs = copy.trace(compared)
+            copy.target = choose_target(model, heads, predictions)
+            delta_target = copy.target(heads) - copy.target(reference_heads)
+        at_pixels = copy.multipliers(images, compared, None)
+        found = ((images - compared) * at_pixels).flatten(1).sum(1)
+        missed += float((found - delta_target).abs().sum())
+        explained += float(delta_target.abs().sum())
         for layer in model.cfg.convolutions:
-            multipliers = copy.multipliers(images, compared, layer.index)
-            delta = inputs[layer.index] - reference_inputs[layer.index]
-            weight = model.conv(layer.index).weight.detach()
-            for x, m in zip(delta, multipliers, strict=True):
-                sums[layer.index] += (weight * _weight_gradient(layer, x, m)).abs()
+            index, conv = layer.index, copy.convolutions[str(layer.index)]
+            multipliers = copy.multipliers(images, compared, index)
+            with torch.no_grad():
+                outcomes = multipliers * (conv(inputs[index]) - conv(reference_inputs[index]))
+            weight, deltas = model.conv(index).weight.detach(), inputs[index] - reference_inputs[index]
+            for delta, multiplier, outcome in zip(deltas, multipliers, outcomes, strict=True):
+                contribution = weight * _weight_gradient(layer, delta, multiplier)
+                sums[index] += contribution.abs()
+                if bool(outcome.any()):
+                    residual = float((contribution.sum() - outcome.sum()).abs() / outcome.abs().sum())
+                    residuals[index] = max(residuals[index], residual)
+            layer_done(len(images))
         count += len(images)
-    if count == 0:
-        raise PruningError("there are no images to take DeepLIFT scores on", "scores", "give at least one image")
-    return {index: value / count for index, value in sums.items()}
+    check_explained(count, explained)
+    scores = {index: value / count for index, value in sums.items()}
+    return DeepLift(scores, SummationToDelta(residuals, missed / explained), count)
 
 
 def _weight_gradient(layer: Convolutional, delta: Tensor, multipliers: Tensor) -> Tensor:
@@ -153,6 +199,7 @@ class _HookableDarknet(nn.Module):
 
     def __init__(self, model: Darknet, target: DetectionTarget | None) -> None:
         super().__init__()
+        check_captum_is_right(model.cfg)
         self.cfg = model.cfg
         self.target = target
         self.convolutions = nn.ModuleDict()
@@ -163,11 +210,11 @@ class _HookableDarknet(nn.Module):
                 conv = model.conv(layer.index)
                 self.convolutions[name] = _bare_convolution(conv)
                 norm = [] if conv.scale is None else [_Affine(conv)]
-                self.after[name] = nn.Sequential(*norm, _activation_module(model, layer, layer.activation))
+                self.after[name] = nn.Sequential(*norm, ACTIVATIONS[layer.activation]())
             elif isinstance(layer, Shortcut):
-                self.after[name] = _activation_module(model, layer, layer.activation)
+                self.after[name] = ACTIVATIONS[layer.activation]()
             elif isinstance(layer, Maxpool):
-                self.after[name] = _pool_module(model, layer)
+                self.after[name] = nn.MaxPool2d(layer.size, layer.stride)
 
     def forward(self, images: Tensor) -> Tensor:
         assert self.target is not None
@@ -201,45 +248,45 @@ class _HookableDarknet(nn.Module):
             return self.after[name](F.pad(inputs[0], (before, short[1], before, short[0]), value=float("-inf")))
         if isinstance(layer, Upsample):
             return F.interpolate(inputs[0], scale_factor=float(layer.stride), mode="nearest")
-        if isinstance(layer, Route):
-            return torch.cat([x.chunk(layer.groups, dim=1)[layer.group_id] for x in inputs], dim=1)
-        raise PruningError(
-            f"Captum's DeepLIFT is not set up for [{layer.kind}]", f"layer {layer.index}", "use deeplift_scores"
-        )
+        assert isinstance(layer, Route), "the network was checked"
+        return torch.cat([x.chunk(layer.groups, dim=1)[layer.group_id] for x in inputs], dim=1)
 
-    def convolution_inputs(self, images: Tensor) -> dict[int, Tensor]:
-        """What every convolution reads, ``(B, in, H, W)`` by layer index."""
+    def trace(self, images: Tensor) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Raw heads in cfg order, and by layer index what every convolution reads, ``(B, in, H, W)``."""
         found: dict[int, Tensor] = {}
         handles = [
             module.register_forward_pre_hook(lambda _, args, index=int(name): found.update({index: args[0]}))
             for name, module in self.convolutions.items()
         ]
         try:
-            self.heads(images)
+            return self.heads(images), found
         finally:
             for handle in handles:
                 handle.remove()
-        return found
 
-    def multipliers(self, images: Tensor, reference: Tensor, layer: int) -> Tensor:
-        """As `captum_multipliers`."""
+    def multipliers(self, images: Tensor, reference: Tensor, layer: int | None) -> Tensor:
+        """As `captum_multipliers`; None: at the pixels, ``(B, 3, H, W)``."""
+        from captum.attr import DeepLift as AtPixels
         from captum.attr import LayerDeepLift
 
         assert self.target is not None
-        explainer = LayerDeepLift(self, self.convolutions[str(layer)])
+        if layer is None:
+            explain = AtPixels(self).attribute
+        else:
+            at_layer = LayerDeepLift(self, self.convolutions[str(layer)])
+            unread = {"allow_unused": True, "materialize_grads": True}  # a layer that no head reads
+            explain = partial(at_layer.attribute, grad_kwargs=unread)
         whole, parts = self.target, []
         size = 1 if any(isinstance(other, Maxpool) for other in self.cfg.layers) else len(images)
         for start in range(0, len(images), size):
             part = slice(start, start + size)
             self.target = DetectionTarget(tuple(weight[part] for weight in whole.weights))
             compared = reference if len(reference) == 1 else reference[part]
-            # The multipliers themselves: contributions divided by differences lose them where a difference is 0.
-            found = explainer.attribute(
-                images[part],
-                compared,
-                custom_attribution_func=lambda values: values,
-                grad_kwargs={"allow_unused": True, "materialize_grads": True},
-            )
+            with warnings.catch_warnings():
+                # Hooks come and go on our copy of the network, and the pixels' gradients are asked for.
+                warnings.filterwarnings("ignore", "Setting forward, backward hooks|Input Tensor 0 did not", UserWarning)
+                # The multipliers themselves: contributions divided by differences lose them where a difference is 0.
+                found = explain(images[part], compared, custom_attribution_func=lambda values: values)
             parts.append(found.detach())
         self.target = whole
         return torch.cat(parts)
@@ -264,30 +311,3 @@ def _bare_convolution(conv: DarknetConv) -> nn.Conv2d:
     if conv.scale is None:
         module.bias = nn.Parameter(conv.bias.detach())
     return module
-
-
-def _activation_module(model: Darknet, layer: Layer, activation: str) -> nn.Module:
-    if activation == "linear":
-        return nn.Identity()
-    if activation == "relu":
-        return nn.ReLU()
-    if activation == "leaky":
-        return nn.LeakyReLU(0.1)
-    if activation == "logistic":
-        return nn.Sigmoid()
-    raise PruningError(
-        f"Captum has no DeepLIFT rule for the activation {activation} and would take its gradient instead",
-        f"{model.cfg.where}:{layer.line}",
-        "use deeplift_scores, which has one",
-    )
-
-
-def _pool_module(model: Darknet, layer: Maxpool) -> nn.Module:
-    if layer.size > layer.stride:
-        raise PruningError(
-            f"Captum's DeepLIFT loses contributions in a maxpool whose windows overlap (size {layer.size}, stride"
-            f" {layer.stride})",
-            f"{model.cfg.where}:{layer.line}",
-            "use deeplift_scores, which adds them up",
-        )
-    return nn.MaxPool2d(layer.size, layer.stride)

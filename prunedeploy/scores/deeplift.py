@@ -112,6 +112,24 @@ def deeplift(
         images += len(batch.images)
         missed += float((pass_.explained - pass_.delta_target).abs().sum())
         explained += float(pass_.delta_target.abs().sum())
+    check_explained(images, explained)
+    scores = {}
+    for layer in model.cfg.convolutions:
+        weight = model.conv(layer.index).folded()[0].detach().abs()
+        scores[layer.index] = (sums[layer.index] / images * weight).contiguous()
+    return DeepLift(scores, SummationToDelta(layers, missed / explained), images)
+
+
+def check_explained(images: int, explained: float) -> None:
+    """Refuse scores of nothing.
+
+    Args:
+        images: How many there were.
+        explained: Sum over images of |delta of the target|.
+
+    Raises:
+        PruningError: There were no images, or the target never differed from the reference's.
+    """
     if images == 0:
         raise PruningError("there are no images to take DeepLIFT scores on", "scores", "give at least one image")
     if explained == 0.0:
@@ -120,11 +138,6 @@ def deeplift(
             "scores.reference",
             "use another reference or other images",
         )
-    scores = {}
-    for layer in model.cfg.convolutions:
-        weight = model.conv(layer.index).folded()[0].detach().abs()
-        scores[layer.index] = (sums[layer.index] / images * weight).contiguous()
-    return DeepLift(scores, SummationToDelta(layers, missed / explained), images)
 
 
 def contributions(

@@ -325,6 +325,10 @@ WRONG_FILES = [
         "my.yaml:1: scores: file is read by name file alone, and name is scaled; leave it out, or change name",
     ),
     (
+        "scores:\n  backend: captum\n",
+        "my.yaml:1: scores: backend captum computes name deeplift alone, and name is scaled; leave it out, or change",
+    ),
+    (
         "score_optimization: {freeze_bn: true}\n",
         "my.yaml:1: score_optimization: freeze_bn keeps batch norm frozen while scores are optimised, and with "
         "steps 0 they are not; leave it out, or give steps",
@@ -457,6 +461,18 @@ def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
         (("scores.file=a",), "random", "--set scores.file=a: scores: file is read by name file alone, and name is ran"),
         (("scores.file=",), "file", "--scores: scores: name file reads scores from a file, and none is given"),
         (("scores.file=''",), "file", "--set scores.file='': scores.file should have at least 1 character, got ''"),
+        (
+            ("scores.backend=captum",),
+            "snip",
+            "--set scores.backend=captum: scores: backend captum computes name deeplift alone, and name is snip; leave",
+        ),
+        (
+            ("scores.deeplift_rule=reveal-cancel", "scores.backend=captum"),
+            "deeplift",
+            "--set scores.backend=captum: scores: backend captum has no deeplift_rule reveal-cancel; use "
+            "deeplift_rule=rescale or backend=own",
+        ),
+        (("scores.backend=shap",), "deeplift", "--set scores.backend=shap: scores.backend should be 'own' or 'captum'"),
         (
             ("score_optimization.steps=0", "score_optimization.freeze_bn=true"),
             "random",

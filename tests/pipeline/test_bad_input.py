@@ -350,6 +350,31 @@ def test_reference_image_that_cannot_be_used_is_told_before_anything_is_trained(
     assert "the reference image is 80 x 64" in line
 
 
+@pytest.mark.parametrize(
+    ("change", "layer"),
+    [
+        (("activation=leaky", "activation=mish"), "layer 0 [convolutional] has the activation mish, of which"),
+        (("activation=linear\n\n[conv", "activation=swish\n\n[conv"), "layer 3 [shortcut] has the activation swish"),
+        (
+            ("[shortcut]", "[maxpool]\nsize=3\nstride=1\n\n[shortcut]"),
+            "layer 3 [maxpool] has windows that overlap (size 3, stride 1), in which",
+        ),
+    ],
+    ids=["mish", "shortcut", "maxpool"],
+)
+def test_network_that_captum_is_wrong_on_is_told_before_anything_is_trained(
+    tiny_case: Any, tmp_path: Path, change: tuple[str, str], layer: str
+) -> None:
+    cfg = tmp_path / "changed.cfg"
+    cfg.write_text(tiny_case.cfg.read_text().replace(*change, 1))
+    line = fails(
+        tiny_case, tmp_path, PruningError, f"model.cfg={cfg}", "scores.name=deeplift", "scores.backend=captum"
+    )
+    assert line.startswith(f"{cfg}:")
+    assert layer in line
+    assert "; use scores.backend=own" in line
+
+
 # Configuration
 
 

@@ -1,4 +1,4 @@
-"""Networks for the pruning tests: random cfgs, random parameters, and counts made without the package."""
+"""Networks for the pruning tests: random cfgs, random parameters, cuts, and counts made without the package."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, parse_cfg
+from prunedeploy.pruning.cut import Cut, Masks, make_cut
+from prunedeploy.pruning.granularity import Allocation, Evidence, Granularity
 
 ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic")
 Shape = tuple[int, int, int]
@@ -54,6 +56,24 @@ def randomise(model: Darknet, seed: int = 0) -> Darknet:
 def random_network(cfg: DarknetCfg, seed: int = 0) -> Darknet:
     """A network with random parameters, in evaluation mode."""
     return randomise(load_darknet(cfg, seed=seed), seed)
+
+
+def scores_of(cfg: DarknetCfg, seed: int = 0) -> dict[int, Tensor]:
+    """Random scores of either sign."""
+    generator = torch.Generator().manual_seed(seed)
+    return {layer.index: torch.randn(layer.weight_shape, generator=generator) for layer in cfg.convolutions}
+
+
+def flat_time(layer: int, filters: float, inputs: float) -> float:
+    """As if every weight took the same time."""
+    return filters * inputs
+
+
+def cut_by(granularity: Granularity, model: Darknet, scores: dict[int, Tensor]) -> tuple[Cut, Masks, Allocation]:
+    """Cut as a build does: allocate, select, apply."""
+    allocation = granularity.allocate(model.cfg, Evidence(scores, flat_time))
+    masks = granularity.selection(model.cfg, allocation)(scores).as_bool()
+    return make_cut(model, masks), masks, allocation
 
 
 def largest_difference(model: Darknet, other: Darknet, images: Tensor) -> float:

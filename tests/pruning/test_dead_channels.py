@@ -13,13 +13,21 @@ from torch import Tensor
 
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pruning import apply_unstructured, coupling_groups, solve_unstructured
+from prunedeploy.pruning import coupling_groups
 from prunedeploy.pruning.constants import inside_taps
-from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.dead_channels import DeadChannelRecord, remove_dead_channels
-from prunedeploy.pruning.granularity import Evidence, FiltersThenWeights, Granularity, Kernels, Weights
+from prunedeploy.pruning.granularity import FiltersThenWeights, Granularity, Kernels, Weights
 from prunedeploy_engines.errors import PruningError
-from pruning.darknets import ACTIVATIONS, RandomCfg, conv, network, random_cfgs, random_network, randomise
+from pruning.darknets import (
+    ACTIVATIONS,
+    RandomCfg,
+    conv,
+    cut_by,
+    network,
+    random_cfgs,
+    random_network,
+    randomise,
+)
 
 # One class, one anchor: a head of six channels.
 YOLO = "yolo mask=0 anchors=4,5 classes=1"
@@ -149,7 +157,7 @@ def test_random_networks_compute_the_same_without_dead_channels(graph: RandomCfg
 def test_widths_stay_multiples_with_as_few_idle_filters_as_that_takes(repository: Path, multiple: int) -> None:
     model = randomise(load_darknet(repository / "configs" / "darknet" / "yolov3-slim.cfg"))
     scores = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}
-    masked = apply_unstructured(model, solve_unstructured(scores, model.cfg, 0.98))
+    masked = cut_by(Weights(0.98), model, scores)[0].network
     least = filters(remove_dead_channels(masked)[0])
     _, record = check_exact(masked, torch.rand(1, 3, 160, 160), 1e-5, multiple)
     for row in record.layers:
@@ -434,8 +442,9 @@ def test_record_is_plain_and_adds_up() -> None:
 @pytest.mark.parametrize("ratio", [0.5, 0.95, 0.99])
 def test_shipped_networks_compute_the_same_without_dead_channels(repository: Path, name: str, ratio: float) -> None:
     model = randomise(load_darknet(repository / "configs" / "darknet" / f"{name}.cfg"))
-    scores = {layer.index: torch.rand(layer.weight_shape) for layer in model.cfg.convolutions}
-    masked = apply_unstructured(model, solve_unstructured(scores, model.cfg, ratio))
+    generator = torch.Generator().manual_seed(1)  # whether a filter of 27 weights dies at 95 % is chance
+    scores = {layer.index: torch.rand(layer.weight_shape, generator=generator) for layer in model.cfg.convolutions}
+    masked = cut_by(Weights(ratio), model, scores)[0].network
     _, record = check_exact(masked, torch.rand(1, 3, 160, 160), 1e-5)
     assert (record.filters_removed > 0) == (ratio > 0.5)
 
@@ -462,11 +471,10 @@ def test_random_networks_of_every_granularity_equal_their_masked_ones(
     scores = {layer.index: torch.rand(layer.weight_shape, generator=generator) for layer in graph.cfg.convolutions}
     how = granularity(name, ratio, allocation)
     try:
-        masks = how.selection(graph.cfg, how.allocate(graph.cfg, Evidence(scores)))(scores).as_bool()
+        cut = cut_by(how, model, scores)[0]
     except PruningError:
-        masks = None  # few pieces reach few ratios
-    assume(masks is not None)
-    cut = make_cut(model, masks)
+        cut = None  # few pieces reach few ratios
+    assume(cut is not None)
     images = torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64)
     small, _ = check_exact(cut.network, images, 1e-10)
     with torch.no_grad():
@@ -479,7 +487,7 @@ def test_demo_network_of_every_granularity_equals_its_masked_one(repository: Pat
     model = randomise(load_darknet(repository / "configs" / "darknet" / "yolov3-slim.cfg"))
     scores = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}
     how = granularity(name, 0.98, allocation)
-    cut = make_cut(model, how.selection(model.cfg, how.allocate(model.cfg, Evidence(scores)))(scores).as_bool())
+    cut = cut_by(how, model, scores)[0]
     images = torch.rand(1, 3, 160, 160)
     small, record = check_exact(cut.network, images, 1e-5)
     assert record.filters_removed > 0

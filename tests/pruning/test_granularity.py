@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunedeploy.models import Darknet, DarknetCfg, parse_cfg
-from prunedeploy.pruning import (
-    live_channels,
-    ratio_tolerance,
-    solve_structured,
-    solve_unstructured,
-    unit_importance,
-)
+from prunedeploy.pruning import kernel_counts, live_channels, ratio_tolerance
 from prunedeploy.pruning.coupling import coupling_groups
-from prunedeploy.pruning.cut import Cut, Masks, make_cut
+from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.dead_channels import remove_dead_channels
 from prunedeploy.pruning.granularity import (
     Allocation,
@@ -34,17 +28,18 @@ from prunedeploy.pruning.granularity import (
     Pattern,
     Weights,
 )
-from prunedeploy.pruning.kernels import kernel_counts, solve_kernels
 from prunedeploy.pruning.ratio import Widths
 from prunedeploy_engines.errors import ConfigError, PruningError
 from pruning.darknets import (
     HEAD,
     RandomCfg,
     conv,
+    cut_by,
     largest_difference,
     network,
     random_cfgs,
     random_network,
+    scores_of,
     weights_but_head_outputs,
 )
 
@@ -53,21 +48,6 @@ CFG = network(
     *HEAD,
 )  # fmt: skip
 HEAD_OUTPUT = 7
-
-
-def scores_of(cfg: DarknetCfg, seed: int = 0) -> dict[int, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {layer.index: torch.randn(layer.weight_shape, generator=generator) for layer in cfg.convolutions}
-
-
-def flat_time(layer: int, filters: float, inputs: float) -> float:
-    return filters * inputs
-
-
-def cut_by(granularity: Granularity, model: Darknet, scores: dict[int, Tensor]) -> tuple[Cut, Masks, Allocation]:
-    allocation = granularity.allocate(model.cfg, Evidence(scores, flat_time))
-    masks = granularity.selection(model.cfg, allocation)(scores).as_bool()
-    return make_cut(model, masks), masks, allocation
 
 
 def zeros_and_size(model: Darknet, heads: set[int]) -> tuple[int, int]:
@@ -174,17 +154,16 @@ def test_hybrid_without_filters_is_unstructured_and_with_filters_alone_structure
     model, scores = random_network(CFG), scores_of(CFG)
     for how in ("uniform", "global", "erk"):
         weights, _, allocation = cut_by(FiltersThenWeights(0.7, how, 4, 4, 0.0), model, scores)
-        expected = solve_unstructured(scores, CFG, 0.7, how)
+        expected = cut_by(Weights(0.7, how), model, scores)[1].weights
         assert allocation.widths.counts == tuple(group.channels for group in coupling_groups(CFG))
         for layer in CFG.convolutions:
             kept = weights.network.conv(layer.index).weight != 0
             assert torch.equal(kept, expected.get(layer.index, torch.ones_like(kept))), (how, layer.index)
     filters, _, allocation = cut_by(FiltersThenWeights(0.7, "uniform", 4, 4, 1.0), model, scores)
-    plan = solve_structured(CFG, unit_importance(scores, coupling_groups(CFG)), 0.7, 4, 4)
-    structured, _, _ = cut_by(Filters(0.7, "uniform", 4, 4), model, scores)
-    assert allocation.widths.counts == plan.counts
+    structured, _, alone = cut_by(Filters(0.7, "uniform", 4, 4), model, scores)
+    assert allocation == alone
     assert filters.weights == {}
-    for index, keep in plan.keep.items():
+    for index, keep in structured.filters.items():
         assert torch.equal(filters.filters[index], keep)
     ours, theirs = filters.network.state_dict(), structured.network.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -219,7 +198,7 @@ def test_hybrid_ranks_only_weights_that_are_still_connected() -> None:
 
 def test_kernels_live_or_die_whole_and_the_best_of_each_layer_live() -> None:
     scores = scores_of(CFG)
-    keep, counts = solve_kernels(scores, CFG, 0.6), kernel_counts(CFG, 0.6)
+    keep, counts = cut_by(Kernels(0.6), random_network(CFG), scores)[1].weights, kernel_counts(CFG, 0.6)
     for index, mask in keep.items():
         filters, channels = mask.shape[:2]
         importance = {
@@ -236,17 +215,38 @@ def test_kernels_live_or_die_whole_and_the_best_of_each_layer_live() -> None:
 
 def test_kernels_of_1_x_1_networks_are_weights() -> None:
     cfg = network(conv(16), conv(24), *HEAD)
-    scores = scores_of(cfg)
+    model, scores = random_network(cfg), scores_of(cfg)
     for how in ("uniform", "global", "erk"):
-        ours, weights = solve_kernels(scores, cfg, 0.7, how), solve_unstructured(scores, cfg, 0.7, how)
+        ours, weights = (cut_by(kind(0.7, how), model, scores)[1].weights for kind in (Kernels, Weights))
+        assert ours.keys() == weights.keys()
         assert all(torch.equal(ours[index], weights[index]) for index in weights)
 
 
-def test_kernels_need_fitting_scores() -> None:
+@pytest.mark.parametrize("kind", [Weights, Kernels])
+def test_selections_need_fitting_scores(kind: type[Granularity]) -> None:
+    scores = scores_of(CFG)
+    select = kind(0.5).selection(CFG, kind(0.5).allocate(CFG))
     with pytest.raises(ValueError, match=r"layer 0: expected scores of shape \(16, 3, 3, 3\), got None"):
-        solve_kernels({}, CFG, 0.5)
+        select({})
+    with pytest.raises(ValueError, match=r"layer 1: expected scores of shape \(32, 16, 3, 3\), got \(32, 144\)"):
+        select({**scores, 1: scores[1].flatten(1)})
+    scores[1][0, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="hold a NaN"):
+        select(scores)
+    with pytest.raises(ValueError, match="the scores of layer 1 hold a NaN"):
+        kind(0.5, "global").allocate(CFG, Evidence(scores))
     with pytest.raises(PruningError, match="give a number from 0 to below 1"):
-        kernel_counts(CFG, 1.0)
+        kind(1.0).allocate(CFG)
+
+
+@pytest.mark.parametrize("granularity", [Filters(0.5), FiltersThenWeights(0.5)], ids=repr)
+def test_selections_of_filters_need_finite_scores(granularity: Granularity) -> None:
+    scores = scores_of(CFG)
+    select = granularity.selection(CFG, granularity.allocate(CFG))
+    with pytest.raises(ValueError, match="no scores for layer"):
+        select({})
+    with pytest.raises(ValueError, match="not finite"):
+        select({**scores, 0: scores[0] * float("nan")})
 
 
 @pytest.mark.parametrize(

@@ -7,28 +7,21 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from prunedeploy.models import DarknetCfg, read_cfg
 from prunedeploy.pruning import (
-    apply_structured,
-    apply_unstructured,
+    Filters,
+    Weights,
     count_parameters,
     count_prunable_weights,
     couple,
-    coupling_groups,
-    pruning_record,
     ratio_tolerance,
-    shrink,
-    solve_structured,
-    solve_unstructured,
     solve_widths,
     sparsity,
-    unstructured_record,
     weight_keep_masks,
 )
 from prunedeploy_engines.errors import PruningError
-from pruning.darknets import HEAD, conv, network, random_network
+from pruning.darknets import HEAD, conv, cut_by, network, random_network, scores_of
 
 PAPER_RATIOS = (0.0, 0.25, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.99)
 CHAIN = network(conv(32, 3), conv(64, 3), conv(32), *HEAD)
@@ -91,8 +84,8 @@ def test_smaller_multiples_are_tried_and_recorded() -> None:
 
 def test_minimum_holds_for_every_multiple() -> None:
     cfg = network(conv(32, 3), conv(64, 3), conv(12, norm=False), *HEAD)
-    plan = solve_structured(cfg, [torch.rand(g.channels) for g in coupling_groups(cfg)], 0.6, minimum=16)
-    after = {row.layer: row.filters_after for row in plan.per_layer}
+    cut, _, _ = cut_by(Filters(0.6, minimum=16), random_network(cfg), scores_of(cfg))
+    after = {layer.index: layer.out_channels for layer in cut.network.cfg.convolutions}
     assert after[0] >= 16
     assert after[1] >= 16
     assert after[2] == 12
@@ -107,11 +100,10 @@ def test_highest_reachable_on_the_slim_network(repository: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.0, 1.5, float("nan"), float("inf")])
 def test_ratio_outside_its_range_is_refused(ratio: float) -> None:
-    scores = {layer.index: torch.rand(layer.weight_shape) for layer in CHAIN.convolutions}
     with pytest.raises(PruningError, match="give a number from 0 to below 1"):
         solve_widths(CHAIN, ratio)
     with pytest.raises(PruningError, match="give a number from 0 to below 1"):
-        solve_unstructured(scores, CHAIN, ratio)
+        Weights(ratio).allocate(CHAIN)
 
 
 def test_network_of_heads_alone_can_only_stay_whole() -> None:
@@ -119,36 +111,28 @@ def test_network_of_heads_alone_can_only_stay_whole() -> None:
     assert solve_widths(cfg, 0.0).ratio_achieved == 0.0
     with pytest.raises(PruningError, match=r"highest reachable is 0\.0000"):
         solve_widths(cfg, 0.5)
-    assert solve_unstructured({}, cfg, 0.5) == {}
+    assert cut_by(Weights(0.5), random_network(cfg), {})[1] == ({}, {})
 
 
 def test_ratio_zero_keeps_everything() -> None:
-    plan = solve_structured(CHAIN, [torch.rand(g.channels) for g in coupling_groups(CHAIN)], 0.0)
-    assert plan.ratio_achieved == 0.0
-    assert all(bool(mask.all()) for mask in plan.keep.values())
+    cut, _, allocation = cut_by(Filters(0.0), random_network(CHAIN), scores_of(CHAIN))
+    assert allocation.widths.ratio_achieved == 0.0
+    assert all(bool(mask.all()) for mask in cut.filters.values())
 
 
 def test_the_most_important_filters_live() -> None:
-    groups = coupling_groups(CHAIN)
-    importance = [torch.rand(group.channels, generator=torch.Generator().manual_seed(1)) for group in groups]
-    plan = solve_structured(CHAIN, importance, 0.5)
-    cut = 0
-    for group, values, count in zip(groups, importance, plan.counts, strict=True):
+    scores = scores_of(CHAIN, 1)
+    cut, _, allocation = cut_by(Filters(0.5), random_network(CHAIN), scores)
+    smaller = 0
+    for group, count in zip(couple(CHAIN).groups, allocation.widths.counts, strict=True):
         if group.prunable:
-            living = plan.keep[group.members[0].layer]
+            layer = group.members[0].layer  # of a chain every group is one convolution
+            values, living = scores[layer].abs().flatten(1).mean(1), cut.filters[layer]
             assert int(living.sum()) == count
             if count < group.channels:
-                cut += 1
+                smaller += 1
                 assert values[living].min() > values[~living].max()
-    assert cut >= 2
-
-
-def test_importance_of_another_network_is_refused() -> None:
-    with pytest.raises(ValueError, match="importance has shapes"):
-        solve_structured(CHAIN, [torch.rand(3)], 0.5)
-    values = [torch.full((g.channels,), float("nan")) for g in coupling_groups(CHAIN)]
-    with pytest.raises(ValueError, match="holds a NaN"):
-        solve_structured(CHAIN, values, 0.5)
+    assert smaller >= 2
 
 
 def test_a_convolution_spread_over_groups_keeps_a_multiple_in_all() -> None:
@@ -156,21 +140,18 @@ def test_a_convolution_spread_over_groups_keeps_a_multiple_in_all() -> None:
     cfg = network(
         conv(10), "route layers=-1", conv(22), "route layers=0,2", conv(32), "shortcut from=-2", *HEAD
     )
-    plan = solve_structured(cfg, [torch.rand(g.channels) for g in coupling_groups(cfg)], 0.4, multiple=2)
-    assert plan.multiple == 2
-    assert plan.per_layer[2].filters_after % 2 == 0
-    assert (
-        plan.per_layer[2].filters_after == plan.per_layer[0].filters_after + plan.per_layer[1].filters_after
-    )
+    cut, _, allocation = cut_by(Filters(0.4, multiple=2), random_network(cfg), scores_of(cfg))
+    assert allocation.widths.multiple == 2
+    after = {layer.index: layer.out_channels for layer in cut.network.cfg.convolutions}
+    assert after[4] < 32
+    assert after[4] % 2 == 0
+    assert after[4] == after[0] + after[2]
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.9, 0.99])
 def test_unstructured_keeps_the_largest_scores_of_each_layer(ratio: float) -> None:
-    scores = {
-        layer.index: torch.randn(layer.weight_shape, generator=torch.Generator().manual_seed(layer.index))
-        for layer in CHAIN.convolutions
-    }
-    masks = solve_unstructured(scores, CHAIN, ratio)
+    scores = scores_of(CHAIN)
+    masks = cut_by(Weights(ratio), random_network(CHAIN), scores)[1].weights
     assert sorted(masks) == [0, 1, 2]
     removed = total = 0
     for index, mask in masks.items():
@@ -183,25 +164,15 @@ def test_unstructured_keeps_the_largest_scores_of_each_layer(ratio: float) -> No
     assert abs(removed / total - ratio) <= 1 / total
 
 
-def test_unstructured_needs_fitting_scores() -> None:
-    with pytest.raises(ValueError, match=r"layer 0: expected scores of shape \(32, 3, 3, 3\), got None"):
-        solve_unstructured({}, CHAIN, 0.5)
-    scores = {layer.index: torch.rand(layer.weight_shape) for layer in CHAIN.convolutions}
-    scores[1][0, 0, 0, 0] = float("nan")
-    with pytest.raises(ValueError, match="layer 1 hold a NaN"):
-        solve_unstructured(scores, CHAIN, 0.5)
-
-
 def test_sparsity_of_the_masked_network_is_the_ratio() -> None:
     model = random_network(CHAIN)
-    plan = solve_structured(CHAIN, [torch.rand(g.channels) for g in coupling_groups(CHAIN)], 0.7)
+    cut, _, allocation = cut_by(Filters(0.7), model, scores_of(CHAIN))
+    achieved = pytest.approx(allocation.widths.ratio_achieved, abs=1e-12)
     assert sparsity(model) == 0.0
-    assert sparsity(apply_structured(model, plan.keep)) == pytest.approx(plan.ratio_achieved, abs=1e-12)
-    kept = sum(int(m.sum()) for index, m in weight_keep_masks(CHAIN, plan.keep).items() if index != 3)
-    assert 1 - kept / count_prunable_weights(CHAIN) == pytest.approx(plan.ratio_achieved, abs=1e-12)
-    scores = {layer.index: torch.rand(layer.weight_shape) for layer in CHAIN.convolutions}
-    masked = apply_unstructured(model, solve_unstructured(scores, CHAIN, 0.7))
-    assert sparsity(masked) == pytest.approx(0.7, abs=1e-3)
+    assert sparsity(cut.masked) == achieved
+    kept = sum(int(m.sum()) for index, m in weight_keep_masks(CHAIN, cut.filters).items() if index != 3)
+    assert 1 - kept / count_prunable_weights(CHAIN) == achieved
+    assert sparsity(cut_by(Weights(0.7), model, scores_of(CHAIN))[0].network) == pytest.approx(0.7, abs=1e-3)
     assert sparsity(model) == 0.0
 
 
@@ -212,12 +183,11 @@ def test_parameters_are_counted_without_running_statistics() -> None:
 
 
 def test_record_says_what_the_files_say() -> None:
-    model = random_network(CHAIN)
-    plan = solve_structured(CHAIN, [torch.rand(g.channels) for g in coupling_groups(CHAIN)], 0.5)
-    record = json.loads(json.dumps(pruning_record(plan)))
-    small = shrink(model, plan.keep)
+    granularity = Filters(0.5)
+    cut, masks, allocation = cut_by(granularity, random_network(CHAIN), scores_of(CHAIN))
+    record = json.loads(json.dumps(granularity.record(CHAIN, masks, allocation)))
     assert [row["filters_after"] for row in record["layers"]] == [
-        c.out_channels for c in small.cfg.convolutions
+        c.out_channels for c in cut.network.cfg.convolutions
     ]
     assert [row["counted"] for row in record["layers"]] == [True, True, True, False]
     counted = [row for row in record["layers"] if row["counted"]]
@@ -227,8 +197,9 @@ def test_record_says_what_the_files_say() -> None:
 
 
 def test_unstructured_record_counts_the_zeros() -> None:
-    scores = {layer.index: torch.rand(layer.weight_shape) for layer in CHAIN.convolutions}
-    record = unstructured_record(CHAIN, solve_unstructured(scores, CHAIN, 0.9), 0.9)
+    granularity = Weights(0.9)
+    _, masks, allocation = cut_by(granularity, random_network(CHAIN), scores_of(CHAIN))
+    record = granularity.record(CHAIN, masks, allocation)
     assert record["ratio_achieved"] == pytest.approx(0.9, abs=1e-4)
     assert [row["filters_after"] for row in record["layers"]] == [32, 64, 32, 6]
     assert record["layers"][3]["weights_after"] == 192

@@ -8,27 +8,30 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunedeploy.models import FoldedDarknet
+from prunedeploy.models import DarknetCfg, FoldedDarknet
 from prunedeploy.pruning import (
     NmPattern,
-    apply_unstructured,
+    Pattern,
     check_nm_ratio,
     check_pattern,
     dense_convolutions,
     nm_ratio,
-    nm_record,
     patterned_convolutions,
     ratio_tolerance,
-    solve_nm,
     sparsity,
     straight_through_nm_mask,
 )
 from prunedeploy_engines.errors import ConfigError, GateError, PruningError
-from pruning.darknets import HEAD, RandomCfg, conv, network, random_cfgs, random_network
+from pruning.darknets import HEAD, RandomCfg, conv, cut_by, network, random_cfgs, random_network, scores_of
 
 TWO_OF_FOUR = NmPattern(2, 4)
 # Weights: 3 x 8 x 9 = 216 dense, 8 x 16 = 128, depthwise 16 x 9 = 144 dense, 16 x 12 = 192, head 12 x 6.
 MIXED = network(conv(8, 3), conv(16), conv(16, 3, groups=16), conv(12), *HEAD)
+
+
+def granularity_of(cfg: DarknetCfg, pattern: NmPattern) -> Pattern:
+    """With the ratio that the pattern gives."""
+    return Pattern(nm_ratio(cfg, pattern), pattern=pattern)
 
 
 @st.composite
@@ -109,10 +112,11 @@ def test_a_score_decides_only_inside_its_own_block() -> None:
     cfg = network(conv(8, 3), conv(4), *HEAD)
     scores = {layer.index: torch.rand(layer.weight_shape) for layer in cfg.convolutions}
     scores[1] = torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 20.0, 30.0, 40.0]).expand(4, 8)[:, :, None, None].clone()
-    keep = solve_nm(scores, cfg, TWO_OF_FOUR)
+    model, granularity = random_network(cfg), granularity_of(cfg, TWO_OF_FOUR)
+    keep = cut_by(granularity, model, scores)[1].weights
     assert keep[1][2].flatten().tolist() == [False, False, True, True] * 2, "of the whole filter, 10 beats 4"
     scores[1][2, 0] = -3.5
-    changed = solve_nm(scores, cfg, TWO_OF_FOUR)[1]
+    changed = cut_by(granularity, model, scores)[1].weights[1]
     assert changed[2].flatten().tolist() == [True, False, False, True, False, False, True, True]
     assert torch.equal(changed[[0, 1, 3]], keep[1][[0, 1, 3]])
 
@@ -134,16 +138,15 @@ def test_convolutions_without_whole_blocks_stay_dense_and_say_why() -> None:
 @given(random_cfgs(), patterns(), st.integers(0, 9))
 def test_the_ratio_is_what_is_counted_in_the_cut_network(graph: RandomCfg, pattern: NmPattern, seed: int) -> None:
     cfg = graph.cfg
-    scores = {layer.index: torch.randn(layer.weight_shape) for layer in cfg.convolutions}
     if not patterned_convolutions(cfg, pattern):
         with pytest.raises(PruningError, match=f"no prunable convolution reads a multiple of {pattern.m}"):
-            solve_nm(scores, cfg, pattern)
+            Pattern(0.5, pattern=pattern).allocate(cfg)
         return
-    model = random_network(cfg, seed)
-    keep = solve_nm(scores, cfg, pattern)
-    cut = apply_unstructured(model, keep)
+    model, granularity = random_network(cfg, seed), granularity_of(cfg, pattern)
+    made, masks, allocation = cut_by(granularity, model, scores_of(cfg, seed))
+    cut, keep = made.network, masks.weights
     assert sparsity(cut) == pytest.approx(nm_ratio(cfg, pattern), abs=1e-12)
-    record = nm_record(cfg, keep, pattern, 0.5)
+    record = granularity.record(cfg, masks, allocation)
     assert record["ratio_achieved"] == pytest.approx(sparsity(cut), abs=1e-12)
     assert (record["method"], record["pattern"]) == ("nm", f"{pattern.n}:{pattern.m}")
     dense = {row["layer"] for row in record["dense_layers"]}
@@ -159,8 +162,7 @@ def test_the_ratio_is_what_is_counted_in_the_cut_network(graph: RandomCfg, patte
 
 def test_folding_batch_normalisation_keeps_the_pattern() -> None:
     model = random_network(MIXED)
-    scores = {layer.index: torch.randn(layer.weight_shape) for layer in MIXED.convolutions}
-    cut = apply_unstructured(model, solve_nm(scores, MIXED, TWO_OF_FOUR))
+    cut = cut_by(granularity_of(MIXED, TWO_OF_FOUR), model, scores_of(MIXED))[0].network
     for index in (1, 3):
         folded = FoldedDarknet(cut).folded[index][0]
         assert check_pattern(folded, TWO_OF_FOUR) == folded.numel() // 4
@@ -197,10 +199,11 @@ def test_wrong_input_is_refused() -> None:
         straight_through_nm_mask(torch.full((1, 4, 1, 1), float("nan")), TWO_OF_FOUR)
     with pytest.raises(ValueError, match=r"needs .* got \(8,\)"):
         check_pattern(torch.rand(8), TWO_OF_FOUR)
-    scores = {layer.index: torch.rand(layer.weight_shape) for layer in MIXED.convolutions}
+    scores, granularity = scores_of(MIXED), granularity_of(MIXED, TWO_OF_FOUR)
+    select = granularity.selection(MIXED, granularity.allocate(MIXED))
     with pytest.raises(ValueError, match=r"layer 1: expected scores of shape \(16, 8, 1, 1\), got None"):
-        solve_nm({3: scores[3]}, MIXED, TWO_OF_FOUR)
+        select({3: scores[3]})
     with pytest.raises(ValueError, match=r"layer 1: .* got \(16, 8\)"):
-        solve_nm({**scores, 1: scores[1].flatten(1)}, MIXED, TWO_OF_FOUR)
-    with pytest.raises(ValueError, match="layer 3 hold a NaN"):
-        solve_nm({**scores, 3: scores[3] * float("nan")}, MIXED, TWO_OF_FOUR)
+        select({**scores, 1: scores[1].flatten(1)})
+    with pytest.raises(ValueError, match="hold a NaN"):
+        select({**scores, 3: scores[3] * float("nan")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from prunedeploy.models import Darknet, load_darknet, parse_cfg
 from prunedeploy.pruning import (
-    StructuredPlan,
+    Cut,
+    Filters,
     apply_structured,
     apply_unstructured,
     coupling_groups,
@@ -19,7 +21,6 @@ from prunedeploy.pruning import (
     ratio_tolerance,
     shrink,
     shrink_cfg,
-    solve_structured,
     weight_keep_masks,
 )
 from prunedeploy_engines.errors import PruningError
@@ -27,6 +28,7 @@ from pruning.darknets import (
     HEAD,
     RandomCfg,
     conv,
+    cut_by,
     largest_difference,
     network,
     random_cfgs,
@@ -38,27 +40,29 @@ from pruning.darknets import (
 RATIOS = (0.25, 0.5, 0.75, 0.9, 0.99)
 
 
-def random_plan(model: Darknet, ratio: float, seed: int = 0, **options: int) -> StructuredPlan:
-    generator = torch.Generator().manual_seed(seed)
-    importance = [torch.rand(group.channels, generator=generator) for group in coupling_groups(model.cfg)]
-    return solve_structured(model.cfg, importance, ratio, **options)
+def cut_filters(model: Darknet, ratio: float, multiple: int = 8) -> tuple[Cut, dict[str, Any]]:
+    """Cut filters by the size of their weights, which are random; and what the bundle would say."""
+    granularity = Filters(ratio, multiple=multiple)
+    scores = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}
+    cut, masks, allocation = cut_by(granularity, model, scores)
+    return cut, granularity.record(model.cfg, masks, allocation)
 
 
 def check_cut(
-    model: Darknet, plan: StructuredPlan, images: torch.Tensor, tolerance: float, heads: set[int]
+    model: Darknet, cut: Cut, record: dict[str, Any], images: torch.Tensor, tolerance: float, heads: set[int]
 ) -> None:
     """The shrunk network is valid, has the achieved ratio and computes what the masked one does."""
-    small = shrink(model, plan.keep)
+    small = cut.network
     assert small.header == model.header
     before, after = weights_but_head_outputs(model, heads), weights_but_head_outputs(small, heads)
-    assert 1 - after / before == pytest.approx(plan.ratio_achieved, abs=1e-12)
-    assert abs(plan.ratio_achieved - plan.ratio_requested) <= ratio_tolerance(plan.ratio_requested)
+    assert 1 - after / before == pytest.approx(record["ratio_achieved"], abs=1e-12)
+    assert abs(record["ratio_achieved"] - record["ratio_requested"]) <= ratio_tolerance(record["ratio_requested"])
     assert parse_cfg(small.cfg.text).layers == small.cfg.layers
-    for row in plan.per_layer:
-        weight = small.conv(row.layer).weight
-        assert (weight.shape[0], weight.numel()) == (row.filters_after, row.weights_after)
-        assert model.conv(row.layer).weight.shape[0] == row.filters_before
-    assert largest_difference(apply_structured(model, plan.keep), small, images) <= tolerance
+    for row in record["layers"]:
+        weight = small.conv(row["layer"]).weight
+        assert (weight.shape[0], weight.numel()) == (row["filters_after"], row["weights_after"])
+        assert model.conv(row["layer"]).weight.shape[0] == row["filters_before"]
+    assert largest_difference(cut.masked, small, images) <= tolerance
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +83,10 @@ def shipped(request: pytest.FixtureRequest, repository: Path) -> Darknet:
 )
 def test_shrunk_network_equals_masked_network(shipped: Darknet, ratio: float) -> None:
     heads = {layer.inputs[0] for layer in shipped.cfg.heads}
-    plan = random_plan(shipped, ratio)
-    assert plan.multiple == 8
-    assert all(row.filters_after % 8 == 0 for row in plan.per_layer if row.layer not in heads)
-    check_cut(shipped, plan, torch.rand(1, 3, 96, 96), 1e-5, heads)
+    cut, record = cut_filters(shipped, ratio)
+    assert record["channel_multiple"] == 8
+    assert all(row["filters_after"] % 8 == 0 for row in record["layers"] if row["layer"] not in heads)
+    check_cut(shipped, cut, record, torch.rand(1, 3, 96, 96), 1e-5, heads)
 
 
 @pytest.mark.shared
@@ -90,7 +94,7 @@ def test_shrunk_network_equals_masked_network(shipped: Darknet, ratio: float) ->
 def test_shrunk_genuine_tiny_equals_masked(shared: Path, ratio: float) -> None:
     folder = shared / "real" / "yolov3-tiny"
     model = load_darknet(folder / "yolov3-tiny.cfg", folder / "yolov3-tiny.weights")
-    check_cut(model, random_plan(model, ratio), torch.rand(1, 3, 160, 160), 1e-5, {15, 22})
+    check_cut(model, *cut_filters(model, ratio), torch.rand(1, 3, 160, 160), 1e-5, {15, 22})
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
@@ -106,18 +110,19 @@ def test_random_networks_shrink_to_what_they_compute_masked(
     # float64, so that a wrong wire cannot hide behind rounding
     model = random_network(graph.cfg, seed).double()
     try:
-        plan = random_plan(model, ratio, seed, multiple=multiple)
+        cut, record = cut_filters(model, ratio, multiple)
     except PruningError:
         # Few filters reach few ratios; whether a refusal is right is tested with the solver.
-        plan = None
-    assume(plan is not None)
-    assert plan.multiple in (multiple, multiple // 2, multiple // 4, multiple // 8)
-    for row in plan.per_layer:
-        assert row.filters_after >= min(plan.multiple, row.filters_before)
-        if row.filters_before % plan.multiple == 0:
-            assert row.filters_after % plan.multiple == 0
+        cut, record = None, {}
+    assume(cut is not None)
+    found = record["channel_multiple"]
+    assert found in (multiple, multiple // 2, multiple // 4, multiple // 8)
+    for row in record["layers"]:
+        assert row["filters_after"] >= min(found, row["filters_before"])
+        if row["filters_before"] % found == 0:
+            assert row["filters_after"] % found == 0
     images = torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64)
-    check_cut(model, plan, images, 1e-9, graph.head_outputs)
+    check_cut(model, cut, record, images, 1e-9, graph.head_outputs)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -136,39 +141,38 @@ def test_any_choice_of_units_can_be_cut(graph: RandomCfg, data: st.DataObject) -
 
 def test_masking_the_weights_of_dead_filters_alone_is_not_the_same_network() -> None:
     model = random_network(network(conv(16, 3), conv(16, 3), "shortcut from=-2", *HEAD))
-    plan = random_plan(model, 0.5)
+    cut, _ = cut_filters(model, 0.5)
     rows = {
-        layer.index: plan.keep[layer.index][:, None, None, None].expand(layer.weight_shape)
+        layer.index: cut.filters[layer.index][:, None, None, None].expand(layer.weight_shape)
         for layer in model.cfg.convolutions
     }
     images = torch.rand(1, 3, 16, 16)
     # The shift of the dead filters' normalisation is alive and flows on.
-    assert largest_difference(apply_unstructured(model, rows), shrink(model, plan.keep), images) > 1e-2
-    assert largest_difference(apply_structured(model, plan.keep), shrink(model, plan.keep), images) <= 1e-5
+    assert largest_difference(apply_unstructured(model, rows), cut.network, images) > 1e-2
+    assert largest_difference(cut.masked, cut.network, images) <= 1e-5
 
 
 @pytest.mark.parametrize("norm", [True, False])
 def test_dead_filters_of_the_masked_network_give_zero_themselves(norm: bool) -> None:
     model = random_network(network(conv(16, 3, norm), conv(16, 3, norm), "shortcut from=-2", *HEAD))
-    plan = random_plan(model, 0.5)
-    first = apply_structured(model, plan.keep).conv(0)
+    cut, _ = cut_filters(model, 0.5)
     with torch.no_grad():
-        out = first(torch.rand(1, 3, 16, 16))
-    assert bool((out[:, ~plan.keep[0]] == 0).all())
-    assert bool((out[:, plan.keep[0]] != 0).any())
+        out = cut.masked.conv(0)(torch.rand(1, 3, 16, 16))
+    assert bool((out[:, ~cut.filters[0]] == 0).all())
+    assert bool((out[:, cut.filters[0]] != 0).any())
 
 
 def test_shrinking_the_masked_network_gives_the_same_parameters() -> None:
     model = random_network(network(conv(16, 3), conv(24, 3, norm=False), *HEAD))
-    plan = random_plan(model, 0.6)
-    direct, by_mask = shrink(model, plan.keep), shrink(apply_structured(model, plan.keep), plan.keep)
+    cut, _ = cut_filters(model, 0.6)
+    direct, by_mask = shrink(model, cut.filters), cut.network  # which is made from the masked one
     for (name, a), (_, b) in zip(direct.state_dict().items(), by_mask.state_dict().items(), strict=True):
         assert torch.equal(a, b), name
 
 
 def test_nothing_removed_is_the_same_file(tmp_path: Path) -> None:
     model = random_network(network(conv(16, 3), *HEAD))
-    small = shrink(model, random_plan(model, 0.0).keep)
+    small = cut_filters(model, 0.0)[0].network
     assert small.cfg.text == model.cfg.text
     model.save(tmp_path / "a.cfg", tmp_path / "a.weights")
     small.save(tmp_path / "b.cfg", tmp_path / "b.weights")
@@ -177,7 +181,7 @@ def test_nothing_removed_is_the_same_file(tmp_path: Path) -> None:
 
 def test_shrunk_files_load_and_compute_the_same(tmp_path: Path) -> None:
     model = random_network(network(conv(16, 3), conv(16, 3, groups=16), conv(16), "shortcut from=-3", *HEAD))
-    small = shrink(model, random_plan(model, 0.45).keep)
+    small = cut_filters(model, 0.45)[0].network
     small.save(tmp_path / "small.cfg", tmp_path / "small.weights")
     images = torch.rand(1, 3, 16, 16)
     assert (
@@ -190,9 +194,7 @@ def test_shrinking_leaves_the_model_and_the_random_state_alone() -> None:
     model = random_network(network(conv(16, 3), *HEAD)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     state = torch.random.get_rng_state()
-    plan = random_plan(model, 0.5)
-    small = shrink(model, plan.keep)
-    apply_structured(model, plan.keep)
+    small = cut_filters(model, 0.5)[0].network
     assert torch.equal(torch.random.get_rng_state(), state)
     assert small.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -18,12 +18,12 @@ from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import Maxpool, parse_cfg
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy.scores import choose_target, contributions, deeplift_scores
-from prunedeploy.scores.captum_deeplift import captum_deeplift_scores, captum_multipliers
+from prunedeploy.scores.captum_deeplift import captum_deeplift, captum_multipliers
 from prunedeploy.scores.deeplift import multipliers_at_convolutions
 from prunedeploy.scores.reference import ReferenceFunction, blurred_reference, zeros_reference
 from prunedeploy_engines.errors import PruningError
 from pruning.darknets import HEAD, RandomCfg, conv, network, random_cfgs, random_network
-from scores.examples import Batch, mixed_network, pixels, random_batches, sum_of_heads, tiny_model
+from scores.examples import Batch, mixed_network, pixels, random_batches, tiny_model
 
 CAPTUM_IS_RIGHT = ("linear", "relu", "leaky", "logistic")
 
@@ -45,7 +45,7 @@ def test_multipliers_worked_by_hand() -> None:
     assert captum_multipliers(model, images, reference, target, 1)[:, :, 0, 0].tolist() == [[0, 0, 0, 0, 1, 1]] * 2
     # |multiplier * 3 * x|, in the mean; of the head's 4 the difference of leaky: 5.1 and -.3.
     batch = Batch(images, torch.zeros(0, 6), [0, 1])
-    scores = captum_deeplift_scores(model, [batch], sum_of_heads, reference=zeros_reference, predictions=1)
+    scores = captum_deeplift(model, [batch], reference=zeros_reference, predictions=1).scores
     assert float(scores[0]) == pytest.approx((3.4 * 6 + 0.4 * 3) / 2)
     assert scores[1].flatten().tolist() == pytest.approx([0, 0, 0, 0, 0, 4 * (5.1 + 0.3) / 2])
 
@@ -63,9 +63,15 @@ def test_float64_multipliers_and_scores_equal_captum(activation: str) -> None:
         expected = captum_multipliers(model, images, reference, target, index)
         assert float(expected.abs().max()) > 1e-3
         assert float((value - expected).abs().max()) < 1e-8 * float(expected.abs().max())
-    expected_scores = captum_deeplift_scores(model, batches, reference=random_reference, predictions=3)
+    done: list[int] = []
+    found = captum_deeplift(model, batches, reference=random_reference, predictions=3, layer_done=done.append)
     for index, value in deeplift_scores(model, batches, reference=random_reference, predictions=3).items():
-        assert float((value - expected_scores[index]).abs().max()) < 1e-8 * float(expected_scores[index].max())
+        assert float((value - found.scores[index]).abs().max()) < 1e-8 * float(found.scores[index].max())
+    assert found.images == 3
+    assert done == [2] * len(ours) + [1] * len(ours), "after every layer of every batch"
+    assert set(found.summation.layers) == set(ours)
+    assert found.summation.worst_layer < 1e-12
+    assert found.summation.target < 1e-12
 
 
 @given(graph=random_cfgs(), seed=st.integers(0, 100))
@@ -75,14 +81,17 @@ def test_float64_scores_of_random_networks_equal_captum(graph: RandomCfg, seed: 
     assume(all(layer.size <= layer.stride for layer in cfg.layers if isinstance(layer, Maxpool)))
     model = random_network(cfg, seed).double()
     batches = random_batches([2], graph.size, seed)
-    expected = captum_deeplift_scores(model, batches, reference=random_reference, predictions=3)
     try:
         scores = deeplift_scores(model, batches, reference=random_reference, predictions=3)
     except PruningError:
         # A relu layer that is off on images and references alike; then Captum finds nothing either.
-        scores = {index: torch.zeros_like(value) for index, value in expected.items()}
+        with pytest.raises(PruningError, match="the target is the same on every image and its reference"):
+            captum_deeplift(model, batches, reference=random_reference, predictions=3)
+        return
+    expected = captum_deeplift(model, batches, reference=random_reference, predictions=3)
+    assert expected.summation.target < 1e-9
     for index, value in scores.items():
-        assert float((value - expected[index]).abs().max()) <= 1e-8 * float(expected[index].max())
+        assert float((value - expected.scores[index]).abs().max()) <= 1e-8 * float(expected.scores[index].max())
 
 
 @pytest.mark.parametrize(
@@ -98,7 +107,7 @@ def test_float32_scores_of_the_demo_network_rank_as_captum_s(weights: str, refer
     scenes = [compose_scene(np.random.default_rng((0, i)), cut_outs, labels, DemoSettings())[0] for i in range(2)]
     images = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).float() / 255
     batch = Batch(images, torch.zeros(0, 6), [0, 1])
-    expected = captum_deeplift_scores(model, [batch], reference=reference)
+    expected = captum_deeplift(model, [batch], reference=reference).scores
     scores = deeplift_scores(model, [batch], reference=reference)
     for index, value in expected.items():
         assert float(value.max()) > 0
@@ -172,28 +181,38 @@ def test_captum_explains_the_whole_difference_only_where_it_is_not_refused(tried
 @pytest.mark.parametrize(
     ("section", "line"),
     [
-        (conv(4, 3, activation="mish"), r"^cfg:13: Captum has no DeepLIFT rule for the activation mish"),
-        (conv(4, 3, activation="swish"), r"^cfg:13: Captum has no DeepLIFT rule for the activation swish"),
-        ("shortcut from=-1 activation=mish", r"^cfg:13: Captum has no DeepLIFT rule for the activation mish"),
-        ("maxpool size=2 stride=1", r"^cfg:13: .* maxpool whose windows overlap \(size 2, stride 1\)"),
-        ("maxpool size=5 stride=1", r"^cfg:13: .* maxpool whose windows overlap \(size 5, stride 1\)"),
+        (conv(4, 3, activation="mish"), r"layer 1 \[convolutional\] has the activation mish, of which Captum's"),
+        (conv(4, 3, activation="swish"), r"layer 1 \[convolutional\] has the activation swish, of which Captum's"),
+        ("shortcut from=-1 activation=mish", r"layer 1 \[shortcut\] has the activation mish, of which Captum's"),
+        ("maxpool size=2 stride=1", r"layer 1 \[maxpool\] has windows that overlap \(size 2, stride 1\), in which"),
+        ("maxpool size=5 stride=1", r"layer 1 \[maxpool\] has windows that overlap \(size 5, stride 1\), in which"),
     ],
 )
 def test_where_captum_is_wrong_it_is_refused_by_name(section: str, line: str) -> None:
     model = random_network(network(conv(4, 3), section, *HEAD))
-    with pytest.raises(PruningError, match=f"{line}.*; use deeplift_scores"):
-        captum_deeplift_scores(model, random_batches([1], 16), reference=zeros_reference)
+    with pytest.raises(PruningError, match=f"^cfg:13: {line}.*; use scores.backend=own"):
+        captum_deeplift(model, random_batches([1], 16), reference=zeros_reference)
+
+
+@pytest.mark.parametrize(("size", "stride", "side"), [(2, 2, 5), (2, 2, 7), (3, 3, 8), (1, 2, 7), (2, 3, 7)])
+def test_pools_that_reach_over_the_border_or_leave_cells_out_are_explained(size: int, stride: int, side: int) -> None:
+    model = random_network(network(conv(4, 3), f"maxpool size={size} stride={stride}", conv(4, 3), *HEAD, size=side))
+    batches = random_batches([2], side)
+    found = captum_deeplift(model.double(), batches, reference=random_reference)
+    assert found.summation.target < 1e-12
+    for index, value in deeplift_scores(model, batches, reference=random_reference).items():
+        assert float((value - found.scores[index]).abs().max()) < 1e-8 * float(found.scores[index].max())
 
 
 def test_no_images_is_one_clear_line() -> None:
     with pytest.raises(PruningError, match=r"^scores: there are no images .*; give at least one image$"):
-        captum_deeplift_scores(tiny_model(), [], reference=zeros_reference)
+        captum_deeplift(tiny_model(), [], reference=zeros_reference)
 
 
 def test_the_model_is_left_as_it_was() -> None:
     model: Darknet = mixed_network().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    captum_deeplift_scores(model, random_batches([1]), reference=zeros_reference)
+    captum_deeplift(model, random_batches([1]), reference=zeros_reference)
     assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())

@@ -21,7 +21,7 @@ from prunedeploy.pruning.cut import Selection
 from prunedeploy.pruning.granularity import Allocation, Filters, FiltersThenWeights, Kernels, Pattern, Weights
 from prunedeploy.pruning.masks import apply_structured, apply_unstructured
 from prunedeploy.pruning.ratio import Widths
-from prunedeploy.pruning.semi_structured import NmPattern, solve_nm
+from prunedeploy.pruning.semi_structured import NmPattern
 from prunedeploy.scores import magnitude_scores, random_scores, scaled_scores
 from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
 from prunedeploy.training.loop import train
@@ -155,7 +155,7 @@ def test_the_nm_selection_equals_the_network_with_zeros_in_the_pattern(model: Da
             selected(scored, images)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())
         )
         assert float((expected - model(images)[0]).abs().max()) > 0.01
-    cut = solve_nm(scored.score_tensors(), model.cfg, NmPattern(2, 4))
+    cut = selection_of(model, "nm")(scored.score_tensors()).as_bool().weights
     assert all(torch.equal(cut[index], keep[index]) for index in keep), "what is selected is what will be cut"
     assert set(cut) == set(keep)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from prunedeploy.scores import (
     snip_scores,
     taylor_scores,
 )
+from prunedeploy.scores.captum_deeplift import captum_deeplift, check_captum_is_right
 from prunedeploy.scores.reference import (
     ReferenceFunction,
     blurred_reference,
@@ -51,6 +53,7 @@ WITHOUT_IMAGES = frozenset({"scaled", "magnitude", "random", "bn-scale", "file"}
 """Scores that follow from the weights alone, or from a file."""
 READ_BY = {
     "file": {"file"},
+    "backend": {"deeplift"},
     "reference": {"deeplift"},
     "blur_sigma": {"deeplift"},
     "deeplift_rule": {"deeplift"},
@@ -73,7 +76,7 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
     inputs = {"robust": robust.digest}
     if settings.name not in WITHOUT_IMAGES:
         inputs["data"] = context.training_key
-    given = check_score_files(context.config)  # before the store hashes anything: says what is wrong with the file
+    given = check_scores(context.config)  # before the store hashes anything: says what is wrong with a file
     if _reads_an_image(settings):
         inputs["reference"] = file_sha256(Path(settings.reference))
     if given is not None:
@@ -89,7 +92,7 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
         save_scores(work / "scores.safetensors", normalised_scores(scores, settings.normalise))
         summation = scoring.summation
         document = {
-            **_settings(context),
+            **score_settings(context),
             "images": None if settings.name in WITHOUT_IMAGES else len(images.records.images),
             "skipped": {str(path): reason for path, reason in images.skipped.items()},
             "seconds": seconds,
@@ -99,20 +102,23 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
         }
         (work / "score.json").write_text(json.dumps(document, indent=2))
 
-    return context.run("score", 2, _settings(context), inputs, compute)
+    return context.run("score", 2, score_settings(context), inputs, compute)
 
 
-def check_score_files(config: BuildConfig) -> GivenScores | None:
-    """Refuse a reference image or a file of scores that does not fit the network.
+def check_scores(config: BuildConfig) -> GivenScores | None:
+    """Refuse what does not fit the network: a reference image, a file of scores, Captum.
 
     Returns:
         The scores of the file, if that is where they come from.
 
     Raises:
-        PruningError: The file of scores cannot be used.
+        PruningError: The file of scores cannot be used, or Captum is wrong for the network.
         DataError: The reference image cannot be used.
     """
     settings = config.scores
+    if settings.backend == "captum":
+        version("captum")  # an error here and not after a training, if it is not installed
+        check_captum_is_right(read_cfg(original_cfg_path(config)))
     if _reads_an_image(settings):
         image_reference(Path(settings.reference), read_cfg(original_cfg_path(config)).input_size)
     if settings.name != "file" or settings.file is None:
@@ -130,13 +136,17 @@ def save_scores(path: Path, scores: Scores) -> None:
     save_file({str(index): value.cpu().contiguous() for index, value in scores.items()}, path)
 
 
-def _settings(context: BuildContext) -> dict[str, Any]:
+def score_settings(context: BuildContext) -> dict[str, Any]:
     """What the score depends on: the settings that it reads."""
     config, name = context.config, context.config.scores.name
     block = result_settings(config.scores)
     kept = {key: value for key, value in block.items() if name in READ_BY.get(key, {name})}
     if config.scores.reference != "blur":
         kept.pop("blur_sigma", None)
+    if config.scores.backend == "own":
+        kept.pop("backend", None)  # scores that were stored before there was a choice stay good
+    else:
+        kept["captum"] = version("captum")
     if name in WITHOUT_IMAGES:
         kept = {key: kept[key] for key in ("name", "normalise")}
         return {**kept, "seed": config.seed} if name == "random" else kept
@@ -187,15 +197,20 @@ class _ScoringImages:
             )
         self.skipped |= loader.skipped
 
-    def __iter__(self) -> Iterator[Batch]:
+    def scored(self) -> Iterator[Batch]:
+        """What is scored: the same, attacked if that is asked for."""
         config = self.context.config
         attack = None
         if config.scores.attacked:
             attack = Pgd.against(self.model, self.context.threat_model(), "fp32", config.seed)
+        for batch in self.clean():
+            if attack is not None:
+                batch = replace(batch, images=attack(batch.images, batch.targets, batch.image_ids))
+            yield batch
+
+    def __iter__(self) -> Iterator[Batch]:
         with self.context.progress.task("score", len(self.records.images)) as advance:
-            for batch in self.clean():
-                if attack is not None:
-                    batch = replace(batch, images=attack(batch.images, batch.targets, batch.image_ids))
+            for batch in self.scored():
                 yield batch
                 advance(len(batch.images))
 
@@ -208,6 +223,7 @@ class _Scoring:
     ) -> None:
         self.model = model
         self.images = images
+        self.progress = context.progress
         self.settings = context.config.scores
         self.seed = context.config.seed
         self.given = given
@@ -231,13 +247,16 @@ class _Scoring:
         return function(self.model, batches, lambda heads, targets: yolo_loss(heads, targets, self.model.cfg).total)
 
     def _deeplift(self, model: Darknet, batches: Any, loss: Any = None) -> Scores:
-        found = deeplift(
-            model,
-            batches,
-            reference=self._reference(),
-            rule=self.settings.deeplift_rule,
-            predictions=self.settings.predictions,
-        )
+        reference, predictions = self._reference(), self.settings.predictions
+        if self.settings.backend == "captum":
+            passes = len(self.images.records.images) * len(model.cfg.convolutions)
+            with self.progress.task("score, layer by layer", passes) as advance:
+                found = captum_deeplift(
+                    model, self.images.scored(), reference=reference, predictions=predictions, layer_done=advance
+                )
+        else:
+            rule = self.settings.deeplift_rule
+            found = deeplift(model, batches, reference=reference, rule=rule, predictions=predictions)
         self.summation = found.summation
         return found.scores
 

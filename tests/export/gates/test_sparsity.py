@@ -13,11 +13,11 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from prunedeploy.models import Darknet, FoldedDarknet
-from prunedeploy.pruning import NmPattern, apply_unstructured, dense_convolutions, solve_nm
+from prunedeploy.pruning import NmPattern, Pattern, dense_convolutions, nm_ratio
 from prunedeploy_engines.errors import EngineError, GateError
 from prunedeploy_export import Quantiser, fp16_from_fp32, onnx_from_torch
 from prunedeploy_export.gates.sparsity import check_onnx_pattern
-from pruning.darknets import HEAD, conv, network, random_network
+from pruning.darknets import HEAD, conv, cut_by, network, random_network
 
 CFG = network(conv(16, 3), conv(24, 3, groups=2), conv(32, activation="mish"), *HEAD)
 DENSE = ("layer0", "layer3")
@@ -26,7 +26,7 @@ DENSE = ("layer0", "layer3")
 def cut(pattern: NmPattern) -> Darknet:
     model = random_network(CFG, seed=1)
     scores = {layer.index: model.conv(layer.index).weight.detach() for layer in CFG.convolutions}
-    return apply_unstructured(model, solve_nm(scores, CFG, pattern))
+    return cut_by(Pattern(nm_ratio(CFG, pattern), pattern=pattern), model, scores)[0].network
 
 
 def exported(model: Darknet, folder: Path) -> Path:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import spearmanr
 
 from prunedeploy.config import ScoreName, load_config
 from prunedeploy.data.batches import Batch, load_sample
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.context import StageResult, open_context
-from prunedeploy.pipeline.progress import make_progress
-from prunedeploy.pipeline.stages.score import WITHOUT_IMAGES, load_scores, score_stage
+from prunedeploy.pipeline.progress import LineProgress, Progress, make_progress
+from prunedeploy.pipeline.stages.score import WITHOUT_IMAGES, load_scores, score_settings, score_stage
 from prunedeploy.pipeline.stages.train import original_stage
+from prunedeploy.pipeline.store.key import StageKey
 from prunedeploy.pipeline.store.store import Store
 from prunedeploy.scores import deeplift
 from prunedeploy.scores.reference import mean_image
@@ -28,11 +32,11 @@ TAKEN = tuple(name for name in get_args(ScoreName) if name != "file")
 QUICK = ("scores.images=4", "scores.batch_size=2", "attack.steps=1")
 
 
-def score(tiny_case: Any, store: Path, *sets: str) -> StageResult:
+def score(tiny_case: Any, store: Path, *sets: str, progress: Progress | None = None) -> StageResult:
     """Score the network as given, which saves the training."""
     config = load_config("smoke", tiny_case.arguments(*QUICK, *sets))
     with Store(store) as stages:
-        context = open_context(config, stages, make_progress(quiet=True))
+        context = open_context(config, stages, progress or make_progress(quiet=True))
         return score_stage(context, original_stage(context))
 
 
@@ -81,6 +85,59 @@ def test_a_score_is_computed_again_only_for_what_it_reads(
     second = score(tiny_case, tmp_path, f"scores.name={name}", change)
     assert first.computed
     assert second.computed == new
+
+
+@pytest.mark.parametrize(
+    ("sets", "digest"),
+    [
+        ((), "399dac23ce223d13826c4d90d08df72102bcd0bf131ed96cf47b12081921e93d"),
+        (("scores.name=deeplift",), "8d9a6826597d924d6bc0e1c09cbc3f47864a6db79a4bd4f254dd79f9415a1479"),
+        (
+            ("scores.name=deeplift", "scores.reference=blur", "scores.deeplift_rule=reveal-cancel"),
+            "eda9f877493f2ee2f6543ad46b565917ede0516759b9b736a3aebfee04ee0751",
+        ),
+        (("scores.name=gradient-x-input",), "6bd8d631407966c72a05ea2824456ffd08a64e34a8a7fb8f8f693e2f47cb7955"),
+    ],
+)
+def test_stored_scores_stay_good_where_captum_is_not_asked_for(
+    tiny_case: Any, tmp_path: Path, sets: tuple[str, ...], digest: str
+) -> None:
+    """The digests were taken before there was ``scores.backend``, of what the demo's configuration says of scores."""
+    for own in ((), ("scores.backend=own",)):
+        config = load_config("demo", [f"data.path={tiny_case.data}", "threads=1", "device=cpu", *sets, *own])
+        with Store(tmp_path) as stages:
+            settings = score_settings(open_context(config, stages, make_progress(quiet=True)))
+        assert StageKey("score", 2, settings, torch="2.13.0").digest == digest
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [(), ("scores.reference=blur", "scores.attacked=true", "scores.normalise=mean")],
+    ids=["mean image, clean", "blurred, attacked"],
+)
+def test_captum_layer_by_layer_scores_as_our_own_in_float32(
+    tiny_case: Any, tmp_path: Path, sets: tuple[str, ...]
+) -> None:
+    lines = io.StringIO()
+    by_captum = score(
+        tiny_case, tmp_path, "scores.name=deeplift", "scores.backend=captum", *sets, progress=LineProgress(lines, 0.0)
+    )
+    own = score(tiny_case, tmp_path, "scores.name=deeplift", *sets)
+    assert own.computed, "what one has computed is not taken for the other's"
+    expected = load_scores(own.folder)
+    for index, value in load_scores(by_captum.folder).items():
+        assert float(value.max()) > 0
+        assert spearmanr(value.flatten(), expected[index].flatten()).statistic >= 0.99
+        assert float((value - expected[index]).abs().max()) < 1e-4 * float(expected[index].max())
+    document = json.loads((by_captum.folder / "score.json").read_text())
+    said = {"name": "deeplift", "backend": "captum", "captum": version("captum"), "images": 4}
+    assert said.items() <= document.items()
+    assert document["seconds"] > 0
+    assert 0 <= document["summation_to_delta"]["worst_layer"] < 1e-4
+    assert 0 <= document["summation_to_delta"]["target"] < 1e-2
+    done = [line.partition("layer by layer: ")[2].partition(" (")[0] for line in lines.getvalue().splitlines()]
+    steps = [f"{2 * layers}/28" for layers in range(1, 14)]  # 7 convolutions, two batches of two images
+    assert [step for step in done if step in steps] == steps
 
 
 def test_mean_reference_is_the_mean_of_the_images_that_are_scored(tiny_case: Any, tmp_path: Path) -> None:
