@@ -21,7 +21,6 @@ demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: 
 	$(BIN)/prunedeploy build --ratio $(RATIO)
 
 test: lint ## everything that must hold before a change goes in
-	PRUNEDEPLOY_TEST_OPENVINO=1 $(BIN)/python -m pytest -k openvino
 	$(BIN)/python -m pytest
 
 audit: $(VENV)/.installed-dev ## known security holes of what is installed, where a service that knows them can be reached
