@@ -21,7 +21,6 @@ demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: 
 	$(BIN)/prunedeploy build --ratio $(RATIO)
 
 test: lint docs ## everything that must hold before a change goes in
-	PRUNEDEPLOY_TEST_OPENVINO=1 $(BIN)/python -m pytest -k openvino
 	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes each

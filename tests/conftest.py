@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import os
 import signal
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -13,11 +16,21 @@ from hypothesis import settings
 # Read when torch and its BLAS are first imported, so it must stand before any test module is.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
-# OpenVINO's tests have a process of their own, see the Makefile. In one process with hundreds of tests of the other
-# runtimes Python's memory was found damaged later on, and the run ended with a segmentation fault; not without
-# OpenVINO. Elsewhere it counts as not installed, and the tests say so.
-if os.environ.get("PRUNEDEPLOY_TEST_OPENVINO") != "1":
-    sys.modules["openvino"] = None  # type: ignore[assignment]
+
+class OpenVinoStaysOut(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Lets OpenVINO be found, as installed, but not be loaded here: decision 0008. Its tests run it in processes."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        found = PathFinder.find_spec(name) if name == "openvino" else None
+        if found is not None:
+            found.loader = self
+        return found
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise AssertionError("OpenVINO must not be imported beside PyTorch: run it in a process (decision 0008)")
+
+
+sys.meta_path.insert(0, OpenVinoStaysOut())
 
 # A shell in the background has its children ignore Ctrl-C, and theirs; some tests send it to programs that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -6,6 +6,8 @@ exception is a bug of ours and exits with code 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class PrunedeployError(Exception):
     """Something the user can mend.
@@ -66,3 +68,15 @@ class RuntimeUnavailableError(EngineError):
 
 class StoreError(PrunedeployError):
     """The stage store or an output folder cannot be used as asked."""
+
+
+def error_to_json(error: PrunedeployError) -> dict[str, str | None]:
+    """An error as JSON values, for another process."""
+    return {"kind": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
+
+
+def error_from_json(told: Mapping[str, str | None]) -> PrunedeployError:
+    """The error of `error_to_json`, with its own words; of its own class if that stands here."""
+    named = globals().get(str(told["kind"]))
+    kind = named if isinstance(named, type) and issubclass(named, PrunedeployError) else PrunedeployError
+    return kind(str(told["what"]), told["where"], told["fix"])

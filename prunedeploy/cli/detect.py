@@ -94,7 +94,9 @@ def command(
     with quiet_stdout(), find_model(bundle).load_bundle() as opened:
         names = _drawn_names(images)
         target = _gpu_target() if runtime == "tensorrt" else None
-        with opened.runner(runtime, precision, threads=threads, providers=wanted, target=target) as runner:
+        options: dict[str, Any] = {"threads": threads, "providers": wanted, "target": target}
+        # In this process, which ends after a few images: there is no PyTorch in it, and no second process to wait for.
+        with opened.runner(runtime, precision, **options, in_process=True) as runner:
             for image in images:
                 drawn = None if out is None else out / names[image]
                 rows.append(_detect(opened, runner, image, drawn, score_threshold))

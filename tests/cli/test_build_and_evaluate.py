@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import shutil
 from collections.abc import Iterator
@@ -101,6 +102,32 @@ def test_a_build_end_to_end_and_what_reads_its_folder(
     assert len(json.loads(gone.stdout)["removed"]) == len(listed)
     assert run("store", "gc", "--store", tmp_path / "store", "--older-than", "0").exit_code == 0
     assert json.loads(run("store", "ls", "--store", tmp_path / "store", "--json").stdout) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
+def test_openvino_is_used_without_being_loaded_beside_pytorch(
+    run_process: Any, coco: Path, darknet: Path, tmp_path: Path
+) -> None:
+    tell = "print('LOADED', [n for n in ('torch', 'openvino') if n in sys.modules], file=sys.stderr)"
+
+    def document(*arguments: object) -> dict[str, Any]:
+        done = run_process(*arguments, "--json", before=f"import atexit; atexit.register(lambda: {tell})")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.splitlines()[-1] == "LOADED ['torch']"
+        told: dict[str, Any] = json.loads(done.stdout)
+        return told
+
+    quick = ("latency.runtimes=openvino", "latency.seconds=0.01", "latency.min_calls=2")
+    sets = [word for one in quick for word in ("--set", one)]
+    built = document(*build_arguments(coco, darknet, tmp_path), *sets)
+    (row,) = [row for row in built["engines"] if row["runtime"] == "openvino"]
+    assert row["latency_ms"]["p50"] > 0
+    assert row["map_clean"] is not None
+    for model in (tmp_path / "out", tmp_path / "out" / "bundle", tmp_path / "out" / "bundle" / "model.onnx"):
+        measured = document("evaluate", model, "--data", coco, "--runtime", "openvino", "--bootstrap", "0")
+        (result,) = measured["results"]
+        assert result["engine"]["runtime"] == "openvino"
+        assert result["map_clean"] == pytest.approx(row["map_clean"], abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ RUNTIMES = [
         marks=pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino"),
     ),
 ]
+TELL_STARTED = """
+sys.addaudithook(lambda event, _: print(event, file=sys.stderr) if event == "subprocess.Popen" else None)
+"""
 RED_CELL = {
     "class_id": 0,
     "class_name": "red",
@@ -62,23 +66,34 @@ def three_precisions(tmp_path: Path) -> Path:
     return make_bundle(tmp_path / "precisions", files)
 
 
+@pytest.fixture
+def detect(run_process: Any) -> Callable[..., list[dict[str, Any]]]:
+    """``detect(bundle, image)``: the rows. In a process: `detect` loads OpenVINO into its own."""
+
+    def call(*arguments: object) -> list[dict[str, Any]]:
+        done = run_process("detect", *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        rows: list[dict[str, Any]] = json.loads(done.stdout)
+        return rows
+
+    return call
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_every_precision_finds_the_red_cell(
-    run: Any, three_precisions: Path, red_cell: Path, runtime: str, precision: str
+    detect: Any, three_precisions: Path, red_cell: Path, runtime: str, precision: str
 ) -> None:
-    done = run("detect", three_precisions, red_cell, "--runtime", runtime, "--precision", precision, "--json")
-    assert done.exit_code == 0, done.stderr
-    (row,) = json.loads(done.stdout)
+    (row,) = detect(three_precisions, red_cell, "--runtime", runtime, "--precision", precision)
     assert [{**found, "score": pytest.approx(1.0, abs=1 / 255)} for found in row["detections"]] == [RED_CELL]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_int8_runs_on_a_device_without_torch_and_onnx(
+def test_int8_runs_on_a_device_without_torch_and_onnx_in_one_process(
     run_process: Any, three_precisions: Path, red_cell: Path, runtime: str
 ) -> None:
     arguments = ("--runtime", runtime, "--precision", "int8", "--threads", "1")
-    done = run_process("detect", three_precisions, red_cell, *arguments, blocked=NOT_ON_THE_DEVICE)
+    done = run_process("detect", three_precisions, red_cell, *arguments, blocked=NOT_ON_THE_DEVICE, before=TELL_STARTED)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.splitlines()[-1].split()[0] == "red"
@@ -87,16 +102,14 @@ def test_int8_runs_on_a_device_without_torch_and_onnx(
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("save", [save_uint8_detector, save_nms_detector])
 def test_uint8_images_and_suppression_in_the_graph_change_nothing_for_the_user(
-    run: Any, tmp_path: Path, red_cell: Path, runtime: str, save: Any
+    detect: Any, tmp_path: Path, red_cell: Path, runtime: str, save: Any
 ) -> None:
     bundle = make_bundle(tmp_path / "variant", {"model.onnx": BundleFile(save(tmp_path / "v.onnx"), "onnx", "fp32")})
-    done = run("detect", bundle, red_cell, "--runtime", runtime, "--json")
-    assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)[0]["detections"] == [RED_CELL]
+    assert detect(bundle, red_cell, "--runtime", runtime)[0]["detections"] == [RED_CELL]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-def test_exported_int8_for_cpus_is_the_file_that_runs(run: Any, tmp_path: Path, runtime: str) -> None:
+def test_exported_int8_for_cpus_is_the_file_that_runs(detect: Any, tmp_path: Path, runtime: str) -> None:
     paths = write_precisions(tmp_path)
     files = {
         "model.onnx": BundleFile(paths["fp32"], "onnx", "fp32"),
@@ -108,10 +121,8 @@ def test_exported_int8_for_cpus_is_the_file_that_runs(run: Any, tmp_path: Path, 
     Image.fromarray(pixels).save(tmp_path / "noise.png")
     scores = {}
     for precision in ("fp32", "int8"):
-        arguments = ("--runtime", runtime, "--precision", precision, "--json")
-        done = run("detect", bundle, tmp_path / "noise.png", *arguments)
-        assert done.exit_code == 0, done.stderr
-        scores[precision] = [found["score"] for found in json.loads(done.stdout)[0]["detections"]]
+        (row,) = detect(bundle, tmp_path / "noise.png", "--runtime", runtime, "--precision", precision)
+        scores[precision] = [found["score"] for found in row["detections"]]
     with load_bundle(bundle) as opened, open_runner(paths["int8 cpu"], runtime) as runner:
         expected = opened.detect(pixels, runner=runner).scores
     assert scores["int8"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import json
 import re
 import shutil
@@ -48,11 +49,21 @@ def detections(server: Command, file: Path, query: str) -> list[dict[str, Any]]:
     return answer["images"][0]["detections"]
 
 
-def test_detections_are_those_of_detect(run: Any, bundle: Path, pictures: list[Path]) -> None:
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        "onnxruntime",
+        pytest.param(
+            "openvino",
+            marks=pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino"),
+        ),
+    ],
+)
+def test_detections_are_those_of_detect(run: Any, bundle: Path, pictures: list[Path], runtime: str) -> None:
     done = run("detect", bundle, *pictures, "--score-threshold", "0.4", "--json")
     expected = [row["detections"] for row in json.loads(done.stdout)]
     assert sum(map(len, expected)) > 10
-    with serving(bundle) as server:
+    with serving(bundle, "--runtime", runtime) as server:
         found = [detections(server, file, "score_threshold=0.4") for file in pictures]
     for ours, theirs in zip(found, expected, strict=True):
         assert [one["class_id"] for one in ours] == [one["class_id"] for one in theirs]

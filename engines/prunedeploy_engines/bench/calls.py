@@ -82,6 +82,7 @@ def open_spec_runner(spec: dict[str, Any]) -> Runner:
         spec["runtime"],
         threads=spec["threads"],
         inference_precision=spec["inference_precision"],  # None is a choice: OpenVINO's own
+        in_process=True,  # a measuring process holds one model, and nothing may come between it and the clock
         **options,
     )
 

@@ -15,8 +15,9 @@ from typing import Any, TextIO
 from prunedeploy_engines.bench.calls import OpenedModel, open_model, profile_spec
 from prunedeploy_engines.bench.latency import timed_block, warm_up
 from prunedeploy_engines.bench.scenarios import allowed_late, poisson_arrivals, serve_queries
-from prunedeploy_engines.errors import PrunedeployError
+from prunedeploy_engines.errors import EngineError, PrunedeployError, error_to_json
 from prunedeploy_engines.machine.energy import RaplMeter, open_rapl
+from prunedeploy_engines.processes import stdout_for_answers
 
 _IDLE_SHARE = 0.1  # of one CPU; below this no thread spins
 _IDLE_PAUSES = 3
@@ -99,11 +100,9 @@ def serve(commands: TextIO, answers: TextIO) -> None:
                 answer = measured.answer(do, command)
             wait_until_idle()
         except PrunedeployError as error:
-            what = {"what": error.what, "where": error.where, "fix": error.fix}
-            answer = {"error": {**what, "kind": type(error).__name__}}
+            answer = {"error": error_to_json(error)}
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
-            what = {"what": f"{type(error).__name__}: {error}", "where": None, "fix": None}
-            answer = {"error": {**what, "kind": "EngineError"}}
+            answer = {"error": error_to_json(EngineError(f"{type(error).__name__}: {error}"))}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
@@ -125,10 +124,7 @@ def wait_until_idle() -> None:
 
 def main() -> None:
     """Serve on stdin and stdout; run by `worker_process`."""
-    # Libraries that print must not come between the answers: they keep descriptor 1, which now is stderr.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    serve(sys.stdin, answers)
+    serve(sys.stdin, os.fdopen(stdout_for_answers(), "w"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from prunedeploy_engines.errors import EngineError, RuntimeUnavailableError
+from prunedeploy_engines.processes import how_it_ended, same_imports
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,13 +23,12 @@ class Worker:
         self.name = name
         # A file, not a pipe: a worker that prints a lot must not block.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "prunedeploy_engines.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=environment,
+            env=same_imports(),
             text=True,
         )
 
@@ -61,8 +60,7 @@ class Worker:
     def _last_words(self) -> str:
         code = self._process.wait()
         self._stderr.seek(0)
-        lines = self._stderr.read().decode(errors="replace").strip().splitlines()
-        return f"exit code {code}" + (f", {lines[-1]}" if lines else "")
+        return how_it_ended(code, self._stderr.read())
 
     def close(self) -> None:
         """End the process: politely, then not."""

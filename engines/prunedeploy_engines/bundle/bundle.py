@@ -100,6 +100,7 @@ class Bundle:
         allow_spinning: bool = True,
         inference_precision: str | None = "f32",
         target: str | None = None,
+        in_process: bool = False,
     ) -> Runner:
         """Open the model; the caller closes it.
 
@@ -111,6 +112,7 @@ class Bundle:
             allow_spinning: ONNX Runtime only: let waiting threads spin.
             inference_precision: OpenVINO only: what float layers are computed in; None lets OpenVINO choose.
             target: Which of several files of one precision; None takes the one that fits the runtime.
+            in_process: OpenVINO only: load it into this process; see `open_runner`.
 
         Raises:
             BundleError: The bundle has no such model or engine.
@@ -131,6 +133,7 @@ class Bundle:
             providers=providers,
             allow_spinning=allow_spinning,
             inference_precision=inference_precision,
+            in_process=in_process,
         )
         if opened.input_size != self.input_size:
             size = opened.input_size

@@ -12,18 +12,12 @@ from typing import Any
 
 from prunedeploy_engines.doctor.finding import Finding, install
 from prunedeploy_engines.doctor.machine import is_jetson
+from prunedeploy_engines.doctor.openvino_probe import IDENTITY_ONNX, probe_openvino
 from prunedeploy_engines.errors import RuntimeUnavailableError
 from prunedeploy_engines.runtimes.onnxruntime.session import import_onnxruntime
-from prunedeploy_engines.runtimes.openvino.library import clean, import_openvino
 from prunedeploy_engines.runtimes.tensorrt.library import cuda_driver_problem
 
-# y = Identity(x), x float (1,), opset 13. `onnx` is not on a device to make one.
-IDENTITY_ONNX = bytes.fromhex(
-    "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a"
-    "08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
-)
 _GPU = ("CUDA", "Tensorrt", "NvTensorRTRTX")
-_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 def onnxruntime_conflict(installed: Mapping[str, str]) -> Finding | None:
@@ -134,47 +128,20 @@ def openvino_finding() -> Finding:
     """OpenVINO: whether it runs a model, on which devices, and what it computes float layers in by itself."""
     if importlib.util.find_spec("openvino") is None:
         return Finding("openvino", "missing", "no second runtime for the CPU to compare with", install("openvino"))
-    try:
-        ov = import_openvino()
-    except RuntimeUnavailableError as error:
-        return Finding("openvino", "limited", error.what, f"reinstall it: {install('openvino')}")
+    told = probe_openvino()
+    reinstall = f"reinstall it: {install('openvino')}"
+    if "unavailable" in told:
+        return Finding("openvino", "limited", told["unavailable"], reinstall)
     version = importlib.metadata.version("openvino")
-    try:
-        core = ov.Core()
-        floats = openvino_runs(core)
-    except Exception as error:  # noqa: BLE001  OpenVINO raises RuntimeError for nearly everything
-        detail = f"{version}: cannot run a model here: {clean(error)}"
-        return Finding("openvino", "limited", detail, f"reinstall it: {install('openvino')}")
-    others = [device for device in core.available_devices if device != "CPU"]
-    detail = f"{version}: runs bundles on CPU, float layers in {floats}"
-    if floats != "fp32":
+    if "failed" in told:
+        return Finding("openvino", "limited", f"{version}: cannot run a model here: {told['failed']}", reinstall)
+    others = [device for device in told["devices"] if device != "CPU"]
+    detail = f"{version}: runs bundles on CPU, float layers in {told['floats']}"
+    if told["floats"] != "fp32":
         detail += " if it is left to choose; prunedeploy asks for fp32 unless told otherwise"
     if others:
         detail += f"; it also sees {', '.join(others)}"
     return Finding("openvino", "ok", detail)
-
-
-def openvino_runs(core: Any) -> str:
-    """Run the smallest model on OpenVINO's CPU device.
-
-    Args:
-        core: An ``openvino.Core``.
-
-    Returns:
-        What it computes float layers in when it is not told: ``"fp32"``, ``"fp16"`` or ``"bf16"``.
-
-    Raises:
-        Exception: What OpenVINO raises, if it cannot.
-        RuntimeError: It computed something else.
-    """
-    import numpy as np
-
-    compiled = core.compile_model(core.read_model(IDENTITY_ONNX), "CPU", {"INFERENCE_NUM_THREADS": 1})
-    output = compiled({"x": np.ones(1, np.float32)})[0]
-    if output.tolist() != [1.0]:
-        raise RuntimeError(f"the identity of 1 came out as {output.tolist()}")
-    told = str(compiled.get_property("INFERENCE_PRECISION_HINT").to_string())
-    return _PRECISIONS.get(told, told)
 
 
 def _short(provider: str) -> str:

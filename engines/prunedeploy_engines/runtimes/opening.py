@@ -21,6 +21,7 @@ def open_runner(
     providers: Sequence[str] = ("cpu",),
     allow_spinning: bool = True,
     inference_precision: str | None = "f32",
+    in_process: bool = False,
 ) -> Runner:
     """Open a model; the caller closes it.
 
@@ -31,6 +32,8 @@ def open_runner(
         providers: ONNX Runtime only: execution providers, in order of preference.
         allow_spinning: ONNX Runtime only: let waiting threads spin.
         inference_precision: OpenVINO only: what float layers are computed in; None lets OpenVINO choose.
+        in_process: OpenVINO only: load it into this process, in which there must be no PyTorch (decision 0008). By
+            default it has a process of its own, which takes half a second to start and receives images by a pipe.
 
     Raises:
         ConfigError: No such runtime.
@@ -43,9 +46,13 @@ def open_runner(
 
         return OnnxRuntimeRunner(path, threads=threads, providers=providers, allow_spinning=allow_spinning)
     if runtime == "openvino":
-        from prunedeploy_engines.runtimes.openvino.runner import OpenVinoRunner
+        if in_process:
+            from prunedeploy_engines.runtimes.openvino.runner import OpenVinoRunner
 
-        return OpenVinoRunner(path, threads=threads, inference_precision=inference_precision)
+            return OpenVinoRunner(path, threads=threads, inference_precision=inference_precision)
+        from prunedeploy_engines.runtimes.openvino.process import OpenVinoProcess
+
+        return OpenVinoProcess(path, threads=threads, inference_precision=inference_precision)
     from prunedeploy_engines.runtimes.tensorrt.runner import TensorRTRunner
 
     return TensorRTRunner(path)

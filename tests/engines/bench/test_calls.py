@@ -14,8 +14,10 @@ from prunedeploy_engines.bench.calls import batches, open_model, prepare
 from prunedeploy_engines.bench.images import MOST, load_images, random_images
 from prunedeploy_engines.bench.profile import profile_models
 from prunedeploy_engines.bench.rounds import complete_spec
+from prunedeploy_engines.bench.worker_process import Worker
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.errors import ConfigError, DataError
+from prunedeploy_engines.runtimes.opening import unavailable_reason
 from prunedeploy_engines.runtimes.runner import Runner
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
@@ -162,7 +164,8 @@ def test_end_to_end_needs_a_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_the_layers_of_a_model_are_profiled(tmp_path: Path, runtime: str) -> None:
-    pytest.importorskip(runtime)
+    if unavailable_reason(runtime) is not None:
+        pytest.skip(str(unavailable_reason(runtime)))
     path = save_tiny_detector(tmp_path / "model.onnx")
     layers = profile_models({"a": {"path": path, "runtime": runtime, "threads": 1, "batch": 2}})["a"]
     assert isinstance(layers, list)
@@ -185,7 +188,10 @@ def test_a_model_that_cannot_be_profiled_does_not_keep_the_others_from_it(tmp_pa
 def test_openvino_computes_in_what_was_asked_for_or_chooses(
     tmp_path: Path, asked: str | None, hint: str | None
 ) -> None:
-    pytest.importorskip("openvino", reason="needs openvino (prunedeploy[openvino])")
+    if unavailable_reason("openvino") is not None:
+        pytest.skip("needs openvino (prunedeploy[openvino])")
     model = save_tiny_detector(tmp_path / "model.onnx")
-    described = opened({"path": model, "runtime": "openvino", "inference_precision": asked}).describe
+    spec = complete_spec("a", {"path": model, "runtime": "openvino", "inference_precision": asked})
+    with Worker("a") as worker:
+        described = worker.ask("open", spec=spec)["describe"]
     assert described["inference_precision"] == hint

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from prunedeploy_engines.doctor import doctor
+from prunedeploy_engines.doctor import openvino_probe as doctor_openvino
 from prunedeploy_engines.doctor import runtimes as doctor_runtimes
 from prunedeploy_engines.doctor import tensorrt as doctor_tensorrt
 from prunedeploy_engines.doctor.doctor import Finding, diagnose
@@ -83,10 +84,10 @@ def test_missing_library_is_said_with_the_extra_that_brings_it():
     )
 
 
-def test_diagnosis_imports_neither_torch_nor_onnx_nor_telemetry():
+def test_diagnosis_imports_neither_torch_nor_onnx_nor_openvino():
     program = (
         "import sys, json; from prunedeploy_engines.doctor.doctor import diagnose; diagnose();"
-        "unwanted = ('torch', 'onnx', 'captum', 'pycocotools', 'openvino_telemetry');"
+        "unwanted = ('torch', 'onnx', 'captum', 'pycocotools', 'openvino', 'openvino_telemetry');"
         "print(json.dumps([m for m in unwanted if m in sys.modules]))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -180,28 +181,44 @@ def test_libraries_that_a_provider_misses_are_named(tmp_path):
 
 
 def test_openvino_is_seen_to_run_and_its_precision_is_the_cpus(findings):
-    ov = pytest.importorskip("openvino")
-    core = ov.Core()
-    floats = doctor_runtimes.openvino_runs(core)
-    has_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    assert floats in (("bf16",) if has_bf16 else ("fp32", "fp16"))  # fp16 on Arm
+    if importlib.util.find_spec("openvino") is None:
+        pytest.skip("needs openvino")
+    program = (
+        "from prunedeploy_engines.runtimes.openvino.library import import_openvino; core = import_openvino().Core();"
+        "print('BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))"
+    )
+    asked = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    probed = doctor_openvino.probe_openvino()
+    floats = probed["floats"]
+    assert "CPU" in probed["devices"]
+    assert floats in (("bf16",) if asked.stdout == "True\n" else ("fp32", "fp16"))  # fp16 on Arm
     assert findings["openvino"].status == "ok"
     assert f"runs bundles on CPU, float layers in {floats}" in findings["openvino"].detail
     assert ("asks for fp32" in findings["openvino"].detail) == (floats != "fp32")
 
 
-def test_openvino_that_does_not_run_is_limited(monkeypatch):
-    ov = pytest.importorskip("openvino")
-
-    def fail(core):
-        raise RuntimeError("Exception from src/core.cpp:1:\nno such instruction")
-
-    monkeypatch.setattr(doctor_runtimes, "openvino_runs", fail)
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (
+            "def Core(): raise RuntimeError('Exception from src/core.cpp:1:\\nno such instruction')",
+            "1.2.3: cannot run a model here: no such instruction",
+        ),
+        (
+            "def Core(): import os, signal; os.kill(os.getpid(), signal.SIGILL)",
+            "1.2.3: cannot run a model here: its process ended with signal SIGILL",
+        ),
+        ("print('loading'); raise OSError('no libtbb')", "OpenVINO is not installed or does not load (no libtbb)"),
+    ],
+)
+def test_openvino_that_does_not_run_is_limited(monkeypatch, tmp_path, program, said):
+    (tmp_path / "openvino.py").write_text(program)
+    metadata = tmp_path / "openvino-1.2.3.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: openvino\nVersion: 1.2.3\n")
+    monkeypatch.syspath_prepend(tmp_path)
     found = doctor_runtimes.openvino_finding()
-    assert found.status == "limited"
-    assert found.detail.endswith("cannot run a model here: no such instruction")
-    assert found.advice == "reinstall it: pip install 'prunedeploy[openvino]'"
-    assert ov.__version__.startswith(found.detail.partition(":")[0])
+    assert found == Finding("openvino", "limited", said, "reinstall it: pip install 'prunedeploy[openvino]'")
 
 
 def test_openvino_that_is_not_installed_is_said_with_its_extra(monkeypatch):

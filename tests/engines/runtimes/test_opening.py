@@ -9,6 +9,7 @@ import pytest
 from prunedeploy_engines.errors import ConfigError, EngineError
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_engines.runtimes.opening import RUNTIMES, model_target, open_runner, unavailable_reason
+from prunedeploy_engines.runtimes.openvino.process import OpenVinoProcess
 from tiny_detector import save_tiny_detector
 
 
@@ -26,6 +27,16 @@ def test_options_reach_the_runner(tmp_path: Path) -> None:
     with open_runner(model, "onnxruntime", providers=("CPUExecutionProvider",), allow_spinning=False) as runner:
         assert isinstance(runner, OnnxRuntimeRunner)
         assert not runner.spec.allow_spinning
+
+
+@pytest.mark.skipif(unavailable_reason("openvino") is not None, reason="needs openvino")
+def test_openvino_stays_out_of_this_process_unless_told_to_come_in(tmp_path: Path) -> None:
+    model = save_tiny_detector(tmp_path / "model.onnx")
+    with open_runner(model, "openvino", threads=1) as runner:
+        assert isinstance(runner, OpenVinoProcess)
+    assert "openvino" not in sys.modules
+    with pytest.raises(AssertionError, match="decision 0008"):  # the tests' own guard, see conftest
+        open_runner(model, "openvino", in_process=True)
 
 
 def test_plan_that_is_not_there_is_an_error_of_its_runtime(tmp_path: Path) -> None:

@@ -217,9 +217,13 @@ def open_model(name: str, bundle: Bundle, settings: ServingSettings, pool: Execu
     target = _device_target() if runtime == "tensorrt" else None
 
     def opened() -> Runner:
-        # Spinning threads would take the cores from the server itself.
         runner = bundle.runner(
-            runtime, settings.precision, threads=settings.threads, target=target, allow_spinning=False
+            runtime,
+            settings.precision,
+            threads=settings.threads,
+            target=target,
+            allow_spinning=False,  # spinning threads would take the cores from the server itself
+            in_process=True,  # there is no PyTorch here, and a request is not to wait for pipes
         )
         try:
             for size in sorted({1, settings.max_batch}):
