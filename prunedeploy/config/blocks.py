@@ -295,15 +295,12 @@ class ScoreOptimizationConfig(TrainingConfig):
         freeze_bn: Keep batch norm as it is, with the statistics of the unpruned network. For comparison only: scores
             learn nothing that way.
         bn_lr: Learning rate of batch norm's scale and shift, which train beside the scores.
-        sharpness: Take the gradient where the robust loss is worst around the scores, in each layer within this
-            fraction of the norm of its scores (S2AP); a step then passes forward and back once more. 0: off.
     """
 
     enabled: bool | None = None
     freeze_bn: bool = False
     lr: Positive = 0.005
     bn_lr: Positive = 0.01
-    sharpness: NonNegative = 0.0
     weight_decay: NonNegative = 0.0
 
     @model_validator(mode="after")

@@ -14,8 +14,7 @@ of which nine tenths are switched off sees nothing, and its scores learn nothing
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +24,12 @@ from prunedeploy.attacks.pgd import DTYPES
 from prunedeploy.data.loader import Batch
 from prunedeploy.models.darknet import Darknet, DarknetConv, FoldedDarknet, check_images, run_layers
 from prunedeploy.models.darknet_cfg import Convolutional
-from prunedeploy.models.loss import LossTerms, yolo_loss
+from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pruning.cut import Masks, Selection
 from prunedeploy.scores import scaled_scores
 from prunedeploy.scores.interface import Scores
 from prunedeploy.training.adversarial import loss_terms
-from prunedeploy.training.distributed import average, shard
+from prunedeploy.training.distributed import shard
 from prunedeploy.training.loop import Objective
 from prunedeploy.training.optimisation import LoopSettings, ParameterSet
 
@@ -133,18 +132,6 @@ class ScoredDarknet(nn.Module):
         """The network without masks: frozen weights, and normalisation as it stands."""
         return self._network[0]
 
-    @contextmanager
-    def statistics_kept(self) -> Iterator[None]:
-        """While it lasts, running statistics do not follow."""
-        convs = [self.network.conv(int(index)) for index in self.normalisation]
-        for conv in convs:
-            conv.momentum = 0.0
-        try:
-            yield
-        finally:
-            for conv in convs:
-                conv.momentum = STEP_3_BN_MOMENTUM
-
     def score_tensors(self) -> dict[int, Tensor]:
         """The scores by layer index, detached."""
         return {int(index): value.detach().clone() for index, value in self.scores.items()}
@@ -158,34 +145,9 @@ class ScoredDarknet(nn.Module):
         sets = [ParameterSet(tuple(self.scores.values()))]
         return [*sets, ParameterSet(tuple(self.normalisation.parameters()), bn_lr)] if self.normalisation else sets
 
-    def masks(self, offsets: Mapping[int, Tensor] | None = None) -> Masks:
-        """The current selection; gradients reach the scores.
-
-        Args:
-            offsets: By layer index, what to add to the scores before selecting; default: nothing.
-        """
-        scores: dict[int, Tensor] = {int(index): value for index, value in self.scores.items()}
-        return self.select(scores | {index: scores[index] + offset for index, offset in (offsets or {}).items()})
-
-    def ascent(self, loss: Tensor, radius: float) -> dict[int, Tensor]:
-        """To first order, the offsets within a radius that raise a loss most, each layer on its own.
-
-        Args:
-            loss: 0-d, computed under `masks`.
-            radius: Norm of a layer's offsets, as a fraction of the norm of its scores.
-
-        Returns:
-            By layer index, weight-shaped; layers whose scores the loss does not depend on are not in it.
-
-        Reference: Piras et al., S2AP: Score-space Sharpness Minimization for Adversarial Pruning, 2025.
-        """
-        gradients = torch.autograd.grad(loss, list(self.scores.values()), allow_unused=True)
-        average([gradient for gradient in gradients if gradient is not None])
-        offsets = {}
-        for (index, value), gradient in zip(self.scores.items(), gradients, strict=True):
-            if gradient is not None and (length := gradient.norm()) > 0:
-                offsets[int(index)] = radius * value.detach().norm() * gradient / length
-        return offsets
+    def masks(self) -> Masks:
+        """The current selection; gradients reach the scores."""
+        return self.select({int(index): value for index, value in self.scores.items()})
 
     def count_flips(self, masks: Masks) -> Tensor:
         """How many filters and weights have changed sides since the last call, or since the start; 0-d.
@@ -244,7 +206,6 @@ def score_objective(
     threat_model: ThreatModel,
     seed: int,
     device: torch.device,
-    sharpness: float = 0.0,
 ) -> Objective:
     """The objective of score optimisation for `train`: the robust loss of the selected subnetwork.
 
@@ -256,16 +217,9 @@ def score_objective(
         threat_model: The inner attack, on the subnetwork in evaluation mode.
         seed: Seed of random starts.
         device: Where the batches go.
-        sharpness: Radius of `ScoredDarknet.ascent`: the gradient is taken where the loss is worst around the scores; 0
-            takes it where they are.
 
     Reference: Sehwag et al., HYDRA, 2020, equation 3.
     """
-
-    def loss_under(masks: Masks, images: Tensor, targets: Tensor) -> LossTerms:
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            heads = scored(images, masks)
-        return yolo_loss([head.float() for head in heads], targets, scored.network.cfg)
 
     def objective(batch: Batch, step: int) -> dict[str, Tensor]:
         batch = shard(batch)
@@ -276,12 +230,9 @@ def score_objective(
         attack = Pgd(scored.network, attacked, threat_model, settings.precision, seed)
         images = attack(batch.images.to(device), targets, batch.image_ids, step)
         images = images.contiguous(memory_format=torch.channels_last)
-        terms = loss_under(masks, images, targets)
-        if sharpness > 0:
-            offsets = scored.ascent(terms.total, sharpness)
-            # Statistics are those of the network that is cut, not of its neighbour.
-            with scored.statistics_kept():
-                terms = loss_under(scored.masks(offsets), images, targets)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            heads = scored(images, masks)
+        terms = yolo_loss([head.float() for head in heads], targets, scored.network.cfg)
         return {**loss_terms(terms), "flips": flips}
 
     return objective

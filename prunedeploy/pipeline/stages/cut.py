@@ -53,9 +53,7 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
         model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs do not know it
         scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
         attack = context.threat_model(block.attack)
-        objective = score_objective(
-            scored, loop_settings(block), attack, config.seed, context.device, block.sharpness
-        )
+        objective = score_objective(scored, loop_settings(block), attack, config.seed, context.device)
         sets = scored.parameter_sets(block.bn_lr)
         run_training(context, "optimise-scores", block, model, scored, objective, work, checkpoints, sets=sets)
         optimised = scored.score_tensors()
