@@ -18,6 +18,8 @@ Schedule = Literal["cosine", "step", "constant"]
 class LoopSettings:
     """How one training stage runs; every length is in steps.
 
+    A configuration block has more, the data and the attack among it, and a stage may run it for other steps: hence two.
+
     Attributes:
         steps: Optimiser steps.
         lr: Peak learning rate.
