@@ -73,6 +73,7 @@ def coco(ctx: click.Context, folder: Path, names: Path | None, decode: bool, sho
     folders of official COCO, or one JSON + images/. Exits with 2 if anything is wrong.
     """
     from prunedeploy.data.check import inspect_coco
+    from prunedeploy.data.class_names import read_names
 
     class_names = None if names is None else read_names(names)
     with quiet_stdout():
@@ -114,21 +115,3 @@ def grouped(problems: Iterable[Problem], examples: int | None) -> Iterator[str]:
 def kind_of(what: str) -> str:
     """Return a problem's text without what differs between two of a kind: numbers and quoted names."""
     return re.sub(r"'[^']*'|\"[^\"]*\"|-?\d+(\.\d+)?(e-?\d+)?|\b(nan|inf)\b", "#", what)
-
-
-def read_names(path: Path) -> list[str]:
-    """Read a file with one class name per line.
-
-    Raises:
-        ConfigError: It cannot be read, or is empty.
-    """
-    from prunedeploy_engines.errors import ConfigError
-
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise ConfigError(f"cannot be read ({reason})", path, "give a file with one class name per line") from None
-    if not names:
-        raise ConfigError("holds no class name", path, "give a file with one class name per line")
-    return names

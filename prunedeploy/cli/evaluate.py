@@ -1,4 +1,4 @@
-"""``prunedeploy evaluate``: what is measured, said and written. The measuring is `evaluation_run`."""
+"""``prunedeploy evaluate``: what is measured, said and written. The measuring is `prunedeploy.pipeline.evaluation`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunedeploy.cli.group import Command, examples
 from prunedeploy.cli.output import comma_list, json_option, number, print_json, print_table, quiet_stdout
 
 if TYPE_CHECKING:
-    from prunedeploy.cli.evaluation_run import Request
+    from prunedeploy.pipeline.evaluation import Request
 
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
 PATH = click.Path(path_type=Path)
@@ -105,7 +105,7 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     if options["attack"] == "none":
         _refuse_idle_options(options)
     with quiet_stdout():
-        from prunedeploy.cli.evaluation_run import Request, run
+        from prunedeploy.pipeline.evaluation import Request, run
 
         request = Request(source=source, runtimes=tuple(runtimes), csv_folder=csv_folder, **options)
         document = run(request)

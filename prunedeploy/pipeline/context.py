@@ -16,7 +16,7 @@ import torch.distributed as dist
 from prunedeploy.attacks import ThreatModel
 from prunedeploy.config import BUNDLED, AttackConfig, BuildConfig, TrainingConfig
 from prunedeploy.data import CocoDataset, content_key, find_splits, load_splits, measured_subset
-from prunedeploy.data.coco_names import COCO_NAMES
+from prunedeploy.data.class_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
 from prunedeploy.data.loader import TrainingLoader
 from prunedeploy.models import Darknet, load_darknet

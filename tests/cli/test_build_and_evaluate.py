@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from prunedeploy.cli import evaluation_run
 from prunedeploy.data.loader import Batch, EvaluationLoader
+from prunedeploy.pipeline import evaluation as evaluation_run
 
 SMOKE = (
     "--config", "smoke", "--set", "data.train_images=null", "--set", "data.eval_images=null", "--set",

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd, ThreatModel
-from prunedeploy.cli.data import read_names
 from prunedeploy.config import BUNDLED, AttackConfig, EvaluationConfig
+from prunedeploy.data.class_names import COCO_NAMES, read_names
 from prunedeploy.data.coco import load_test_split, measured_subset
-from prunedeploy.data.coco_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
 from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.data.records import CocoDataset
