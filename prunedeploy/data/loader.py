@@ -7,7 +7,6 @@ that resuming, caching and worker processes change nothing, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +173,7 @@ class TrainingLoader:
         if start_step < 0 or workers < 0 or seed < 0:
             raise ValueError(f"start_step, workers, seed must be >= 0, got {start_step}, {workers}, {seed}")
         if augment is not None and greyscale:
-            augment = replace(augment, hue=0.0, saturation=1.0)  # grey has neither; and it stays exactly grey
+            augment = augment.model_copy(update={"hue": 0.0, "saturation": 1.0})  # grey has neither; and it stays exactly grey
         # Every worker holds its own copy.
         needed = len(dataset.images) * input_size[0] * input_size[1] * 3 * max(1, workers)
         self.batch_size = batch_size
