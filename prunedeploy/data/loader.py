@@ -173,7 +173,8 @@ class TrainingLoader:
         if start_step < 0 or workers < 0 or seed < 0:
             raise ValueError(f"start_step, workers, seed must be >= 0, got {start_step}, {workers}, {seed}")
         if augment is not None and greyscale:
-            augment = augment.model_copy(update={"hue": 0.0, "saturation": 1.0})  # grey has neither; and it stays exactly grey
+            # Grey has neither; and it stays exactly grey.
+            augment = augment.model_copy(update={"hue": 0.0, "saturation": 1.0})
         # Every worker holds its own copy.
         needed = len(dataset.images) * input_size[0] * input_size[1] * 3 * max(1, workers)
         self.batch_size = batch_size
