@@ -62,9 +62,9 @@ def test_shipped_configurations_report_the_papers_attack_and_score_weights_as_hy
     assert config.attack == PAPER_ATTACK
     assert (config.evaluation.score_threshold, config.evaluation.iou_threshold) == (0.5, 0.45)
     assert config.scores.name == "scaled"
-    # HYDRA's 0.1 is for a cross-entropy; the demo's is that on the scale of its own loss.
+    # HYDRA's 0.1 is for a cross-entropy; this is that on the scale of a detector's loss.
     block = config.score_optimization
-    assert (block.optimizer, block.lr) == ("sgd", 0.005 if name == "demo" else 0.1)
+    assert (block.optimizer, block.lr) == ("sgd", 0.005)
     assert config.score_optimization.schedule == "cosine"
 
 
