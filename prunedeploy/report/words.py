@@ -202,11 +202,11 @@ def _about_latency(results: Results) -> Iterator[str]:
         return
     if number(look_up(results, "dead_channels", "filters_removed")):
         yield (
-            "The pruned network has zeros for weights. Only the filters that they have made useless save work; "
-            "from the other zeros dense kernels gain nothing."
+            "The pruned network has zeros for weights. Work is saved only by filters that are gone altogether; "
+            "dense kernels multiply the other zeros like any number."
         )
     else:
-        yield "The pruned network has zeros for weights: dense kernels do the same work and gain nothing."
+        yield "The pruned network has zeros for weights: dense kernels multiply them like any number, they save no work."
     asked = look_up(results, "pruning", "sparse_weights")
     if asked is True:
         yield (
