@@ -206,7 +206,7 @@ def _about_latency(results: Results) -> Iterator[str]:
             "dense kernels multiply the other zeros like any number."
         )
     else:
-        yield "The pruned network has zeros for weights: dense kernels multiply them like any number, they save no work."
+        yield "The pruned network has zeros for weights. Dense kernels multiply them all the same: they save no work."
     asked = look_up(results, "pruning", "sparse_weights")
     if asked is True:
         yield (
