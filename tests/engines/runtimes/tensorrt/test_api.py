@@ -52,9 +52,9 @@ OURS = set(
     data@build engine@from_onnx engine@plan error@from_onnx
     error@timing_cache error@execution
     _about _buffers _BY_TYPE _cuda _graph _library _messages about buffer build chosen contextlib count
-    Counter() ctypes datetime device dict driver dtypes dumps() fcntl fewer first folder graph hashlib header
+    Counter() ctypes datetime device dict driver dtypes dumps() fewer first folder graph hashlib header
     images importlib json known layers library logger major makers members message metadata minor monitor name
-    note_path now() np npt onnx_path os others path profiler re second self settings sha256() shapes sink
+    note_path now() np npt onnx_path others path profiler re second self settings sha256() shapes sink
     super() sys target tensors text threading times timezone timing_cache util value version versions warnings
     """.split()
 )

@@ -99,7 +99,7 @@ def test_a_full_queue_refuses_at_once_and_keeps_what_it_has():
         await until(lambda: batcher._waiting == 4)
         runner.gate.set()
         assert [len(answer[0][0]) for answer in await asyncio.gather(running, waiting, fits)] == [1, 3, 1]
-        with pytest.raises(InvalidRequestError, match="5 images are more than the 4"):
+        with pytest.raises(InvalidRequestError, match="5 images, but the queue holds only 4"):
             await batcher.infer(pictures(5), soon())
 
     asyncio.run(ask())
