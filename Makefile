@@ -20,9 +20,8 @@ help: ## say what there is to make
 demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: about 7 minutes on two cores
 	$(BIN)/prunedeploy build --ratio $(RATIO)
 
-# A file at a time to one of two processes: fixtures that build something are a file's.
 test: lint docs ## everything that must hold before a change goes in
-	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 25
+	$(BIN)/python -m pytest
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 1800

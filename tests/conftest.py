@@ -14,8 +14,7 @@ import pytest
 from hypothesis import settings
 
 # Read when torch and its BLAS are first imported, so it must stand before any test module is.
-# Of several pytest processes at once each gets one core.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
 class OpenVinoStaysOut(importlib.abc.MetaPathFinder, importlib.abc.Loader):
