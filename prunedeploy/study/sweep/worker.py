@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any
 
 from prunedeploy.process_setup import keep_freed_memory
+from prunedeploy_engines.processes import stdout_for_answers
 
 SECONDS_TO_STOP = 10.0
 Answer = Callable[[dict[str, Any]], None]
@@ -30,8 +31,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)  # a shell in the background lets it be ignored
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])  # a process of Ray leaves it blocked
     keep_freed_memory()
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    channel = os.fdopen(stdout_for_answers(), "w", encoding="utf-8")
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_read, args=(lines, busy), daemon=True).start()

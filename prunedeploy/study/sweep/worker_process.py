@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from prunedeploy_engines.processes import same_imports
+
 SECONDS_TO_STOP = 20.0
 """How long a worker that is told to end may take to tidy up."""
 
@@ -31,14 +33,12 @@ class WorkerProcess:
     def __init__(self, errors: IO[bytes] | int, threads: int, folder: Path | None = None) -> None:
         self.ended = False
         self._rest = b""
-        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "prunedeploy.study.sweep.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
-            env=environment,
+            env={**same_imports(), "OMP_NUM_THREADS": str(threads)},
             cwd=folder,
             start_new_session=True,  # Ctrl-C in the terminal is for the driver, which stops its workers in order
         )
