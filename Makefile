@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 RATIO ?= 0.75
+TEST_PROCESSES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,7 +22,7 @@ demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: 
 	$(BIN)/prunedeploy build --ratio $(RATIO)
 
 test: lint docs ## everything that must hold before a change goes in
-	$(BIN)/python -m pytest --durations 25
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations 25
 
 test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
 	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 1800

@@ -6,6 +6,7 @@ import importlib.abc
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -13,8 +14,9 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
-# Read when torch and its BLAS are first imported, so it must stand before any test module is.
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Read when torch and its BLAS are first imported, so it must stand before any test module is. Of several test processes
+# each has one thread: they share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 
 class OpenVinoStaysOut(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -43,6 +45,15 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_measuring_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test judges a time, so none waits until other processes on the machine have measured."""
+    lock = tmp_path_factory.getbasetemp() / "measuring.lock"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunedeploy_engines.locks.shared_lock_file", lambda: lock)
+        yield
 
 
 @pytest.fixture(scope="session")

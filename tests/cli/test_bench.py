@@ -31,12 +31,6 @@ locks.shared_lock_file = lambda: locks.Path("measuring.lock").absolute()
 """
 
 
-@pytest.fixture(autouse=True)
-def own_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No time is judged here, so nobody has to wait until others on the machine have measured."""
-    monkeypatch.setattr("prunedeploy_engines.locks.shared_lock_file", lambda: tmp_path / "measuring.lock")
-
-
 def build_folder(folder: Path, bundle: Path, darknet: Path | None = None) -> Path:
     """What a build of the bundle leaves, as far as `bench` looks."""
     folder.mkdir()

@@ -140,6 +140,15 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store for builds of the demo network, whose stages all modules share, in all test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    return folder / "demo-store"
+
+
+@pytest.fixture(scope="session")
 def tiny_case(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> TinyCase:
     """A network of ten convolutions with random weights on 64 x 64 pixels."""
     folder = tmp_path_factory.mktemp("network")

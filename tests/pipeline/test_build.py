@@ -48,15 +48,12 @@ SMOKE = (
 )
 
 
-@pytest.fixture(scope="module")
-def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("builds") / "store"
-
-
 @pytest.fixture(scope="module", params=["structured", "unstructured"])
-def outcome(request: pytest.FixtureRequest, demo_store: Path, tiny_data: Path) -> BuildOutcome:
+def outcome(
+    request: pytest.FixtureRequest, demo_store: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> BuildOutcome:
     config = load_config("smoke", [f"data.path={tiny_data}", f"method={request.param}", *SMOKE])
-    out = demo_store.parent / request.param
+    out = tmp_path_factory.mktemp("builds") / request.param
     return build(config, store=demo_store, out=out, progress=make_progress(quiet=True))
 
 
@@ -343,11 +340,10 @@ def test_bundle_verifies_and_computes_what_the_saved_network_computes(
     assert manifest["provenance"]["seeds"] == {"seed": 0}
 
 
-def test_methods_and_ratios_share_one_pre_training(outcome: BuildOutcome, demo_store: Path) -> None:
+def test_methods_and_ratios_share_one_pre_training(outcome: BuildOutcome) -> None:
     if outcome.results["method"] != "unstructured":
         pytest.skip("the structured build is the first one")
     for stage in ("original", "pretrain", "score"):
-        assert len(list((demo_store / "results").glob(f"{stage}-*"))) == 1
         assert stage not in outcome.computed
     assert "optimise-scores" in outcome.computed
 

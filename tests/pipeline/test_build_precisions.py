@@ -48,18 +48,18 @@ def built(store: Path, out: Path, data: Path, *sets: str) -> BuildOutcome:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("precisions") / "store"
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("precisions")
 
 
 @pytest.fixture(scope="module")
-def plain(store: Path, tiny_data: Path) -> BuildOutcome:
-    return built(store, store.parent / "plain", tiny_data)
+def plain(demo_store: Path, out: Path, tiny_data: Path) -> BuildOutcome:
+    return built(demo_store, out / "plain", tiny_data)
 
 
 @pytest.fixture(scope="module")
-def everything(store: Path, tiny_data: Path) -> BuildOutcome:
-    return built(store, store.parent / "everything", tiny_data, *EVERYTHING)
+def everything(demo_store: Path, out: Path, tiny_data: Path) -> BuildOutcome:
+    return built(demo_store, out / "everything", tiny_data, *EVERYTHING)
 
 
 def engine_row(outcome: BuildOutcome, file: str, runtime: str = "onnxruntime") -> dict[str, Any]:
@@ -161,8 +161,8 @@ def test_gates_of_every_precision_are_recorded(plain: BuildOutcome) -> None:
     assert {(file, gate) for file in files for gate in ("tensor", "detections", "map")} <= passed
 
 
-def test_second_build_computes_nothing(plain: BuildOutcome, store: Path, tiny_data: Path) -> None:
-    assert built(store, plain.out, tiny_data).computed == ()
+def test_second_build_computes_nothing(plain: BuildOutcome, demo_store: Path, tiny_data: Path) -> None:
+    assert built(demo_store, plain.out, tiny_data).computed == ()
 
 
 def test_report_shows_every_file(everything: BuildOutcome) -> None:
@@ -225,9 +225,9 @@ def test_bundle_names_map_and_latency_of_its_files(everything: BuildOutcome) -> 
     assert all(row["map_clean"] is not None for row in metrics if row["runtime"] == "onnxruntime")
 
 
-def test_file_that_fails_its_gate_ends_the_build(store: Path, tiny_data: Path, tmp_path: Path) -> None:
+def test_file_that_fails_its_gate_ends_the_build(demo_store: Path, tiny_data: Path, tmp_path: Path) -> None:
     with pytest.raises(GateError, match=r"model\.onnx.*tensor parity"):
-        built(store, tmp_path / "out", tiny_data, "export.int8.parity_tolerance=1e-6")
+        built(demo_store, tmp_path / "out", tiny_data, "export.int8.parity_tolerance=1e-6")
     assert not (tmp_path / "out" / "bundle").exists()
 
 

@@ -39,11 +39,6 @@ DEMO = (
 )
 
 
-@pytest.fixture(scope="session")
-def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("searches") / "store"
-
-
 def demo_build(store: Path, data: Path, out: Path, *sets: str, target: RatioTarget | None = None) -> BuildOutcome:
     config = load_config("smoke", [f"data.path={data}", *DEMO, *sets])
     return build(config, store=store, out=out, progress=make_progress(quiet=True), target=target)
@@ -61,9 +56,9 @@ def tried(results: dict[str, Any]) -> dict[float, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def map_search(demo_store: Path, tiny_data: Path) -> BuildOutcome:
-    target = RatioTarget("map_clean", 0.3)
-    return demo_build(demo_store, tiny_data, demo_store.parent / "map", target=target)
+def map_search(demo_store: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildOutcome:
+    out = tmp_path_factory.mktemp("searches") / "map"
+    return demo_build(demo_store, tiny_data, out, target=RatioTarget("map_clean", 0.3))
 
 
 def test_map_search_chooses_the_last_ratio_before_the_map_falls_below(map_search: BuildOutcome) -> None:
