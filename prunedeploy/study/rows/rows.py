@@ -103,12 +103,3 @@ def to_line(row: Row) -> bytes:
     """Return a row as one line of a row file, newline included; what is None is left out."""
     document = row.model_dump(mode="json", exclude_none=True)
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-def from_line(line: bytes) -> Row:
-    """Read one line.
-
-    Raises:
-        ValueError: It is no row (pydantic's ``ValidationError`` is one).
-    """
-    return Row.model_validate_json(line)

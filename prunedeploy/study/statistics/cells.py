@@ -93,15 +93,12 @@ class Study:
     def _values(self) -> dict[tuple[str, str, float], dict[int, float]]:
         found: dict[tuple[str, str, float], dict[int, float]] = {}
         for row in self.rows:
-            for field in METRIC_FIELDS:
+            for field in (MAP_PGD.field, MAP_PGD_CONF50.field, TIME_MS.field):
                 value = getattr(row, field)
                 if value is None or (field == TIME_MS.field and _bench(row) != self.bench):
                     continue
                 found.setdefault((field, row.configuration, row.ratio), {})[row.run] = value
         return {key: dict(sorted(cell.items())) for key, cell in found.items()}
-
-
-METRIC_FIELDS = ("map_pgd", "map_clean", "map_pgd_conf50", "map_clean_conf50", "time_ms")
 
 
 def study_from_rows(rows: Iterable[Row], machine: str | None = None) -> Study:
@@ -123,10 +120,9 @@ def study_from_rows(rows: Iterable[Row], machine: str | None = None) -> Study:
         if not benches:
             known = ", ".join(sorted({name for name, _ in _benches(rows)})) or "none"
             raise ConfigError("no row has a time of this machine", machine, f"give one of: {known}")
-    counts = [sum(getattr(row, metric.field) is not None for row in rows) for metric in (MAP_PGD, MAP_PGD_CONF50)]
-    return Study(
-        rows, benches.most_common(1)[0][0] if benches else None, MAP_PGD if counts[0] >= counts[1] else MAP_PGD_CONF50
-    )
+    usual, at_half = (sum(getattr(row, m.field) is not None for row in rows) for m in (MAP_PGD, MAP_PGD_CONF50))
+    bench = max(benches, key=benches.__getitem__, default=None)
+    return Study(rows, bench, MAP_PGD if usual >= at_half else MAP_PGD_CONF50)
 
 
 def _bench(row: Row) -> Bench:

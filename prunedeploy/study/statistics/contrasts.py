@@ -63,9 +63,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def present_pairs(study: Study) -> tuple[Pair, ...]:
     """The paper's pairs of which the study has both configurations."""
-    return tuple(
-        pair for pair in (*COLOUR_PAIRS, *GREY_PAIRS) if {pair.a, pair.b} <= set(study.configurations)
-    )
+    return tuple(pair for pair in (*COLOUR_PAIRS, *GREY_PAIRS) if {pair.a, pair.b} <= set(study.configurations))
 
 
 def share_runs(study: Study, a: str, b: str) -> bool:

@@ -132,7 +132,5 @@ class Metric:
 
 
 MAP_PGD = Metric("map_pgd", "mAP under PGD", "", 3)
-MAP_CLEAN = Metric("map_clean", "mAP on clean images", "", 3)
 MAP_PGD_CONF50 = Metric("map_pgd_conf50", "mAP under PGD, score threshold 0.5", "", 3)
-MAP_CLEAN_CONF50 = Metric("map_clean_conf50", "mAP on clean images, score threshold 0.5", "", 3)
 TIME_MS = Metric("time_ms", "Inference time", "ms", 1)

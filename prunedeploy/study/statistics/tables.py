@@ -119,21 +119,16 @@ def raw_table(study: Study, metric: Metric, name: str, number: str = "") -> Tabl
     return Table(f"table-{number}" if number else f"raw-{name}-{kind.lower()}", number, title, head, tuple(rows), note)
 
 
-def _p_table(
-    number: str, metric: Metric, pairs: Sequence[Pair], study: Study, contrasts: Iterable[Contrast]
-) -> Table:
-    rows = []
-    for pair in pairs:
-        found = [c for c in contrasts if c.metric == metric and c.pair == pair]
-        if found:
-            rows.append((pair.label, tuple(_p_cell(contrast) for contrast in found)))
+def _p_table(number: str, metric: Metric, pairs: Sequence[Pair], study: Study, contrasts: Iterable[Contrast]) -> Table:
+    found = {p.label: tuple(_p_cell(c) for c in contrasts if c.metric == metric and c.pair == p) for p in pairs}
+    rows = tuple((label, cells) for label, cells in found.items() if cells)
     what = "inference time" if metric.is_time else "mAP"
     note = (
         "Plain p-values of one-way ANOVA, as the paper's. Bold: below 0.05 after Holm's correction over all tests of "
         "Tables I to IV, read from Welch's test where * says that ANOVA's assumptions fail."
     )
     head = ("Pruning ratio", *(percent(ratio) for ratio in study.ratios))
-    return Table(f"table-{number}", number, f"p-values from ANOVA tests on {what}", head, tuple(rows), note)
+    return Table(f"table-{number}", number, f"p-values from ANOVA tests on {what}", head, rows, note)
 
 
 def _p_cell(contrast: Contrast) -> Cell:
@@ -142,9 +137,7 @@ def _p_cell(contrast: Contrast) -> Cell:
         return Cell("–", None, result.remark)
     star = "*" if result.test == "Welch" else ""
     notes = [f"{result.test} is read", result.remark, f"Holm {_p(contrast.p_holm)}"]
-    return Cell(
-        f"{_p(result.p_anova)}{star}", result.p_anova, "; ".join(n for n in notes if n), contrast.significant
-    )
+    return Cell(f"{_p(result.p_anova)}{star}", result.p_anova, "; ".join(n for n in notes if n), contrast.significant)
 
 
 DETAIL_HEAD = (

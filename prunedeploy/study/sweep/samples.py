@@ -32,9 +32,7 @@ DRAWN_PIXELS = 480
 """About as large is a picture with its detections drawn, so that class names can be read."""
 
 
-def make_samples(
-    sweep: Sweep, cells: Sequence[Cell], images: int, store: Store, out: Path, progress: Progress
-) -> int:
+def make_samples(sweep: Sweep, cells: Sequence[Cell], images: int, store: Store, out: Path, progress: Progress) -> int:
     """Make the pictures that are not there yet, of the sweep's first run.
 
     Args:
