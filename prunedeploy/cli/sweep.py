@@ -150,20 +150,10 @@ def command(
         from prunedeploy.study.sweep.driver import run_sweep
 
         outcome = run_sweep(
-            sweep,
-            cells,
-            store=store,
-            out=out,
-            executors=executors,
-            retry=retry,
-            samples=samples,
-            progress=progress,
+            sweep, cells, store=store, out=out, executors=executors, retry=retry, samples=samples, progress=progress
         )
-    document = outcome_document(outcome)
-    if as_json:
-        print_json(document)
-    else:
-        print_outcome(document)
+    show = print_json if as_json else print_outcome
+    show(outcome_document(outcome))
     if outcome.failed:
         from prunedeploy_engines.errors import PruningError
 
@@ -221,9 +211,9 @@ def _executors(
     from prunedeploy.study.sweep.local_executor import LocalExecutor
 
     with ExitStack() as stack:
-        train: Callable[[Path], Executor]
         # One for both phases: what has trained has PyTorch loaded already when latency is measured.
         local = cache(partial(LocalExecutor, workers or default_workers(threads), threads=threads))
+        train: Callable[[Path], Executor] = local
         if executor == "ray":
             from prunedeploy.study.sweep.ray_cluster import RayCluster
 
@@ -233,8 +223,6 @@ def _executors(
             train = partial(
                 RayExecutor, cluster, threads=threads, gpus=gpus_per_task, workers=workers, say=progress.message
             )
-        else:
-            train = local
         yield lambda phase, log: train(log) if phase == "train" else local(log)
 
 
@@ -243,19 +231,16 @@ def _show_plan(
 ) -> None:
     from prunedeploy.pipeline.progress import make_progress
     from prunedeploy.pipeline.store.store import Store
-    from prunedeploy.study.sweep.driver import open_cells, read_standings
+    from prunedeploy.study.sweep.driver import read_standings
     from prunedeploy.study.sweep.plan import plan_sweep
 
     there = read_standings(sweep, out)
     with quiet_stdout(), Store(store) as stages:
         progress = make_progress()
         plan = plan_sweep(cells, stages, progress)
-        left = plan_sweep(open_cells(cells, there, retry), stages, progress)
-    document = plan_document(sweep, there, plan, left, workers, store)
-    if as_json:
-        print_json(document)
-    else:
-        print_plan(document)
+        left = plan_sweep([cell for cell in cells if there[cell.key].is_open(retry)], stages, progress)
+    show = print_json if as_json else print_plan
+    show(plan_document(sweep, there, plan, left, workers, store))
 
 
 def outcome_document(outcome: SweepOutcome) -> dict[str, Any]:
@@ -265,9 +250,6 @@ def outcome_document(outcome: SweepOutcome) -> dict[str, Any]:
         "models": outcome.cells,
         "trained": outcome.trained,
         "timed": outcome.timed,
-        "failed": [
-            {"configuration": name, "ratio": ratio, "run": run, "error": error}
-            for (name, ratio, run), error in outcome.failed.items()
-        ],
+        "failed": [{**key._asdict(), "error": error} for key, error in outcome.failed.items()],
         "computed": dict(outcome.computed),
     }

@@ -94,7 +94,7 @@ class RowFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _not_written(path, error) from None
+            raise not_written(path, error) from None
         self._lock = FileLock(path)
         if not self._lock.acquire(wait=False):
             raise StoreError("another process writes to this file", path, "wait for it, or end it")
@@ -131,7 +131,7 @@ class RowFile:
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(end)
-            raise _not_written(self.path, error) from None
+            raise not_written(self.path, error) from None
         self.rows += rows
 
     def close(self) -> None:
@@ -154,7 +154,7 @@ class RowFile:
                 os.fsync(file.fileno())
             os.truncate(self.path, self.path.stat().st_size - len(incomplete))
         except OSError as error:
-            raise _not_written(beside, error) from None
+            raise not_written(beside, error) from None
         self.notes.append(f"{self.path}: the broken line is kept in {beside}")
 
 
@@ -165,5 +165,6 @@ def _not_a_row(error: ValidationError, where: str) -> ConfigError:
     return ConfigError(what, where, "restore the file, or remove that line and let the sweep make it again")
 
 
-def _not_written(path: Path, error: OSError) -> StoreError:
+def not_written(path: Path, error: OSError) -> StoreError:
+    """What to say of a file that the system refuses to write."""
     return StoreError(f"cannot be written ({error.strerror})", path, "free space or choose another folder")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -14,8 +14,13 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
-CellKey = tuple[str, float, int]
-"""Configuration, ratio, run."""
+
+class CellKey(NamedTuple):
+    """Which model of the grid: the first three of a row's fields."""
+
+    configuration: str
+    ratio: float
+    run: int
 
 
 class Row(BaseModel):
@@ -84,18 +89,11 @@ class Row(BaseModel):
     @property
     def cell(self) -> CellKey:
         """Which model of the grid this is about."""
-        return self.configuration, self.ratio, self.run
+        return CellKey(self.configuration, self.ratio, self.run)
 
 
-MEASURED = (
-    "map_pgd",
-    "map_clean",
-    "map_pgd_conf50",
-    "map_clean_conf50",
-    "time_ms",
-    "score_seconds",
-    "optimise_seconds",
-)
+MAPS = ("map_pgd", "map_clean", "map_pgd_conf50", "map_clean_conf50")
+MEASURED = (*MAPS, "time_ms", "score_seconds", "optimise_seconds")
 """Fields that count as results."""
 
 

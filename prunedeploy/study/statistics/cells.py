@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +46,8 @@ class Study:
     def configurations(self) -> tuple[str, ...]:
         """Names, those of the paper first and in its order, the references left out."""
         found = {row.configuration: None for row in self.rows if row.configuration not in REFERENCES}
-        return tuple([name for name in PAPER_CONFIGURATIONS if name in found]) + tuple(
-            name for name in found if name not in PAPER_CONFIGURATIONS
-        )
+        of_paper = [name for name in PAPER_CONFIGURATIONS if name in found]
+        return (*of_paper, *(name for name in found if name not in of_paper))
 
     @cached_property
     def ratios(self) -> tuple[float, ...]:
@@ -81,7 +81,7 @@ class Study:
     def missing(self) -> tuple[CellKey, ...]:
         """Cells of the grid configurations x ratios x runs with no row at all."""
         there = {row.cell for row in self.rows}
-        grid = ((name, ratio, run) for name in self.configurations for ratio in self.ratios for run in self.runs)
+        grid = map(CellKey._make, product(self.configurations, self.ratios, self.runs))
         return tuple(cell for cell in grid if cell not in there)
 
     @cached_property

@@ -13,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from prunedeploy.study.statistics import claim_rules as rules
 from prunedeploy.study.statistics.cells import Floats, Study
 from prunedeploy.study.statistics.claim_rules import (
     ABOUT_HALF,
@@ -22,14 +23,6 @@ from prunedeploy.study.statistics.claim_rules import (
     S_ENDS,
     Part,
     Verdict,
-    falls,
-    is_above_number,
-    is_equal,
-    is_higher,
-    is_lower,
-    is_s_shaped,
-    is_share,
-    times_as_long,
 )
 from prunedeploy.study.statistics.design import (
     ORIGINAL,
@@ -144,7 +137,10 @@ def _of_each(rule: Callable[[Study, Metric, str], Part], *names: str) -> Callabl
 
 
 def _grey_costs_less_and_less(study: Study) -> list[Part]:
-    return [*_at_each(is_lower, GREY_AND_COLOUR, 0, 0.65)(study), *_at_each(is_equal, GREY_AND_COLOUR, 0.95)(study)]
+    return [
+        *_at_each(rules.is_lower, GREY_AND_COLOUR, 0, 0.65)(study),
+        *_at_each(rules.is_equal, GREY_AND_COLOUR, 0.95)(study),
+    ]
 
 
 def _training_makes_robust(study: Study) -> list[Part]:
@@ -154,7 +150,7 @@ def _training_makes_robust(study: Study) -> list[Part]:
         given = study.values(study.map_metric, reference, 0.0)
         if len(given) and 0.0 in study.ratios:
             what = "the original network"
-            parts.append(is_above_number(study, study.map_metric, name, 0.0, float(given.mean()), what))
+            parts.append(rules.is_above_number(study, study.map_metric, name, 0.0, float(given.mean()), what))
     return parts
 
 
@@ -162,7 +158,7 @@ def _deeplift_scores_cost_more(study: Study) -> list[Part]:
     seconds = {scores: score_seconds(study, scores) for scores in ("deeplift", "scaled")}
     if not any(len(values) for values in seconds.values()):
         return []
-    return [times_as_long(seconds["deeplift"], seconds["scaled"], "initialising scores", ABOUT_THREE)]
+    return [rules.times_as_long(seconds["deeplift"], seconds["scaled"], "initialising scores", ABOUT_THREE)]
 
 
 def score_seconds(study: Study, scores: str) -> Floats:
@@ -188,21 +184,21 @@ CLAIMS = (
         "Unstructured pruning keeps more robust mAP than structured pruning at 25 to 90 %.",
         "IV-C",
         f"{_TESTED}, for both scores",
-        _at_each(is_higher, UNSTRUCTURED_AND_STRUCTURED, 0.25, 0.9),
+        _at_each(rules.is_higher, UNSTRUCTURED_AND_STRUCTURED, 0.25, 0.9),
     ),
     Claim(
         "deeplift-map",
         "DeepLIFT scores keep more robust mAP than scaled ones at 50 to 85 %.",
         "IV-B",
         f"{_TESTED}, for both methods",
-        _at_each(is_higher, DEEPLIFT_AND_SCALED, 0.5, 0.85),
+        _at_each(rules.is_higher, DEEPLIFT_AND_SCALED, 0.5, 0.85),
     ),
     Claim(
         "structured-half",
         "From 65 % on, structured models take about half the time of unstructured ones.",
         "IV-C",
         f"quotient of mean times {ABOUT_HALF[0]:g} to {ABOUT_HALF[1]:g} and p < 0.05, at every such ratio of the study",
-        _at_each(partial(is_share, bounds=ABOUT_HALF), STRUCTURED_AND_UNSTRUCTURED, 0.65, metric=TIME_MS),
+        _at_each(partial(rules.is_share, bounds=ABOUT_HALF), STRUCTURED_AND_UNSTRUCTURED, 0.65, metric=TIME_MS),
         "The paper's own means give .60 and .61 at 65 %, and .48 to .55 beyond.",
     ),
     Claim(
@@ -210,7 +206,7 @@ CLAIMS = (
         "Unstructured pruning alone also cuts inference time (119 to 43 ms in the paper).",
         "IV-A, Fig. 3b",
         f"mean time at the highest ratio at least {100 * FALLS_BY:g} % below that at ratio 0, and p < 0.05",
-        _of_each(falls, UD, US, GREY),
+        _of_each(rules.falls, UD, US, GREY),
         "Dense kernels multiply zeros like any other number, so with them a network with zeros in it should take as "
         "long as before. A drop needs something else: sparse kernels, filters that are zero altogether and left out, "
         "or fewer detections to sort and suppress where that is part of the time. The paper does not say which.",
@@ -221,7 +217,7 @@ CLAIMS = (
         "IV-A",
         f"the time falls, most steeply neither at first nor at last, and the first and the last slope are at most "
         f"{S_ENDS:g} of the steepest",
-        _of_each(is_s_shaped, UD, US, SD, SS, GREY),
+        _of_each(rules.is_s_shaped, UD, US, SD, SS, GREY),
     ),
     Claim(
         "greyscale-map",
@@ -253,14 +249,14 @@ CLAIMS = (
         "Which scores are used makes no clear difference in inference time.",
         "IV-B",
         f"90 % interval of the difference within ±{100 * EQUAL_MARGIN:g} % of the time at ratio 0, at all other ratios",
-        _at_each(is_equal, DEEPLIFT_AND_SCALED, 0.25, metric=TIME_MS),
+        _at_each(rules.is_equal, DEEPLIFT_AND_SCALED, 0.25, metric=TIME_MS),
     ),
     Claim(
         "greyscale-time",
         "Greyscale images are slightly faster below 65 %.",
         "IV-D",
         _TESTED,
-        _at_each(is_lower, GREY_AND_COLOUR, 0, math.nextafter(0.65, 0), TIME_MS),
+        _at_each(rules.is_lower, GREY_AND_COLOUR, 0, math.nextafter(0.65, 0), TIME_MS),
         "They are replicated over three channels, so every layer computes as much as in colour.",
     ),
 )

@@ -83,10 +83,9 @@ class PlanningContext(BuildContext):
         version: int,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
-        compute: Callable[[Path, Path], None],
-        *,
+        *_: Any,
         machine: str | None = None,
-        collective: bool = False,
+        **__: Any,
     ) -> StageResult:
         """Return where the result is or will be."""
         key = StageKey(name, version, config, inputs, machine)
@@ -119,18 +118,8 @@ class ObservedContext(BuildContext):
 
     observe: Callable[[StageResult], None] = lambda result: None
 
-    def run(
-        self,
-        name: str,
-        version: int,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        compute: Callable[[Path, Path], None],
-        *,
-        machine: str | None = None,
-        collective: bool = False,
-    ) -> StageResult:
+    def run(self, *stage: Any, **settings: Any) -> StageResult:
         """As `BuildContext.run`."""
-        result = super().run(name, version, config, inputs, compute, machine=machine, collective=collective)
+        result = super().run(*stage, **settings)
         self.observe(result)
         return result

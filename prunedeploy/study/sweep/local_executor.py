@@ -6,8 +6,7 @@ import selectors
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from prunedeploy.study.sweep.task_queue import TaskQueue, order
-from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task
+from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task, TaskQueue
 from prunedeploy.study.sweep.worker_process import WorkerProcess, stop
 
 
@@ -79,7 +78,7 @@ class LocalExecutor(Executor):
                 return
             worker = self._take()
             busy[worker] = task
-            worker.give(order(task))
+            worker.give(task.order())
             selector.register(worker.output, selectors.EVENT_READ, worker)
 
     def _take(self) -> WorkerProcess:

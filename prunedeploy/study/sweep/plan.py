@@ -5,12 +5,13 @@ Nothing is computed: see `PlanningContext`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
-from prunedeploy.config import as_dict
+from prunedeploy.config import BuildConfig, as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult
 from prunedeploy.pipeline.networks import check_reachable, unpruned_networks
 from prunedeploy.pipeline.progress import Progress
@@ -116,23 +117,16 @@ class Plan:
             measured_in: Whose stages estimates are taken from; None: this one's.
         """
         measured = _Measured((measured_in or self).stages.values())
-        by_name: dict[str, list[tuple[PlannedStage, CellKey]]] = {}
+        by_name = defaultdict[str, list[tuple[PlannedStage, CellKey]]](list)
         for stage, key in self.stages.values():
-            by_name.setdefault(stage.name, []).append((stage, key))
+            by_name[stage.name].append((stage, key))
         counts = []
         for name, stages in by_name.items():
-            left = [measured.like(stage.name, key) for stage, key in stages if not stage.is_done]
+            left = [measured.like(name, key) for stage, key in stages if not stage.is_done]
             known = [one for one in left if one is not None]
-            unknown = len(known) < len(left)
-            counts.append(
-                StageCount(
-                    name,
-                    len(stages),
-                    len(stages) - len(left),
-                    None if unknown else sum(seconds for seconds, _ in known),
-                    None if unknown else sum(size for _, size in known),
-                )
-            )
+            seconds, size = sum(seconds for seconds, _ in known), sum(size for _, size in known)
+            estimate = (seconds, size) if len(known) == len(left) else (None, None)
+            counts.append(StageCount(name, len(stages), len(stages) - len(left), *estimate))
         return counts
 
 
@@ -140,24 +134,17 @@ class _Measured:
     """What stages took, by what they have in common: configuration and ratio, then configuration, then name alone."""
 
     def __init__(self, stages: Iterable[tuple[PlannedStage, CellKey]]) -> None:
-        self._found: dict[tuple[object, ...], list[PlannedStage]] = {}
+        self._found = defaultdict[tuple[object, ...], list[PlannedStage]](list)
         for stage, key in stages:
-            if stage.is_done:
-                for group in self._groups(stage.name, key):
-                    self._found.setdefault(group, []).append(stage)
+            for shared in (0, 1, 2) if stage.is_done else ():
+                self._found[(stage.name, *key[:shared])].append(stage)
 
     def like(self, name: str, key: CellKey) -> tuple[float, float] | None:
         """Mean seconds and bytes of the most similar stages; None if there are none of this name."""
-        for group in self._groups(name, key):
-            if stages := self._found.get(group):
+        for shared in (2, 1, 0):
+            if stages := self._found.get((name, *key[:shared])):
                 return fmean(stage.seconds or 0.0 for stage in stages), fmean(stage.bytes or 0 for stage in stages)
         return None
-
-    @staticmethod
-    def _groups(name: str, key: CellKey) -> Iterator[tuple[object, ...]]:
-        yield name, key[0], key[1]
-        yield name, key[0]
-        yield (name,)
 
 
 def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
@@ -166,12 +153,17 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
     Raises:
         PrunedeployError: The data or the network cannot be used. A cell whose ratio cannot be reached is no error here.
     """
-    contexts, shared, unreachable = Contexts(progress), _Unpruned(), _Unreachable()
+    contexts, shared = Contexts(progress), _Unpruned()
+    unreachable: dict[str, str | None] = {}
     known: dict[str, PlannedStage] = {}
     planned = []
     for cell in cells:
         context = PlanningContext(**contexts.fields(cell.config, store), known=known)
-        if error := unreachable(cell):
+        # The same in all runs.
+        cut = canonical_json([as_dict(cell.config.model), cut_settings(cell.config), cell.config.sparse_weights])
+        if cut not in unreachable:
+            unreachable[cut] = _why_unreachable(cell.config)
+        if error := unreachable[cut]:
             planned.append(PlannedCell(cell, error=error))
             continue
         stages = trained_stages(context, cell.is_reference, shared)
@@ -184,22 +176,12 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
     return Plan(tuple(planned))
 
 
-@dataclass
-class _Unreachable:
-    """Why a cell's ratio cannot be reached, worked out once for all runs."""
-
-    _found: dict[str, str | None] = field(default_factory=dict)
-
-    def __call__(self, cell: Cell) -> str | None:
-        key = canonical_json([as_dict(cell.config.model), cut_settings(cell.config), cell.config.sparse_weights])
-        if key not in self._found:
-            try:
-                check_reachable(cell.config)
-            except (PruningError, ConfigError) as error:
-                self._found[key] = str(error)
-            else:
-                self._found[key] = None
-        return self._found[key]
+def _why_unreachable(config: BuildConfig) -> str | None:
+    try:
+        check_reachable(config)
+    except (PruningError, ConfigError) as error:
+        return str(error)
+    return None
 
 
 @dataclass

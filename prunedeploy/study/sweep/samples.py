@@ -52,7 +52,7 @@ def make_samples(sweep: Sweep, cells: Sequence[Cell], images: int, store: Store,
     """
     folder = out / FOLDER
     there = _there(sweep, folder)
-    mine = [cell for cell in cells if cell.key[2] == sweep.config.seeds[0]]
+    mine = [cell for cell in cells if cell.key.run == sweep.config.seeds[0]]
     wanted = [cell for cell in mine if images and not _is_there(there.get(cell.key), images, folder)]
     if not wanted:
         return 0
@@ -89,7 +89,7 @@ def _there(sweep: Sweep, folder: Path) -> dict[CellKey, CellSamples]:
         before = None
     if before is None or before.configuration_hash != sweep.configuration_hash:
         return {}
-    return {(cell.configuration, cell.ratio, cell.run): cell for cell in before.cells}
+    return {CellKey(cell.configuration, cell.ratio, cell.run): cell for cell in before.cells}
 
 
 def _is_there(cell: CellSamples | None, images: int, folder: Path) -> bool:
@@ -102,11 +102,8 @@ def _is_there(cell: CellSamples | None, images: int, folder: Path) -> bool:
 def _published(planned: PlannedCell, result: StageResult, class_names: Sequence[str], folder: Path) -> CellSamples:
     """Copy a stage's pictures, and draw each with its detections beside it."""
     config = planned.cell.config
-    name, ratio, run = planned.cell.key
     cell = CellSamples(
-        configuration=name,
-        ratio=ratio,
-        run=run,
+        **planned.cell.key._asdict(),
         digest=result.digest,
         attack=config.attack.model_dump(),
         images=read_json(result.folder / STAGE_DOCUMENT),
