@@ -15,15 +15,7 @@ import numpy as np
 
 from prunedeploy.study.statistics import claim_rules as rules
 from prunedeploy.study.statistics.cells import Floats, Study
-from prunedeploy.study.statistics.claim_rules import (
-    ABOUT_HALF,
-    ABOUT_THREE,
-    EQUAL_MARGIN,
-    FALLS_BY,
-    S_ENDS,
-    Part,
-    Verdict,
-)
+from prunedeploy.study.statistics.claim_rules import ABOUT_HALF, ABOUT_THREE, EQUAL_MARGIN, Part, Verdict
 from prunedeploy.study.statistics.design import (
     ORIGINAL,
     ORIGINAL_GREY,
@@ -205,7 +197,7 @@ CLAIMS = (
         "unstructured-time",
         "Unstructured pruning alone also cuts inference time (119 to 43 ms in the paper).",
         "IV-A, Fig. 3b",
-        f"mean time at the highest ratio at least {100 * FALLS_BY:g} % below that at ratio 0, and p < 0.05",
+        f"mean time at the highest ratio at least {100 * rules.FALLS_BY:g} % below that at ratio 0, and p < 0.05",
         _of_each(rules.falls, UD, US, GREY),
         "Dense kernels multiply zeros like any other number, so with them a network with zeros in it should take as "
         "long as before. A drop needs something else: sparse kernels, filters that are zero altogether and left out, "
@@ -216,7 +208,7 @@ CLAIMS = (
         "Inference time over the pruning ratio is S-shaped.",
         "IV-A",
         f"the time falls, most steeply neither at first nor at last, and the first and the last slope are at most "
-        f"{S_ENDS:g} of the steepest",
+        f"{rules.S_ENDS:g} of the steepest",
         _of_each(rules.is_s_shaped, UD, US, SD, SS, GREY),
     ),
     Claim(

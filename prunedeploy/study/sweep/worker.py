@@ -120,14 +120,12 @@ class _Worker:
             with Store(task["store"], self._progress.message) as store:
                 values = self._values(task, store)
         except Exception as error:  # noqa: BLE001 - a failed cell is recorded, the rest goes on
-            is_known, is_last = (
-                isinstance(error, PrunedeployError),
-                isinstance(error, StoreError) or is_disk_full(error),
-            )
-            if not is_known:
+            line = str(error)
+            if not isinstance(error, PrunedeployError):
                 traceback.print_exc()
-            line = str(error) if is_known or is_last else " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            self._answer({"stop" if is_last else "failed": line})
+                line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            stops = isinstance(error, StoreError) or is_disk_full(error)
+            self._answer({"stop": str(error)} if stops else {"failed": line})
         else:
             self._answer({"done": values})
 
