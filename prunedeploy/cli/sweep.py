@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,7 +17,6 @@ from prunedeploy.cli.sweep_output import plan_document, print_outcome, print_pla
 
 if TYPE_CHECKING:
     from prunedeploy.pipeline.progress import Progress
-    from prunedeploy.study.sweep.driver import SweepOutcome
     from prunedeploy.study.sweep.grid import Cell, Sweep
     from prunedeploy.study.sweep.tasks import Executor, Phase
 
@@ -153,7 +152,8 @@ def command(
             sweep, cells, store=store, out=out, executors=executors, retry=retry, samples=samples, progress=progress
         )
     show = print_json if as_json else print_outcome
-    show(outcome_document(outcome))
+    failed = [{**key._asdict(), "error": error} for key, error in outcome.failed.items()]
+    show({**vars(outcome), "failed": failed})
     if outcome.failed:
         from prunedeploy_engines.errors import PruningError
 
@@ -241,15 +241,3 @@ def _show_plan(
         left = plan_sweep([cell for cell in cells if there[cell.key].is_open(retry)], stages, progress)
     show = print_json if as_json else print_plan
     show(plan_document(sweep, there, plan, left, workers, store))
-
-
-def outcome_document(outcome: SweepOutcome) -> dict[str, Any]:
-    """What ``--json`` prints of a sweep that has ended."""
-    return {
-        "out": outcome.out,
-        "models": outcome.cells,
-        "trained": outcome.trained,
-        "timed": outcome.timed,
-        "failed": [{**key._asdict(), "error": error} for key, error in outcome.failed.items()],
-        "computed": dict(outcome.computed),
-    }

@@ -73,7 +73,7 @@ def _is_beyond(study: Study, metric: Metric, a: str, b: str, ratio: float, sign:
     result = _compared(study, metric, a, b, ratio)
     where = f"{_names(a, b)} at {percent(ratio)}"
     if result.p_value is None or result.difference is None:
-        return _untested(where, result)
+        return Part(where, Verdict.NOT_TESTED, result.remark)
     leans = sign * result.difference > 0
     numbers = _means(study, metric, a, b, ratio, result)
     return _part(where, leans and result.p_value < ALPHA, numbers, result.p_value, leans)
@@ -86,7 +86,7 @@ def is_equal(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part
     interval = difference_interval(study.values(metric, a, ratio), study.values(metric, b, ratio), 1 - 2 * ALPHA)
     base = study.values(metric, b, 0.0)
     if interval is None or not len(base):
-        return _untested(where, result)
+        return Part(where, Verdict.NOT_TESTED, result.remark)
     margin = EQUAL_MARGIN * float(base.mean())
     decimals = metric.digits([base.mean()]) + 1
     numbers = (
@@ -115,7 +115,7 @@ def falls(study: Study, metric: Metric, name: str) -> Part:
     first, last = (study.values(metric, name, ratio) for ratio in (ratios[0], ratios[-1]))
     result = compare(last, first)
     if result.p_value is None:
-        return _untested(label, result)
+        return Part(label, Verdict.NOT_TESTED, result.remark)
     share = float(last.mean() / first.mean())
     numbers = (
         f"{_value(metric, first)} at 0%, {_value(metric, last)} at {percent(ratios[-1])}: {share:.2f} of it "
@@ -174,10 +174,6 @@ def _compared(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Com
 
 def _part(where: str, holds: bool, numbers: str, p_value: float | None = None, leans: bool | None = None) -> Part:
     return Part(where, Verdict.CONFIRMED if holds else Verdict.NOT_CONFIRMED, numbers, p_value, leans)
-
-
-def _untested(where: str, result: Comparison) -> Part:
-    return Part(where, Verdict.NOT_TESTED, result.remark)
 
 
 def _means(study: Study, metric: Metric, a: str, b: str, ratio: float, result: Comparison) -> str:

@@ -66,7 +66,7 @@ class SweepOutcome:
 
     Attributes:
         out: The output folder.
-        cells: Models asked for, the networks as given included.
+        models: Asked for, the networks as given included.
         trained: How many of them are trained and evaluated.
         timed: How many have a latency.
         failed: Cells that failed, with their errors.
@@ -74,7 +74,7 @@ class SweepOutcome:
     """
 
     out: Path
-    cells: int
+    models: int
     trained: int
     timed: int
     failed: Mapping[CellKey, str]
@@ -151,14 +151,9 @@ def run_sweep(
         if made := make_samples(sweep, cells, samples, stages, out, progress):
             run.computed["samples"] = made
     mine = {cell.key: there[cell.key] for cell in cells}
-    return SweepOutcome(
-        out,
-        len(mine),
-        sum(one.trained for one in mine.values()),
-        sum(one.timed for one in mine.values()),
-        {key: one.error for key, one in mine.items() if one.error is not None},
-        run.computed,
-    )
+    trained, timed = sum(one.trained for one in mine.values()), sum(one.timed for one in mine.values())
+    failed = {key: one.error for key, one in mine.items() if one.error is not None}
+    return SweepOutcome(out, len(mine), trained, timed, failed, run.computed)
 
 
 @dataclass

@@ -36,7 +36,7 @@ class PlannedCell:
         training: All stages but the measurement of latency.
         timing: That one; None where no configured runtime runs here.
         error: Why the cell cannot be done at all; then it has no stages.
-        network: Where the finished network is or will be; None if there is an error.
+        network: Where the finished network is; None if the store does not have it.
     """
 
     cell: Cell
@@ -54,12 +54,6 @@ class PlannedCell:
     def is_trained(self) -> bool:
         """The store has everything but the measurement."""
         return all(stage.is_done for stage in self.training)
-
-    @property
-    def has_network(self) -> bool:
-        """The store has the finished network."""
-        digest = None if self.network is None else self.network.digest
-        return any(stage.is_done and stage.digest == digest for stage in self.training)
 
 
 @dataclass(frozen=True)
@@ -172,7 +166,8 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
         if runtime is not None:
             timed_stage(context, stages, runtime)
         timing = next(iter(context.planned[len(training) :]), None)
-        planned.append(PlannedCell(cell, training, timing, network=stages.network))
+        network = stages.network if known[stages.network.digest].is_done else None
+        planned.append(PlannedCell(cell, training, timing, network=network))
     return Plan(tuple(planned))
 
 

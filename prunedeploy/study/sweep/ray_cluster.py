@@ -73,11 +73,8 @@ class RayCluster:
     def _connect(self, cpus: int) -> None:
         settings: dict[str, Any] = {**QUIET, "runtime_env": {"env_vars": _environment()}}
         if self.address == LOCAL:
-            more = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-            settings.update(more)
-            address = LOCAL
-        else:
-            address = _answering(self.address)
+            settings |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        address = LOCAL if self.address == LOCAL else _answering(self.address)
         try:
             self._ray.init(address=address, **settings)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - Ray raises many kinds, and ends the process too
@@ -128,9 +125,8 @@ def _environment() -> dict[str, str]:
     """Of Ray's processes: a checkout is found where the driver has it, if a node sees it there."""
     folders = {str(package_folder(package).parent): None for package in PACKAGES}
     paths = [path for path in folders if not path.endswith("-packages")]
-    given = os.environ.get("PYTHONPATH")
-    environment = {"RAY_USAGE_STATS_ENABLED": "0"}
-    return {**environment, "PYTHONPATH": os.pathsep.join([*paths, *([given] if given else [])])}
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    return {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _answering(address: str) -> str:

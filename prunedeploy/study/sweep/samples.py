@@ -57,18 +57,17 @@ def make_samples(sweep: Sweep, cells: Sequence[Cell], images: int, store: Store,
     if not wanted:
         return 0
     planned = plan_sweep(wanted, store, progress).cells
-    possible = [one for one in planned if one.has_network]
+    possible = [(one, one.network) for one in planned if one.network is not None]
     if len(possible) < len(planned):
         left_out = f"{len(planned) - len(possible)} of {len(mine)} models"
         progress.message(f"no sample images of {left_out}: the store does not have their networks")
     contexts = Contexts(progress)
     computed = 0
     with progress.task("sample images of models", len(possible)) as advance:
-        for one in possible:
-            assert one.network is not None, "the store has it"
+        for one, network in possible:
             context = BuildContext(**contexts.fields(one.cell.config, store))
             try:
-                result = samples_stage(context, one.network, images)
+                result = samples_stage(context, network, images)
             except StoreError:
                 raise
             except PrunedeployError as error:  # pictures are no reason to fail: every row is written
