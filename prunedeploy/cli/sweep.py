@@ -13,7 +13,7 @@ import click
 
 from prunedeploy.cli.group import Command, examples
 from prunedeploy.cli.output import json_option, print_json, quiet_stdout
-from prunedeploy.cli.sweep_output import plan_document, print_outcome, print_plan
+from prunedeploy.cli.sweep_output import counted, plan_document, print_outcome, print_plan
 
 if TYPE_CHECKING:
     from prunedeploy.pipeline.progress import Progress
@@ -142,10 +142,7 @@ def command(
     from prunedeploy.pipeline.progress import make_progress
 
     progress = make_progress()
-    with (
-        quiet_stdout(),
-        _executors(executor, threads, workers, ray_address, gpus_per_task, progress) as executors,
-    ):
+    with quiet_stdout(), _executors(executor, threads, workers, ray_address, gpus_per_task, progress) as executors:
         from prunedeploy.study.sweep.driver import run_sweep
 
         outcome = run_sweep(
@@ -157,8 +154,7 @@ def command(
     if outcome.failed:
         from prunedeploy_engines.errors import PruningError
 
-        count = len(outcome.failed)
-        what = f"{count} model{'s' if count > 1 else ''} failed"
+        what = f"{counted(len(failed), 'model')} failed"
         raise PruningError(what, out / "rows.jsonl", "mend what the lines above say, then give --retry")
 
 
@@ -217,7 +213,8 @@ def _executors(
         if executor == "ray":
             from prunedeploy.study.sweep.ray_cluster import RayCluster
 
-            cluster = stack.enter_context(RayCluster(ray_address, usable_cores()))  # before torch is loaded, for errors
+            cluster = RayCluster(ray_address, usable_cores())  # before torch is loaded, for errors
+            stack.callback(cluster.close)
             from prunedeploy.study.sweep.ray_executor import RayExecutor
 
             train = partial(

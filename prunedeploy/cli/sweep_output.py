@@ -95,8 +95,8 @@ def print_plan(document: Mapping[str, Any]) -> None:
     print_table(["stage", "in all", "in store", "to do", "time left, one worker"], rows)
     for planned in document["impossible"]:
         click.echo(f"cannot be done: {planned['model']}: {planned['error']}")
-    workers = _many(document["workers"], "worker")
-    threads = _many(document["threads"], "thread")
+    workers = counted(document["workers"], "worker")
+    threads = counted(document["threads"], "thread")
     click.echo(f"\ntime left: {_estimate(document, 'seconds_left', duration)} with {workers} of {threads}")
     click.echo(
         f"disk: {_estimate(document, 'bytes_left', size)} more beside {size(document['bytes_done'])}; "
@@ -113,7 +113,8 @@ def _estimate(document: Mapping[str, Any], key: str, show: Callable[[float], str
     return f"at least {show(document[key])}" if document[key] else "unknown"
 
 
-def _many(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number of things, e.g. ``2 workers``."""
     return f"{count} {what}{'s' if count > 1 else ''}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ class Contexts:
         last = self._last
         if last is None or last[0] != key or (last[1] != config.seed and _is_drawn(last[2])):
             last = self._last = key, config.seed, open_context(config, store, self._progress)
-        values = {one.name: getattr(last[2], one.name) for one in fields(BuildContext)}
-        return {**values, "config": config, "store": store, "results": []}
+        return {**vars(last[2]), "config": config, "store": store, "results": []}
 
 
 def _is_drawn(context: BuildContext) -> bool:

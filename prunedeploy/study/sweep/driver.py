@@ -26,7 +26,7 @@ from prunedeploy.study.sweep.tasks import CellFailed, Executor, Phase, StageDone
 from prunedeploy_engines.errors import StoreError
 
 if TYPE_CHECKING:
-    from prunedeploy.study.sweep.plan import Plan, PlannedCell
+    from prunedeploy.study.sweep.plan import PlannedCell
 
 ROWS = "rows.jsonl"
 ABOUT = "sweep.json"
@@ -142,7 +142,9 @@ def run_sweep(
             from prunedeploy.study.sweep.samples import make_samples
 
             plan = plan_sweep(left, stages, progress)
-            run.record_impossible(plan)
+            for one in plan.cells:
+                if one.error is not None:
+                    run.fail(one.cell, one.error)
             to_train = [one for one in plan.cells if one.error is None and run.is_to_be_trained(one)]
             run.do("train", training_order(to_train, sweep.config.seeds), executor)
             to_time = [one for one in plan.cells if run.is_to_be_timed(one)]
@@ -167,12 +169,6 @@ class _Run:
     computed: Counter[str] = field(default_factory=Counter)
     failed: set[CellKey] = field(default_factory=set)
 
-    def record_impossible(self, plan: Plan) -> None:
-        """Rows for cells that the plan already knows cannot be done."""
-        for planned in plan.cells:
-            if planned.error is not None:
-                self._fail(planned.cell, planned.error)
-
     def is_to_be_trained(self, planned: PlannedCell) -> bool:
         """Its row is missing, or its latency is and the network to measure is not in the store."""
         trained = self.there[planned.cell.key].trained
@@ -195,7 +191,7 @@ class _Run:
                         self.computed[event.name] += 1
                     continue
                 if isinstance(event, CellFailed):
-                    self._fail(by_key[event.cell], event.error)
+                    self.fail(by_key[event.cell], event.error)
                 elif phase == "time" or not self.there[event.cell].trained:  # else again, for the sake of its latency
                     self._append(event.cell, **event.values)
                 advance(1)
@@ -206,7 +202,8 @@ class _Run:
         cell = planned.cell
         return Task(cell.key, phase, cell.is_reference, configuration, str(self.store), frozenset(missing))
 
-    def _fail(self, cell: Cell, error: str) -> None:
+    def fail(self, cell: Cell, error: str) -> None:
+        """Append the row of a cell that cannot be done."""
         self.failed.add(cell.key)
         self.progress.message(f"failed: {cell.label}: {error}")
         self._append(cell.key, error=error)

@@ -65,11 +65,7 @@ class LocalExecutor(Executor):
             stop(list(busy))
 
     def _hand_out(
-        self,
-        queue: TaskQueue,
-        busy: dict[WorkerProcess, Task],
-        workers: int,
-        selector: selectors.BaseSelector,
+        self, queue: TaskQueue, busy: dict[WorkerProcess, Task], workers: int, selector: selectors.BaseSelector
     ) -> None:
         """Give tasks to idle workers, and to new ones, as long as one can be begun."""
         while queue and len(busy) < workers:

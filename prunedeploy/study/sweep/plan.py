@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from statistics import fmean
 
 from prunedeploy.config import BuildConfig, as_dict
@@ -147,7 +147,7 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
     Raises:
         PrunedeployError: The data or the network cannot be used. A cell whose ratio cannot be reached is no error here.
     """
-    contexts, shared = Contexts(progress), _Unpruned()
+    contexts, unpruned = Contexts(progress), partial(_unpruned, {})
     unreachable: dict[str, str | None] = {}
     known: dict[str, PlannedStage] = {}
     planned = []
@@ -160,7 +160,7 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
         if error := unreachable[cut]:
             planned.append(PlannedCell(cell, error=error))
             continue
-        stages = trained_stages(context, cell.is_reference, shared)
+        stages = trained_stages(context, cell.is_reference, unpruned)
         training = tuple(context.planned)
         runtime = timing_runtime(context)
         if runtime is not None:
@@ -179,23 +179,17 @@ def _why_unreachable(config: BuildConfig) -> str | None:
     return None
 
 
-@dataclass
-class _Unpruned:
+def _unpruned(found: dict[str, tuple[Unpruned, list[PlannedStage]]], context: BuildContext) -> Unpruned:
     """The networks before the cut, planned once for all cells that share them: their keys hash whole weight files."""
-
-    _found: dict[str, tuple[Unpruned, list[PlannedStage]]] = field(default_factory=dict)
-
-    def __call__(self, context: BuildContext) -> Unpruned:
-        assert isinstance(context, PlanningContext), "a context that computes has results of its own to record"
-        config = context.config
-        blocks = [as_dict(block) for block in (config.model, config.data, config.pretrain)]
-        key = canonical_json([*blocks, config.seed, config.device, config.threads])
-        if key not in self._found:
-            before = len(context.planned)
-            networks = unpruned_networks(context)
-            self._found[key] = networks, context.planned[before:]
-        else:
-            networks, stages = self._found[key]
-            context.planned += stages
-            context.results += networks
-        return networks
+    assert isinstance(context, PlanningContext), "a context that computes has results of its own to record"
+    config = context.config
+    blocks = [as_dict(block) for block in (config.model, config.data, config.pretrain)]
+    key = canonical_json([*blocks, config.seed, config.device, config.threads])
+    if key not in found:
+        before = len(context.planned)
+        found[key] = unpruned_networks(context), context.planned[before:]
+        return found[key][0]
+    networks, stages = found[key]
+    context.planned += stages
+    context.results += networks
+    return networks

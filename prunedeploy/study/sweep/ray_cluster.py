@@ -38,10 +38,10 @@ except (Exception, SystemExit) as error:
 
 
 class RayCluster:
-    """A connection to Ray; use it in a ``with`` block, and one at a time.
+    """A connection to Ray, until it is closed; one at a time.
 
     Args:
-        address: ``local`` to start Ray on this machine until the block ends; ``HOST:PORT`` of a cluster; ``auto`` for
+        address: ``local`` to start Ray on this machine until then; ``HOST:PORT`` of a cluster; ``auto`` for
             the one that this machine is a node of; None: the environment's ``RAY_ADDRESS``, else ``local``.
         cpus: That a local Ray may use.
 
@@ -113,12 +113,6 @@ class RayCluster:
     def close(self) -> None:
         """Disconnect, and end a Ray that was started here."""
         self._ray.shutdown()
-
-    def __enter__(self) -> RayCluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _environment() -> dict[str, str]:
