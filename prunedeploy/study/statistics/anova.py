@@ -174,8 +174,7 @@ def difference_interval(a: Floats, b: Floats, level: float) -> tuple[float, floa
     """Welch's interval of the difference of means; None where a group has fewer than two values or none varies."""
     if min(len(a), len(b)) < 2 or not (np.ptp(a) or np.ptp(b)):
         return None
-    interval, _ = _welch(a, b, level)
-    return interval
+    return _welch(a, b, level)[0]
 
 
 def _welch(a: Floats, b: Floats, level: float) -> tuple[tuple[float, float], float]:

@@ -16,14 +16,7 @@ import numpy as np
 from prunedeploy.study.statistics import claim_rules as rules
 from prunedeploy.study.statistics.cells import Floats, Study
 from prunedeploy.study.statistics.claim_rules import ABOUT_HALF, ABOUT_THREE, EQUAL_MARGIN, Part, Verdict
-from prunedeploy.study.statistics.design import (
-    ORIGINAL,
-    ORIGINAL_GREY,
-    PAPER_CONFIGURATIONS,
-    TIME_MS,
-    Metric,
-    configuration,
-)
+from prunedeploy.study.statistics.design import PAPER_CONFIGURATIONS, TIME_MS, Metric, configuration
 from prunedeploy.study.statistics.paper import DEEPLIFT_SECONDS, SCALED_SECONDS
 
 UD, US, SD, SS, GREY = PAPER_CONFIGURATIONS
@@ -138,8 +131,7 @@ def _grey_costs_less_and_less(study: Study) -> list[Part]:
 def _training_makes_robust(study: Study) -> list[Part]:
     parts = []
     for name in study.configurations:
-        reference = ORIGINAL_GREY if configuration(name).greyscale else ORIGINAL
-        given = study.values(study.map_metric, reference, 0.0)
+        given = study.values(study.map_metric, configuration(name).original, 0.0)
         if len(given) and 0.0 in study.ratios:
             what = "the original network"
             parts.append(rules.is_above_number(study, study.map_metric, name, 0.0, float(given.mean()), what))

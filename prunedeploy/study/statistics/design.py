@@ -38,6 +38,11 @@ class Configuration:
     greyscale: bool
 
     @property
+    def original(self) -> str:
+        """Configuration of the network as given, on the same images."""
+        return ORIGINAL_GREY if self.greyscale else ORIGINAL
+
+    @property
     def label(self) -> str:
         """For figures, e.g. ``unstructured, DeepLIFT``."""
         parts = [self.method, _SPELLED.get(self.scores, self.scores), "greyscale" if self.greyscale else ""]

@@ -135,5 +135,4 @@ def timing_values(timed: StageResult, runtime: str) -> dict[str, Any]:
 
 def computed_on(result: StageResult) -> str | None:
     """`machine_id` of the machine that computed a result; None if its record is older than that key."""
-    machine: str | None = read_record(result.folder).get("computed_on")
-    return machine
+    return read_record(result.folder).get("computed_on")

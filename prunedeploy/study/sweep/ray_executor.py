@@ -147,8 +147,7 @@ def _message(stream: Any) -> dict[str, Any]:
     import ray
 
     try:
-        message: dict[str, Any] = json.loads(ray.get(next(stream)))
-        return message
+        return json.loads(ray.get(next(stream)))
     except StopIteration:
         return {"ended": "without a word"}
     except ray.exceptions.RayTaskError as error:
