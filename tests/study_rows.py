@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from prunedeploy.resources import asset_path
 from prunedeploy.study.rows.rows import Row
 
 HASH = "c" * 64
@@ -26,3 +28,9 @@ def grid(cells: Mapping[tuple[str, float], Sequence[float]], field: str = "map_p
         for (name, ratio), values in cells.items()
         for run, value in enumerate(values)
     ]
+
+
+def printed_p_values() -> dict[str, dict[str, list[float]]]:
+    """Those that the paper prints, by table (I to IV) and label of the pair, one per ratio, ascending."""
+    tables: dict[str, dict[str, list[float]]] = json.loads(asset_path("paper-appendix.json").read_text())["anova"]
+    return tables

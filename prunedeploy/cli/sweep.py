@@ -7,17 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from prunedeploy.cli.group import Command, examples
 from prunedeploy.cli.output import json_option, print_json, quiet_stdout
-from prunedeploy.cli.sweep_output import plan_document, print_outcome, print_plan
+from prunedeploy.cli.sweep_output import counted, plan_document, print_outcome, print_plan
 
 if TYPE_CHECKING:
     from prunedeploy.pipeline.progress import Progress
-    from prunedeploy.study.sweep.driver import SweepOutcome
     from prunedeploy.study.sweep.grid import Cell, Sweep
     from prunedeploy.study.sweep.tasks import Executor, Phase
 
@@ -143,32 +142,19 @@ def command(
     from prunedeploy.pipeline.progress import make_progress
 
     progress = make_progress()
-    with (
-        quiet_stdout(),
-        _executors(executor, threads, workers, ray_address, gpus_per_task, progress) as executors,
-    ):
+    with quiet_stdout(), _executors(executor, threads, workers, ray_address, gpus_per_task, progress) as executors:
         from prunedeploy.study.sweep.driver import run_sweep
 
         outcome = run_sweep(
-            sweep,
-            cells,
-            store=store,
-            out=out,
-            executors=executors,
-            retry=retry,
-            samples=samples,
-            progress=progress,
+            sweep, cells, store=store, out=out, executors=executors, retry=retry, samples=samples, progress=progress
         )
-    document = outcome_document(outcome)
-    if as_json:
-        print_json(document)
-    else:
-        print_outcome(document)
+    show = print_json if as_json else print_outcome
+    failed = [{**key._asdict(), "error": error} for key, error in outcome.failed.items()]
+    show({**vars(outcome), "failed": failed})
     if outcome.failed:
         from prunedeploy_engines.errors import PruningError
 
-        count = len(outcome.failed)
-        what = f"{count} model{'s' if count > 1 else ''} failed"
+        what = f"{counted(len(failed), 'model')} failed"
         raise PruningError(what, out / "rows.jsonl", "mend what the lines above say, then give --retry")
 
 
@@ -221,20 +207,19 @@ def _executors(
     from prunedeploy.study.sweep.local_executor import LocalExecutor
 
     with ExitStack() as stack:
-        train: Callable[[Path], Executor]
         # One for both phases: what has trained has PyTorch loaded already when latency is measured.
         local = cache(partial(LocalExecutor, workers or default_workers(threads), threads=threads))
+        train: Callable[[Path], Executor] = local
         if executor == "ray":
             from prunedeploy.study.sweep.ray_cluster import RayCluster
 
-            cluster = stack.enter_context(RayCluster(ray_address, usable_cores()))  # before torch is loaded, for errors
+            cluster = RayCluster(ray_address, usable_cores())  # before torch is loaded, for errors
+            stack.callback(cluster.close)
             from prunedeploy.study.sweep.ray_executor import RayExecutor
 
             train = partial(
                 RayExecutor, cluster, threads=threads, gpus=gpus_per_task, workers=workers, say=progress.message
             )
-        else:
-            train = local
         yield lambda phase, log: train(log) if phase == "train" else local(log)
 
 
@@ -243,31 +228,13 @@ def _show_plan(
 ) -> None:
     from prunedeploy.pipeline.progress import make_progress
     from prunedeploy.pipeline.store.store import Store
-    from prunedeploy.study.sweep.driver import open_cells, read_standings
+    from prunedeploy.study.sweep.driver import read_standings
     from prunedeploy.study.sweep.plan import plan_sweep
 
     there = read_standings(sweep, out)
     with quiet_stdout(), Store(store) as stages:
         progress = make_progress()
         plan = plan_sweep(cells, stages, progress)
-        left = plan_sweep(open_cells(cells, there, retry), stages, progress)
-    document = plan_document(sweep, there, plan, left, workers, store)
-    if as_json:
-        print_json(document)
-    else:
-        print_plan(document)
-
-
-def outcome_document(outcome: SweepOutcome) -> dict[str, Any]:
-    """What ``--json`` prints of a sweep that has ended."""
-    return {
-        "out": outcome.out,
-        "models": outcome.cells,
-        "trained": outcome.trained,
-        "timed": outcome.timed,
-        "failed": [
-            {"configuration": name, "ratio": ratio, "run": run, "error": error}
-            for (name, ratio, run), error in outcome.failed.items()
-        ],
-        "computed": dict(outcome.computed),
-    }
+        left = plan_sweep([cell for cell in cells if there[cell.key].is_open(retry)], stages, progress)
+    show = print_json if as_json else print_plan
+    show(plan_document(sweep, there, plan, left, workers, store))

@@ -37,13 +37,10 @@ def plan_document(
     """
     keys = [planned.cell.key for planned in plan.cells]
     standings = [there[key] for key in keys if key in there]
-    counts = left.counts(measured_in=plan)
-    needed = {count.name: count.total - count.done for count in counts}
-    parallel = [count for count in counts if count.name != LATENCY]
-    alone = [count for count in counts if count.name == LATENCY]
-    seconds = sum(count.seconds_left or 0 for count in parallel) / workers + sum(
-        count.seconds_left or 0 for count in alone
-    )
+    counts = {count.name: count for count in left.counts(measured_in=plan)}
+    seconds = {name: count.seconds_left or 0 for name, count in counts.items()}
+    alone = seconds.pop(LATENCY, 0)
+    needed = {name: count.total - count.done for name, count in counts.items()}
     return {
         "name": sweep.config.name,
         "configuration_hash": sweep.configuration_hash,
@@ -66,16 +63,16 @@ def plan_document(
                     "total": count.total,
                     "done": count.done,
                     "to_do": needed.get(count.name, 0),
-                    "seconds_left": next((one.seconds_left for one in counts if one.name == count.name), 0.0),
+                    "seconds_left": counts[count.name].seconds_left if count.name in counts else 0.0,
                 }
                 for count in plan.counts()
             ],
         },
-        "seconds_left": seconds,
+        "seconds_left": sum(seconds.values()) / workers + alone,
         "bytes_done": plan.bytes_done,
-        "bytes_left": sum(count.bytes_left or 0 for count in counts),
+        "bytes_left": sum(count.bytes_left or 0 for count in counts.values()),
         "bytes_free": shutil.disk_usage(store).free,
-        "not_measured": [count.name for count in counts if count.seconds_left is None],
+        "not_measured": [name for name, count in counts.items() if count.seconds_left is None],
     }
 
 
@@ -98,8 +95,8 @@ def print_plan(document: Mapping[str, Any]) -> None:
     print_table(["stage", "in all", "in store", "to do", "time left, one worker"], rows)
     for planned in document["impossible"]:
         click.echo(f"cannot be done: {planned['model']}: {planned['error']}")
-    workers = _many(document["workers"], "worker")
-    threads = _many(document["threads"], "thread")
+    workers = counted(document["workers"], "worker")
+    threads = counted(document["threads"], "thread")
     click.echo(f"\ntime left: {_estimate(document, 'seconds_left', duration)} with {workers} of {threads}")
     click.echo(
         f"disk: {_estimate(document, 'bytes_left', size)} more beside {size(document['bytes_done'])}; "
@@ -116,7 +113,8 @@ def _estimate(document: Mapping[str, Any], key: str, show: Callable[[float], str
     return f"at least {show(document[key])}" if document[key] else "unknown"
 
 
-def _many(count: int, what: str) -> str:
+def counted(count: int, what: str) -> str:
+    """A number of things, e.g. ``2 workers``."""
     return f"{count} {what}{'s' if count > 1 else ''}"
 
 

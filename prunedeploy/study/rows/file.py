@@ -7,14 +7,12 @@ aside, into ``<name>.incomplete``, before it appends. A broken line anywhere els
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from pydantic import ValidationError
 
-from prunedeploy.study.rows.rows import Row, from_line, to_line
+from prunedeploy.study.rows.rows import Row, to_line
 from prunedeploy_engines.errors import ConfigError, StoreError
 from prunedeploy_engines.locks import FileLock
 
@@ -28,13 +26,11 @@ class ReadRows:
     Attributes:
         rows: In the order of the file.
         notes: What a person should know about the reading, a sentence each.
-        complete_bytes: Length of the file up to the end of its last whole line.
-        incomplete: What stands behind that; empty in a whole file.
+        incomplete: What stands behind the last whole line; empty in a whole file.
     """
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
-    complete_bytes: int
     incomplete: bytes
 
 
@@ -53,13 +49,17 @@ def read_rows(path: Path, configuration_hash: str | None = None) -> ReadRows:
     except OSError as error:
         fix = "give the rows that `prunedeploy sweep` writes"
         raise ConfigError(f"cannot be read ({error.strerror})", path, fix) from None
-    lines = content.splitlines(keepends=True) if content else []
+    lines = content.splitlines(keepends=True)
     incomplete = b""
-    if lines and not lines[-1].endswith(b"\n") and not _is_row(lines[-1]):
-        incomplete = lines.pop()
     rows: list[Row] = []
     for number, line in enumerate(lines, 1):
-        row = _row(line, path, number)
+        try:
+            row = Row.model_validate_json(line)
+        except ValidationError as error:
+            if number == len(lines) and not line.endswith(b"\n"):
+                incomplete = line
+                break
+            raise _not_a_row(error, f"{path}:{number}") from None
         expected = configuration_hash or (rows[0].configuration_hash if rows else row.configuration_hash)
         if row.configuration_hash != expected:
             raise ConfigError(
@@ -68,12 +68,8 @@ def read_rows(path: Path, configuration_hash: str | None = None) -> ReadRows:
                 "give the configuration these rows were made with, or another output folder",
             )
         rows.append(row)
-    notes = []
-    if incomplete:
-        notes.append(
-            f"{path}: the last line, {len(incomplete)} bytes, breaks off and is skipped; its model counts as not done"
-        )
-    return ReadRows(tuple(rows), tuple(notes), len(content) - len(incomplete), incomplete)
+    note = f"{path}: the last line, {len(incomplete)} bytes, breaks off and is skipped; its model counts as not done"
+    return ReadRows(tuple(rows), (note,) if incomplete else (), incomplete)
 
 
 class RowFile:
@@ -98,7 +94,7 @@ class RowFile:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _not_written(path, error) from None
+            raise not_written(path, error) from None
         self._lock = FileLock(path)
         if not self._lock.acquire(wait=False):
             raise StoreError("another process writes to this file", path, "wait for it, or end it")
@@ -106,7 +102,7 @@ class RowFile:
             found = read_rows(path, configuration_hash)
             self.notes = list(found.notes)
             if found.incomplete:
-                self._put_aside(found)
+                self._put_aside(found.incomplete)
             # Unbuffered: after an error nothing waits to be written again.
             self._file = path.open("r+b", buffering=0)
         except BaseException:
@@ -126,14 +122,16 @@ class RowFile:
             if row.configuration_hash != self.configuration_hash:
                 raise ValueError(f"row of {row.configuration_hash!r} for a file of {self.configuration_hash!r}")
         end = self._file.seek(0, os.SEEK_END)
+        # A last line that is whole may lack its newline.
+        separator = b"\n" if end and os.pread(self._file.fileno(), 1, end - 1) != b"\n" else b""
         try:
-            data = memoryview(self._separator(end) + b"".join(to_line(row) for row in rows))
+            data = memoryview(separator + b"".join(to_line(row) for row in rows))
             while data:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(end)
-            raise _not_written(self.path, error) from None
+            raise not_written(self.path, error) from None
         self.rows += rows
 
     def close(self) -> None:
@@ -144,56 +142,29 @@ class RowFile:
     def __enter__(self) -> RowFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _separator(self, end: int) -> bytes:
-        """A newline if the last line, though whole, lacks its own."""
-        if end == 0:
-            return b""
-        self._file.seek(end - 1)
-        last = self._file.read(1)
-        self._file.seek(end)
-        return b"" if last == b"\n" else b"\n"
-
-    def _put_aside(self, found: ReadRows) -> None:
+    def _put_aside(self, incomplete: bytes) -> None:
         beside = self.path.with_name(self.path.name + INCOMPLETE)
         try:
             with beside.open("ab") as file:
-                file.write(found.incomplete + b"\n")
+                file.write(incomplete + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            os.truncate(self.path, found.complete_bytes)
+            os.truncate(self.path, self.path.stat().st_size - len(incomplete))
         except OSError as error:
-            raise _not_written(beside, error) from None
+            raise not_written(beside, error) from None
         self.notes.append(f"{self.path}: the broken line is kept in {beside}")
 
 
-def last_finished(rows: Iterable[Row]) -> dict[tuple[str, float, int], Row]:
-    """The last row without an error of every cell: what a sweep need not do again."""
-    return {row.cell: row for row in rows if row.error is None}
+def _not_a_row(error: ValidationError, where: str) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    what = f"is not a result row ({key + ': ' if key else ''}{first['msg']})"
+    return ConfigError(what, where, "restore the file, or remove that line and let the sweep make it again")
 
 
-def _is_row(line: bytes) -> bool:
-    try:
-        from_line(line)
-    except ValueError:
-        return False
-    return True
-
-
-def _row(line: bytes, path: Path, number: int) -> Row:
-    try:
-        return from_line(line)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        what = f"is not a result row ({key + ': ' if key else ''}{first['msg']})"
-        fix = "restore the file, or remove that line and let the sweep make it again"
-        raise ConfigError(what, f"{path}:{number}", fix) from None
-
-
-def _not_written(path: Path, error: OSError) -> StoreError:
+def not_written(path: Path, error: OSError) -> StoreError:
+    """What to say of a file that the system refuses to write."""
     return StoreError(f"cannot be written ({error.strerror})", path, "free space or choose another folder")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-SCHEMA_VERSION: Literal[1] = 1
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 
 Map = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
-CellKey = tuple[str, float, int]
-"""Configuration, ratio, run."""
+
+class CellKey(NamedTuple):
+    """Which model of the grid: the first three of a row's fields."""
+
+    configuration: str
+    ratio: float
+    run: int
 
 
 class Row(BaseModel):
@@ -48,24 +49,24 @@ class Row(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     configuration: Text
     ratio: Annotated[float, Field(ge=0, lt=1)]
-    run: Annotated[int, Field(ge=0)]
+    run: NonNegativeInt
     configuration_hash: Text
     ratio_achieved: Annotated[float, Field(ge=0, lt=1)] | None = None
-    params: Annotated[int, Field(ge=0)] | None = None
+    params: NonNegativeInt | None = None
     map_pgd: Map | None = None
     map_clean: Map | None = None
     map_pgd_conf50: Map | None = None
     map_clean_conf50: Map | None = None
-    time_ms: Positive | None = None
+    time_ms: PositiveFloat | None = None
     runtime: Text | None = None
     machine: Text | None = None
     machine_name: Text | None = None
     time_noisy: bool | None = None
-    score_seconds: NotNegative | None = None
-    optimise_seconds: NotNegative | None = None
+    score_seconds: NonNegativeFloat | None = None
+    optimise_seconds: NonNegativeFloat | None = None
     score_machine: Text | None = None
     error: Text | None = None
     finished: Text | None = None
@@ -84,18 +85,11 @@ class Row(BaseModel):
     @property
     def cell(self) -> CellKey:
         """Which model of the grid this is about."""
-        return self.configuration, self.ratio, self.run
+        return CellKey(self.configuration, self.ratio, self.run)
 
 
-MEASURED = (
-    "map_pgd",
-    "map_clean",
-    "map_pgd_conf50",
-    "map_clean_conf50",
-    "time_ms",
-    "score_seconds",
-    "optimise_seconds",
-)
+MAPS = ("map_pgd", "map_clean", "map_pgd_conf50", "map_clean_conf50")
+MEASURED = (*MAPS, "time_ms", "score_seconds", "optimise_seconds")
 """Fields that count as results."""
 
 
@@ -103,12 +97,3 @@ def to_line(row: Row) -> bytes:
     """Return a row as one line of a row file, newline included; what is None is left out."""
     document = row.model_dump(mode="json", exclude_none=True)
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-
-
-def from_line(line: bytes) -> Row:
-    """Read one line.
-
-    Raises:
-        ValueError: It is no row (pydantic's ``ValidationError`` is one).
-    """
-    return Row.model_validate_json(line)

@@ -100,27 +100,12 @@ def compare(a: Floats, b: Floats, alpha: float = ALPHA) -> Comparison:
     if not np.ptp(a) and not np.ptp(b):
         same = "all runs of both groups are equal" if a[0] == b[0] else "no run differs from its group"
         return Comparison(n_a, n_b, difference, remark=f"{same}: no variance, no test")
-    f_statistic, p_anova = one_way_anova(a, b)
-    with _quiet():
-        welch = stats.ttest_ind(a, b, equal_var=False)
-    low, high = (float(end) for end in welch.confidence_interval(LEVEL))
-    p_levene, p_shapiro = levene(a, b), _smallest(shapiro(a), shapiro(b))
-    test, remark = _choose(min(n_a, n_b), p_levene, p_shapiro, alpha)
+    f_and_p = one_way_anova(a, b)
+    interval, p_welch = _welch(a, b, LEVEL)
+    checks = levene(a, b), min((p for p in (shapiro(a), shapiro(b)) if p is not None), default=None)
+    choice = _choose(min(n_a, n_b), *checks, alpha)
     return Comparison(
-        n_a,
-        n_b,
-        difference,
-        low,
-        high,
-        f_statistic,
-        p_anova,
-        float(welch.pvalue),
-        eta_squared(a, b),
-        hedges_g(a, b),
-        p_levene,
-        p_shapiro,
-        test,
-        remark,
+        n_a, n_b, difference, *interval, *f_and_p, p_welch, eta_squared(a, b), hedges_g(a, b), *checks, *choice
     )
 
 
@@ -189,9 +174,15 @@ def difference_interval(a: Floats, b: Floats, level: float) -> tuple[float, floa
     """Welch's interval of the difference of means; None where a group has fewer than two values or none varies."""
     if min(len(a), len(b)) < 2 or not (np.ptp(a) or np.ptp(b)):
         return None
+    return _welch(a, b, level)[0]
+
+
+def _welch(a: Floats, b: Floats, level: float) -> tuple[tuple[float, float], float]:
+    """The interval of the difference of means, and p."""
     with _quiet():
-        low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(level)
-    return float(low), float(high)
+        result = stats.ttest_ind(a, b, equal_var=False)
+        low, high = result.confidence_interval(level)
+    return (float(low), float(high)), float(result.pvalue)
 
 
 def _choose(
@@ -205,11 +196,6 @@ def _choose(
     if p_shapiro is not None and p_shapiro < alpha:
         doubts.append("not normally distributed")
     return ("Welch", " and ".join(doubts)) if doubts else ("ANOVA", "")
-
-
-def _smallest(*values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return min(known) if known else None
 
 
 def _p_value(test: Callable[[], Any]) -> float | None:

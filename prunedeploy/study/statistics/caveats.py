@@ -143,15 +143,6 @@ def _noisy(study: Study) -> str:
 
 
 def _not_there(study: Study) -> str:
-    parts = []
-    if study.failed:
-        parts.append(f"{_count(len(study.failed), 'model')} failed")
-    if study.missing:
-        parts.append(f"{_count(len(study.missing), 'model')} not done yet")
-    if not parts:
-        return ""
-    return f"{' and '.join(parts)}: their cells have fewer runs, or none."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    counts = {"failed": len(study.failed), "not done yet": len(study.missing)}
+    parts = [f"{count} model{'s' * (count > 1)} {what}" for what, count in counts.items() if count]
+    return f"{' and '.join(parts)}: their cells have fewer runs, or none." if parts else ""

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,9 +46,8 @@ class Study:
     def configurations(self) -> tuple[str, ...]:
         """Names, those of the paper first and in its order, the references left out."""
         found = {row.configuration: None for row in self.rows if row.configuration not in REFERENCES}
-        return tuple([name for name in PAPER_CONFIGURATIONS if name in found]) + tuple(
-            name for name in found if name not in PAPER_CONFIGURATIONS
-        )
+        of_paper = [name for name in PAPER_CONFIGURATIONS if name in found]
+        return (*of_paper, *(name for name in found if name not in of_paper))
 
     @cached_property
     def ratios(self) -> tuple[float, ...]:
@@ -81,7 +81,7 @@ class Study:
     def missing(self) -> tuple[CellKey, ...]:
         """Cells of the grid configurations x ratios x runs with no row at all."""
         there = {row.cell for row in self.rows}
-        grid = ((name, ratio, run) for name in self.configurations for ratio in self.ratios for run in self.runs)
+        grid = map(CellKey._make, product(self.configurations, self.ratios, self.runs))
         return tuple(cell for cell in grid if cell not in there)
 
     @cached_property
@@ -93,15 +93,12 @@ class Study:
     def _values(self) -> dict[tuple[str, str, float], dict[int, float]]:
         found: dict[tuple[str, str, float], dict[int, float]] = {}
         for row in self.rows:
-            for field in METRIC_FIELDS:
+            for field in (MAP_PGD.field, MAP_PGD_CONF50.field, TIME_MS.field):
                 value = getattr(row, field)
                 if value is None or (field == TIME_MS.field and _bench(row) != self.bench):
                     continue
                 found.setdefault((field, row.configuration, row.ratio), {})[row.run] = value
         return {key: dict(sorted(cell.items())) for key, cell in found.items()}
-
-
-METRIC_FIELDS = ("map_pgd", "map_clean", "map_pgd_conf50", "map_clean_conf50", "time_ms")
 
 
 def study_from_rows(rows: Iterable[Row], machine: str | None = None) -> Study:
@@ -123,10 +120,9 @@ def study_from_rows(rows: Iterable[Row], machine: str | None = None) -> Study:
         if not benches:
             known = ", ".join(sorted({name for name, _ in _benches(rows)})) or "none"
             raise ConfigError("no row has a time of this machine", machine, f"give one of: {known}")
-    counts = [sum(getattr(row, metric.field) is not None for row in rows) for metric in (MAP_PGD, MAP_PGD_CONF50)]
-    return Study(
-        rows, benches.most_common(1)[0][0] if benches else None, MAP_PGD if counts[0] >= counts[1] else MAP_PGD_CONF50
-    )
+    usual, at_half = (sum(getattr(row, m.field) is not None for row in rows) for m in (MAP_PGD, MAP_PGD_CONF50))
+    bench = max(benches, key=benches.__getitem__, default=None)
+    return Study(rows, bench, MAP_PGD if usual >= at_half else MAP_PGD_CONF50)
 
 
 def _bench(row: Row) -> Bench:

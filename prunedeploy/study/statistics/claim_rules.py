@@ -61,22 +61,20 @@ class Part:
 
 def is_higher(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part:
     """``a``'s mean is above ``b``'s, and the p-value to read is below 0.05."""
-    result = _compared(study, metric, a, b, ratio)
-    where = f"{_names(a, b)} at {percent(ratio)}"
-    if result.p_value is None or result.difference is None:
-        return _untested(where, result)
-    leans = result.difference > 0
-    numbers = _means(study, metric, a, b, ratio, result)
-    return _part(where, leans and result.p_value < ALPHA, numbers, result.p_value, leans)
+    return _is_beyond(study, metric, a, b, ratio, 1)
 
 
 def is_lower(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part:
     """``a``'s mean is below ``b``'s, and the p-value to read is below 0.05."""
+    return _is_beyond(study, metric, a, b, ratio, -1)
+
+
+def _is_beyond(study: Study, metric: Metric, a: str, b: str, ratio: float, sign: int) -> Part:
     result = _compared(study, metric, a, b, ratio)
     where = f"{_names(a, b)} at {percent(ratio)}"
     if result.p_value is None or result.difference is None:
-        return _untested(where, result)
-    leans = result.difference < 0
+        return Part(where, Verdict.NOT_TESTED, result.remark)
+    leans = sign * result.difference > 0
     numbers = _means(study, metric, a, b, ratio, result)
     return _part(where, leans and result.p_value < ALPHA, numbers, result.p_value, leans)
 
@@ -85,11 +83,10 @@ def is_equal(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Part
     """The 90 % interval of the difference lies within `EQUAL_MARGIN` of ``b``'s mean at ratio 0."""
     result = _compared(study, metric, a, b, ratio)
     where = f"{_names(a, b)} at {percent(ratio)}, equal"
-    group_a, group_b = study.values(metric, a, ratio), study.values(metric, b, ratio)
-    interval = difference_interval(group_a, group_b, 1 - 2 * ALPHA)
+    interval = difference_interval(study.values(metric, a, ratio), study.values(metric, b, ratio), 1 - 2 * ALPHA)
     base = study.values(metric, b, 0.0)
     if interval is None or not len(base):
-        return _untested(where, result)
+        return Part(where, Verdict.NOT_TESTED, result.remark)
     margin = EQUAL_MARGIN * float(base.mean())
     decimals = metric.digits([base.mean()]) + 1
     numbers = (
@@ -118,7 +115,7 @@ def falls(study: Study, metric: Metric, name: str) -> Part:
     first, last = (study.values(metric, name, ratio) for ratio in (ratios[0], ratios[-1]))
     result = compare(last, first)
     if result.p_value is None:
-        return _untested(label, result)
+        return Part(label, Verdict.NOT_TESTED, result.remark)
     share = float(last.mean() / first.mean())
     numbers = (
         f"{_value(metric, first)} at 0%, {_value(metric, last)} at {percent(ratios[-1])}: {share:.2f} of it "
@@ -167,7 +164,7 @@ def times_as_long(a: Floats, b: Floats, where: str, bounds: tuple[float, float])
         return Part(where, Verdict.NOT_TESTED, "no row has seconds of both, measured on one machine")
     factor = float(a.mean() / b.mean())
     seconds = f"{three_digits(float(a.mean()))} s against {three_digits(float(b.mean()))} s"
-    numbers = f"{seconds}: {three_digits(factor)} times as long, wanted {_between(bounds)}"
+    numbers = f"{seconds}: {three_digits(factor)} times as long, wanted {bounds[0]:g} to {bounds[1]:g}"
     return _part(where, bounds[0] <= factor <= bounds[1], numbers)
 
 
@@ -175,14 +172,8 @@ def _compared(study: Study, metric: Metric, a: str, b: str, ratio: float) -> Com
     return compare(study.values(metric, a, ratio), study.values(metric, b, ratio))
 
 
-def _part(
-    where: str, holds: bool, numbers: str, p_value: float | None = None, leans: bool | None = None
-) -> Part:
+def _part(where: str, holds: bool, numbers: str, p_value: float | None = None, leans: bool | None = None) -> Part:
     return Part(where, Verdict.CONFIRMED if holds else Verdict.NOT_CONFIRMED, numbers, p_value, leans)
-
-
-def _untested(where: str, result: Comparison) -> Part:
-    return Part(where, Verdict.NOT_TESTED, result.remark)
 
 
 def _means(study: Study, metric: Metric, a: str, b: str, ratio: float, result: Comparison) -> str:
@@ -198,7 +189,3 @@ def _value(metric: Metric, values: Floats) -> str:
 
 def _names(a: str, b: str) -> str:
     return f"{configuration(a).phrase} against {configuration(b).phrase}"
-
-
-def _between(bounds: tuple[float, float]) -> str:
-    return f"{bounds[0]:g} to {bounds[1]:g}"

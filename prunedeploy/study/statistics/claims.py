@@ -5,42 +5,25 @@ Reference: Liu, Efficient and Adversarially Robust Object Detection; each claim 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
+from prunedeploy.study.statistics import claim_rules as rules
 from prunedeploy.study.statistics.cells import Floats, Study
-from prunedeploy.study.statistics.claim_rules import (
-    ABOUT_HALF,
-    ABOUT_THREE,
-    EQUAL_MARGIN,
-    FALLS_BY,
-    S_ENDS,
-    Part,
-    Verdict,
-    falls,
-    is_above_number,
-    is_equal,
-    is_higher,
-    is_lower,
-    is_s_shaped,
-    is_share,
-    times_as_long,
-)
-from prunedeploy.study.statistics.design import ORIGINAL, ORIGINAL_GREY, TIME_MS, configuration
+from prunedeploy.study.statistics.claim_rules import ABOUT_HALF, ABOUT_THREE, EQUAL_MARGIN, Part, Verdict
+from prunedeploy.study.statistics.design import PAPER_CONFIGURATIONS, TIME_MS, Metric, configuration
 from prunedeploy.study.statistics.paper import DEEPLIFT_SECONDS, SCALED_SECONDS
 
-UD, US, SD, SS, GREY = (
-    "unstructured-deeplift",
-    "unstructured-scaled",
-    "structured-deeplift",
-    "structured-scaled",
-    "unstructured-deeplift-grey",
-)
-BY_METHOD = ((UD, SD), (US, SS))
-BY_SCORES = ((UD, US), (SD, SS))
+UD, US, SD, SS, GREY = PAPER_CONFIGURATIONS
+UNSTRUCTURED_AND_STRUCTURED = ((UD, SD), (US, SS))
+STRUCTURED_AND_UNSTRUCTURED = ((SD, UD), (SS, US))
+DEEPLIFT_AND_SCALED = ((UD, US), (SD, SS))
+GREY_AND_COLOUR = ((GREY, UD),)
 
 
 @dataclass(frozen=True)
@@ -105,64 +88,53 @@ def ratios_within(study: Study, low: float, high: float) -> list[float]:
     return [ratio for ratio in study.ratios if low <= ratio <= high]
 
 
-def _pairs(study: Study, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [pair for pair in pairs if set(pair) <= set(study.configurations)]
+def _at_each(
+    rule: Callable[[Study, Metric, str, str, float], Part],
+    pairs: Iterable[tuple[str, str]],
+    low: float,
+    high: float = 1.0,
+    metric: Metric | None = None,
+) -> Callable[[Study], list[Part]]:
+    """``rule`` for every pair that a study has, at each of its ratios from ``low`` to ``high``.
+
+    Args:
+        rule: Called with the study, metric, both names and the ratio.
+        pairs: Of configurations.
+        low: Lowest ratio.
+        high: Highest ratio.
+        metric: What is compared; None: the study's robust mAP.
+    """
+
+    def parts(study: Study) -> list[Part]:
+        return [
+            rule(study, metric or study.map_metric, a, b, ratio)
+            for a, b in pairs
+            if {a, b} <= set(study.configurations)
+            for ratio in ratios_within(study, low, high)
+        ]
+
+    return parts
 
 
-def _present(study: Study, *names: str) -> list[str]:
-    return [name for name in names if name in study.configurations]
-
-
-def _unstructured_above_structured(study: Study) -> list[Part]:
-    return [
-        is_higher(study, study.map_metric, a, b, ratio)
-        for a, b in _pairs(study, BY_METHOD)
-        for ratio in ratios_within(study, 0.25, 0.9)
-    ]
-
-
-def _deeplift_above_scaled(study: Study) -> list[Part]:
-    return [
-        is_higher(study, study.map_metric, a, b, ratio)
-        for a, b in _pairs(study, BY_SCORES)
-        for ratio in ratios_within(study, 0.5, 0.85)
-    ]
-
-
-def _structured_half_the_time(study: Study) -> list[Part]:
-    return [
-        is_share(study, TIME_MS, structured, unstructured, ratio, ABOUT_HALF)
-        for unstructured, structured in _pairs(study, BY_METHOD)
-        for ratio in ratios_within(study, 0.65, 1)
-    ]
-
-
-def _unstructured_faster(study: Study) -> list[Part]:
-    return [falls(study, TIME_MS, name) for name in _present(study, UD, US, GREY)]
-
-
-def _s_shape(study: Study) -> list[Part]:
-    return [is_s_shaped(study, TIME_MS, name) for name in _present(study, UD, US, SD, SS, GREY)]
+def _of_each(rule: Callable[[Study, Metric, str], Part], *names: str) -> Callable[[Study], list[Part]]:
+    """``rule`` about the time of every configuration that a study has."""
+    return lambda study: [rule(study, TIME_MS, name) for name in names if name in study.configurations]
 
 
 def _grey_costs_less_and_less(study: Study) -> list[Part]:
-    metric = study.map_metric
     return [
-        rule(study, metric, grey, colour, ratio)
-        for grey, colour in _pairs(study, ((GREY, UD),))
-        for rule, ratios in ((is_lower, ratios_within(study, 0, 0.65)), (is_equal, ratios_within(study, 0.95, 1)))
-        for ratio in ratios
+        *_at_each(rules.is_lower, GREY_AND_COLOUR, 0, 0.65)(study),
+        *_at_each(rules.is_equal, GREY_AND_COLOUR, 0.95)(study),
     ]
 
 
 def _training_makes_robust(study: Study) -> list[Part]:
     parts = []
     for name in study.configurations:
-        reference = ORIGINAL_GREY if configuration(name).greyscale else ORIGINAL
-        given = study.values(study.map_metric, reference, 0.0)
+        given = study.values(study.map_metric, configuration(name).original, 0.0)
         if len(given) and 0.0 in study.ratios:
             what = "the original network"
-            parts.append(is_above_number(study, study.map_metric, name, 0.0, float(given.mean()), what))
+            parts.append(rules.is_above_number(study, study.map_metric, name, 0.0, float(given.mean()), what))
     return parts
 
 
@@ -170,7 +142,7 @@ def _deeplift_scores_cost_more(study: Study) -> list[Part]:
     seconds = {scores: score_seconds(study, scores) for scores in ("deeplift", "scaled")}
     if not any(len(values) for values in seconds.values()):
         return []
-    return [times_as_long(seconds["deeplift"], seconds["scaled"], "initialising scores", ABOUT_THREE)]
+    return [rules.times_as_long(seconds["deeplift"], seconds["scaled"], "initialising scores", ABOUT_THREE)]
 
 
 def score_seconds(study: Study, scores: str) -> Floats:
@@ -189,23 +161,6 @@ def score_seconds(study: Study, scores: str) -> Floats:
     return np.array([np.mean(by_run[run]) for run in sorted(by_run)], np.float64)
 
 
-def _scores_leave_time_alone(study: Study) -> list[Part]:
-    return [
-        is_equal(study, TIME_MS, a, b, ratio)
-        for a, b in _pairs(study, BY_SCORES)
-        for ratio in ratios_within(study, 0.25, 1)
-    ]
-
-
-def _grey_is_faster(study: Study) -> list[Part]:
-    return [
-        is_lower(study, TIME_MS, grey, colour, ratio)
-        for grey, colour in _pairs(study, ((GREY, UD),))
-        for ratio in ratios_within(study, 0, 0.65)
-        if ratio < 0.65
-    ]
-
-
 _TESTED = "at every such ratio of the study, difference of means in that direction and p < 0.05"
 CLAIMS = (
     Claim(
@@ -213,29 +168,29 @@ CLAIMS = (
         "Unstructured pruning keeps more robust mAP than structured pruning at 25 to 90 %.",
         "IV-C",
         f"{_TESTED}, for both scores",
-        _unstructured_above_structured,
+        _at_each(rules.is_higher, UNSTRUCTURED_AND_STRUCTURED, 0.25, 0.9),
     ),
     Claim(
         "deeplift-map",
         "DeepLIFT scores keep more robust mAP than scaled ones at 50 to 85 %.",
         "IV-B",
         f"{_TESTED}, for both methods",
-        _deeplift_above_scaled,
+        _at_each(rules.is_higher, DEEPLIFT_AND_SCALED, 0.5, 0.85),
     ),
     Claim(
         "structured-half",
         "From 65 % on, structured models take about half the time of unstructured ones.",
         "IV-C",
         f"quotient of mean times {ABOUT_HALF[0]:g} to {ABOUT_HALF[1]:g} and p < 0.05, at every such ratio of the study",
-        _structured_half_the_time,
+        _at_each(partial(rules.is_share, bounds=ABOUT_HALF), STRUCTURED_AND_UNSTRUCTURED, 0.65, metric=TIME_MS),
         "The paper's own means give .60 and .61 at 65 %, and .48 to .55 beyond.",
     ),
     Claim(
         "unstructured-time",
         "Unstructured pruning alone also cuts inference time (119 to 43 ms in the paper).",
         "IV-A, Fig. 3b",
-        f"mean time at the highest ratio at least {100 * FALLS_BY:g} % below that at ratio 0, and p < 0.05",
-        _unstructured_faster,
+        f"mean time at the highest ratio at least {100 * rules.FALLS_BY:g} % below that at ratio 0, and p < 0.05",
+        _of_each(rules.falls, UD, US, GREY),
         "Dense kernels multiply zeros like any other number, so with them a network with zeros in it should take as "
         "long as before. A drop needs something else: sparse kernels, filters that are zero altogether and left out, "
         "or fewer detections to sort and suppress where that is part of the time. The paper does not say which.",
@@ -245,8 +200,8 @@ CLAIMS = (
         "Inference time over the pruning ratio is S-shaped.",
         "IV-A",
         f"the time falls, most steeply neither at first nor at last, and the first and the last slope are at most "
-        f"{S_ENDS:g} of the steepest",
-        _s_shape,
+        f"{rules.S_ENDS:g} of the steepest",
+        _of_each(rules.is_s_shaped, UD, US, SD, SS, GREY),
     ),
     Claim(
         "greyscale-map",
@@ -278,14 +233,14 @@ CLAIMS = (
         "Which scores are used makes no clear difference in inference time.",
         "IV-B",
         f"90 % interval of the difference within ±{100 * EQUAL_MARGIN:g} % of the time at ratio 0, at all other ratios",
-        _scores_leave_time_alone,
+        _at_each(rules.is_equal, DEEPLIFT_AND_SCALED, 0.25, metric=TIME_MS),
     ),
     Claim(
         "greyscale-time",
         "Greyscale images are slightly faster below 65 %.",
         "IV-D",
         _TESTED,
-        _grey_is_faster,
+        _at_each(rules.is_lower, GREY_AND_COLOUR, 0, math.nextafter(0.65, 0), TIME_MS),
         "They are replicated over three channels, so every layer computes as much as in colour.",
     ),
 )

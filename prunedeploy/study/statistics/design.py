@@ -38,6 +38,11 @@ class Configuration:
     greyscale: bool
 
     @property
+    def original(self) -> str:
+        """Configuration of the network as given, on the same images."""
+        return ORIGINAL_GREY if self.greyscale else ORIGINAL
+
+    @property
     def label(self) -> str:
         """For figures, e.g. ``unstructured, DeepLIFT``."""
         parts = [self.method, _SPELLED.get(self.scores, self.scores), "greyscale" if self.greyscale else ""]
@@ -132,7 +137,5 @@ class Metric:
 
 
 MAP_PGD = Metric("map_pgd", "mAP under PGD", "", 3)
-MAP_CLEAN = Metric("map_clean", "mAP on clean images", "", 3)
 MAP_PGD_CONF50 = Metric("map_pgd_conf50", "mAP under PGD, score threshold 0.5", "", 3)
-MAP_CLEAN_CONF50 = Metric("map_clean_conf50", "mAP on clean images, score threshold 0.5", "", 3)
 TIME_MS = Metric("time_ms", "Inference time", "ms", 1)

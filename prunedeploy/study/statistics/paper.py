@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import json
 from functools import cache
-from typing import Any
 
 from prunedeploy.resources import asset_path
 from prunedeploy.study.rows.rows import Row
 from prunedeploy.study.statistics.design import ORIGINAL
 
-ASSET = "paper-appendix.json"
 CONFIGURATION_HASH = "paper"
 MACHINE = "paper: NVIDIA GeForce RTX 2070 SUPER"
 ORIGINAL_MAP, ORIGINAL_MS = 0.176, 119.3
@@ -31,7 +29,7 @@ def paper_rows() -> tuple[Row, ...]:
 
     mAP stands in ``map_pgd_conf50``, since the paper drops detections with scores below 0.5.
     """
-    document = _appendix()
+    document = json.loads(asset_path("paper-appendix.json").read_text(encoding="utf-8"))
     rows = [_row(ORIGINAL, 0.0, 1, ORIGINAL_MAP, ORIGINAL_MS)]
     for name, runs in document["runs"].items():
         for number, (maps, times) in enumerate(zip(runs["map"], runs["time_ms"], strict=True), 1):
@@ -40,14 +38,6 @@ def paper_rows() -> tuple[Row, ...]:
                 for ratio, one_map, one_time in zip(document["ratios"], maps, times, strict=True)
             ]
     return tuple(rows)
-
-
-def paper_p_values() -> dict[str, dict[str, tuple[float, ...]]]:
-    """The printed p-values by table (I to IV) and label of the pair, one per ratio, ascending."""
-    tables: dict[str, dict[str, list[float]]] = _appendix()["anova"]
-    return {
-        table: {label: tuple(values) for label, values in pairs.items()} for table, pairs in tables.items()
-    }
 
 
 def _row(configuration: str, ratio: float, run: int, one_map: float, one_time: float) -> Row:
@@ -62,8 +52,3 @@ def _row(configuration: str, ratio: float, run: int, one_map: float, one_time: f
         machine=MACHINE,
         machine_name="NVIDIA GeForce RTX 2070 SUPER",
     )
-
-
-@cache
-def _appendix() -> Any:
-    return json.loads(asset_path(ASSET).read_text(encoding="utf-8"))

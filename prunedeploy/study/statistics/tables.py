@@ -119,21 +119,16 @@ def raw_table(study: Study, metric: Metric, name: str, number: str = "") -> Tabl
     return Table(f"table-{number}" if number else f"raw-{name}-{kind.lower()}", number, title, head, tuple(rows), note)
 
 
-def _p_table(
-    number: str, metric: Metric, pairs: Sequence[Pair], study: Study, contrasts: Iterable[Contrast]
-) -> Table:
-    rows = []
-    for pair in pairs:
-        found = [c for c in contrasts if c.metric == metric and c.pair == pair]
-        if found:
-            rows.append((pair.label, tuple(_p_cell(contrast) for contrast in found)))
+def _p_table(number: str, metric: Metric, pairs: Sequence[Pair], study: Study, contrasts: Iterable[Contrast]) -> Table:
+    found = {p.label: tuple(_p_cell(c) for c in contrasts if c.metric == metric and c.pair == p) for p in pairs}
+    rows = tuple((label, cells) for label, cells in found.items() if cells)
     what = "inference time" if metric.is_time else "mAP"
     note = (
         "Plain p-values of one-way ANOVA, as the paper's. Bold: below 0.05 after Holm's correction over all tests of "
         "Tables I to IV, read from Welch's test where * says that ANOVA's assumptions fail."
     )
     head = ("Pruning ratio", *(percent(ratio) for ratio in study.ratios))
-    return Table(f"table-{number}", number, f"p-values from ANOVA tests on {what}", head, tuple(rows), note)
+    return Table(f"table-{number}", number, f"p-values from ANOVA tests on {what}", head, rows, note)
 
 
 def _p_cell(contrast: Contrast) -> Cell:
@@ -142,33 +137,13 @@ def _p_cell(contrast: Contrast) -> Cell:
         return Cell("–", None, result.remark)
     star = "*" if result.test == "Welch" else ""
     notes = [f"{result.test} is read", result.remark, f"Holm {_p(contrast.p_holm)}"]
-    return Cell(
-        f"{_p(result.p_anova)}{star}", result.p_anova, "; ".join(n for n in notes if n), contrast.significant
-    )
-
-
-DETAIL_HEAD = (
-    "Comparison",
-    "Ratio",
-    "n",
-    "Difference",
-    "95 % from",
-    "to",
-    "p ANOVA",
-    "p Welch",
-    "Read",
-    "p Holm",
-    "p paired",
-    "eta²",
-    "Hedges' g",
-    "p Levene",
-    "p Shapiro",
-    "Remark",
-)
+    return Cell(f"{_p(result.p_anova)}{star}", result.p_anova, "; ".join(n for n in notes if n), contrast.significant)
 
 
 def _detail_table(metric: Metric, contrasts: Iterable[Contrast]) -> Table:
-    rows = tuple((c.pair.label, _detail_cells(c)) for c in contrasts if c.metric == metric)
+    found = [(c.pair.label, _detail_cells(c)) for c in contrasts if c.metric == metric]
+    head = ("Comparison", *(found[0][1] if found else ()))
+    rows = tuple((label, tuple(cells.values())) for label, cells in found)
     note = (
         f"Differences of means in {metric.axis}, first minus second, with Welch's interval, which is not corrected for "
         f"many comparisons. Read: whose p-value counts; Welch's where Levene's or Shapiro's is below {ALPHA:g}. "
@@ -176,30 +151,31 @@ def _detail_table(metric: Metric, contrasts: Iterable[Contrast]) -> Table:
         "configurations start from the same network in every run; it is not read."
     )
     kind = "time" if metric.is_time else "map"
-    return Table(f"comparisons-{kind}", "", f"All comparisons: {metric.label}", DETAIL_HEAD, rows, note)
+    return Table(f"comparisons-{kind}", "", f"All comparisons: {metric.label}", head, rows, note)
 
 
-def _detail_cells(contrast: Contrast) -> tuple[Cell, ...]:
+def _detail_cells(contrast: Contrast) -> dict[str, Cell]:
+    """By column heading."""
     result = contrast.comparison
     decimals = f".{contrast.metric.decimals + 1 + contrast.metric.is_time}f"
     n = str(result.n_a) if result.n_a == result.n_b else f"{result.n_a} / {result.n_b}"
-    return (
-        Cell(percent(contrast.ratio), contrast.ratio),
-        Cell(n, n),
-        _cell(result.difference, f"+{decimals}"),
-        _cell(result.low, f"+{decimals}"),
-        _cell(result.high, f"+{decimals}"),
-        _cell(result.p_anova, ".2e"),
-        _cell(result.p_welch, ".2e"),
-        Cell(result.test or "–", result.test),
-        Cell(_p(contrast.p_holm), contrast.p_holm, "", contrast.significant),
-        _cell(contrast.p_paired, ".2e"),
-        _cell(result.eta_squared, ".3f"),
-        _cell(result.hedges_g, "+.2f"),
-        _cell(result.p_levene, ".3f"),
-        _cell(result.p_shapiro, ".3f"),
-        Cell(result.remark, result.remark),
-    )
+    return {
+        "Ratio": Cell(percent(contrast.ratio), contrast.ratio),
+        "n": Cell(n, n),
+        "Difference": _cell(result.difference, f"+{decimals}"),
+        "95 % from": _cell(result.low, f"+{decimals}"),
+        "to": _cell(result.high, f"+{decimals}"),
+        "p ANOVA": _cell(result.p_anova, ".2e"),
+        "p Welch": _cell(result.p_welch, ".2e"),
+        "Read": Cell(result.test or "–", result.test),
+        "p Holm": Cell(_p(contrast.p_holm), contrast.p_holm, "", contrast.significant),
+        "p paired": _cell(contrast.p_paired, ".2e"),
+        "eta²": _cell(result.eta_squared, ".3f"),
+        "Hedges' g": _cell(result.hedges_g, "+.2f"),
+        "p Levene": _cell(result.p_levene, ".3f"),
+        "p Shapiro": _cell(result.p_shapiro, ".3f"),
+        "Remark": Cell(result.remark, result.remark),
+    }
 
 
 def _cell(value: float | None, form: str) -> Cell:

@@ -7,8 +7,7 @@ In the order in which data flows:
 - `cell`: the stages of one cell, and what a row takes from them.
 - `plan`: every stage of a sweep with what is there already; time left and disk needed.
 - `order`: in which order models are trained.
-- `tasks`: what an executor is given and what it reports, and the executor's interface. No torch.
-- `task_queue`: which task is next, and how often one may die. No torch.
+- `tasks`: what an executor is given and what it reports, the executor's interface, which task is next. No torch.
 - `worker`, `worker_process`: a process that works off tasks, from inside and from outside.
 - `local_executor`: several of them on this machine.
 - `ray_cluster`, `ray_executor`, `ray_task`: on a Ray cluster: the connection, the driver's side, the nodes' side.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
@@ -15,8 +13,11 @@ from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, ex
 from prunedeploy.pipeline.stages.latency import file_latency_stage
 from prunedeploy.pipeline.stages.train import original_stage
 from prunedeploy.pipeline.store.key import machine_id, read_record
+from prunedeploy.pipeline.store.store import read_json
 from prunedeploy.pruning.subnet import count_parameters
-from prunedeploy_engines.errors import DataError
+from prunedeploy.study.rows.rows import MAPS
+from prunedeploy.study.sweep.tasks import Phase
+from prunedeploy_engines.errors import DataError, RuntimeUnavailableError
 from prunedeploy_engines.machine.environment import cpu_info
 
 
@@ -82,22 +83,37 @@ def timed_stage(context: BuildContext, stages: CellStages, runtime: str) -> Stag
     return file_latency_stage(context, stages.network, Artefact("fp32", None, stages.export, path, path), runtime)
 
 
+def row_values(context: BuildContext, phase: Phase, is_reference: bool) -> dict[str, Any]:
+    """Do what a task asks for, and return the fields of a row that it gives.
+
+    Raises:
+        RuntimeUnavailableError: No configured runtime runs ONNX files here.
+        PrunedeployError: As the stages.
+    """
+    stages = trained_stages(context, is_reference)
+    if phase == "train":
+        return training_values(stages)
+    runtime = timing_runtime(context)
+    if runtime is None:
+        raise RuntimeUnavailableError("no configured runtime runs here", "latency.runtimes", "install onnxruntime")
+    return timing_values(timed_stage(context, stages, runtime), runtime)
+
+
 def training_values(stages: CellStages) -> dict[str, Any]:
     """The fields of a row that training and evaluation give.
 
     Raises:
         DataError: There is no mAP, because no test image has a box.
     """
-    evaluation = _read(stages.evaluation.folder / "evaluation.json")["torch"]
-    names = ("map_clean", "map_pgd", "map_clean_conf50", "map_pgd_conf50")
-    values: dict[str, Any] = {name: evaluation[name] for name in names}
+    evaluation = read_json(stages.evaluation.folder / "evaluation.json")["torch"]
+    values: dict[str, Any] = {name: evaluation[name] for name in MAPS}
     if values["map_clean"] is None:
         raise DataError("mAP is not defined: the test images have no boxes", "data.path", "give images with boxes")
     values["params"] = count_parameters(load_stage_model(stages.network.folder))
     if stages.cut is None or stages.scoring is None:
         return values
-    values["ratio_achieved"] = _read(stages.cut.folder / "pruning.json")["ratio_achieved"]
-    values["score_seconds"] = _read(stages.scoring.folder / "score.json")["seconds"]
+    values["ratio_achieved"] = read_json(stages.cut.folder / "pruning.json")["ratio_achieved"]
+    values["score_seconds"] = read_json(stages.scoring.folder / "score.json")["seconds"]
     values["score_machine"] = computed_on(stages.scoring)
     # One row has one machine for both, so what was computed elsewhere is left out.
     if stages.optimisation is not None and computed_on(stages.optimisation) == values["score_machine"]:
@@ -107,7 +123,7 @@ def training_values(stages: CellStages) -> dict[str, Any]:
 
 def timing_values(timed: StageResult, runtime: str) -> dict[str, Any]:
     """The fields of a row that the measurement of latency gives."""
-    summary = _read(timed.folder / "latency.json")
+    summary = read_json(timed.folder / "latency.json")
     return {
         "time_ms": summary["mean"],
         "time_noisy": summary["noisy"],
@@ -119,9 +135,4 @@ def timing_values(timed: StageResult, runtime: str) -> dict[str, Any]:
 
 def computed_on(result: StageResult) -> str | None:
     """`machine_id` of the machine that computed a result; None if its record is older than that key."""
-    machine: str | None = read_record(result.folder).get("computed_on")
-    return machine
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_record(result.folder).get("computed_on")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,7 @@ class Contexts:
         last = self._last
         if last is None or last[0] != key or (last[1] != config.seed and _is_drawn(last[2])):
             last = self._last = key, config.seed, open_context(config, store, self._progress)
-        values = {one.name: getattr(last[2], one.name) for one in fields(BuildContext)}
-        return {**values, "config": config, "store": store, "results": []}
+        return {**vars(last[2]), "config": config, "store": store, "results": []}
 
 
 def _is_drawn(context: BuildContext) -> bool:
@@ -83,10 +82,9 @@ class PlanningContext(BuildContext):
         version: int,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
-        compute: Callable[[Path, Path], None],
-        *,
+        *_: Any,
         machine: str | None = None,
-        collective: bool = False,
+        **__: Any,
     ) -> StageResult:
         """Return where the result is or will be."""
         key = StageKey(name, version, config, inputs, machine)
@@ -119,18 +117,8 @@ class ObservedContext(BuildContext):
 
     observe: Callable[[StageResult], None] = lambda result: None
 
-    def run(
-        self,
-        name: str,
-        version: int,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str],
-        compute: Callable[[Path, Path], None],
-        *,
-        machine: str | None = None,
-        collective: bool = False,
-    ) -> StageResult:
+    def run(self, *stage: Any, **settings: Any) -> StageResult:
         """As `BuildContext.run`."""
-        result = super().run(name, version, config, inputs, compute, machine=machine, collective=collective)
+        result = super().run(*stage, **settings)
         self.observe(result)
         return result

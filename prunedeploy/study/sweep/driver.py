@@ -8,9 +8,10 @@ written stay, and what the store holds is not computed again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,11 @@ from prunedeploy.pipeline.store.store import Store, write_json
 from prunedeploy.study.rows.file import RowFile, read_rows
 from prunedeploy.study.rows.rows import CellKey, Row
 from prunedeploy.study.sweep.grid import Cell, Sweep
-from prunedeploy.study.sweep.tasks import CellDone, CellFailed, Executor, Phase, Task
+from prunedeploy.study.sweep.tasks import CellFailed, Executor, Phase, StageDone, Task
 from prunedeploy_engines.errors import StoreError
 
 if TYPE_CHECKING:
-    from prunedeploy.study.sweep.plan import Plan, PlannedCell
+    from prunedeploy.study.sweep.plan import PlannedCell
 
 ROWS = "rows.jsonl"
 ABOUT = "sweep.json"
@@ -46,6 +47,18 @@ class Standing:
     timed: bool = False
     error: str | None = None
 
+    def after(self, row: Row) -> Standing:
+        """With one row more."""
+        return Standing(self.trained or row.params is not None, self.timed or row.time_ms is not None, row.error)
+
+    def is_open(self, retry: bool) -> bool:
+        """Something is left to do for the cell: if it has failed, only if it is to be tried again."""
+        return not (self.trained and self.timed) and (retry or self.error is None)
+
+
+Standings = defaultdict[CellKey, Standing]
+"""By cell."""
+
 
 @dataclass(frozen=True)
 class SweepOutcome:
@@ -53,7 +66,7 @@ class SweepOutcome:
 
     Attributes:
         out: The output folder.
-        cells: Models asked for, the networks as given included.
+        models: Asked for, the networks as given included.
         trained: How many of them are trained and evaluated.
         timed: How many have a latency.
         failed: Cells that failed, with their errors.
@@ -61,43 +74,29 @@ class SweepOutcome:
     """
 
     out: Path
-    cells: int
+    models: int
     trained: int
     timed: int
     failed: Mapping[CellKey, str]
     computed: Mapping[str, int]
 
 
-def standings(rows: Sequence[Row]) -> dict[CellKey, Standing]:
-    """What rows say of each cell; cells without a row are left out."""
-    found: dict[CellKey, Standing] = {}
+def standings(rows: Iterable[Row]) -> Standings:
+    """What rows say of each cell."""
+    found = defaultdict[CellKey, Standing](Standing)
     for row in rows:
-        before = found.get(row.cell, Standing())
-        found[row.cell] = Standing(
-            before.trained or row.params is not None, before.timed or row.time_ms is not None, row.error
-        )
+        found[row.cell] = found[row.cell].after(row)
     return found
 
 
-def read_standings(sweep: Sweep, out: Path) -> dict[CellKey, Standing]:
+def read_standings(sweep: Sweep, out: Path) -> Standings:
     """What is there of a sweep, nothing changed; empty if it was never begun.
 
     Raises:
         ConfigError: Its rows belong to another configuration.
     """
     path = out / ROWS
-    return standings(read_rows(path, sweep.configuration_hash).rows) if path.exists() else {}
-
-
-def open_cells(cells: Sequence[Cell], there: Mapping[CellKey, Standing], retry: bool) -> list[Cell]:
-    """The cells that something is left to do for: failed ones only if they are to be tried again."""
-    left = []
-    for cell in cells:
-        standing = there.get(cell.key, Standing())
-        finished = standing.trained and standing.timed
-        if not finished and (retry or standing.error is None):
-            left.append(cell)
-    return left
+    return standings(read_rows(path, sweep.configuration_hash).rows if path.exists() else ())
 
 
 def run_sweep(
@@ -133,17 +132,19 @@ def run_sweep(
         for note in file.notes:
             progress.message(note)
         there = standings(file.rows)
-        left = open_cells(cells, there, retry)
-        run = _Run(sweep, file, there, store, progress)
+        left = [cell for cell in cells if there[cell.key].is_open(retry)]
+        run = _Run(file, there, store, progress)
         with closing(executors("train", out / LOG)) as executor:
-            executor.prepare(sum(not there.get(cell.key, Standing()).trained for cell in left))
+            executor.prepare(sum(not there[cell.key].trained for cell in left))
             # Only now: workers load PyTorch at the same time.
             from prunedeploy.study.sweep.order import training_order
             from prunedeploy.study.sweep.plan import plan_sweep
             from prunedeploy.study.sweep.samples import make_samples
 
             plan = plan_sweep(left, stages, progress)
-            run.record_impossible(plan)
+            for one in plan.cells:
+                if one.error is not None:
+                    run.fail(one.cell, one.error)
             to_train = [one for one in plan.cells if one.error is None and run.is_to_be_trained(one)]
             run.do("train", training_order(to_train, sweep.config.seeds), executor)
             to_time = [one for one in plan.cells if run.is_to_be_timed(one)]
@@ -151,98 +152,67 @@ def run_sweep(
                 run.do("time", to_time, executor_of_times)
         if made := make_samples(sweep, cells, samples, stages, out, progress):
             run.computed["samples"] = made
-        now = standings(file.rows)
-    mine = {cell.key: now.get(cell.key, Standing()) for cell in cells}
-    return SweepOutcome(
-        out,
-        len(mine),
-        sum(one.trained for one in mine.values()),
-        sum(one.timed for one in mine.values()),
-        {key: one.error for key, one in mine.items() if one.error is not None},
-        run.computed,
-    )
+    mine = {cell.key: there[cell.key] for cell in cells}
+    trained, timed = sum(one.trained for one in mine.values()), sum(one.timed for one in mine.values())
+    failed = {key: one.error for key, one in mine.items() if one.error is not None}
+    return SweepOutcome(out, len(mine), trained, timed, failed, run.computed)
 
 
 @dataclass
 class _Run:
     """One call of `run_sweep`."""
 
-    sweep: Sweep
     file: RowFile
-    there: dict[CellKey, Standing]
+    there: Standings
     store: Path
     progress: Progress
-
-    def __post_init__(self) -> None:
-        self.computed: dict[str, int] = {}
-        self._failed: set[CellKey] = set()
-
-    def record_impossible(self, plan: Plan) -> None:
-        """Rows for cells that the plan already knows cannot be done."""
-        for planned in plan.cells:
-            if planned.error is not None:
-                self._fail(planned.cell.key, planned.error, planned.cell.label)
+    computed: Counter[str] = field(default_factory=Counter)
+    failed: set[CellKey] = field(default_factory=set)
 
     def is_to_be_trained(self, planned: PlannedCell) -> bool:
         """Its row is missing, or its latency is and the network to measure is not in the store."""
-        standing = self.there.get(planned.cell.key, Standing())
-        return not standing.trained or (planned.timing is not None and not planned.is_trained)
+        trained = self.there[planned.cell.key].trained
+        return not trained or (planned.timing is not None and not planned.is_trained)
 
     def is_to_be_timed(self, planned: PlannedCell) -> bool:
         """It is trained, can be timed here, and has not been."""
-        standing = self.there.get(planned.cell.key, Standing())
-        known_to_fail = planned.cell.key in self._failed
-        return standing.trained and not standing.timed and planned.timing is not None and not known_to_fail
+        standing, has_failed = self.there[planned.cell.key], planned.cell.key in self.failed
+        return standing.trained and not standing.timed and planned.timing is not None and not has_failed
 
     def do(self, phase: Phase, cells: Sequence[PlannedCell], executor: Executor) -> None:
         """Have the tasks of a phase done, and append a row for each."""
-        labels = {planned.cell.key: planned.cell.label for planned in cells}
+        by_key = {planned.cell.key: planned.cell for planned in cells}
         tasks = [self._task(planned, phase) for planned in cells]
         what = "train and evaluate models" if phase == "train" else "measure latency of models"
         with self.progress.task(what, len(tasks)) as advance, closing(executor.run(tasks)) as events:
             for event in events:
-                if isinstance(event, CellDone):
-                    self._finish(event.cell, phase, event.values)
-                    advance(1)
-                elif isinstance(event, CellFailed):
-                    self._fail(event.cell, event.error, labels[event.cell])
-                    advance(1)
-                elif event.computed:
-                    self.computed[event.name] = self.computed.get(event.name, 0) + 1
+                if isinstance(event, StageDone):
+                    if event.computed:
+                        self.computed[event.name] += 1
+                    continue
+                if isinstance(event, CellFailed):
+                    self.fail(by_key[event.cell], event.error)
+                elif phase == "time" or not self.there[event.cell].trained:  # else again, for the sake of its latency
+                    self._append(event.cell, **event.values)
+                advance(1)
 
     def _task(self, planned: PlannedCell, phase: Phase) -> Task:
-        stages = planned.training if phase == "train" else planned.stages
-        missing = frozenset(stage.digest for stage in stages if not stage.is_done) if phase == "train" else frozenset()
+        missing = [stage.digest for stage in planned.training if phase == "train" and not stage.is_done]
         configuration = json.dumps(as_dict(planned.cell.config))
         cell = planned.cell
-        return Task(cell.key, phase, cell.is_reference, configuration, str(self.store), missing)
+        return Task(cell.key, phase, cell.is_reference, configuration, str(self.store), frozenset(missing))
 
-    def _finish(self, key: CellKey, phase: Phase, values: Mapping[str, Any]) -> None:
-        before = self.there.get(key, Standing())
-        if phase == "train" and before.trained:
-            return  # computed again for the sake of its latency
-        self._append(key, **values)
-        timed = before.timed or phase == "time"
-        self.there[key] = Standing(True, timed)
-
-    def _fail(self, key: CellKey, error: str, label: str) -> None:
-        self._failed.add(key)
-        self.progress.message(f"failed: {label}: {error}")
-        self._append(key, error=error)
+    def fail(self, cell: Cell, error: str) -> None:
+        """Append the row of a cell that cannot be done."""
+        self.failed.add(cell.key)
+        self.progress.message(f"failed: {cell.label}: {error}")
+        self._append(cell.key, error=error)
 
     def _append(self, key: CellKey, **values: Any) -> None:
-        name, ratio, run = key
-        finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self.file.append(
-            Row(
-                configuration=name,
-                ratio=ratio,
-                run=run,
-                configuration_hash=self.sweep.configuration_hash,
-                finished=finished,
-                **values,
-            )
-        )
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        row = Row(**key._asdict(), configuration_hash=self.file.configuration_hash, finished=now, **values)
+        self.file.append(row)
+        self.there[key] = self.there[key].after(row)
 
 
 @contextmanager

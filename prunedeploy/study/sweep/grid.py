@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,8 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Ratios = Annotated[tuple[BelowOne, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(as_tuple), Field(min_length=1)]
 Settings = dict[str, Any]
+Given = tuple[Settings, dict[KeyPath, str]]
+"""Settings, and where each key was given."""
 OF_THE_GRID = {
     "ratio": "give it under ratios",
     "seed": "give it under seeds",
@@ -96,7 +99,7 @@ class Cell:
     @property
     def is_reference(self) -> bool:
         """It is the network as given, which is measured only."""
-        return self.key[0] in REFERENCES
+        return self.key.configuration in REFERENCES
 
     @property
     def label(self) -> str:
@@ -127,11 +130,12 @@ class Sweep:
         digest = cache(file_sha256)
         for cell in self.cells:
             plain = result_settings(cell.config)
+            del plain["ratio"], plain["seed"], plain["name"]
             # A file counts by what is in it: another one in its place makes other rows.
             for key in ("file", "reference"):
                 if plain["scores"][key] is not None and Path(plain["scores"][key]).is_file():
                     plain["scores"][key] = digest(Path(plain["scores"][key]))
-            settings[cell.key[0]] = {key: value for key, value in plain.items() if key not in ("ratio", "seed", "name")}
+            settings[cell.key.configuration] = plain
         return hashlib.sha256(canonical_json(settings).encode()).hexdigest()
 
 
@@ -150,39 +154,28 @@ def load_sweep(source: str | Path) -> Sweep:
         raise ConfigError("is not the configuration of a sweep", source, fix)
     config = validated(SweepConfig, data, origins, str(source))
     base = read_yaml(config.base)
-    layers = {
-        name: [(config.settings, ("settings",)), (settings, ("configurations", name))]
-        for name, settings in config.configurations.items()
-    }
+    common = {"name": config.name, "threads": config.threads}
     cells: list[Cell] = []
-    for run in config.seeds:
-        for ratio in config.ratios:
-            for name in config.configurations:
-                built = _build_config(config, base, layers[name], origins, str(source), ratio, run)
-                _check_name(name, built, origins)
-                cells.append(Cell((name, ratio, run), built))
+    for run, ratio, name in product(config.seeds, config.ratios, config.configurations):
+        data, places = _settings(config, base, name, origins)
+        built = validated(BuildConfig, {**data, **common, "ratio": ratio, "seed": run}, places, str(source))
+        _check_name(name, built, origins)
+        cells.append(Cell(CellKey(name, ratio, run), built))
     return Sweep(config, (*_references(cells, config.seeds[0]), *cells))
 
 
-def _build_config(
-    config: SweepConfig,
-    base: tuple[dict[str, Any], dict[KeyPath, str]],
-    layers: list[tuple[Settings, KeyPath]],
-    origins: Mapping[KeyPath, str],
-    source: str,
-    ratio: float,
-    run: int,
-) -> BuildConfig:
+def _settings(config: SweepConfig, base: Given, name: str, origins: Mapping[KeyPath, str]) -> Given:
+    """What a configuration's cells are built with, and where it was given."""
     # A study says itself what each configuration takes: what the base says of single methods does not count.
     data, places = for_method(*base, method="")
-    for settings, below in layers:
+    layers = {("settings",): config.settings, ("configurations", name): config.configurations[name]}
+    for below, settings in layers.items():
         for key in OF_THE_GRID.keys() & settings.keys():
             raise ConfigError(f"{key} is not a setting of a sweep", origins[(*below, key)], OF_THE_GRID[key])
         data = _merged(data, settings)
         given = {path[len(below) :]: place for path, place in origins.items() if path[: len(below)] == below}
         places |= {path: place for path, place in given.items() if path}
-    data = {**data, "name": config.name, "threads": config.threads, "ratio": ratio, "seed": run}
-    return validated(BuildConfig, data, places, source)
+    return data, places
 
 
 def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,10 +197,8 @@ def _check_name(name: str, config: BuildConfig, origins: Mapping[KeyPath, str]) 
 
 def _references(cells: list[Cell], run: int) -> list[Cell]:
     """The network as given, on colour and on grey images where there is a configuration for either."""
-    found = {}
+    found: dict[str, Cell] = {}
     for cell in cells:
         name = ORIGINAL_GREY if cell.config.data.greyscale else ORIGINAL
-        if name not in found and cell.key[2] == run:
-            config = cell.config.model_copy(update={"ratio": 0.0})
-            found[name] = Cell((name, 0.0, run), config)
+        found.setdefault(name, Cell(CellKey(name, 0.0, run), cell.config.model_copy(update={"ratio": 0.0})))
     return [found[name] for name in REFERENCES if name in found]

@@ -6,8 +6,7 @@ import selectors
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from prunedeploy.study.sweep.task_queue import TaskQueue, order
-from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task
+from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task, TaskQueue
 from prunedeploy.study.sweep.worker_process import WorkerProcess, stop
 
 
@@ -66,11 +65,7 @@ class LocalExecutor(Executor):
             stop(list(busy))
 
     def _hand_out(
-        self,
-        queue: TaskQueue,
-        busy: dict[WorkerProcess, Task],
-        workers: int,
-        selector: selectors.BaseSelector,
+        self, queue: TaskQueue, busy: dict[WorkerProcess, Task], workers: int, selector: selectors.BaseSelector
     ) -> None:
         """Give tasks to idle workers, and to new ones, as long as one can be begun."""
         while queue and len(busy) < workers:
@@ -79,7 +74,7 @@ class LocalExecutor(Executor):
                 return
             worker = self._take()
             busy[worker] = task
-            worker.give(order(task))
+            worker.give(task.order())
             selector.register(worker.output, selectors.EVENT_READ, worker)
 
     def _take(self) -> WorkerProcess:

@@ -23,12 +23,12 @@ def training_order(cells: Sequence[PlannedCell], runs: Sequence[int]) -> list[Pl
         runs: In the order that they are to be finished in.
     """
     place = {run: number for number, run in enumerate(runs)}
-    ordered = sorted(cells, key=lambda one: (place[one.cell.key[2]], -expected_work(one)))
+    ordered = sorted(cells, key=lambda one: (place[one.cell.key.run], -expected_work(one)))
     seen: set[str] = set()
     ranks: dict[int, tuple[int, bool]] = {}
     for number, one in enumerate(ordered):
         shared = {stage.digest for stage in one.training if stage.name == PRETRAINING and not stage.is_done}
-        is_first, run = bool(shared - seen), place[one.cell.key[2]]
+        is_first, run = bool(shared - seen), place[one.cell.key.run]
         ranks[number] = (max(0, run - 1) if is_first else run, not is_first)
         seen |= shared
     return [ordered[number] for number in sorted(ranks, key=ranks.__getitem__)]

@@ -5,12 +5,13 @@ Nothing is computed: see `PlanningContext`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from statistics import fmean
 
-from prunedeploy.config import as_dict
+from prunedeploy.config import BuildConfig, as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult
 from prunedeploy.pipeline.networks import check_reachable, unpruned_networks
 from prunedeploy.pipeline.progress import Progress
@@ -35,7 +36,7 @@ class PlannedCell:
         training: All stages but the measurement of latency.
         timing: That one; None where no configured runtime runs here.
         error: Why the cell cannot be done at all; then it has no stages.
-        network: Where the finished network is or will be; None if there is an error.
+        network: Where the finished network is; None if the store does not have it.
     """
 
     cell: Cell
@@ -53,12 +54,6 @@ class PlannedCell:
     def is_trained(self) -> bool:
         """The store has everything but the measurement."""
         return all(stage.is_done for stage in self.training)
-
-    @property
-    def has_network(self) -> bool:
-        """The store has the finished network."""
-        digest = None if self.network is None else self.network.digest
-        return any(stage.is_done and stage.digest == digest for stage in self.training)
 
 
 @dataclass(frozen=True)
@@ -116,23 +111,16 @@ class Plan:
             measured_in: Whose stages estimates are taken from; None: this one's.
         """
         measured = _Measured((measured_in or self).stages.values())
-        by_name: dict[str, list[tuple[PlannedStage, CellKey]]] = {}
+        by_name = defaultdict[str, list[tuple[PlannedStage, CellKey]]](list)
         for stage, key in self.stages.values():
-            by_name.setdefault(stage.name, []).append((stage, key))
+            by_name[stage.name].append((stage, key))
         counts = []
         for name, stages in by_name.items():
-            left = [measured.like(stage.name, key) for stage, key in stages if not stage.is_done]
+            left = [measured.like(name, key) for stage, key in stages if not stage.is_done]
             known = [one for one in left if one is not None]
-            unknown = len(known) < len(left)
-            counts.append(
-                StageCount(
-                    name,
-                    len(stages),
-                    len(stages) - len(left),
-                    None if unknown else sum(seconds for seconds, _ in known),
-                    None if unknown else sum(size for _, size in known),
-                )
-            )
+            seconds, size = sum(seconds for seconds, _ in known), sum(size for _, size in known)
+            estimate = (seconds, size) if len(known) == len(left) else (None, None)
+            counts.append(StageCount(name, len(stages), len(stages) - len(left), *estimate))
         return counts
 
 
@@ -140,24 +128,17 @@ class _Measured:
     """What stages took, by what they have in common: configuration and ratio, then configuration, then name alone."""
 
     def __init__(self, stages: Iterable[tuple[PlannedStage, CellKey]]) -> None:
-        self._found: dict[tuple[object, ...], list[PlannedStage]] = {}
+        self._found = defaultdict[tuple[object, ...], list[PlannedStage]](list)
         for stage, key in stages:
-            if stage.is_done:
-                for group in self._groups(stage.name, key):
-                    self._found.setdefault(group, []).append(stage)
+            for shared in (0, 1, 2) if stage.is_done else ():
+                self._found[(stage.name, *key[:shared])].append(stage)
 
     def like(self, name: str, key: CellKey) -> tuple[float, float] | None:
         """Mean seconds and bytes of the most similar stages; None if there are none of this name."""
-        for group in self._groups(name, key):
-            if stages := self._found.get(group):
+        for shared in (2, 1, 0):
+            if stages := self._found.get((name, *key[:shared])):
                 return fmean(stage.seconds or 0.0 for stage in stages), fmean(stage.bytes or 0 for stage in stages)
         return None
-
-    @staticmethod
-    def _groups(name: str, key: CellKey) -> Iterator[tuple[object, ...]]:
-        yield name, key[0], key[1]
-        yield name, key[0]
-        yield (name,)
 
 
 def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
@@ -166,59 +147,49 @@ def plan_sweep(cells: Iterable[Cell], store: Store, progress: Progress) -> Plan:
     Raises:
         PrunedeployError: The data or the network cannot be used. A cell whose ratio cannot be reached is no error here.
     """
-    contexts, shared, unreachable = Contexts(progress), _Unpruned(), _Unreachable()
+    contexts, unpruned = Contexts(progress), partial(_unpruned, {})
+    unreachable: dict[str, str | None] = {}
     known: dict[str, PlannedStage] = {}
     planned = []
     for cell in cells:
         context = PlanningContext(**contexts.fields(cell.config, store), known=known)
-        if error := unreachable(cell):
+        # The same in all runs.
+        cut = canonical_json([as_dict(cell.config.model), cut_settings(cell.config), cell.config.sparse_weights])
+        if cut not in unreachable:
+            unreachable[cut] = _why_unreachable(cell.config)
+        if error := unreachable[cut]:
             planned.append(PlannedCell(cell, error=error))
             continue
-        stages = trained_stages(context, cell.is_reference, shared)
+        stages = trained_stages(context, cell.is_reference, unpruned)
         training = tuple(context.planned)
         runtime = timing_runtime(context)
         if runtime is not None:
             timed_stage(context, stages, runtime)
         timing = next(iter(context.planned[len(training) :]), None)
-        planned.append(PlannedCell(cell, training, timing, network=stages.network))
+        network = stages.network if known[stages.network.digest].is_done else None
+        planned.append(PlannedCell(cell, training, timing, network=network))
     return Plan(tuple(planned))
 
 
-@dataclass
-class _Unreachable:
-    """Why a cell's ratio cannot be reached, worked out once for all runs."""
-
-    _found: dict[str, str | None] = field(default_factory=dict)
-
-    def __call__(self, cell: Cell) -> str | None:
-        key = canonical_json([as_dict(cell.config.model), cut_settings(cell.config), cell.config.sparse_weights])
-        if key not in self._found:
-            try:
-                check_reachable(cell.config)
-            except (PruningError, ConfigError) as error:
-                self._found[key] = str(error)
-            else:
-                self._found[key] = None
-        return self._found[key]
+def _why_unreachable(config: BuildConfig) -> str | None:
+    try:
+        check_reachable(config)
+    except (PruningError, ConfigError) as error:
+        return str(error)
+    return None
 
 
-@dataclass
-class _Unpruned:
+def _unpruned(found: dict[str, tuple[Unpruned, list[PlannedStage]]], context: BuildContext) -> Unpruned:
     """The networks before the cut, planned once for all cells that share them: their keys hash whole weight files."""
-
-    _found: dict[str, tuple[Unpruned, list[PlannedStage]]] = field(default_factory=dict)
-
-    def __call__(self, context: BuildContext) -> Unpruned:
-        assert isinstance(context, PlanningContext), "a context that computes has results of its own to record"
-        config = context.config
-        blocks = [as_dict(block) for block in (config.model, config.data, config.pretrain)]
-        key = canonical_json([*blocks, config.seed, config.device, config.threads])
-        if key not in self._found:
-            before = len(context.planned)
-            networks = unpruned_networks(context)
-            self._found[key] = networks, context.planned[before:]
-        else:
-            networks, stages = self._found[key]
-            context.planned += stages
-            context.results += networks
-        return networks
+    assert isinstance(context, PlanningContext), "a context that computes has results of its own to record"
+    config = context.config
+    blocks = [as_dict(block) for block in (config.model, config.data, config.pretrain)]
+    key = canonical_json([*blocks, config.seed, config.device, config.threads])
+    if key not in found:
+        before = len(context.planned)
+        found[key] = unpruned_networks(context), context.planned[before:]
+        return found[key][0]
+    networks, stages = found[key]
+    context.planned += stages
+    context.results += networks
+    return networks

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from prunedeploy.study.sweep.identity import PACKAGES, package_folder
@@ -39,10 +38,10 @@ except (Exception, SystemExit) as error:
 
 
 class RayCluster:
-    """A connection to Ray; use it in a ``with`` block, and one at a time.
+    """A connection to Ray, until it is closed; one at a time.
 
     Args:
-        address: ``local`` to start Ray on this machine until the block ends; ``HOST:PORT`` of a cluster; ``auto`` for
+        address: ``local`` to start Ray on this machine until then; ``HOST:PORT`` of a cluster; ``auto`` for
             the one that this machine is a node of; None: the environment's ``RAY_ADDRESS``, else ``local``.
         cpus: That a local Ray may use.
 
@@ -74,11 +73,8 @@ class RayCluster:
     def _connect(self, cpus: int) -> None:
         settings: dict[str, Any] = {**QUIET, "runtime_env": {"env_vars": _environment()}}
         if self.address == LOCAL:
-            more = {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
-            settings.update(more)
-            address = LOCAL
-        else:
-            address = _answering(self.address)
+            settings |= {"num_cpus": cpus, "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
+        address = LOCAL if self.address == LOCAL else _answering(self.address)
         try:
             self._ray.init(address=address, **settings)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - Ray raises many kinds, and ends the process too
@@ -118,22 +114,13 @@ class RayCluster:
         """Disconnect, and end a Ray that was started here."""
         self._ray.shutdown()
 
-    def __enter__(self) -> RayCluster:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 def _environment() -> dict[str, str]:
     """Of Ray's processes: a checkout is found where the driver has it, if a node sees it there."""
     folders = {str(package_folder(package).parent): None for package in PACKAGES}
     paths = [path for path in folders if not path.endswith("-packages")]
-    given = os.environ.get("PYTHONPATH")
-    environment = {"RAY_USAGE_STATS_ENABLED": "0"}
-    return {**environment, "PYTHONPATH": os.pathsep.join([*paths, *([given] if given else [])])}
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    return {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _answering(address: str) -> str:

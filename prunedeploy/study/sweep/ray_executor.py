@@ -8,23 +8,25 @@ import time
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from prunedeploy.config import BuildConfig
 from prunedeploy.pipeline.context import training_device
+from prunedeploy.study.rows.file import not_written
 from prunedeploy.study.sweep.identity import identity
 from prunedeploy.study.sweep.ray_cluster import SECONDS_BETWEEN_LOOKS, WHERE, RayCluster
 from prunedeploy.study.sweep.ray_task import work
-from prunedeploy.study.sweep.task_queue import TaskQueue, order
-from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task
+from prunedeploy.study.sweep.tasks import Event, Executor, StageDone, Task, TaskQueue
 from prunedeploy.study.sweep.worker_process import SECONDS_TO_STOP
-from prunedeploy_engines.errors import ConfigError, StoreError
+from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.locks import FileLock
 
 _PROBE = "probe-"
 
 
+@dataclass
 class RayExecutor(Executor):
     """Ray tasks, each of which does one cell in a process of its own.
 
@@ -43,24 +45,14 @@ class RayExecutor(Executor):
         say: Called with what a person should know.
     """
 
-    def __init__(
-        self,
-        cluster: RayCluster,
-        log: Path,
-        threads: int = 1,
-        gpus: float = 0.0,
-        *,
-        workers: int | None = None,
-        say: Callable[[str], None] = lambda line: None,
-    ) -> None:
-        self.cluster = cluster
-        self.log = log
-        self.threads = threads
-        self.gpus = gpus
-        self.workers = workers
-        self.say = say
-        self._identity = identity()
-        self._local_locks: set[str] = set()
+    cluster: RayCluster
+    log: Path
+    threads: int = 1
+    gpus: float = 0.0
+    workers: int | None = None
+    say: Callable[[str], None] = lambda line: None
+    _identity: dict[str, str] = field(default_factory=identity, init=False)
+    _local_locks: set[str] = field(default_factory=set, init=False)
 
     def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
         """See `Executor.run`.
@@ -87,8 +79,7 @@ class RayExecutor(Executor):
                         continue
                     ready, _ = ray.wait(list(running), num_returns=1, timeout=SECONDS_BETWEEN_LOOKS)
                     for stream in ready:
-                        event = self._next(stream, queue, running)
-                        if event is not None:
+                        if event := self._next(stream, queue, running):
                             yield event
             finally:
                 _cancel(list(running))
@@ -111,7 +102,7 @@ class RayExecutor(Executor):
 
     def _text(self, task: Task, probe: dict[str, str]) -> str:
         device = training_device(BuildConfig.model_validate_json(task.configuration)).type
-        plain = {**order(task), "store": os.path.abspath(task.store), "expected": {**self._identity, "device": device}}
+        plain = {**task.order(), "store": os.path.abspath(task.store), "expected": {**self._identity, "device": device}}
         return json.dumps({"task": plain, "threads": self.threads, "folder": os.getcwd(), "probe": probe})
 
     def _next(self, stream: Any, queue: TaskQueue, running: dict[Any, Task]) -> Event | None:
@@ -156,8 +147,7 @@ def _message(stream: Any) -> dict[str, Any]:
     import ray
 
     try:
-        message: dict[str, Any] = json.loads(ray.get(next(stream)))
-        return message
+        return json.loads(ray.get(next(stream)))
     except StopIteration:
         return {"ended": "without a word"}
     except ray.exceptions.RayTaskError as error:
@@ -208,8 +198,7 @@ def _probe(store: Path) -> Iterator[dict[str, str]]:
         try:
             path.write_text(content, encoding="utf-8")
         except OSError as error:
-            fix = "free space or choose another folder"
-            raise StoreError(f"cannot be written ({error.strerror})", path, fix) from None
+            raise not_written(path, error) from None
         yield {"path": str(path), "content": content}
     finally:
         lock.release(remove=True)

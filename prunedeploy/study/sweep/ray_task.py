@@ -38,8 +38,7 @@ def work(text: str) -> Iterator[str]:
     """
     given = json.loads(text)
     probe = Path(given["probe"]["path"])
-    trouble = _trouble(given)
-    if trouble is not None:
+    if trouble := _trouble(given):
         yield json.dumps({"unfit": trouble})
         return
     if not locks_reach(probe):

@@ -32,9 +32,7 @@ DRAWN_PIXELS = 480
 """About as large is a picture with its detections drawn, so that class names can be read."""
 
 
-def make_samples(
-    sweep: Sweep, cells: Sequence[Cell], images: int, store: Store, out: Path, progress: Progress
-) -> int:
+def make_samples(sweep: Sweep, cells: Sequence[Cell], images: int, store: Store, out: Path, progress: Progress) -> int:
     """Make the pictures that are not there yet, of the sweep's first run.
 
     Args:
@@ -54,23 +52,22 @@ def make_samples(
     """
     folder = out / FOLDER
     there = _there(sweep, folder)
-    mine = [cell for cell in cells if cell.key[2] == sweep.config.seeds[0]]
+    mine = [cell for cell in cells if cell.key.run == sweep.config.seeds[0]]
     wanted = [cell for cell in mine if images and not _is_there(there.get(cell.key), images, folder)]
     if not wanted:
         return 0
     planned = plan_sweep(wanted, store, progress).cells
-    possible = [one for one in planned if one.has_network]
+    possible = [(one, one.network) for one in planned if one.network is not None]
     if len(possible) < len(planned):
         left_out = f"{len(planned) - len(possible)} of {len(mine)} models"
         progress.message(f"no sample images of {left_out}: the store does not have their networks")
     contexts = Contexts(progress)
     computed = 0
     with progress.task("sample images of models", len(possible)) as advance:
-        for one in possible:
-            assert one.network is not None, "the store has it"
+        for one, network in possible:
             context = BuildContext(**contexts.fields(one.cell.config, store))
             try:
-                result = samples_stage(context, one.network, images)
+                result = samples_stage(context, network, images)
             except StoreError:
                 raise
             except PrunedeployError as error:  # pictures are no reason to fail: every row is written
@@ -91,7 +88,7 @@ def _there(sweep: Sweep, folder: Path) -> dict[CellKey, CellSamples]:
         before = None
     if before is None or before.configuration_hash != sweep.configuration_hash:
         return {}
-    return {(cell.configuration, cell.ratio, cell.run): cell for cell in before.cells}
+    return {CellKey(cell.configuration, cell.ratio, cell.run): cell for cell in before.cells}
 
 
 def _is_there(cell: CellSamples | None, images: int, folder: Path) -> bool:
@@ -104,11 +101,8 @@ def _is_there(cell: CellSamples | None, images: int, folder: Path) -> bool:
 def _published(planned: PlannedCell, result: StageResult, class_names: Sequence[str], folder: Path) -> CellSamples:
     """Copy a stage's pictures, and draw each with its detections beside it."""
     config = planned.cell.config
-    name, ratio, run = planned.cell.key
     cell = CellSamples(
-        configuration=name,
-        ratio=ratio,
-        run=run,
+        **planned.cell.key._asdict(),
         digest=result.digest,
         attack=config.attack.model_dump(),
         images=read_json(result.folder / STAGE_DOCUMENT),

@@ -120,39 +120,24 @@ class _Worker:
             with Store(task["store"], self._progress.message) as store:
                 values = self._values(task, store)
         except Exception as error:  # noqa: BLE001 - a failed cell is recorded, the rest goes on
+            line = str(error)
             if not isinstance(error, PrunedeployError):
                 traceback.print_exc()
-            if isinstance(error, StoreError) or is_disk_full(error):
-                self._answer({"stop": str(error)})
-            elif isinstance(error, PrunedeployError):
-                self._answer({"failed": str(error)})
-            else:
-                self._answer({"failed": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
+                line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            stops = isinstance(error, StoreError) or is_disk_full(error)
+            self._answer({"stop": str(error)} if stops else {"failed": line})
         else:
             self._answer({"done": values})
 
     def _values(self, task: dict[str, Any], store: Any) -> dict[str, Any]:
         from prunedeploy.config import BuildConfig
-        from prunedeploy.study.sweep.cell import (
-            timed_stage,
-            timing_runtime,
-            timing_values,
-            trained_stages,
-            training_values,
-        )
+        from prunedeploy.study.sweep.cell import row_values
         from prunedeploy.study.sweep.contexts import Contexts, ObservedContext
-        from prunedeploy_engines.errors import RuntimeUnavailableError
 
         config = BuildConfig.model_validate_json(task["configuration"])
         self._contexts = self._contexts or Contexts(self._progress)
         context = ObservedContext(**self._contexts.fields(config, store), observe=self._say)
-        stages = trained_stages(context, task["is_reference"])
-        if task["phase"] == "train":
-            return training_values(stages)
-        runtime = timing_runtime(context)
-        if runtime is None:
-            raise RuntimeUnavailableError("no configured runtime runs here", "latency.runtimes", "install onnxruntime")
-        return timing_values(timed_stage(context, stages, runtime), runtime)
+        return row_values(context, task["phase"], task["is_reference"])
 
     def _say(self, result: Any) -> None:
         stage = {"name": result.name, "digest": result.digest, "computed": result.computed, "seconds": result.seconds}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -52,11 +53,9 @@ class WorkerProcess:
     def give(self, order: Mapping[str, Any]) -> None:
         """Hand it a task; if it is dead, that is seen when its output is read."""
         assert self.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(order).encode() + b"\n")
             self.process.stdin.flush()
-        except BrokenPipeError:
-            return
 
     def messages(self) -> list[dict[str, Any]]:
         """What it has said, without waiting; sets `ended` at the end of its output."""
@@ -77,10 +76,8 @@ def stop(pool: Sequence[WorkerProcess]) -> None:
     """End workers by the end of their input, which interrupts busy ones, and kill what does not listen."""
     for worker in pool:
         assert worker.process.stdin is not None
-        try:
+        with suppress(BrokenPipeError):
             worker.process.stdin.close()
-        except BrokenPipeError:
-            continue
     deadline = time.monotonic() + SECONDS_TO_STOP
     for worker in pool:
         try:

@@ -13,8 +13,7 @@ from prunedeploy.study.sweep.contexts import PlannedStage
 from prunedeploy.study.sweep.grid import Cell, load_sweep
 from prunedeploy.study.sweep.order import expected_work, training_order
 from prunedeploy.study.sweep.plan import PlannedCell
-from prunedeploy.study.sweep.task_queue import TaskQueue
-from prunedeploy.study.sweep.tasks import Task
+from prunedeploy.study.sweep.tasks import Task, TaskQueue
 
 RUNS = (0, 1, 2)
 
