@@ -91,7 +91,8 @@ class ProtocolModels:
                 ("num_detections", "INT32", [-1]),
             ]
         else:
-            inputs = [("images", "FP32", [-1, 3, height, width])]
+            # Either type is taken, see `_raw`; it names the one that reaches the network without a detour.
+            inputs = [("images", "UINT8" if model.takes_uint8 else "FP32", [-1, 3, height, width])]
             classes = len(model.bundle.class_names)
             outputs = [("boxes", "FP32", [-1, -1, 4]), ("scores", "FP32", [-1, -1, classes])]
         return {

@@ -43,6 +43,7 @@ class ServedModel:
         runtime: What runs it.
         precision: Which of the bundle's files.
         about: What the runner says of itself.
+        takes_uint8: The network takes bytes; see `infer`.
     """
 
     version = VERSION
@@ -62,7 +63,7 @@ class ServedModel:
         self.runtime = runtime
         self.precision = settings.precision
         self.about: dict[str, Any] = runner.describe()
-        self._uint8 = runner.uint8_input
+        self.takes_uint8 = runner.uint8_input
         self._settings = settings
         self._batcher = batcher
         self._pool = pool
@@ -110,7 +111,7 @@ class ServedModel:
             raise InvalidRequestError("images has no image")
         if images.dtype == np.uint8:
             pixels: Any = images
-            images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if self._uint8 else unit_pixels(pixels)
+            images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if self.takes_uint8 else unit_pixels(pixels)
         (boxes, scores), times = await self._batcher.infer(images, self._deadline(deadline))
         return {"boxes": boxes, "scores": scores}, times
 
@@ -181,7 +182,7 @@ class ServedModel:
             raise
 
     def _prepared(self, images: Sequence[npt.NDArray[np.uint8]]) -> tuple[Images, list[LetterboxGeometry]]:
-        boxed = [self.bundle.prepare(image, uint8=self._uint8) for image in images]
+        boxed = [self.bundle.prepare(image, uint8=self.takes_uint8) for image in images]
         tensors = [tensor for tensor, _ in boxed]
         batch: Any = tensors[0][None] if len(tensors) == 1 else np.stack(tensors)
         return batch, [geometry for _, geometry in boxed]
