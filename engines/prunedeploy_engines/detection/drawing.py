@@ -24,9 +24,7 @@ _LIGHT: Colour = (255, 255, 255)
 _SMALLEST_FONT = 9
 
 
-def draw_detections(
-    image: Image8, detections: Detections, *, minimum_score: float = 0.0, scale: int = 1
-) -> Image8:
+def draw_detections(image: Image8, detections: Detections, *, minimum_score: float = 0.0, scale: int = 1) -> Image8:
     """Draw boxes with labels such as "dog 0.87"; a class always has the same colour.
 
     Lines and letters grow with the image. A label stands above its box; where that would leave the
@@ -58,9 +56,7 @@ def draw_detections(
     size = 0.15 * min(height, width) ** 0.75
     line = max(1, round(0.18 * size))
     shown = []
-    for box, score, class_id in zip(
-        detections.boxes_xyxy, detections.scores, detections.class_ids, strict=True
-    ):
+    for box, score, class_id in zip(detections.boxes_xyxy, detections.scores, detections.class_ids, strict=True):
         if score >= minimum_score and (pixels := _pixels(box * scale, height, width)) is not None:
             label = f"{_one_line(detections.class_names[class_id])} {score:.2f}"
             shown.append((pixels, label, class_colour(int(class_id))))
@@ -118,9 +114,7 @@ def class_colour(class_id: int) -> Colour:
 
 def text_colour(background: Colour) -> Colour:
     """Dark or light, whichever contrasts more with the background (WCAG 2.1, contrast ratio)."""
-    background_luminance, dark, light = (
-        float(_luminance(np.array(colour))) for colour in (background, _DARK, _LIGHT)
-    )
+    background_luminance, dark, light = (float(_luminance(np.array(colour))) for colour in (background, _DARK, _LIGHT))
     on_dark = (background_luminance + 0.05) / (dark + 0.05)
     on_light = (light + 0.05) / (background_luminance + 0.05)
     return _DARK if on_dark >= on_light else _LIGHT

@@ -18,9 +18,7 @@ MAX_PIXELS = 50_000_000
 REC_601 = (0.299, 0.587, 0.114)
 
 
-def read_image(
-    path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: bool = False
-) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: bool = False) -> npt.NDArray[np.uint8]:
     """Read an image file as RGB.
 
     EXIF rotation is applied; greyscale, palette, CMYK and 16-bit images are converted; transparent pixels

@@ -128,9 +128,7 @@ def unletterbox_boxes(
     """
     boxes = _as_boxes(boxes_xyxy)
     scale_x, scale_y = geometry.scale_xy
-    moved = boxes - np.array(
-        [geometry.pad_left, geometry.pad_top, geometry.pad_left, geometry.pad_top], dtype=float
-    )
+    moved = boxes - np.array([geometry.pad_left, geometry.pad_top, geometry.pad_left, geometry.pad_top], dtype=float)
     moved /= np.array([scale_x, scale_y, scale_x, scale_y])
     if clip:
         height, width = geometry.image_size
@@ -196,7 +194,5 @@ def _resize(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[
         return image
     from PIL import Image  # here, so that importing the package stays cheap
 
-    resized = Image.fromarray(np.ascontiguousarray(image)).resize(
-        (size[1], size[0]), Image.Resampling.BILINEAR
-    )
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized)
