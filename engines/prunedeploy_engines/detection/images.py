@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 50_000_000
-REC_601 = (0.299, 0.587, 0.114)
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: bool = False) -> npt.NDArray[np.uint8]:
