@@ -60,7 +60,7 @@ class _Methods:
         """Answer one request; whatever is raised inside becomes a status."""
         metadata = dict(context.invocation_metadata() or ())
         notes = RequestNotes(
-            request_id(_text(metadata, "x-request-id")), "grpc", name, trace_parent=_text(metadata, "traceparent") or ""
+            request_id(_text(metadata, "x-request-id")), "grpc", name, trace_parent=_text(metadata, "traceparent")
         )
         status, line = "CANCELLED", ""
         message = None
@@ -146,6 +146,6 @@ def _answer(method: str, **fields: Any) -> Any:
     return message_type(f"{method}Response")(**fields)
 
 
-def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+def _text(metadata: Mapping[str, Any], key: str) -> str:
     value = metadata.get(key)
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) else ""

@@ -36,9 +36,8 @@ class HttpEdge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever is raised inside becomes an answer too."""
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id")
         notes = RequestNotes(
-            request_id(None if given is None else given.decode("latin-1")),
+            request_id(headers.get(b"x-request-id", b"").decode("latin-1")),
             trace_parent=headers.get(b"traceparent", b"").decode("latin-1"),
         )
         scope[NOTES] = notes

@@ -21,26 +21,17 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        kept: dict[str, Any] = {"registry": self.registry}
-        self._requests = Counter(
-            "prunedeploy_requests", "Requests answered", ("protocol", "route", "model", "status"), **kept
-        )
-        self._errors = Counter("prunedeploy_errors", "Requests refused or failed", ("protocol", "kind"), **kept)
-        self._seconds = Histogram(
-            "prunedeploy_request_seconds", "From request to answer", ("protocol", "route"), buckets=_SECONDS, **kept
-        )
-        self._stages = Histogram(
-            "prunedeploy_stage_seconds", "Stage of an answered request", ("model", "stage"), buckets=_SECONDS, **kept
-        )
-        self._images = Counter("prunedeploy_images", "Images of answered requests", ("model",), **kept)
-        self._queue = Gauge("prunedeploy_queue_depth", "Images that wait", ("model",), **kept)
-        self._batches = Histogram(
-            "prunedeploy_batch_size", "Images computed together", ("model",), buckets=_SIZES, **kept
-        )
-        self._batch_seconds = Histogram(
-            "prunedeploy_batch_seconds", "Computing a batch", ("model",), buckets=_SECONDS, **kept
-        )
-        self._ready = Gauge("prunedeploy_model_ready", "1 while a model is loaded", ("model",), **kept)
+        kept: dict[str, Any] = {"namespace": "prunedeploy", "registry": self.registry}
+        timed = {"buckets": _SECONDS, **kept}
+        self._requests = Counter("requests", "Requests answered", ("protocol", "route", "model", "status"), **kept)
+        self._errors = Counter("errors", "Requests refused or failed", ("protocol", "kind"), **kept)
+        self._seconds = Histogram("request_seconds", "From request to answer", ("protocol", "route"), **timed)
+        self._stages = Histogram("stage_seconds", "Stage of an answered request", ("model", "stage"), **timed)
+        self._images = Counter("images", "Images of answered requests", ("model",), **kept)
+        self._queue = Gauge("queue_depth", "Images that wait", ("model",), **kept)
+        self._batches = Histogram("batch_size", "Images computed together", ("model",), buckets=_SIZES, **kept)
+        self._batch_seconds = Histogram("batch_seconds", "Computing a batch", ("model",), **timed)
+        self._ready = Gauge("model_ready", "1 while a model is loaded", ("model",), **kept)
 
     def queue_depth(self, model: str, images: int) -> None:
         """So many images of a model wait now."""

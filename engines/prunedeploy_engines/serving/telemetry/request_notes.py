@@ -69,8 +69,6 @@ class RequestNotes:
     begun: float = field(default_factory=time.monotonic)
 
 
-def request_id(given: str | None) -> str:
+def request_id(given: str) -> str:
     """The id a client gives, or a new one: an id stands in logs and headers, so it must be plain."""
-    if given is not None and _PLAIN_ID.fullmatch(given):
-        return given
-    return secrets.token_hex(8)
+    return given if _PLAIN_ID.fullmatch(given) else secrets.token_hex(8)
