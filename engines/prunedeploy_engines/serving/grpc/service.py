@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -122,11 +121,8 @@ class _Methods:
         self._service.get(message.model_name, message.model_version or None)
         asked = read_request(message)
         outputs = await self._service.infer(asked, notes, context.time_remaining())
-        begun = time.monotonic()
-        answer = write_answer(asked, outputs)
-        if notes.times is not None:
-            notes.times.encode_s = time.monotonic() - begun
-        return answer
+        with notes.encoding():
+            return write_answer(asked, outputs)
 
     async def RepositoryIndex(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
         return _answer("RepositoryIndex", models=[asdict(state) for state in self._service.index(message.ready)])

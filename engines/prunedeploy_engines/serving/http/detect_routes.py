@@ -6,7 +6,6 @@ import asyncio
 import io
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -52,17 +51,13 @@ def detect_routes(service: Service) -> list[NotedRoute]:
             if wanted != JSON and len(images) != 1:
                 raise InvalidRequestError("Accept: boxes are drawn into one image, not several", fix=f"accept {JSON}")
             found, pixels = await model.detect(images, fields, score, iou, deadline, notes)
-        begun = time.monotonic()
         if wanted != JSON:
-            drawn = await asyncio.to_thread(_drawn, pixels[0], found[0], DRAWN[wanted])
-            if notes.times is not None:
-                notes.times.encode_s = time.monotonic() - begun
+            with notes.encoding():
+                drawn = await asyncio.to_thread(_drawn, pixels[0], found[0], DRAWN[wanted])
             return Response(drawn, media_type=wanted)
-        listed = json.dumps(list(map(_row, found, pixels)), separators=(",", ":"))
-        times = {}
-        if notes.times is not None:
-            notes.times.encode_s = time.monotonic() - begun
-            times = notes.times.milliseconds()
+        with notes.encoding():
+            listed = json.dumps(list(map(_row, found, pixels)), separators=(",", ":"))
+        times = {} if notes.times is None else notes.times.milliseconds()
         head = json.dumps({"model": model.name, "version": VERSION})[:-1]
         return Response(f'{head}, "images": {listed}, "times_ms": {json.dumps(times)}}}', media_type=JSON)
 

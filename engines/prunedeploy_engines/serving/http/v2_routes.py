@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -76,10 +75,8 @@ class _Rest:
             asked = read_request(body, header_length, self._service.settings.max_json_depth, name, version)
             timeout = header_timeout_s(request.headers.get("x-request-timeout"))
             outputs = await self._service.infer(asked, notes, timeout)
-            begun = time.monotonic()
-            content, length = write_answer(asked, outputs)
-            if notes.times is not None:
-                notes.times.encode_s = time.monotonic() - begun
+            with notes.encoding():
+                content, length = write_answer(asked, outputs)
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={HEADER: str(length)})

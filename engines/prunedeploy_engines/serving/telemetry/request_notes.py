@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 _PLAIN_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -67,6 +69,14 @@ class RequestNotes:
     error: str = ""
     trace_parent: str = ""
     begun: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Take the time of writing the answer."""
+        begun = time.monotonic()
+        yield
+        if self.times is not None:
+            self.times.encode_s = time.monotonic() - begun
 
 
 def request_id(given: str) -> str:
