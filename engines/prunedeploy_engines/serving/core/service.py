@@ -24,7 +24,7 @@ from prunedeploy_engines.serving.core.repository import ModelRepository, ModelSt
 from prunedeploy_engines.serving.core.security import Token
 from prunedeploy_engines.serving.core.served_model import VERSION, ServedModel
 from prunedeploy_engines.serving.core.settings import ServingSettings
-from prunedeploy_engines.serving.core.tensors import BYTES, InferRequest, InputTensor, fraction, timeout_s
+from prunedeploy_engines.serving.core.tensors import BYTES, InferRequest, fraction, timeout_s
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
 from prunedeploy_engines.serving.telemetry.telemetry import Telemetry
 from prunedeploy_engines.version import __version__
@@ -179,12 +179,11 @@ class Service:
         if len(request.inputs) != 1 or request.inputs[0].name != only:
             raise InvalidRequestError(f"inputs must be one tensor, named {only}")
         run = self._detect if encoded else self._raw
-        outputs = await run(model, request.inputs[0], request, deadline, notes)
+        outputs = await run(model, request, deadline, notes)
         return {name: outputs[name] for name in wanted}
 
-    async def _raw(
-        self, model: ServedModel, tensor: InputTensor, request: InferRequest, deadline: float, notes: RequestNotes
-    ) -> Outputs:
+    async def _raw(self, model: ServedModel, request: InferRequest, deadline: float, notes: RequestNotes) -> Outputs:
+        tensor = request.inputs[0]
         wanted = (3, *model.bundle.input_size)
         shape = f"(N, {', '.join(map(str, wanted))})"
         if tensor.datatype not in ("FP32", "UINT8"):
@@ -202,9 +201,8 @@ class Service:
         (boxes, scores), notes.times = await model.infer(images, deadline)
         return {"boxes": boxes, "scores": scores}
 
-    async def _detect(
-        self, model: ServedModel, tensor: InputTensor, request: InferRequest, deadline: float, notes: RequestNotes
-    ) -> Outputs:
+    async def _detect(self, model: ServedModel, request: InferRequest, deadline: float, notes: RequestNotes) -> Outputs:
+        tensor = request.inputs[0]
         if tensor.datatype != BYTES or not isinstance(tensor.data, list) or len(tensor.shape) not in (1, 2):
             raise InvalidRequestError("inputs[0]: image must be BYTES (N,), each a JPEG, PNG or WebP file")
         score, iou = fraction(request.parameters, "score_threshold"), fraction(request.parameters, "iou_threshold")
