@@ -146,10 +146,15 @@ def header_timeout_s(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    try:
-        seconds = float(text) if len(text) < 32 else math.nan
-    except ValueError:
-        seconds = math.nan
+    seconds = number(text) if len(text) < 32 else math.nan
     if not seconds > 0:
         raise InvalidRequestError("X-Request-Timeout is not a positive number of seconds")
     return min(seconds, LONGEST_TIMEOUT_S)
+
+
+def number(text: str) -> float:
+    """A number of a query or header; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,7 +20,7 @@ from prunedeploy_engines.serving.core.errors import InvalidRequestError, ModelUn
 from prunedeploy_engines.serving.core.repository import ModelState
 from prunedeploy_engines.serving.core.served_model import VERSION
 from prunedeploy_engines.serving.core.service import Service
-from prunedeploy_engines.serving.core.tensors import header_timeout_s
+from prunedeploy_engines.serving.core.tensors import header_timeout_s, number
 from prunedeploy_engines.serving.http.multipart import files_of
 from prunedeploy_engines.serving.http.request import NotedRoute, body_of, notes_of
 
@@ -75,20 +74,14 @@ def preferred(accept: str) -> str:
     offered = dict.fromkeys((JSON, *DRAWN), 0.0)
     for one in accept.lower().split(","):
         kind, *parameters = (part.strip() for part in one.split(";"))
-        quality = next((_quality(part[2:]) for part in parameters if part.startswith("q=")), 1.0)
+        quality = next((number(part[2:]) for part in parameters if part.startswith("q=")), 1.0)
+        quality = min(1.0, max(0.0, quality))  # of what is no number, 0
         # Only what is named asks for a drawn image: clients send */* and image/* without meaning it.
         if kind in offered:
             offered[kind] = quality
         elif kind == "*/*":
             offered[JSON] = max(offered[JSON], quality)
     return max(offered, key=lambda kind: offered[kind])
-
-
-def _quality(text: str) -> float:
-    try:
-        return min(1.0, max(0.0, float(text)))
-    except ValueError:
-        return 0.0
 
 
 def _query(request: Request) -> dict[str, str]:
@@ -105,10 +98,7 @@ def _fraction(query: Mapping[str, str], name: str) -> float | None:
     text = query.get(name)
     if text is None:
         return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+    value = number(text)
     if not 0 <= value <= 1:
         raise InvalidRequestError(f"query: {name} is not a number from 0 to 1")
     return value
