@@ -70,7 +70,7 @@ class Told:
 
 def opened(runner: Runner, told: Told | None = None, **changed: Any) -> Batcher:
     plain: dict[str, Any] = {"workers": 1, "max_batch": 4, "max_delay_s": 0.002, "max_queue": 16}
-    batcher = Batcher("m", lambda: runner, observer=told or Told(), **{**plain, **changed})
+    batcher = Batcher("m", lambda: runner, metrics=told or Told(), **{**plain, **changed})
     batcher.open()
     return batcher
 

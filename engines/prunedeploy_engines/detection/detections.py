@@ -58,7 +58,5 @@ class Detections:
                 "width": float(x2) - float(x1),
                 "height": float(y2) - float(y1),
             }
-            for (x1, y1, x2, y2), score, class_id in zip(
-                self.boxes_xyxy, self.scores, self.class_ids, strict=True
-            )
+            for (x1, y1, x2, y2), score, class_id in zip(self.boxes_xyxy, self.scores, self.class_ids, strict=True)
         ]

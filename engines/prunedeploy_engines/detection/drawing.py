@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from itertools import product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,7 @@ _LIGHT: Colour = (255, 255, 255)
 _SMALLEST_FONT = 9
 
 
-def draw_detections(
-    image: Image8, detections: Detections, *, minimum_score: float = 0.0, scale: int = 1
-) -> Image8:
+def draw_detections(image: Image8, detections: Detections, *, scale: int = 1) -> Image8:
     """Draw boxes with labels such as "dog 0.87"; a class always has the same colour.
 
     Lines and letters grow with the image. A label stands above its box; where that would leave the
@@ -36,7 +35,6 @@ def draw_detections(
         image: ``(H, W, 3)`` uint8 RGB; not modified.
         detections: In pixels of ``image``. Parts outside the image are cut off, boxes that are not finite or
             lie wholly outside are left out.
-        minimum_score: Detections with a lower score are left out.
         scale: Enlarge the image by this factor first, so that small images are readable.
 
     Returns:
@@ -47,7 +45,7 @@ def draw_detections(
     """
     from PIL import Image, ImageDraw
 
-    canvas = enlarge(image, scale)
+    canvas = _enlarged(image, scale)
     height, width = canvas.shape[:2]
     if not len(detections) or not canvas.size:
         return canvas
@@ -58,10 +56,9 @@ def draw_detections(
     size = 0.15 * min(height, width) ** 0.75
     line = max(1, round(0.18 * size))
     shown = []
-    for box, score, class_id in zip(
-        detections.boxes_xyxy, detections.scores, detections.class_ids, strict=True
-    ):
-        if score >= minimum_score and (pixels := _pixels(box * scale, height, width)) is not None:
+    for box, score, class_id in zip(detections.boxes_xyxy, detections.scores, detections.class_ids, strict=True):
+        pixels = _pixels(box * scale, height, width)
+        if pixels is not None:
             label = f"{_one_line(detections.class_names[class_id])} {score:.2f}"
             shown.append((pixels, label, class_colour(int(class_id))))
     for pixels, _, colour in reversed(shown):  # the best on top
@@ -73,36 +70,21 @@ def draw_detections(
     return np.array(picture)
 
 
-def enlarge(image: Image8, factor: int, method: Literal["nearest", "lanczos"] = "lanczos") -> Image8:
-    """Enlarge an image by a whole factor.
-
-    Args:
-        image: ``(H, W, 3)`` uint8 RGB.
-        factor: At least 1; 1 copies.
-        method: ``"nearest"`` shows the pixels as squares, ``"lanczos"`` is smooth.
-
-    Returns:
-        ``(factor * H, factor * W, 3)`` uint8 RGB, a new array.
-
-    Raises:
-        ValueError: Not such an image, or the result would have more than 100 megapixels.
-    """
+def _enlarged(image: Image8, factor: int) -> Image8:
+    """The image enlarged smoothly by a whole factor, as a new array."""
     from PIL import Image
 
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}")
     if factor < 1 or factor != int(factor):
-        raise ValueError(f"factor must be a whole number of at least 1, got {factor}")
+        raise ValueError(f"scale must be a whole number of at least 1, got {factor}")
     height, width = image.shape[:2]
     if height * width * factor**2 > MAX_PIXELS and factor > 1:
         raise ValueError(f"{width} x {height} times {factor} is more than {MAX_PIXELS / 1e6:g} megapixels")
     if factor == 1 or not image.size:
-        return np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
-    if method == "nearest":
-        return np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
+        return np.array(image.repeat(factor, axis=0).repeat(factor, axis=1))
     size = (width * factor, height * factor)
-    resized = Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.LANCZOS)
-    return np.array(resized)
+    return np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.LANCZOS))
 
 
 def class_colour(class_id: int) -> Colour:
@@ -110,25 +92,21 @@ def class_colour(class_id: int) -> Colour:
 
     Each colour is the one farthest from all before it in CIELAB, so that the first few differ most.
     """
-    if class_id < 0:
-        raise ValueError(f"class_id must not be negative, got {class_id}")
     colours = _colours()
     return colours[class_id % len(colours)]
 
 
 def text_colour(background: Colour) -> Colour:
     """Dark or light, whichever contrasts more with the background (WCAG 2.1, contrast ratio)."""
-    background_luminance, dark, light = (
-        float(_luminance(np.array(colour))) for colour in (background, _DARK, _LIGHT)
-    )
+    background_luminance, dark, light = (float(_luminance(np.array(colour))) for colour in (background, _DARK, _LIGHT))
     on_dark = (background_luminance + 0.05) / (dark + 0.05)
     on_light = (light + 0.05) / (background_luminance + 0.05)
     return _DARK if on_dark >= on_light else _LIGHT
 
 
 @lru_cache(maxsize=1)
-def _colours(count: int = 96) -> tuple[Colour, ...]:
-    """Farthest-first choice from a grid of RGB colours that are neither grey nor nearly black."""
+def _colours() -> tuple[Colour, ...]:
+    """Farthest-first choice of 96 from a grid of RGB colours that are neither grey nor nearly black."""
     levels = np.arange(0, 256, 51)
     candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
     lab = _lab(candidates)
@@ -136,7 +114,7 @@ def _colours(count: int = 96) -> tuple[Colour, ...]:
     candidates, lab = candidates[vivid], lab[vivid]
     chosen = [int(np.abs(candidates - (255, 51, 51)).sum(axis=1).argmin())]
     distance = np.full(len(lab), np.inf)
-    while len(chosen) < min(count, len(lab)):
+    while len(chosen) < 96:
         distance = np.minimum(distance, np.linalg.norm(lab - lab[chosen[-1]], axis=1))
         chosen.append(int(distance.argmax()))
     return tuple((int(r), int(g), int(b)) for r, g, b in candidates[chosen])
@@ -213,14 +191,12 @@ def _draw_label(
     _, ascent, _, descent = draw.textbbox((0, 0), "Ågjy|", font=font)
     width = round(draw.textlength(label, font=font)) + 2 * padding
     height = round(descent - ascent) + 2 * padding
-    lefts = [box[0], box[2] - width]
     tops = [box[1] - height, box[1], box[3], box[3] - height]
     places = []
-    for top in tops:
-        for left in lefts:
-            inside_left = min(max(left, 0), max(image_width - width, 0))
-            inside_top = min(max(top, 0), max(image_height - height, 0))
-            places.append((inside_left, inside_top, inside_left + width, inside_top + height))
+    for top, left in product(tops, [box[0], box[2] - width]):
+        inside_left = min(max(left, 0), max(image_width - width, 0))
+        inside_top = min(max(top, 0), max(image_height - height, 0))
+        places.append((inside_left, inside_top, inside_left + width, inside_top + height))
     place = min(places, key=lambda place: sum(_overlap(place, other) for other in taken))
     draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
     draw.text((place[0] + padding, place[1] + padding - ascent), label, font=font, fill=text_colour(colour))

@@ -15,12 +15,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 50_000_000
-REC_601 = (0.299, 0.587, 0.114)
 
 
-def read_image(
-    path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: bool = False
-) -> npt.NDArray[np.uint8]:
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: bool = False) -> npt.NDArray[np.uint8]:
     """Read an image file as RGB.
 
     EXIF rotation is applied; greyscale, palette, CMYK and 16-bit images are converted; transparent pixels
@@ -67,13 +64,20 @@ def read_image(
 
 
 def upright_rgb(opened: Image.Image) -> npt.NDArray[np.uint8]:
-    """Decode an image that Pillow has opened; the pixels are those of `read_image`.
+    """Decode an image that Pillow has opened, of any of its modes; the pixels are those of `read_image`.
 
     Whatever Pillow raises for a damaged file comes through.
     """
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
 
-    return _rgb(ImageOps.exif_transpose(opened))
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I") or image.mode == "F":
+        return np.repeat(_eight_bits(np.asarray(image))[..., None], 3, axis=-1)
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        background = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(background, layer)
+    return np.array(image.convert("RGB"))
 
 
 def to_greyscale(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -100,19 +104,6 @@ def _too_large(path: str | Path, pixels: int | None, max_pixels: int) -> DataErr
         where=path,
         fix="scale it down",
     )
-
-
-def _rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
-    """Decode and convert; the image may have any of Pillow's modes."""
-    from PIL import Image
-
-    if image.mode.startswith("I") or image.mode == "F":
-        return np.repeat(_eight_bits(np.asarray(image))[..., None], 3, axis=-1)
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        background = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(background, layer)
-    return np.array(image.convert("RGB"))
 
 
 def _eight_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

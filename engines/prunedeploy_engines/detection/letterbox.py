@@ -106,10 +106,8 @@ def letterbox_boxes(boxes_xyxy: npt.ArrayLike, geometry: LetterboxGeometry) -> n
         New array of the same shape, input pixels; float32 stays float32, everything else becomes float64.
     """
     boxes = _as_boxes(boxes_xyxy)
-    scale_x, scale_y = geometry.scale_xy
-    moved = boxes * np.array([scale_x, scale_y, scale_x, scale_y])
-    moved += np.array([geometry.pad_left, geometry.pad_top, geometry.pad_left, geometry.pad_top])
-    return moved.astype(boxes.dtype, copy=False)
+    scale, padding = _scale_and_padding(geometry)
+    return (boxes * scale + padding).astype(boxes.dtype, copy=False)
 
 
 def unletterbox_boxes(
@@ -127,14 +125,11 @@ def unletterbox_boxes(
         float64.
     """
     boxes = _as_boxes(boxes_xyxy)
-    scale_x, scale_y = geometry.scale_xy
-    moved = boxes - np.array(
-        [geometry.pad_left, geometry.pad_top, geometry.pad_left, geometry.pad_top], dtype=float
-    )
-    moved /= np.array([scale_x, scale_y, scale_x, scale_y])
+    scale, padding = _scale_and_padding(geometry)
+    moved = (boxes - padding) / scale
     if clip:
         height, width = geometry.image_size
-        np.clip(moved, 0.0, np.array([width, height, width, height], dtype=float), out=moved)
+        moved = moved.clip(0.0, np.array([width, height, width, height], dtype=float))
     return moved.astype(boxes.dtype, copy=False)
 
 
@@ -180,6 +175,11 @@ def _check_image(image: npt.NDArray[np.uint8]) -> None:
         raise ValueError(f"image must be (H, W, 3) uint8 RGB, got {got}")
 
 
+def _scale_and_padding(geometry: LetterboxGeometry) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Of x, y, x and y each."""
+    return np.array(geometry.scale_xy * 2), np.array((geometry.pad_left, geometry.pad_top) * 2, dtype=float)
+
+
 def _as_boxes(boxes_xyxy: npt.ArrayLike) -> npt.NDArray[np.floating]:
     boxes = np.asarray(boxes_xyxy)
     if boxes.dtype != np.float32:
@@ -196,7 +196,5 @@ def _resize(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[
         return image
     from PIL import Image  # here, so that importing the package stays cheap
 
-    resized = Image.fromarray(np.ascontiguousarray(image)).resize(
-        (size[1], size[0]), Image.Resampling.BILINEAR
-    )
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.asarray(resized)

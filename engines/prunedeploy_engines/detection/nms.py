@@ -7,6 +7,9 @@ Reference: Felzenszwalb et al., Object Detection with Discriminatively Trained P
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -98,6 +101,26 @@ def detections_from(
         candidate_scores[kept].astype(np.float32, copy=False),
         classes[kept].astype(np.int64, copy=False),
     )
+
+
+def padded(
+    found: Sequence[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+) -> dict[str, npt.NDArray[Any]]:
+    """Stack detections of several images, with zeros up to the largest number K.
+
+    Args:
+        found: Boxes, scores and class ids of each image, as `detections_from` gives them.
+
+    Returns:
+        ``boxes`` ``(N, K, 4)`` float32, ``scores`` ``(N, K)`` float32, ``classes`` ``(N, K)`` int64 and
+        ``num_detections`` ``(N,)`` int32.
+    """
+    counts = [len(scores) for _, scores, _ in found]
+    size = (len(found), max(counts, default=0))
+    boxes, scores, classes = np.zeros((*size, 4), np.float32), np.zeros(size, np.float32), np.zeros(size, np.int64)
+    for number, count in enumerate(counts):
+        boxes[number, :count], scores[number, :count], classes[number, :count] = found[number]
+    return {"boxes": boxes, "scores": scores, "classes": classes, "num_detections": np.array(counts, np.int32)}
 
 
 def _candidates(

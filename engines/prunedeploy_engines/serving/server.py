@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import importlib.util
 import signal
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,33 +66,16 @@ async def serve(bundles: Mapping[str, Path], settings: ServingSettings, announce
         ConfigError: A port is taken, TLS files do not fit, the extra is missing.
         PrunedeployError: A bundle cannot be loaded.
     """
-    from prunedeploy_engines.serving.http.listening import http_server, listen, tls_bytes
-
-    tls = tls_bytes(settings)
-    with contextlib.ExitStack() as opened:
-        http_socket = opened.enter_context(listen(settings.host, settings.port, "--port"))
-        if settings.grpc_port is not None:  # gRPC binds it itself, and its error says nothing
-            listen(settings.host, settings.grpc_port, "--grpc-port").close()
-        await _serve(bundles, settings, announce, http_socket, tls, http_server)
-
-
-async def _serve(
-    bundles: Mapping[str, Path],
-    settings: ServingSettings,
-    announce: Callable[[Addresses], None],
-    http_socket: socket.socket,
-    tls: tuple[bytes, bytes] | None,
-    http_server: Callable[[Any, ServingSettings], Any],
-) -> None:
     from prunedeploy_engines.serving.core.errors import ModelUnavailableError
     from prunedeploy_engines.serving.core.repository import ModelRepository
+    from prunedeploy_engines.serving.core.service import Service
     from prunedeploy_engines.serving.http.app import create_app
+    from prunedeploy_engines.serving.http.listening import http_server, listen, tls_bytes
     from prunedeploy_engines.serving.telemetry.metrics import Metrics
 
-    repository = ModelRepository(bundles, settings, Metrics())
-    server = http_server(create_app(repository, settings), settings)
-    stopping: set[asyncio.Task[None]] = set()
+    tls = tls_bytes(settings)
     grpc_server: Any = None
+    stopping: set[asyncio.Task[None]] = set()
 
     def stop() -> None:
         repository.stop_being_ready()
@@ -104,6 +86,12 @@ async def _serve(
             stopping.add(asyncio.ensure_future(_stop(grpc_server, None if server.force_exit else settings.grace_s)))
 
     async with contextlib.AsyncExitStack() as opened:
+        http_socket = opened.enter_context(listen(settings.host, settings.port, "--port"))
+        if settings.grpc_port is not None:  # gRPC binds it itself, and its error says nothing
+            listen(settings.host, settings.grpc_port, "--grpc-port").close()
+        repository = ModelRepository(bundles, settings, Metrics())
+        service = Service(repository)
+        server = http_server(create_app(service), settings)
         opened.push_async_callback(repository.close)
         _on_signals(stop)
         for name in repository.names:
@@ -111,11 +99,12 @@ async def _serve(
                 await repository.load(name)
         grpc_address = None
         if settings.grpc_port is not None:
-            grpc_server, grpc_address = await _grpc_server(repository, settings, tls)
+            grpc_server, grpc_address = await _grpc_server(service, tls)
             opened.push_async_callback(_stop, grpc_server, settings.grace_s)
         scheme = "http" if tls is None else "https"
         if not server.should_exit:
-            announce(Addresses(f"{scheme}://{_shown(http_socket.getsockname())}", grpc_address))
+            host, port = http_socket.getsockname()[:2]
+            announce(Addresses(f"{scheme}://{_bracketed(host)}:{port}", grpc_address))
         await server.serve(sockets=[http_socket])
 
 
@@ -128,14 +117,13 @@ async def _stop(grpc_server: Any, grace_s: float | None) -> None:
     await grpc_server.stop(grace_s)
 
 
-async def _grpc_server(
-    repository: Any, settings: ServingSettings, tls: tuple[bytes, bytes] | None
-) -> tuple[Any, str]:
+async def _grpc_server(service: Any, tls: tuple[bytes, bytes] | None) -> tuple[Any, str]:
     import grpc
     import grpc.aio
 
     from prunedeploy_engines.serving.grpc.service import add_grpc
 
+    settings = service.settings
     server = grpc.aio.server(
         options=[
             ("grpc.so_reuseport", 0),  # or a second server would share the port silently
@@ -143,7 +131,7 @@ async def _grpc_server(
             ("grpc.max_send_message_length", -1),
         ]
     )
-    add_grpc(server, repository, settings)
+    add_grpc(server, service)
     address = f"{_bracketed(settings.host)}:{settings.grpc_port}"
     try:
         if tls is None:
@@ -162,10 +150,6 @@ def _on_signals(stop: Callable[[], None]) -> None:
         # A server in a thread of another program, or on Windows, is stopped by cancelling it.
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(number, stop)
-
-
-def _shown(address: tuple[Any, ...]) -> str:
-    return f"{_bracketed(str(address[0]))}:{address[1]}"
 
 
 def _bracketed(host: str) -> str:

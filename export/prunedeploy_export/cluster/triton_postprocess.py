@@ -15,11 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from prunedeploy_engines.detection.letterbox import letterbox_geometry, unletterbox_boxes
-from prunedeploy_engines.detection.nms import detections_from
+from prunedeploy_engines.detection.nms import detections_from, padded
 from prunedeploy_engines.runtimes.runner import boxes_and_scores
 
 THRESHOLDS = ("score_threshold", "iou_threshold")
-Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
 
 class TritonPythonModel:
@@ -107,19 +106,3 @@ def request_thresholds(parameters: str, defaults: dict[str, float]) -> dict[str,
         if isinstance(given[name], bool) or not (math.isfinite(thresholds[name]) and 0 <= thresholds[name] <= 1):
             raise ValueError(f"{name} must be in [0, 1], got {given[name]!r}")
     return thresholds
-
-
-def padded(found: list[Found]) -> dict[str, npt.NDArray[Any]]:
-    """The outputs of a request from the detections of its images, padded with zeros to the largest number."""
-    length = max((len(scores) for _, scores, _ in found), default=0)
-    outputs: dict[str, npt.NDArray[Any]] = {
-        "boxes": np.zeros((len(found), length, 4), np.float32),
-        "scores": np.zeros((len(found), length), np.float32),
-        "classes": np.zeros((len(found), length), np.int64),
-        "num_detections": np.array([len(scores) for _, scores, _ in found], np.int32),
-    }
-    for number, (boxes, scores, class_ids) in enumerate(found):
-        outputs["boxes"][number, : len(scores)] = boxes
-        outputs["scores"][number, : len(scores)] = scores
-        outputs["classes"][number, : len(scores)] = class_ids
-    return outputs

@@ -99,12 +99,8 @@ def test_inverse_is_exact_where_rounding_made_the_axes_differ() -> None:
     # 3 x 1000 into 100 x 100: height .3 rounds to 0 and is lifted to 1, so y is scaled by 1/3 and x by 1/10.
     geometry = letterbox_geometry((3, 1000), (100, 100))
     assert geometry.scale_xy == (pytest.approx(0.1), pytest.approx(1 / 3))
-    np.testing.assert_allclose(
-        letterbox_boxes([[0, 0, 1000, 3]], geometry), [[0, 49, 100, 50]], rtol=0, atol=1e-9
-    )
-    np.testing.assert_allclose(
-        unletterbox_boxes([[0, 49, 100, 50]], geometry), [[0, 0, 1000, 3]], rtol=0, atol=1e-9
-    )
+    np.testing.assert_allclose(letterbox_boxes([[0, 0, 1000, 3]], geometry), [[0, 49, 100, 50]], rtol=0, atol=1e-9)
+    np.testing.assert_allclose(unletterbox_boxes([[0, 49, 100, 50]], geometry), [[0, 0, 1000, 3]], rtol=0, atol=1e-9)
 
 
 def test_whole_image_box_covers_the_pasted_pixels() -> None:

@@ -106,9 +106,7 @@ def test_wrong_arguments_are_refused_with_what_came() -> None:
     score_threshold=st.sampled_from([0.0, 0.25, 0.5]),
     iou_threshold=threshold,
 )
-def test_detections_equal_a_python_loop_over_classes(
-    rows: list, score_threshold: float, iou_threshold: float
-) -> None:
+def test_detections_equal_a_python_loop_over_classes(rows: list, score_threshold: float, iou_threshold: float) -> None:
     boxes, scores = [row[0] for row in rows], [row[1] for row in rows]
     expected = loop_detections(boxes, scores, score_threshold, iou_threshold)
     found_boxes, found_scores, class_ids = detections_from(

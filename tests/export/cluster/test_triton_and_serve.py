@@ -9,9 +9,10 @@ from typing import Any
 from detector_variants import save_uint8_detector
 from export.cluster.test_triton_models import bundle_of
 from export.cluster.triton_models import model_config, read_config
-from prunedeploy_engines.serving.core.models import ProtocolModels
 from prunedeploy_engines.serving.core.repository import ModelRepository
+from prunedeploy_engines.serving.core.service import Service
 from prunedeploy_engines.serving.core.settings import ServingSettings
+from prunedeploy_engines.serving.telemetry.metrics import Metrics
 from prunedeploy_export.cluster.triton_repository import write_triton_repository
 
 
@@ -19,11 +20,10 @@ def of_the_server(bundle: Path, model: str) -> dict[str, Any]:
     """What the server says of a model, as the protocol's JSON."""
 
     async def ask() -> dict[str, Any]:
-        settings = ServingSettings(runtime="onnxruntime")
-        repository = ModelRepository({"tiny": bundle}, settings)
+        repository = ModelRepository({"tiny": bundle}, ServingSettings(runtime="onnxruntime"), Metrics())
         await repository.load("tiny")
         try:
-            return ProtocolModels(repository, settings, room=None).metadata(model, None)
+            return Service(repository).metadata(model, None)
         finally:
             await repository.close()
 

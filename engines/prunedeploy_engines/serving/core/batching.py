@@ -9,12 +9,15 @@ alone never waits, and under load batches keep their size.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,8 +29,10 @@ from prunedeploy_engines.serving.core.errors import (
     ModelUnavailableError,
     OverloadedError,
 )
-from prunedeploy_engines.serving.telemetry.observer import Observer
-from prunedeploy_engines.serving.telemetry.stage_times import StageTimes
+from prunedeploy_engines.serving.telemetry.request_notes import StageTimes
+
+if TYPE_CHECKING:
+    from prunedeploy_engines.serving.telemetry.metrics import Metrics
 
 Output = tuple[Float32Array, Float32Array]
 _log = logging.getLogger(__name__)
@@ -40,7 +45,7 @@ class _Part:
     images: Images
     deadline: float
     answer: asyncio.Future[Output]
-    times: StageTimes
+    times: StageTimes = field(default_factory=StageTimes)
     since: float = field(default_factory=time.monotonic)
 
 
@@ -48,13 +53,13 @@ class Batcher:
     """The queue of one model, and its runners.
 
     Args:
-        name: Name of the model, for messages and the observer.
+        name: Name of the model, for messages and metrics.
         open_runner: Opens a runner; called once per worker, in its thread.
         workers: Runners.
         max_batch: Images of a batch at most.
         max_delay_s: See above, in seconds.
         max_queue: Images that may wait.
-        observer: Is told of queue and batches.
+        metrics: Are told of queue and batches.
     """
 
     def __init__(
@@ -66,22 +71,22 @@ class Batcher:
         max_batch: int,
         max_delay_s: float,
         max_queue: int,
-        observer: Observer,
+        metrics: Metrics,
     ) -> None:
         self.name = name
         self.max_batch = max_batch
         self._max_delay_s = max_delay_s
         self._max_queue = max_queue
-        self._observer = observer
-        self._open_runner = open_runner
+        self._metrics = metrics
         self._queue: deque[_Part] = deque()
         self._waiting = 0  # images in the queue
         self._changed = threading.Condition()
         self._accepting = True
         self._seconds_per_image = 0.0
-        self._opened: list[Runner | BaseException] = []
+        self._opened: list[Future[Runner]] = [Future() for _ in range(workers)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"runner of {name}", daemon=True) for _ in range(workers)
+            threading.Thread(target=self._work, args=(open_runner, opened), name=f"runner of {name}", daemon=True)
+            for opened in self._opened
         ]
 
     def open(self) -> Runner:
@@ -92,15 +97,13 @@ class Batcher:
         """
         for thread in self._threads:
             thread.start()
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._opened) == len(self._threads))
-        failed = next((one for one in self._opened if isinstance(one, BaseException)), None)
-        if failed is not None:
+        try:
+            runners = [opened.result() for opened in self._opened]
+        except BaseException:
             self.close()
-            raise failed
-        runner = next(one for one in self._opened if isinstance(one, Runner))
+            raise
         self._opened.clear()  # each belongs to its thread, which releases it
-        return runner
+        return runners[0]
 
     async def infer(self, images: Images, deadline: float) -> tuple[Output, StageTimes]:
         """Have images computed.
@@ -122,14 +125,15 @@ class Batcher:
         loop = asyncio.get_running_loop()
         alarm = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, parts)
         try:
-            answers = [await part.answer for part in parts]
+            for part in parts:
+                await part.answer
         finally:
             alarm.cancel()
             self._withdraw(parts)
         times = parts[-1].times
-        if len(answers) == 1:
-            return answers[0], times
-        boxes, scores = zip(*answers, strict=True)
+        if len(parts) == 1:
+            return parts[0].answer.result(), times
+        boxes, scores = zip(*(part.answer.result() for part in parts), strict=True)
         return (np.concatenate(boxes), np.concatenate(scores)), times
 
     def close(self) -> None:
@@ -151,7 +155,7 @@ class Batcher:
         if count > self._max_queue:
             raise InvalidRequestError(f"the request has {count} images, but the queue holds only {self._max_queue}")
         parts = [
-            _Part(images[start : start + self.max_batch], deadline, loop.create_future(), StageTimes())
+            _Part(images[start : start + self.max_batch], deadline, loop.create_future())
             for start in range(0, count, self.max_batch)
         ]
         with self._changed:
@@ -180,20 +184,16 @@ class Batcher:
 
     def _count(self, change: int) -> None:
         self._waiting += change
-        self._observer.queue_depth(self.name, self._waiting)
+        self._metrics.queue_depth(self.name, self._waiting)
 
-    def _work(self) -> None:
+    def _work(self, open_runner: Callable[[], Runner], opened: Future[Runner]) -> None:
         """Run one runner until the queue is closed and empty."""
         try:
-            runner: Runner | None = self._open_runner()
-            opened: Runner | BaseException = runner if runner is not None else RuntimeError("no runner")
+            runner = open_runner()
         except BaseException as error:  # noqa: BLE001 - it is raised where the runner was asked for
-            runner, opened = None, error
-        with self._changed:
-            self._opened.append(opened)
-            self._changed.notify_all()
-        if runner is None:
+            opened.set_exception(error)
             return
+        opened.set_result(runner)
         with runner:
             expected = 1
             while parts := self._next_batch(expected):
@@ -248,8 +248,10 @@ class Batcher:
         self._seconds_per_image = seconds / count
         for part in timely:
             part.times.queue_s, part.times.compute_s, part.times.batch_size = begun - part.since, seconds, count
-        _deliver_soon(timely, outputs)
-        self._observer.batch(self.name, count, seconds)
+        # Answered in the event loop, in one go; where that is closed, nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            timely[0].answer.get_loop().call_soon_threadsafe(_deliver, timely, outputs)
+        self._metrics.batch(self.name, count, seconds)
 
 
 def _fits(part: _Part, taken: Sequence[_Part], room: int) -> bool:
@@ -261,14 +263,6 @@ def _expire(parts: Sequence[_Part]) -> None:
     for part in parts:
         if not part.answer.done():
             part.answer.set_exception(DeadlineError("the deadline passed before the answer was there"))
-
-
-def _deliver_soon(parts: Sequence[_Part], outputs: Output | Exception) -> None:
-    """Answer in the event loop, in one go."""
-    try:
-        parts[0].answer.get_loop().call_soon_threadsafe(_deliver, parts, outputs)
-    except RuntimeError:  # the loop is closed: nobody waits any more
-        return
 
 
 def _deliver(parts: Sequence[_Part], outputs: Output | Exception) -> None:

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 FORMATS = "JPEG, PNG or WebP"
 
 
-def open_image(data: bytes | memoryview, max_pixels: int) -> Image.Image:
+def open_image(data: bytes | memoryview, max_pixels: int, where: str | None = None) -> Image.Image:
     """Parse the header of an image that came with a request; nothing is decoded.
 
     Args:
         data: JPEG, PNG or WebP; other formats that Pillow could read are refused, since each is one more decoder
             that a stranger can feed.
         max_pixels: More are refused.
+        where: Where it stands in the request, for the message.
 
     Returns:
         What `decode_image` goes on with; it has the size.
@@ -37,31 +38,32 @@ def open_image(data: bytes | memoryview, max_pixels: int) -> Image.Image:
     from PIL import Image
 
     if not data:
-        raise InvalidRequestError("the image is empty", fix=f"send {FORMATS}")
+        raise InvalidRequestError("the image is empty", where, f"send {FORMATS}")
     head = bytes(data[:16])
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     if not is_webp and not head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-        raise UnsupportedMediaError("the image is of no format that is taken", fix=f"send {FORMATS}")
+        raise UnsupportedMediaError("the image is of no format that is taken", where, f"send {FORMATS}")
     try:
         with warnings.catch_warnings():
             # Pillow warns above 89 megapixels; `max_pixels` is the limit here.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
     except Image.DecompressionBombError:
-        raise TooLargeError(f"the image has far more than {max_pixels} pixels", fix="scale it down") from None
+        raise TooLargeError(f"the image has far more than {max_pixels} pixels", where, "scale it down") from None
     except Exception:  # noqa: BLE001 - Pillow raises OSError, SyntaxError, struct.error and more for damaged headers
-        raise InvalidRequestError("the image is damaged", fix=f"send {FORMATS}") from None
+        raise InvalidRequestError("the image is damaged", where, f"send {FORMATS}") from None
     pixels = opened.width * opened.height
     if pixels > max_pixels:
-        raise TooLargeError(f"the image has {pixels} pixels, more than {max_pixels}", fix="scale it down")
+        raise TooLargeError(f"the image has {pixels} pixels, more than {max_pixels}", where, "scale it down")
     return opened
 
 
-def decode_image(opened: Image.Image) -> npt.NDArray[np.uint8]:
+def decode_image(opened: Image.Image, where: str | None = None) -> npt.NDArray[np.uint8]:
     """Decode an image that came with a request.
 
     Args:
         opened: From `open_image`; of no use afterwards.
+        where: Where it stands in the request, for the message.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB, as `read_image` gives it.
@@ -73,4 +75,4 @@ def decode_image(opened: Image.Image) -> npt.NDArray[np.uint8]:
         with opened:
             return upright_rgb(opened)
     except Exception:  # noqa: BLE001 - Pillow's decoders raise as much as its parsers
-        raise InvalidRequestError("the image is damaged", fix=f"send {FORMATS}") from None
+        raise InvalidRequestError("the image is damaged", where, f"send {FORMATS}") from None

@@ -40,6 +40,12 @@ class UnknownModelError(ServingError):
     status, grpc_status, kind = 404, "NOT_FOUND", "unknown-model"
 
 
+class SlowClientError(ServingError):
+    """The client took too long to send its request."""
+
+    status, grpc_status, kind = 408, "DEADLINE_EXCEEDED", "slow-client"
+
+
 class TooLargeError(ServingError):
     """The request is over a limit."""
 
@@ -50,6 +56,12 @@ class UnsupportedMediaError(ServingError):
     """The body is of a kind that is not taken."""
 
     status, grpc_status, kind = 415, "INVALID_ARGUMENT", "unsupported-media"
+
+
+class ClientGoneError(ServingError):
+    """The client hung up while it was sending; nobody reads the answer."""
+
+    status, grpc_status, kind = 499, "CANCELLED", "client-gone"
 
 
 class OverloadedError(ServingError):
@@ -80,3 +92,19 @@ class DeadlineError(ServingError):
 
 class InferenceFailedError(ServingError):
     """The runner failed; the server's log says how."""
+
+
+def drop_frames(error: BaseException) -> None:
+    """Forget the frames of an error that has been told, and of those it came from.
+
+    An error out of `asyncio.wait_for` is part of a ring: frame, task, error, frame. Only the garbage collector opens
+    it, and a few dozen objects do not make that run soon, while one of the frames may hold a body of many megabytes.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            left += [one.__context__, one.__cause__]

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from prunedeploy_engines.serving.core.errors import (
-    InvalidRequestError,
-    OverloadedError,
-    ServingError,
-    TooLargeError,
-    UnsupportedMediaError,
-)
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from prunedeploy_engines.serving.core.settings import ServingSettings
+from prunedeploy_engines.serving.core.errors import InvalidRequestError, OverloadedError, TooLargeError
 
 MAX_CONTAINERS = 200_000
 """Lists and objects of a JSON body. A picture as nested lists has one for each of its rows."""
@@ -27,18 +17,6 @@ MAX_RANK = 8
 
 _BODIES_HELD = 8
 _ALL_BUT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
-
-
-class SlowClientError(ServingError):
-    """The client took too long to send its request."""
-
-    status, grpc_status, kind = 408, "DEADLINE_EXCEEDED", "slow-client"
-
-
-class ClientGoneError(ServingError):
-    """The client hung up while it was sending; nobody reads the answer."""
-
-    status, grpc_status, kind = 499, "CANCELLED", "client-gone"
 
 
 class BodyBudget:
@@ -52,87 +30,26 @@ class BodyBudget:
         self._most = _BODIES_HELD * max_body_bytes
         self._held = 0
 
-    def take(self, size: int) -> None:
-        """Count bytes in.
+    @contextmanager
+    def held(self) -> Iterator[Callable[[int], None]]:
+        """One request's share, given back when the ``with`` ends.
 
-        Raises:
-            OverloadedError: There is no room for them.
+        Yields:
+            Takes more bytes; raises `OverloadedError` where there is no room for them.
         """
-        if self._held + size > self._most:
-            raise OverloadedError("the server holds as many request bodies as it can")
-        self._held += size
+        share = 0
 
-    def give_back(self, size: int) -> None:
-        """Count bytes out that were taken."""
-        self._held -= size
+        def take(size: int) -> None:
+            nonlocal share
+            if self._held + size > self._most:
+                raise OverloadedError("the server holds as many request bodies as it can")
+            self._held += size
+            share += size
 
-
-class HeldBody:
-    """One request's share of a `BodyBudget`; a context manager that gives it back."""
-
-    def __init__(self, budget: BodyBudget) -> None:
-        self._budget = budget
-        self._size = 0
-
-    def add(self, size: int) -> None:
-        """Take more; see `BodyBudget.take`."""
-        self._budget.take(size)
-        self._size += size
-
-    def __enter__(self) -> HeldBody:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._budget.give_back(self._size)
-
-
-async def read_body(request: Request, settings: ServingSettings, held: HeldBody) -> bytes:
-    """Read the body of a request, whether its length was announced or not.
-
-    Args:
-        request: Nothing of whose body has been read.
-        settings: `max_body_bytes` and `body_timeout_s` bound it.
-        held: Where its bytes are counted.
-
-    Raises:
-        TooLargeError: It is longer than allowed; the rest is not read.
-        SlowClientError: It did not come in time.
-        ClientGoneError: The client hung up.
-        UnsupportedMediaError: It is compressed.
-        OverloadedError: Too much is held already.
-    """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise UnsupportedMediaError("Content-Encoding: compressed bodies are not taken", fix="send it as it is")
-    announced = request.headers.get("content-length", "0")
-    if not announced.isdecimal() or len(announced) > 18 or int(announced) > settings.max_body_bytes:
-        raise body_too_large(settings.max_body_bytes)
-    try:
-        return await asyncio.wait_for(_collect(request, settings.max_body_bytes, held), settings.body_timeout_s)
-    except asyncio.TimeoutError:
-        raise SlowClientError(f"the body did not arrive within {settings.body_timeout_s:g} s") from None
-
-
-async def _collect(request: Request, most: int, held: HeldBody) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGoneError("the client hung up")
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > most:
-            raise body_too_large(most)
-        held.add(len(chunk))
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def body_too_large(most: int) -> TooLargeError:
-    """The refusal of a body over the limit, in bytes."""
-    return TooLargeError(f"the body is larger than the limit of {most} bytes")
+        try:
+            yield take
+        finally:
+            self._held -= share
 
 
 def parse_json(text: bytes | memoryview, max_depth: int) -> Any:
@@ -198,3 +115,16 @@ def element_count(shape: object, field: str) -> int:
             raise InvalidRequestError(f"{field} has a side that is not a whole number from 0 to 2^31 - 1")
         count *= side
     return count
+
+
+def check_count(count: int, most: int, field: str) -> None:
+    """Refuse no images, and more than one request may have.
+
+    Raises:
+        InvalidRequestError: None.
+        TooLargeError: Too many.
+    """
+    if count < 1:
+        raise InvalidRequestError(f"{field} has no image")
+    if count > most:
+        raise TooLargeError(f"{field} has {count} images, more than the limit of {most}")

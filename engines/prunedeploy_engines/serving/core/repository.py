@@ -8,17 +8,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from prunedeploy_engines.bundle import load_bundle
 from prunedeploy_engines.errors import PrunedeployError
 from prunedeploy_engines.serving.core.errors import ModelUnavailableError, UnknownModelError
-from prunedeploy_engines.serving.core.served_model import VERSION, ServedModel, open_model
+from prunedeploy_engines.serving.core.image_room import ImageRoom
+from prunedeploy_engines.serving.core.served_model import VERSION, ServedModel
 from prunedeploy_engines.serving.core.settings import ServingSettings
-from prunedeploy_engines.serving.telemetry.observer import Nobody, Observer
+
+if TYPE_CHECKING:
+    from prunedeploy_engines.serving.telemetry.metrics import Metrics
 
 State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 UNLOADED = "unloaded"
@@ -43,23 +45,21 @@ class ModelRepository:
     Args:
         bundles: Folders by name.
         settings: The server's settings.
-        observer: Is told of queues, batches and states.
+        metrics: Are told of queues, batches and states.
 
     Attributes:
         stopping: The server was told to stop; what comes over open connections is still answered.
     """
 
-    def __init__(
-        self, bundles: Mapping[str, Path], settings: ServingSettings, observer: Observer | None = None
-    ) -> None:
+    def __init__(self, bundles: Mapping[str, Path], settings: ServingSettings, metrics: Metrics) -> None:
         self.settings = settings
-        self.observer: Observer = observer or Nobody()
+        self.metrics = metrics
         self._folders = dict(bundles)
         self._served: dict[str, ServedModel] = {}
         self._states = {name: ModelState(name, VERSION, "UNAVAILABLE", "not loaded") for name in bundles}
         self._locks = {name: asyncio.Lock() for name in bundles}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pool = ThreadPoolExecutor(2, "images")
+        self._room = ImageRoom(settings.max_pixels)
         self.stopping = False
 
     @property
@@ -83,8 +83,7 @@ class ModelRepository:
             UnknownModelError: There is no such name or version.
             ModelUnavailableError: It is not loaded.
         """
-        if name not in self._folders:
-            raise UnknownModelError(f"there is no model {name[:100]!r}", fix=f"ask for {', '.join(self._folders)}")
+        self._known(name)
         if version not in (None, "", VERSION):
             raise UnknownModelError(f"model {name} has version {VERSION} only, not {version[:20]!r}")
         served = self._served.get(name)
@@ -123,7 +122,7 @@ class ModelRepository:
         """Unload everything; what was accepted is answered."""
         self.stop_being_ready()
         await asyncio.gather(*(self.unload(name) for name in self._folders))
-        self._pool.shutdown(wait=False)
+        self._room.close()
 
     async def _load(self, name: str) -> None:
         async with self._locks[name]:
@@ -169,8 +168,7 @@ class ModelRepository:
             task.exception()  # is seen as retrieved; whoever waits gets it, and nobody may wait
 
     def _open(self, name: str) -> ServedModel:
-        bundle = load_bundle(self._folders[name])
-        return open_model(name, bundle, self.settings, self._pool, self.observer)
+        return ServedModel(name, load_bundle(self._folders[name]), self.settings, self._room, self.metrics)
 
     def _known(self, name: str) -> None:
         if name not in self._folders:
@@ -178,4 +176,4 @@ class ModelRepository:
 
     def _set(self, name: str, state: State, reason: str = "") -> None:
         self._states[name] = ModelState(name, VERSION, state, reason)
-        self.observer.model_state(name, state == "READY")
+        self.metrics.model_state(name, state == "READY")

@@ -1,56 +1,224 @@
-"""What HTTP and gRPC share: models, limits that hold for both together, the token, and who counts."""
+"""What HTTP and gRPC share: the models by their protocol names, limits for both together, the token, and who counts.
+
+A bundle is two models to clients of the Open Inference Protocol. ``NAME`` takes tensors and gives the network's own
+boxes and scores. ``NAME-detect`` takes encoded images and gives detections, so that a client needs neither letterbox
+nor suppression.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
-from prunedeploy_engines.serving.core.image_room import ImageRoom
-from prunedeploy_engines.serving.core.limits import BodyBudget
-from prunedeploy_engines.serving.core.models import ProtocolModels
-from prunedeploy_engines.serving.core.repository import ModelRepository
+import numpy as np
+import numpy.typing as npt
+
+from prunedeploy_engines.detection.nms import padded
+from prunedeploy_engines.errors import PrunedeployError
+from prunedeploy_engines.serving.core.errors import InvalidRequestError, ModelUnavailableError, ServingError
+from prunedeploy_engines.serving.core.limits import BodyBudget, check_count
+from prunedeploy_engines.serving.core.repository import ModelRepository, ModelState
 from prunedeploy_engines.serving.core.security import Token
+from prunedeploy_engines.serving.core.served_model import VERSION, ServedModel
 from prunedeploy_engines.serving.core.settings import ServingSettings
-from prunedeploy_engines.serving.telemetry.metrics import Metrics
+from prunedeploy_engines.serving.core.tensors import BYTES, InferRequest, fraction, timeout_s
+from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
 from prunedeploy_engines.serving.telemetry.telemetry import Telemetry
+from prunedeploy_engines.version import __version__
+
+DETECT = "-detect"
+SERVER: dict[str, Any] = {
+    "name": "prunedeploy",
+    "version": __version__,
+    "extensions": ["binary_tensor_data", "model_repository"],
+}
+
+# Rounding in a client's resizing may leave [0, 1] a little; pixels of 0 to 255 leave it by far.
+_SLACK = 0.01
+_REFUSED = {"sequence_id": "sequences are not offered", "shared_memory_region": "shared memory is not offered"}
+_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
+_log = logging.getLogger(__name__)
+
+Outputs = dict[str, npt.NDArray[Any]]
 
 
-@dataclass(frozen=True)
 class Service:
-    """See above; made by `service_of`."""
-
-    models: ProtocolModels
-    settings: ServingSettings
-    budget: BodyBudget
-    token: Token
-    telemetry: Telemetry
-
-
-_services: WeakKeyDictionary[ModelRepository, Service] = WeakKeyDictionary()
-
-
-def service_of(repository: ModelRepository, settings: ServingSettings) -> Service:
-    """The service around a repository, made when first asked for.
+    """Finds models by their protocol names and runs requests, the same for REST and gRPC.
 
     Args:
-        repository: If its observer is `Metrics`, requests are counted there too.
+        repository: The repository of the bundles.
+
+    Attributes:
         settings: The server's settings.
+        budget: Counts the bodies that are held.
+        token: Who may ask.
+        telemetry: Is told of every answered request.
 
     Raises:
         ConfigError: Traces are asked for, and OpenTelemetry is not installed.
     """
-    if repository not in _services:
-        observer = repository.observer
-        tracing = None
-        if settings.otlp_endpoint is not None:
-            from prunedeploy_engines.serving.telemetry.tracing import Tracing, otlp_exporter
 
-            tracing = Tracing(otlp_exporter(settings.otlp_endpoint))
-        _services[repository] = Service(
-            ProtocolModels(repository, settings, ImageRoom(settings.max_pixels)),
-            settings,
-            BodyBudget(settings.max_body_bytes),
-            Token(settings.token),
-            Telemetry(observer if isinstance(observer, Metrics) else Metrics(), tracing),
-        )
-    return _services[repository]
+    def __init__(self, repository: ModelRepository) -> None:
+        self.repository = repository
+        self.settings: ServingSettings = repository.settings
+        self.budget = BodyBudget(self.settings.max_body_bytes)
+        self.token = Token(self.settings.token)
+        self.telemetry = Telemetry(repository.metrics, self.settings.otlp_endpoint)
+
+    def bundle_of(self, name: str) -> str:
+        """The bundle behind a protocol name; an unknown name is returned as it is."""
+        base = name.removesuffix(DETECT)
+        return base if name not in self.repository.names and base in self.repository.names else name
+
+    def get(self, name: str, version: str | None) -> tuple[ServedModel, bool]:
+        """The served model of a protocol name, and whether it is the one for encoded images.
+
+        Raises:
+            ServingError: See `ModelRepository.get`.
+        """
+        bundle = self.bundle_of(name)
+        return self.repository.get(bundle, version), bundle != name
+
+    def index(self, ready: bool) -> list[ModelState]:
+        """The state of both names of every bundle; a bundle that is called like another's second model takes its place.
+
+        Args:
+            ready: Of those only that can be asked.
+        """
+        first = self.repository.index()
+        second = [replace(state, name=state.name + DETECT) for state in first]
+        second = [state for state in second if state.name not in self.repository.names]
+        return [state for state in (*first, *second) if state.state == "READY" or not ready]
+
+    def metadata(self, name: str, version: str | None) -> dict[str, Any]:
+        """Name, versions, platform, inputs and outputs, as the protocol's JSON.
+
+        Raises:
+            ServingError: See `ModelRepository.get`.
+        """
+        model, encoded = self.get(name, version)
+        if encoded:
+            inputs = [("image", BYTES, [-1])]
+            outputs = [
+                ("boxes", "FP32", [-1, -1, 4]),
+                ("scores", "FP32", [-1, -1]),
+                ("classes", "INT64", [-1, -1]),
+                ("num_detections", "INT32", [-1]),
+            ]
+        else:
+            # Either type is taken, see `_raw`; it names the one that reaches the network without a detour.
+            inputs = [("images", "UINT8" if model.takes_uint8 else "FP32", [-1, 3, *model.bundle.input_size])]
+            classes = len(model.bundle.class_names)
+            outputs = [("boxes", "FP32", [-1, -1, 4]), ("scores", "FP32", [-1, -1, classes])]
+        keys = ("name", "datatype", "shape")
+        return {
+            "name": name,
+            "versions": [VERSION],
+            "platform": "ensemble" if encoded else _PLATFORMS.get(model.runtime, model.runtime),
+            "inputs": [dict(zip(keys, one, strict=True)) for one in inputs],
+            "outputs": [dict(zip(keys, one, strict=True)) for one in outputs],
+        }
+
+    async def load(self, name: str) -> None:
+        """Load or replace the bundle behind a protocol name.
+
+        Raises:
+            UnknownModelError: There is none.
+            ModelUnavailableError: It cannot be loaded; why stands in the server's log only, since that names files.
+        """
+        try:
+            await self.repository.load(self.bundle_of(name))
+        except ServingError:
+            raise
+        except PrunedeployError as error:
+            _log.error("model %s cannot be loaded: %s", self.bundle_of(name), error)
+            raise ModelUnavailableError(f"model {name} cannot be loaded", fix="see the server's log") from None
+
+    async def unload(self, name: str) -> None:
+        """Unload the bundle behind a protocol name; what it has accepted is answered first.
+
+        Raises:
+            UnknownModelError: There is none.
+        """
+        await self.repository.unload(self.bundle_of(name))
+
+    def deadline(self, *seconds: float | None) -> float:
+        """When a request must be answered, by `time.monotonic`: the soonest of what it asks for, or the default."""
+        given = [one for one in seconds if one is not None]
+        return time.monotonic() + min(given, default=self.settings.timeout_s)
+
+    async def infer(self, request: InferRequest, notes: RequestNotes, *other_timeouts: float | None) -> Outputs:
+        """Run a request.
+
+        Args:
+            request: A request of either protocol.
+            notes: Are told model, images and times.
+            other_timeouts: Seconds that the protocol itself allows, beside the parameter ``timeout``.
+
+        Returns:
+            Arrays by name, in the order of the model's metadata or of the request.
+
+        Raises:
+            ServingError: It is not as the model wants it, or not answered; see `ServedModel`.
+        """
+        model, encoded = self.get(request.model, request.version)
+        notes.model, notes.version = request.model, VERSION
+        for parameter, why in _REFUSED.items():
+            if request.parameters.get(parameter):
+                raise InvalidRequestError(f"parameters.{parameter}: {why}")
+        deadline = self.deadline(timeout_s(request.parameters), *other_timeouts)
+        names = ("boxes", "scores", "classes", "num_detections") if encoded else ("boxes", "scores")
+        wanted = names if request.outputs is None else tuple(output.name for output in request.outputs)
+        for index, name in enumerate(wanted):
+            if name not in names:
+                raise InvalidRequestError(f"outputs[{index}].name is none of {', '.join(names)}")
+        only = "image" if encoded else "images"
+        if len(request.inputs) != 1 or request.inputs[0].name != only:
+            raise InvalidRequestError(f"inputs must be one tensor, named {only}")
+        run = self._detect if encoded else self._raw
+        outputs = await run(model, request, deadline, notes)
+        return {name: outputs[name] for name in wanted}
+
+    async def _raw(self, model: ServedModel, request: InferRequest, deadline: float, notes: RequestNotes) -> Outputs:
+        tensor = request.inputs[0]
+        wanted = (3, *model.bundle.input_size)
+        shape = f"(N, {', '.join(map(str, wanted))})"
+        if tensor.datatype not in ("FP32", "UINT8"):
+            raise InvalidRequestError("inputs[0].datatype: images must be FP32 in [0, 1], or UINT8")
+        images = tensor.data
+        if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1:] != wanted:
+            raise InvalidRequestError(f"inputs[0].shape: images must be {shape}, got {list(tensor.shape)}")
+        check_count(len(images), self.settings.max_images, "inputs[0]")
+        notes.images = len(images)
+        if tensor.datatype == "FP32":
+            low, high = images.min(), images.max()
+            # Written so that NaN, which min and max pass on, is refused too.
+            if not (low >= -_SLACK and high <= 1 + _SLACK):
+                raise InvalidRequestError("inputs[0]: images has values outside of [0, 1]", fix="divide by 255")
+        (boxes, scores), notes.times = await model.infer(images, deadline)
+        return {"boxes": boxes, "scores": scores}
+
+    async def _detect(self, model: ServedModel, request: InferRequest, deadline: float, notes: RequestNotes) -> Outputs:
+        tensor = request.inputs[0]
+        if tensor.datatype != BYTES or not isinstance(tensor.data, list) or len(tensor.shape) not in (1, 2):
+            raise InvalidRequestError("inputs[0]: image must be BYTES (N,), each a JPEG, PNG or WebP file")
+        score, iou = fraction(request.parameters, "score_threshold"), fraction(request.parameters, "iou_threshold")
+        fields = [f"inputs[0].data[{index}]" for index in range(len(tensor.data))]
+        found, _ = await model.detect(tensor.data, fields, score, iou, deadline, notes)
+        return padded([(one.boxes_xyxy, one.scores, one.class_ids) for one in found])
+
+
+def refuse_content(parameters: Iterable[str]) -> None:
+    """Refuse files and configurations: a client names a model, it does not bring one.
+
+    Raises:
+        InvalidRequestError: A parameter is anything but ``unload_dependents``.
+    """
+    for name in parameters:
+        if name != "unload_dependents":
+            raise InvalidRequestError(
+                f"parameters.{name[:40]} is not taken: models come from the folders that the server was started with"
+            )

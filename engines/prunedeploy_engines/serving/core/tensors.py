@@ -12,16 +12,15 @@ import numpy.typing as npt
 
 from prunedeploy_engines.serving.core.errors import InvalidRequestError
 
-NUMPY_TYPES: dict[str, npt.DTypeLike] = {
-    "FP32": np.dtype("<f4"),
-    "UINT8": np.dtype("u1"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-}
+_CODES = {"FP32": "<f4", "UINT8": "u1", "INT32": "<i4", "INT64": "<i8"}
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _CODES.items()}
+DATATYPES = {dtype: name for name, dtype in NUMPY_TYPES.items()}
 BYTES = "BYTES"
-DATATYPES = {np.dtype("f4"): "FP32", np.dtype("u1"): "UINT8", np.dtype("i4"): "INT32", np.dtype("i8"): "INT64"}
 
 LONGEST_TIMEOUT_S = 3600.0
+
+Data = npt.NDArray[Any] | list[bytes | memoryview]
+"""An array of a tensor's shape, perhaps read-only; of ``BYTES`` its elements in row-major order."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,14 @@ class InputTensor:
     Attributes:
         name: As the client calls it.
         datatype: Data type of the protocol.
-        shape: As the client gives it; ``data`` has as many elements.
-        data: An array of that shape, perhaps read-only; of ``BYTES`` its elements in row-major order.
+        shape: As the client gives it.
+        data: As many elements.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: npt.NDArray[Any] | list[bytes | memoryview]
+    data: Data
 
 
 @dataclass(frozen=True)
@@ -70,54 +69,33 @@ class InferRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class InferAnswer:
-    """The answer: arrays by name, in the order of the model's metadata or of the request."""
-
-    model: str
-    version: str
-    id: str
-    outputs: dict[str, npt.NDArray[Any]]
-
-
-def raw_array(
-    datatype: str, shape: tuple[int, ...], count: int, raw: bytes | memoryview, where: str
-) -> npt.NDArray[Any]:
-    """Take little-endian elements as they are, without copying.
+def raw_data(datatype: str, shape: tuple[int, ...], count: int, raw: bytes | memoryview, where: str) -> Data:
+    """Take a tensor's bytes as they are, without copying: little-endian numbers, or ``BYTES`` split into elements.
 
     Args:
-        datatype: One of `NUMPY_TYPES`.
+        datatype: Data type of the protocol.
         shape: Shape of the tensor.
         count: Product of the shape.
-        raw: As many elements.
+        raw: As many elements; each of ``BYTES`` behind its length, 4 bytes little-endian.
         where: Field, for the message.
 
     Raises:
-        InvalidRequestError: More or fewer bytes than the shape says.
+        InvalidRequestError: More or fewer bytes than the shape says, or lengths that do not fit what there is.
     """
-    dtype = np.dtype(NUMPY_TYPES[datatype])
-    if len(raw) != count * dtype.itemsize:
-        raise InvalidRequestError(f"{where} has {len(raw)} bytes, its shape and type make {count * dtype.itemsize}")
-    return np.frombuffer(raw, dtype).reshape(shape)
-
-
-def raw_elements(raw: bytes | memoryview, count: int, where: str) -> list[bytes | memoryview]:
-    """Split ``BYTES``: each element behind its length, 4 bytes little-endian. Nothing is copied.
-
-    Raises:
-        InvalidRequestError: The lengths do not fit what there is, or the count.
-    """
+    if datatype != BYTES:
+        size = count * NUMPY_TYPES[datatype].itemsize
+        if len(raw) != size:
+            raise InvalidRequestError(f"{where} has {len(raw)} bytes, its shape and type make {size}")
+        return np.frombuffer(raw, NUMPY_TYPES[datatype]).reshape(shape)
     view = memoryview(raw)
     elements: list[bytes | memoryview] = []
     position = 0
-    while position < len(view):
+    while position < len(view) and len(elements) <= count:
         start = position + 4
         position = start + int.from_bytes(view[position:start], "little")
-        if start > len(view) or position > len(view):
+        if position > len(view):
             raise InvalidRequestError(f"{where} has an element that is longer than the data")
         elements.append(view[start:position])
-        if len(elements) > count:
-            break
     if len(elements) != count:
         raise InvalidRequestError(f"{where} does not have the {count} elements of its shape")
     return elements
@@ -168,10 +146,15 @@ def header_timeout_s(text: str | None) -> float | None:
     """
     if text is None:
         return None
-    try:
-        seconds = float(text) if len(text) < 32 else math.nan
-    except ValueError:
-        seconds = math.nan
+    seconds = number(text) if len(text) < 32 else math.nan
     if not seconds > 0:
         raise InvalidRequestError("X-Request-Timeout is not a positive number of seconds")
     return min(seconds, LONGEST_TIMEOUT_S)
+
+
+def number(text: str) -> float:
+    """A number of a query or header; NaN where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

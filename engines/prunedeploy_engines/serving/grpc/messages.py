@@ -1,7 +1,7 @@
 """Messages of the protocol's gRPC form, made from its field numbers: no generated code, no compiler.
 
-Wire types and numbers are those of the Open Inference Protocol and of Triton's model repository extension. A field is
-written as ``number:type``, ``*`` for repeated, a message by its name.
+Wire types and numbers are those of the Open Inference Protocol and of Triton's model repository extension. The
+fields of a message are numbered from 1 in their order here; ``*`` is repeated, a message stands by its name.
 """
 
 from __future__ import annotations
@@ -14,114 +14,67 @@ PACKAGE = "inference"
 SERVICE = f"{PACKAGE}.GRPCInferenceService"
 
 _PARAMETERS = "*map<InferParameter>"
-_REPOSITORY_PARAMETERS = "*map<ModelRepositoryParameter>"
+_NAMED = {"name": "string", "version": "string"}
+_DESCRIBED = {"name": "string", "datatype": "string", "shape": "*int64"}
+_TENSOR = {**_DESCRIBED, "parameters": _PARAMETERS, "contents": "InferTensorContents"}
+_OF_A_MODEL = {"model_name": "string", "model_version": "string", "id": "string", "parameters": _PARAMETERS}
+_CHANGE = {"repository_name": "string", "model_name": "string", "parameters": "*map<ModelRepositoryParameter>"}
+_CHOICES = {"bool_param": "bool", "int64_param": "int64", "string_param": "string"}
 
 MESSAGES: dict[str, dict[str, str]] = {
     "ServerLiveRequest": {},
-    "ServerLiveResponse": {"live": "1:bool"},
+    "ServerLiveResponse": {"live": "bool"},
     "ServerReadyRequest": {},
-    "ServerReadyResponse": {"ready": "1:bool"},
-    "ModelReadyRequest": {"name": "1:string", "version": "2:string"},
-    "ModelReadyResponse": {"ready": "1:bool"},
+    "ServerReadyResponse": {"ready": "bool"},
+    "ModelReadyRequest": _NAMED,
+    "ModelReadyResponse": {"ready": "bool"},
     "ServerMetadataRequest": {},
-    "ServerMetadataResponse": {"name": "1:string", "version": "2:string", "extensions": "3:*string"},
-    "ModelMetadataRequest": {"name": "1:string", "version": "2:string"},
+    "ServerMetadataResponse": {**_NAMED, "extensions": "*string"},
+    "ModelMetadataRequest": _NAMED,
     "ModelMetadataResponse": {
-        "name": "1:string",
-        "versions": "2:*string",
-        "platform": "3:string",
-        "inputs": "4:*ModelMetadataResponse.TensorMetadata",
-        "outputs": "5:*ModelMetadataResponse.TensorMetadata",
+        "name": "string",
+        "versions": "*string",
+        "platform": "string",
+        "inputs": "*ModelMetadataResponse.TensorMetadata",
+        "outputs": "*ModelMetadataResponse.TensorMetadata",
     },
-    "ModelMetadataResponse.TensorMetadata": {"name": "1:string", "datatype": "2:string", "shape": "3:*int64"},
-    "InferParameter": {
-        "bool_param": "1:bool",
-        "int64_param": "2:int64",
-        "string_param": "3:string",
-        "double_param": "4:double",
-        "uint64_param": "5:uint64",
-    },
+    "ModelMetadataResponse.TensorMetadata": _DESCRIBED,
+    "InferParameter": {**_CHOICES, "double_param": "double", "uint64_param": "uint64"},
     "InferTensorContents": {
-        "bool_contents": "1:*bool",
-        "int_contents": "2:*int32",
-        "int64_contents": "3:*int64",
-        "uint_contents": "4:*uint32",
-        "uint64_contents": "5:*uint64",
-        "fp32_contents": "6:*float",
-        "fp64_contents": "7:*double",
-        "bytes_contents": "8:*bytes",
+        "bool_contents": "*bool",
+        "int_contents": "*int32",
+        "int64_contents": "*int64",
+        "uint_contents": "*uint32",
+        "uint64_contents": "*uint64",
+        "fp32_contents": "*float",
+        "fp64_contents": "*double",
+        "bytes_contents": "*bytes",
     },
     "ModelInferRequest": {
-        "model_name": "1:string",
-        "model_version": "2:string",
-        "id": "3:string",
-        "parameters": f"4:{_PARAMETERS}",
-        "inputs": "5:*ModelInferRequest.InferInputTensor",
-        "outputs": "6:*ModelInferRequest.InferRequestedOutputTensor",
-        "raw_input_contents": "7:*bytes",
+        **_OF_A_MODEL,
+        "inputs": "*ModelInferRequest.InferInputTensor",
+        "outputs": "*ModelInferRequest.InferRequestedOutputTensor",
+        "raw_input_contents": "*bytes",
     },
-    "ModelInferRequest.InferInputTensor": {
-        "name": "1:string",
-        "datatype": "2:string",
-        "shape": "3:*int64",
-        "parameters": f"4:{_PARAMETERS}",
-        "contents": "5:InferTensorContents",
-    },
-    "ModelInferRequest.InferRequestedOutputTensor": {"name": "1:string", "parameters": f"2:{_PARAMETERS}"},
+    "ModelInferRequest.InferInputTensor": _TENSOR,
+    "ModelInferRequest.InferRequestedOutputTensor": {"name": "string", "parameters": _PARAMETERS},
     "ModelInferResponse": {
-        "model_name": "1:string",
-        "model_version": "2:string",
-        "id": "3:string",
-        "parameters": f"4:{_PARAMETERS}",
-        "outputs": "5:*ModelInferResponse.InferOutputTensor",
-        "raw_output_contents": "6:*bytes",
+        **_OF_A_MODEL,
+        "outputs": "*ModelInferResponse.InferOutputTensor",
+        "raw_output_contents": "*bytes",
     },
-    "ModelInferResponse.InferOutputTensor": {
-        "name": "1:string",
-        "datatype": "2:string",
-        "shape": "3:*int64",
-        "parameters": f"4:{_PARAMETERS}",
-        "contents": "5:InferTensorContents",
-    },
-    "ModelRepositoryParameter": {
-        "bool_param": "1:bool",
-        "int64_param": "2:int64",
-        "string_param": "3:string",
-        "bytes_param": "4:bytes",
-    },
-    "RepositoryIndexRequest": {"repository_name": "1:string", "ready": "2:bool"},
-    "RepositoryIndexResponse": {"models": "1:*RepositoryIndexResponse.ModelIndex"},
-    "RepositoryIndexResponse.ModelIndex": {
-        "name": "1:string",
-        "version": "2:string",
-        "state": "3:string",
-        "reason": "4:string",
-    },
-    "RepositoryModelLoadRequest": {
-        "repository_name": "1:string",
-        "model_name": "2:string",
-        "parameters": f"3:{_REPOSITORY_PARAMETERS}",
-    },
+    "ModelInferResponse.InferOutputTensor": _TENSOR,
+    "ModelRepositoryParameter": {**_CHOICES, "bytes_param": "bytes"},
+    "RepositoryIndexRequest": {"repository_name": "string", "ready": "bool"},
+    "RepositoryIndexResponse": {"models": "*RepositoryIndexResponse.ModelIndex"},
+    "RepositoryIndexResponse.ModelIndex": {**_NAMED, "state": "string", "reason": "string"},
+    "RepositoryModelLoadRequest": _CHANGE,
     "RepositoryModelLoadResponse": {},
-    "RepositoryModelUnloadRequest": {
-        "repository_name": "1:string",
-        "model_name": "2:string",
-        "parameters": f"3:{_REPOSITORY_PARAMETERS}",
-    },
+    "RepositoryModelUnloadRequest": _CHANGE,
     "RepositoryModelUnloadResponse": {},
 }
 
-METHODS = (
-    "ServerLive",
-    "ServerReady",
-    "ModelReady",
-    "ServerMetadata",
-    "ModelMetadata",
-    "ModelInfer",
-    "RepositoryIndex",
-    "RepositoryModelLoad",
-    "RepositoryModelUnload",
-)
+METHODS = [name.removesuffix("Request") for name in MESSAGES if name.endswith("Request")]
 """Each takes ``<method>Request`` and gives ``<method>Response``."""
 
 ONE_OF = {"InferParameter": "parameter_choice", "ModelRepositoryParameter": "parameter_choice"}
@@ -139,22 +92,21 @@ def _file() -> descriptor_pb2.FileDescriptorProto:
         made[name] = message
         if name in ONE_OF:
             message.oneof_decl.add(name=ONE_OF[name])
-        for field, text in fields.items():
-            _add_field(message, name, field, text)
+        for field, kind in fields.items():
+            _add_field(message, name, field, kind)
     return file
 
 
-def _add_field(message: descriptor_pb2.DescriptorProto, owner: str, name: str, text: str) -> None:
-    number, kind = text.split(":")
-    field = message.field.add(name=name, number=int(number), label=_Field.LABEL_OPTIONAL)
+def _add_field(message: descriptor_pb2.DescriptorProto, owner: str, name: str, kind: str) -> None:
+    field = message.field.add(name=name, number=len(message.field) + 1, label=_Field.LABEL_OPTIONAL)
     if kind.startswith("*"):
         field.label, kind = _Field.LABEL_REPEATED, kind[1:]
     if kind.startswith("map<"):
         # A map is a repeated message of a key and a value, by this very name.
         entry = message.nested_type.add(name="ParametersEntry")
         entry.options.map_entry = True
-        _add_field(entry, "", "key", "1:string")
-        _add_field(entry, "", "value", f"2:{kind[4:-1]}")
+        _add_field(entry, "", "key", "string")
+        _add_field(entry, "", "value", kind[4:-1])
         kind = f"{owner}.ParametersEntry"
     if kind[0].isupper():
         field.type, field.type_name = _Field.TYPE_MESSAGE, f".{PACKAGE}.{kind}"

@@ -3,56 +3,45 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from prunedeploy_engines.serving.core.error_frames import drop_frames
 from prunedeploy_engines.serving.core.errors import (
     InvalidRequestError,
     ModelUnavailableError,
     ServingError,
     UnauthorisedError,
+    drop_frames,
 )
-from prunedeploy_engines.serving.core.limits import HeldBody
-from prunedeploy_engines.serving.core.models import SERVER
-from prunedeploy_engines.serving.core.repository import ModelRepository
-from prunedeploy_engines.serving.core.service import Service, service_of
-from prunedeploy_engines.serving.core.settings import ServingSettings
+from prunedeploy_engines.serving.core.service import SERVER, Service, refuse_content
 from prunedeploy_engines.serving.grpc.messages import METHODS, SERVICE, message_type
 from prunedeploy_engines.serving.grpc.tensors import read_request, write_answer
-from prunedeploy_engines.serving.http.v2_routes import load, refuse_content, unload
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, request_id
 
 _OPEN = {"ServerLive", "ServerReady"}
 _log = logging.getLogger(__name__)
 
 Context = Any  # grpc.aio.ServicerContext, which has no types
-Method = Callable[[Any, RequestNotes, Context], Awaitable[Any]]
 
 
-def add_grpc(server: grpc.aio.Server, repository: ModelRepository, settings: ServingSettings) -> None:
+def add_grpc(server: grpc.aio.Server, service: Service) -> None:
     """Add the service to a server that was not started yet.
 
     Args:
         server: Its options bound the size of messages.
-        repository: Its models may be loaded before or after.
-        settings: The server's settings.
-
-    Raises:
-        ConfigError: Traces are asked for, and OpenTelemetry is not installed.
+        service: Answers the requests.
     """
-    service = service_of(repository, settings)
     methods = _Methods(service)
-    handlers = {}
-    for name in METHODS:
-        answering = _Answering(name, getattr(methods, name), service).answer
-        # Bytes go in, so that a message which is none is refused in words and not by the library.
-        handlers[name] = grpc.unary_unary_rpc_method_handler(answering, None, _serialised)
+    # Bytes go in, so that a message which is none is refused in words and not by the library.
+    handlers = {
+        name: grpc.unary_unary_rpc_method_handler(partial(methods.answer, name), None, _serialised) for name in METHODS
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
 
@@ -60,38 +49,35 @@ def _serialised(message: Any) -> bytes:
     return message.SerializeToString()
 
 
-class _Answering:
-    """One method with all that stands around it: token, limits, errors, notes."""
+class _Methods:
+    """The methods, by their names in the protocol, and what stands around each: token, limits, errors, notes."""
 
-    def __init__(self, name: str, method: Method, service: Service) -> None:
-        self._name = name
-        self._method = method
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._request = message_type(f"{name}Request")
 
-    async def answer(self, data: bytes, context: Context) -> Any:
+    async def answer(self, name: str, data: bytes, context: Context) -> Any:
         """Answer one request; whatever is raised inside becomes a status."""
         metadata = dict(context.invocation_metadata() or ())
         notes = RequestNotes(
-            request_id(_text(metadata, "x-request-id")),
-            "grpc",
-            self._name,
-            trace_parent=_text(metadata, "traceparent") or "",
+            request_id(_text(metadata, "x-request-id")), "grpc", name, trace_parent=_text(metadata, "traceparent")
         )
         status, line = "CANCELLED", ""
         message = None
         try:
             await context.send_initial_metadata((("x-request-id", notes.request_id),))
-            if self._name not in _OPEN and not self._service.token.opens(metadata.get("authorization")):
+            if name not in _OPEN and not self._service.token.opens(metadata.get("authorization")):
                 raise UnauthorisedError("the token is missing or wrong", "authorization", "send Bearer TOKEN")
-            if self._service.models.repository.stopping:
+            if self._service.repository.stopping:
                 # HTTP can say with an answer that it was the last one; here only a refusal sends a client elsewhere.
                 raise ModelUnavailableError("the server is stopping")
-            with HeldBody(self._service.budget) as held:
-                held.add(len(data))
-                message = self._parsed(data)
+            with self._service.budget.held() as take:
+                take(len(data))
+                try:
+                    message = message_type(f"{name}Request").FromString(data)
+                except DecodeError:
+                    raise InvalidRequestError(f"the message is no {name}Request") from None
                 del data  # its many bytes are in the message now
-                answer = await self._method(message, notes, context)
+                answer = await getattr(self, name)(message, notes, context)
             status = "OK"
             return answer
         except ServingError as error:
@@ -112,28 +98,15 @@ class _Answering:
         message = None
         await context.abort(grpc.StatusCode[status], line)
 
-    def _parsed(self, data: bytes) -> Any:
-        try:
-            return self._request.FromString(data)
-        except DecodeError:
-            raise InvalidRequestError(f"the message is no {self._name}Request") from None
-
-
-class _Methods:
-    """The methods, by their names in the protocol."""
-
-    def __init__(self, service: Service) -> None:
-        self._models = service.models
-
     async def ServerLive(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
         return _answer("ServerLive", live=True)
 
     async def ServerReady(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
-        return _answer("ServerReady", ready=self._models.repository.ready())
+        return _answer("ServerReady", ready=self._service.repository.ready())
 
     async def ModelReady(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
         try:
-            self._models.get(message.name, message.version or None)
+            self._service.get(message.name, message.version or None)
         except ModelUnavailableError:  # this question has an answer of its own for it
             return _answer("ModelReady", ready=False)
         return _answer("ModelReady", ready=True)
@@ -142,34 +115,26 @@ class _Methods:
         return _answer("ServerMetadata", **SERVER)
 
     async def ModelMetadata(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
-        return _answer("ModelMetadata", **self._models.metadata(message.name, message.version or None))
+        return _answer("ModelMetadata", **self._service.metadata(message.name, message.version or None))
 
     async def ModelInfer(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
-        self._models.get(message.model_name, message.model_version or None)
+        self._service.get(message.model_name, message.model_version or None)
         asked = read_request(message)
-        answer = await self._models.infer(asked, notes, context.time_remaining())
-        begun = time.monotonic()
-        written = write_answer(answer)
-        if notes.times is not None:
-            notes.times.encode_s = time.monotonic() - begun
-        return written
+        outputs = await self._service.infer(asked, notes, context.time_remaining())
+        with notes.encoding():
+            return write_answer(asked, outputs)
 
     async def RepositoryIndex(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
-        states = [state for state in self._models.index() if state.state == "READY" or not message.ready]
-        listed = [
-            {"name": state.name, "version": state.version, "state": state.state, "reason": state.reason}
-            for state in states
-        ]
-        return _answer("RepositoryIndex", models=listed)
+        return _answer("RepositoryIndex", models=[asdict(state) for state in self._service.index(message.ready)])
 
     async def RepositoryModelLoad(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
         refuse_content(message.parameters)
-        await load(self._models, message.model_name)
+        await self._service.load(message.model_name)
         return _answer("RepositoryModelLoad")
 
     async def RepositoryModelUnload(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
         refuse_content(message.parameters)
-        await unload(self._models, message.model_name)
+        await self._service.unload(message.model_name)
         return _answer("RepositoryModelUnload")
 
 
@@ -177,6 +142,6 @@ def _answer(method: str, **fields: Any) -> Any:
     return message_type(f"{method}Response")(**fields)
 
 
-def _text(metadata: Mapping[str, Any], key: str) -> str | None:
+def _text(metadata: Mapping[str, Any], key: str) -> str:
     value = metadata.get(key)
-    return value if isinstance(value, str) else None
+    return value if isinstance(value, str) else ""

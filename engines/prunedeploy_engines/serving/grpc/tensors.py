@@ -10,17 +10,16 @@ import numpy.typing as npt
 
 from prunedeploy_engines.serving.core.errors import InvalidRequestError
 from prunedeploy_engines.serving.core.limits import element_count
+from prunedeploy_engines.serving.core.served_model import VERSION
 from prunedeploy_engines.serving.core.tensors import (
     BYTES,
     DATATYPES,
     NUMPY_TYPES,
-    InferAnswer,
     InferRequest,
     InputTensor,
     RequestedOutput,
     check_datatype,
-    raw_array,
-    raw_elements,
+    raw_data,
 )
 from prunedeploy_engines.serving.grpc.messages import message_type
 
@@ -32,8 +31,6 @@ _CONTENTS = {
     "INT64": "int64_contents",
     BYTES: "bytes_contents",
 }
-
-_ModelInferResponse = message_type("ModelInferResponse")
 
 
 def read_request(message: Any) -> InferRequest:
@@ -53,26 +50,18 @@ def read_request(message: Any) -> InferRequest:
             if refused in output.parameters:
                 raise InvalidRequestError(f"outputs[{index}].parameters.{refused} is not offered")
     outputs = [RequestedOutput(output.name, binary=True) for output in message.outputs]
-    parameters = read_parameters(message.parameters)
+    chosen = {name: parameter.WhichOneof("parameter_choice") for name, parameter in message.parameters.items()}
+    # One without a value is left out.
+    parameters = {name: getattr(message.parameters[name], choice) for name, choice in chosen.items() if choice}
     return InferRequest(
         message.model_name, message.model_version or None, message.id, inputs, outputs or None, parameters
     )
 
 
-def read_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values of a map of ``InferParameter``; one without a value is left out."""
-    read = {}
-    for name, parameter in parameters.items():
-        choice = parameter.WhichOneof("parameter_choice")
-        if choice is not None:
-            read[name] = getattr(parameter, choice)
-    return read
-
-
-def write_answer(answer: InferAnswer) -> Any:
+def write_answer(request: InferRequest, outputs: Mapping[str, npt.NDArray[Any]]) -> Any:
     """Write a ``ModelInferResponse``, the tensors as raw bytes."""
-    message = _ModelInferResponse(model_name=answer.model, model_version=answer.version, id=answer.id)
-    for name, array in answer.outputs.items():
+    message = message_type("ModelInferResponse")(model_name=request.model, model_version=VERSION, id=request.id)
+    for name, array in outputs.items():
         message.outputs.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
         message.raw_output_contents.append(array.tobytes())
     return message
@@ -84,18 +73,15 @@ def _input(tensor: Any, where: str, raw: bytes | None) -> InputTensor:
     count = element_count(list(shape), f"{where}.shape")
     if "shared_memory_region" in tensor.parameters:
         raise InvalidRequestError(f"{where}.parameters.shared_memory_region: shared memory is not offered")
-    data: npt.NDArray[Any] | list[bytes | memoryview]
     if raw is not None:
         if tensor.HasField("contents"):
             raise InvalidRequestError(f"{where} has both contents and raw_input_contents")
-        data = raw_elements(raw, count, where) if datatype == BYTES else raw_array(datatype, shape, count, raw, where)
-        return InputTensor(tensor.name, datatype, shape, data)
+        return InputTensor(tensor.name, datatype, shape, raw_data(datatype, shape, count, raw, where))
     given = getattr(tensor.contents, _CONTENTS[datatype])
     if len(given) != count:
         raise InvalidRequestError(f"{where}.contents has {len(given)} elements of {datatype}, its shape makes {count}")
     if datatype == BYTES:
         return InputTensor(tensor.name, datatype, shape, list(given))
-    dtype = np.dtype(NUMPY_TYPES[datatype])
     if datatype == "UINT8" and count and max(given) > 255:
         raise InvalidRequestError(f"{where}.contents has a number that is out of the range of UINT8")
-    return InputTensor(tensor.name, datatype, shape, np.array(given, dtype).reshape(shape))
+    return InputTensor(tensor.name, datatype, shape, np.array(given, NUMPY_TYPES[datatype]).reshape(shape))

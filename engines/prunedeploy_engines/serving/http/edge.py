@@ -8,8 +8,7 @@ import logging
 import math
 from typing import TYPE_CHECKING, Any
 
-from prunedeploy_engines.serving.core.error_frames import drop_frames
-from prunedeploy_engines.serving.core.errors import OverloadedError, ServingError, UnauthorisedError
+from prunedeploy_engines.serving.core.errors import OverloadedError, ServingError, UnauthorisedError, drop_frames
 from prunedeploy_engines.serving.core.security import HEADERS, is_open
 from prunedeploy_engines.serving.core.service import Service
 from prunedeploy_engines.serving.http.request import NOTES
@@ -32,18 +31,13 @@ class HttpEdge:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
-        self._token = service.token
-        self._telemetry = service.telemetry
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever is raised inside becomes an answer too."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id")
         notes = RequestNotes(
-            request_id(None if given is None else given.decode("latin-1")),
+            request_id(headers.get(b"x-request-id", b"").decode("latin-1")),
             trace_parent=headers.get(b"traceparent", b"").decode("latin-1"),
         )
         scope[NOTES] = notes
@@ -71,12 +65,12 @@ class HttpEdge:
 
         try:
             try:
-                if not is_open(scope["path"]) and not self._token.opens(headers.get(b"authorization")):
+                if not is_open(scope["path"]) and not self._service.token.opens(headers.get(b"authorization")):
                     raise UnauthorisedError("the token is missing or wrong", "Authorization", "send Bearer TOKEN")
                 await self._app(scope, counted_receive, finished_send)
             except ServingError as error:
                 notes.error = error.kind
-                if error.status >= 500 and error.kind == "internal":
+                if error.kind == "internal":
                     _log.error("request %s failed: %s", notes.request_id, error)
                 drop_frames(error)
                 await refuse(finished_send, error.status, str(error), **_extra_headers(error))
@@ -92,11 +86,9 @@ class HttpEdge:
                 drop_frames(error)
                 await refuse(finished_send, 500, f"the server failed; its log says more of request {notes.request_id}")
         finally:
-            if notes.route == "none" and status < 400 and is_open(scope["path"]):
-                notes.route = scope["path"]
             if status >= 400 and not notes.error:
                 notes.error = "no-such-route"
-            self._telemetry.answered(notes, str(status))
+            self._service.telemetry.answered(notes, str(status))
 
 
 def _extra_headers(error: ServingError) -> dict[str, str]:

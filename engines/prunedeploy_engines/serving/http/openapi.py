@@ -28,6 +28,13 @@ _FRACTION = {"type": "number", "minimum": 0, "maximum": 1}
 _OPEN_OBJECT = {"type": "object"}
 
 
+def _parameter(name: str, where: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"name": name, "in": where, "required": False, "schema": schema, "description": text}
+
+
+_TIMEOUT = _parameter("X-Request-Timeout", "header", {"type": "number", "exclusiveMinimum": 0}, "Deadline in seconds")
+
+
 def openapi_document(settings: ServingSettings) -> dict[str, Any]:
     """Describe every address but those of the page.
 
@@ -55,10 +62,6 @@ def openapi_document(settings: ServingSettings) -> dict[str, Any]:
         ready = _operation("It answers", 404, 503, answer="ModelReady")
         paths[f"{base}/ready"] = {"parameters": parameters, "get": ready}
         paths[f"{base}/infer"] = {"parameters": parameters, "post": _infer()}
-    if settings.token is None:
-        security: list[Any] = []
-    else:
-        security = [{"token": []}]
     return {
         "openapi": "3.1.0",
         "info": {
@@ -66,7 +69,7 @@ def openapi_document(settings: ServingSettings) -> dict[str, Any]:
             "version": __version__,
             "description": "Detectors behind the Open Inference Protocol (KServe V2), and images in, detections out.",
         },
-        "security": security,
+        "security": [] if settings.token is None else [{"token": []}],
         "paths": paths,
         "components": {"schemas": _schemas(), "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
     }
@@ -100,10 +103,7 @@ def _infer() -> dict[str, Any]:
     operation["responses"]["200"]["content"][BINARY] = {}
     length = {"type": "integer", "minimum": 0, "maximum": _LONGEST}
     text = "Length of the JSON in front of tensors' bytes"
-    operation["parameters"] = [
-        {"name": HEADER, "in": "header", "required": False, "schema": length, "description": text},
-        _timeout(),
-    ]
+    operation["parameters"] = [_parameter(HEADER, "header", length, text), _TIMEOUT]
     return operation
 
 
@@ -124,34 +124,29 @@ def _detect() -> dict[str, Any]:
     for kind in ("image/png", "image/jpeg"):
         operation["responses"]["200"]["content"][kind] = picture
     operation["parameters"] = [
-        _query("model", _STRING, "Name of the model; the first one if it is not given"),
-        _query("score_threshold", _FRACTION, "Detections have a higher score; the bundle's if it is not given"),
-        _query("iou_threshold", _FRACTION, "For suppression; the bundle's if it is not given"),
-        _timeout(),
+        _parameter("model", "query", _STRING, "Name of the model; the first one if it is not given"),
+        _parameter(
+            "score_threshold", "query", _FRACTION, "Detections have a higher score; the bundle's if it is not given"
+        ),
+        _parameter("iou_threshold", "query", _FRACTION, "For suppression; the bundle's if it is not given"),
+        _TIMEOUT,
     ]
     return operation
-
-
-def _timeout() -> dict[str, Any]:
-    schema = {"type": "number", "exclusiveMinimum": 0}
-    text = "Deadline in seconds"
-    return {"name": "X-Request-Timeout", "in": "header", "required": False, "schema": schema, "description": text}
 
 
 def _path(name: str) -> dict[str, Any]:
     return {"name": name, "in": "path", "required": True, "schema": {**_STRING, "minLength": 1}}
 
 
-def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
-    return {"name": name, "in": "query", "required": False, "schema": schema, "description": text}
-
-
 def _ref(name: str) -> dict[str, Any]:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
-def _object(required: str, **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "required": required.split(), "properties": properties}
+def _object(required: str = "", **properties: Any) -> dict[str, Any]:
+    """An object; a property that is required, and of which nothing else is said, is a string."""
+    names = required.split()
+    strings = {name: _STRING for name in names if name not in properties}
+    return {"type": "object", "required": names, "properties": {**strings, **properties}}
 
 
 def _list_of(items: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -159,75 +154,52 @@ def _list_of(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def _schemas() -> dict[str, Any]:
-    whole = {"type": "integer"}
     side = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
+    number = {"type": "number"}
     datatype = {"enum": ["FP32", "UINT8", "INT32", "INT64", "BYTES"]}
-    described = _object("name datatype shape", name=_STRING, datatype=datatype, shape=_list_of(whole))
-    tensor = _object(
-        "name datatype shape",
-        name=_STRING,
-        datatype=datatype,
-        shape=_list_of(side, maxItems=8),
-        parameters=_OPEN_OBJECT,
-        data=_list_of({}),
-    )
-    state = _object("name version state reason", name=_STRING, version=_STRING, state=_STRING, reason=_STRING)
-    detection = _object(
-        "box score class_id class",
-        box=_list_of({"type": "number"}, minItems=4, maxItems=4),
-        score=_FRACTION,
-        class_id=side,
-        **{"class": _STRING},
-    )
+    described = _object("name datatype shape", datatype=datatype, shape=_list_of({"type": "integer"}))
+    shape = _list_of(side, maxItems=8)
+    tensor = _object("name datatype shape", datatype=datatype, shape=shape, parameters=_OPEN_OBJECT, data=_list_of({}))
+    box = _list_of(number, minItems=4, maxItems=4)
+    detection = _object("box score class_id class", box=box, score=_FRACTION, class_id=side, **{"class": _STRING})
     image = _object("width height detections", width=side, height=side, detections=_list_of(detection))
+    parameters = _object(timeout={"type": "integer", "minimum": 0}, binary_data_output={"type": "boolean"})
+    unload = {
+        "type": "object",
+        "properties": {"unload_dependents": {"type": "boolean"}},
+        "additionalProperties": False,
+    }
+    any_model = {"type": "object", "required": ["name", "version", "state", "reason"], "properties": {}}
     always = {"const": True}
     return {
-        "Error": _object("error", error=_STRING),
+        "Error": _object("error"),
         "Anything": _OPEN_OBJECT,
         "Live": _object("live", live=always),
         "Ready": _object("ready", ready=always),
-        "ModelReady": _object("name ready", name=_STRING, ready=always),
-        "ServerMetadata": _object(
-            "name version extensions", name=_STRING, version=_STRING, extensions=_list_of(_STRING)
-        ),
+        "ModelReady": _object("name ready", ready=always),
+        "ServerMetadata": _object("name version extensions", extensions=_list_of(_STRING)),
         "Metadata": _object(
             "name versions platform inputs outputs",
-            name=_STRING,
             versions=_list_of(_STRING),
             platform=_STRING,
             inputs=_list_of(described),
             outputs=_list_of(described),
         ),
-        "IndexRequest": _object("", ready={"type": "boolean"}, parameters={"type": "object", "maxProperties": 0}),
-        "Index": _list_of(state),
-        "RepositoryRequest": _object(
-            "",
-            parameters={
-                "type": "object",
-                "properties": {"unload_dependents": {"type": "boolean"}},
-                "additionalProperties": False,
-            },
-        ),
+        "IndexRequest": _object(ready={"type": "boolean"}, parameters={"type": "object", "maxProperties": 0}),
+        "Index": _list_of(_object("name version state reason")),
+        "RepositoryRequest": _object(parameters=unload),
         "InferRequest": _object(
             "inputs",
             id=_STRING,
-            parameters=_object("", timeout={"type": "integer", "minimum": 0}, binary_data_output={"type": "boolean"}),
+            parameters=parameters,
             inputs=_list_of(tensor, minItems=1, maxItems=1),
-            outputs=_list_of(_object("name", name=_STRING, parameters=_OPEN_OBJECT)),
+            outputs=_list_of(_object("name", parameters=_OPEN_OBJECT)),
         ),
-        "InferResponse": _object(
-            "model_name model_version outputs",
-            model_name=_STRING,
-            model_version=_STRING,
-            id=_STRING,
-            outputs=_list_of(tensor),
-        ),
+        "InferResponse": _object("model_name model_version outputs", id=_STRING, outputs=_list_of(tensor)),
         "DetectResponse": _object(
             "model version images times_ms",
-            model=_STRING,
-            version=_STRING,
             images=_list_of(image, minItems=1),
-            times_ms={"type": "object", "additionalProperties": {"type": "number"}},
+            times_ms={"type": "object", "additionalProperties": number},
         ),
-        "Models": _object("models", models=_list_of(_object("name version state reason"))),
+        "Models": _object("models", models=_list_of(any_model)),
     }

@@ -6,27 +6,46 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from prunedeploy_engines.serving.core.errors import InvalidRequestError
 from prunedeploy_engines.serving.core.limits import element_count, parse_json
+from prunedeploy_engines.serving.core.served_model import VERSION
 from prunedeploy_engines.serving.core.tensors import (
     BYTES,
     DATATYPES,
     NUMPY_TYPES,
-    InferAnswer,
+    Data,
     InferRequest,
     InputTensor,
     RequestedOutput,
     check_datatype,
-    raw_array,
-    raw_elements,
+    raw_data,
 )
 
 HEADER = "Inference-Header-Content-Length"
+
+Kind = TypeVar("Kind")
+_IS_NOT: dict[type, str] = {
+    dict: "is not a JSON object",
+    list: "is not a list",
+    str: "is not a string",
+    bool: "is neither true nor false",
+}
+
+
+def of_kind(kind: type[Kind], value: Any, where: str) -> Kind:
+    """Refuse a value of JSON of another kind than ``dict``, ``list``, ``str`` or ``bool``.
+
+    Raises:
+        InvalidRequestError: It is.
+    """
+    if not isinstance(value, kind):
+        raise InvalidRequestError(f"{where} {_IS_NOT[kind]}")
+    return value
 
 
 def read_request(
@@ -53,26 +72,24 @@ def read_request(
         if length > len(body):
             raise InvalidRequestError(f"{HEADER} is more than the {len(body)} bytes of the body")
     view = memoryview(body)
-    document = _mapping(parse_json(view[:length], max_depth), "the body")
-    parameters = _mapping(document.get("parameters", {}), "parameters")
-    request_id = document.get("id", "")
-    if not isinstance(request_id, str):
-        raise InvalidRequestError("id is not a string")
+    document = of_kind(dict, parse_json(view[:length], max_depth), "the body")
+    parameters = of_kind(dict, document.get("parameters", {}), "parameters")
+    request_id = of_kind(str, document.get("id", ""), "id")
     inputs, rest = [], view[length:]
-    for index, one in enumerate(_list(document.get("inputs"), "inputs")):
-        tensor, rest = _input(_mapping(one, f"inputs[{index}]"), f"inputs[{index}]", rest)
+    for index, one in enumerate(of_kind(list, document.get("inputs"), "inputs")):
+        tensor, rest = _input(one, f"inputs[{index}]", rest)
         inputs.append(tensor)
     if len(rest):
         raise InvalidRequestError(f"the body has {len(rest)} bytes more than its inputs")
-    binary = _flag(parameters, "binary_data_output", False)
+    binary = of_kind(bool, parameters.get("binary_data_output", False), "parameters.binary_data_output")
     outputs = None
     if document.get("outputs"):
-        listed = enumerate(_list(document["outputs"], "outputs"))
-        outputs = [_output(_mapping(one, f"outputs[{index}]"), f"outputs[{index}]", binary) for index, one in listed]
+        listed = enumerate(of_kind(list, document["outputs"], "outputs"))
+        outputs = [_output(one, f"outputs[{index}]", binary) for index, one in listed]
     return InferRequest(model, version, request_id, inputs, outputs, {**parameters, "binary_data_output": binary})
 
 
-def write_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int | None]:
+def write_answer(request: InferRequest, arrays: Mapping[str, npt.NDArray[Any]]) -> tuple[bytes, int | None]:
     """Write an answer, each output as the request asked for it.
 
     Returns:
@@ -84,7 +101,7 @@ def write_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int
     everything = bool(request.parameters.get("binary_data_output"))
     binary = {output.name: output.binary for output in request.outputs or ()}
     outputs, behind = [], []
-    for name, array in answer.outputs.items():
+    for name, array in arrays.items():
         entry: dict[str, Any] = {"name": name, "datatype": DATATYPES[array.dtype], "shape": list(array.shape)}
         if binary.get(name, everything):
             entry["parameters"] = {"binary_data_size": array.nbytes}
@@ -97,9 +114,9 @@ def write_answer(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int
                 )
             entry["data"] = array.ravel().tolist()
         outputs.append(entry)
-    document: dict[str, Any] = {"model_name": answer.model, "model_version": answer.version, "outputs": outputs}
-    if answer.id:
-        document["id"] = answer.id
+    document: dict[str, Any] = {"model_name": request.model, "model_version": VERSION, "outputs": outputs}
+    if request.id:
+        document["id"] = request.id
     text = json.dumps(document, separators=(",", ":")).encode()
     if not behind:
         return text, None
@@ -111,29 +128,28 @@ def _as_bytes(array: npt.NDArray[Any]) -> memoryview | bytes:
     return array.data.cast("B") if array.flags.c_contiguous and array.size else array.tobytes()
 
 
-def _input(entry: Mapping[str, Any], where: str, rest: memoryview) -> tuple[InputTensor, memoryview]:
+def _input(given: Any, where: str, rest: memoryview) -> tuple[InputTensor, memoryview]:
     """One input, and the bytes that are left behind it."""
-    name = entry.get("name")
-    if not isinstance(name, str):
-        raise InvalidRequestError(f"{where}.name is not a string")
+    entry = of_kind(dict, given, where)
+    name = of_kind(str, entry.get("name"), f"{where}.name")
     datatype = check_datatype(entry.get("datatype"), f"{where}.datatype")
     count = element_count(entry.get("shape"), f"{where}.shape")
     shape = tuple(entry["shape"])
-    parameters = _mapping(entry.get("parameters", {}), f"{where}.parameters")
+    parameters = of_kind(dict, entry.get("parameters", {}), f"{where}.parameters")
     if "shared_memory_region" in parameters:
         raise InvalidRequestError(f"{where}.parameters.shared_memory_region: shared memory is not offered")
     size = parameters.get("binary_data_size")
-    data: npt.NDArray[Any] | list[bytes | memoryview]
+    data: Data
     if size is not None:
         if type(size) is not int or not 0 <= size <= len(rest):
             raise InvalidRequestError(f"{where}.parameters.binary_data_size is not a size within the body")
         if "data" in entry:
             raise InvalidRequestError(f"{where} has both data and binary_data_size")
         raw, rest = rest[:size], rest[size:]
-        data = raw_elements(raw, count, where) if datatype == BYTES else raw_array(datatype, shape, count, raw, where)
+        data = raw_data(datatype, shape, count, raw, where)
     else:
-        given = _list(entry.get("data"), f"{where}.data")
-        data = _texts(given, count, where) if datatype == BYTES else _numbers(given, datatype, shape, count, where)
+        listed = of_kind(list, entry.get("data"), f"{where}.data")
+        data = _texts(listed, count, where) if datatype == BYTES else _numbers(listed, datatype, shape, count, where)
     return InputTensor(name, datatype, shape, data), rest
 
 
@@ -143,7 +159,7 @@ def _numbers(given: list[Any], datatype: str, shape: tuple[int, ...], count: int
         array = np.array(given)
     except (ValueError, OverflowError):  # ragged
         raise InvalidRequestError(f"{where}.data is not flat and not nested evenly") from None
-    dtype = np.dtype(NUMPY_TYPES[datatype])
+    dtype = NUMPY_TYPES[datatype]
     if array.size != count or (array.ndim != 1 and array.shape != shape):
         raise InvalidRequestError(f"{where}.data has shape {list(array.shape)}, {where}.shape is {list(shape)}")
     if not count:
@@ -166,31 +182,11 @@ def _texts(given: list[Any], count: int, where: str) -> list[bytes | memoryview]
         raise InvalidRequestError(f"{where}.data has an element that is not a string of base64") from None
 
 
-def _output(entry: Mapping[str, Any], where: str, all_binary: bool) -> RequestedOutput:
-    name = entry.get("name")
-    if not isinstance(name, str):
-        raise InvalidRequestError(f"{where}.name is not a string")
-    parameters = _mapping(entry.get("parameters", {}), f"{where}.parameters")
+def _output(given: Any, where: str, all_binary: bool) -> RequestedOutput:
+    entry = of_kind(dict, given, where)
+    name = of_kind(str, entry.get("name"), f"{where}.name")
+    parameters = of_kind(dict, entry.get("parameters", {}), f"{where}.parameters")
     for refused in ("classification", "shared_memory_region"):
         if parameters.get(refused):
             raise InvalidRequestError(f"{where}.parameters.{refused} is not offered")
-    return RequestedOutput(name, _flag(parameters, "binary_data", all_binary))
-
-
-def _flag(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = parameters.get(name, default)
-    if not isinstance(value, bool):
-        raise InvalidRequestError(f"parameters.{name} is neither true nor false")
-    return value
-
-
-def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise InvalidRequestError(f"{where} is not a JSON object")
-    return value
-
-
-def _list(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise InvalidRequestError(f"{where} is not a list")
-    return value
+    return RequestedOutput(name, of_kind(bool, parameters.get("binary_data", all_binary), "parameters.binary_data"))

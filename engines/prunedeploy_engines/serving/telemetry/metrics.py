@@ -6,57 +6,44 @@ from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
-from prunedeploy_engines.serving.telemetry.stage_times import STAGES
-
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+from prunedeploy_engines.serving.telemetry.request_notes import STAGES, RequestNotes
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """What is counted; an `Observer` of the models, and told of every request when it is answered.
+    """What is counted: told of queues and batches from any thread, and of every request when it is answered.
 
     A label never holds what a client chose: routes are patterns, and models those that exist.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        kept: dict[str, Any] = {"registry": self.registry}
-        self._requests = Counter(
-            "prunedeploy_requests", "Requests answered", ("protocol", "route", "model", "status"), **kept
-        )
-        self._errors = Counter("prunedeploy_errors", "Requests refused or failed", ("protocol", "kind"), **kept)
-        self._seconds = Histogram(
-            "prunedeploy_request_seconds", "From request to answer", ("protocol", "route"), buckets=_SECONDS, **kept
-        )
-        self._stages = Histogram(
-            "prunedeploy_stage_seconds", "Stage of an answered request", ("model", "stage"), buckets=_SECONDS, **kept
-        )
-        self._images = Counter("prunedeploy_images", "Images of answered requests", ("model",), **kept)
-        self._queue = Gauge("prunedeploy_queue_depth", "Images that wait", ("model",), **kept)
-        self._batches = Histogram(
-            "prunedeploy_batch_size", "Images computed together", ("model",), buckets=_SIZES, **kept
-        )
-        self._batch_seconds = Histogram(
-            "prunedeploy_batch_seconds", "Computing a batch", ("model",), buckets=_SECONDS, **kept
-        )
-        self._ready = Gauge("prunedeploy_model_ready", "1 while a model is loaded", ("model",), **kept)
+        kept: dict[str, Any] = {"namespace": "prunedeploy", "registry": self.registry}
+        timed = {"buckets": _SECONDS, **kept}
+        self._requests = Counter("requests", "Requests answered", ("protocol", "route", "model", "status"), **kept)
+        self._errors = Counter("errors", "Requests refused or failed", ("protocol", "kind"), **kept)
+        self._seconds = Histogram("request_seconds", "From request to answer", ("protocol", "route"), **timed)
+        self._stages = Histogram("stage_seconds", "Stage of an answered request", ("model", "stage"), **timed)
+        self._images = Counter("images", "Images of answered requests", ("model",), **kept)
+        self._queue = Gauge("queue_depth", "Images that wait", ("model",), **kept)
+        self._batches = Histogram("batch_size", "Images computed together", ("model",), buckets=_SIZES, **kept)
+        self._batch_seconds = Histogram("batch_seconds", "Computing a batch", ("model",), **timed)
+        self._ready = Gauge("model_ready", "1 while a model is loaded", ("model",), **kept)
 
     def queue_depth(self, model: str, images: int) -> None:
-        """See `Observer`."""
+        """So many images of a model wait now."""
         self._queue.labels(model).set(images)
 
     def batch(self, model: str, images: int, seconds: float) -> None:
-        """See `Observer`."""
+        """A batch was computed."""
         self._batches.labels(model).observe(images)
         self._batch_seconds.labels(model).observe(seconds)
 
     def model_state(self, model: str, ready: bool) -> None:
-        """See `Observer`."""
+        """A model was loaded or unloaded."""
         self._ready.labels(model).set(ready)
 
     def request(self, notes: RequestNotes, status: str, seconds: float) -> None:

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
 
 from prunedeploy_engines.serving.telemetry.logs import log_request
 from prunedeploy_engines.serving.telemetry.metrics import Metrics
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
-
-if TYPE_CHECKING:
-    from prunedeploy_engines.serving.telemetry.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -19,13 +15,21 @@ _log = logging.getLogger(__name__)
 class Telemetry:
     """Tells all three of an answered request.
 
-    Attributes:
-        metrics: Also the observer of the models.
+    Args:
+        metrics: Those that the models tell too.
+        otlp_endpoint: Where traces go; None: nowhere.
+
+    Raises:
+        ConfigError: Traces are asked for, and OpenTelemetry is not installed.
     """
 
-    def __init__(self, metrics: Metrics, tracing: Tracing | None = None) -> None:
+    def __init__(self, metrics: Metrics, otlp_endpoint: str | None) -> None:
         self.metrics = metrics
-        self._tracing = tracing
+        self._tracing = None
+        if otlp_endpoint is not None:
+            from prunedeploy_engines.serving.telemetry.tracing import Tracing, otlp_exporter
+
+            self._tracing = Tracing(otlp_exporter(otlp_endpoint))
 
     def answered(self, notes: RequestNotes, status: str) -> None:
         """Tell of a request whose answer is sent; what goes wrong here concerns nobody's answer."""

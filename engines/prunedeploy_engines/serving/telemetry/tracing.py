@@ -6,11 +6,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from prunedeploy_engines.errors import ConfigError
-from prunedeploy_engines.serving.telemetry.stage_times import STAGES
 from prunedeploy_engines.version import __version__
 
 if TYPE_CHECKING:
-    from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
+    from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, StageTimes
 
 _NEEDED = "traces need OpenTelemetry, which is not installed"
 _FIX = "pip install 'prunedeploy[tracing]', or leave --otlp-endpoint out"
@@ -82,19 +81,14 @@ class Tracing:
         if notes.error:
             span.set_status(self._trace.StatusCode.ERROR, notes.error)
         if notes.times is not None:
-            self._stages(span, notes, start)
+            self._stages(span, notes.times, start)
         span.end(end)
 
-    def shutdown(self) -> None:
-        """Export what is left."""
-        self._provider.shutdown()
-
-    def _stages(self, parent: Any, notes: RequestNotes, start: int) -> None:
+    def _stages(self, parent: Any, times: StageTimes, start: int) -> None:
         """One after the other from the start, as they happened; what lies between them is not told apart."""
         inside = self._trace.set_span_in_context(parent)
-        milliseconds = notes.times.milliseconds() if notes.times is not None else {}
-        for stage in STAGES:
-            length = int(1e6 * milliseconds.get(stage, 0.0))
+        for stage, milliseconds in times.milliseconds().items():
+            length = int(1e6 * milliseconds)
             if length:
                 self._tracer.start_span(stage, inside, start_time=start).end(start + length)
                 start += length

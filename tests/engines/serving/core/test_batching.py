@@ -38,7 +38,7 @@ def test_every_request_gets_the_rows_of_its_own_images(sizes, max_batch, workers
     told = Told()
     left = list(runners)
     batcher = Batcher(
-        "m", left.pop, workers=workers, max_batch=max_batch, max_delay_s=delay, max_queue=200, observer=told
+        "m", left.pop, workers=workers, max_batch=max_batch, max_delay_s=delay, max_queue=200, metrics=told
     )
     batcher.open()
     requests = [pictures(size, seed + number) for number, size in enumerate(sizes)]
@@ -196,7 +196,7 @@ def test_a_runner_that_cannot_be_opened_says_so_and_leaves_no_thread():
         raise EngineError("no such device")
 
     before = threading.active_count()
-    batcher = Batcher("m", refuse, workers=2, max_batch=1, max_delay_s=0, max_queue=1, observer=Told())
+    batcher = Batcher("m", refuse, workers=2, max_batch=1, max_delay_s=0, max_queue=1, metrics=Told())
     with pytest.raises(EngineError, match="no such device"):
         batcher.open()
     assert threading.active_count() == before
@@ -205,7 +205,7 @@ def test_a_runner_that_cannot_be_opened_says_so_and_leaves_no_thread():
 def test_what_one_worker_leaves_another_takes_at_once():
     runners = [Arithmetic(), Arithmetic()]
     left = list(runners)
-    batcher = Batcher("m", left.pop, workers=2, max_batch=4, max_delay_s=0, max_queue=16, observer=Told())
+    batcher = Batcher("m", left.pop, workers=2, max_batch=4, max_delay_s=0, max_queue=16, metrics=Told())
     batcher.open()
     for runner in runners:
         runner.gate.clear()

@@ -72,7 +72,7 @@ def test_every_request_ends_once_and_as_it_should(requests, max_batch, max_queue
         max_batch=max_batch,
         max_delay_s=delay_ms / 1e3,
         max_queue=max_queue,
-        observer=told,
+        metrics=told,
     )
     batcher.open()
     # Every image has one value, its number in 1/1024ths: exact, and below the 0.75 that the runner refuses.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,15 @@ from prunedeploy_engines.serving.core.errors import (
     UnsupportedMediaError,
 )
 from prunedeploy_engines.serving.core.repository import ModelRepository
+from prunedeploy_engines.serving.core.service import Service
 from prunedeploy_engines.serving.core.settings import ServingSettings
+from prunedeploy_engines.serving.core.tensors import InferRequest, InputTensor
+from prunedeploy_engines.serving.telemetry.metrics import Metrics
+from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
-pytest.importorskip("onnxruntime")
+for needed in ("onnxruntime", "prometheus_client"):
+    pytest.importorskip(needed)
 SIZES = [(64, 96), (40, 40), (31, 97), (200, 50)]
 
 
@@ -40,6 +46,16 @@ def picture(number: int) -> np.ndarray:
     height, width = SIZES[number % len(SIZES)]
     blocks = np.random.default_rng(number).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
     return np.ascontiguousarray(blocks.repeat(8, axis=0).repeat(8, axis=1)[:height, :width])
+
+
+async def detected(model: Any, images: list[np.ndarray], score_threshold: float | None = None) -> tuple[list[Any], Any]:
+    """Detections, and the times they took."""
+    files = [encoded(image, "PNG") for image in images]
+    notes = RequestNotes("id")
+    fields = [str(number) for number in range(len(files))]
+    found, pixels = await model.detect(files, fields, score_threshold, None, time.monotonic() + 30, notes)
+    assert all(map(np.array_equal, pixels, images))
+    return found, notes.times
 
 
 def same(found: Any, expected: Any) -> bool:
@@ -68,11 +84,9 @@ def test_detections_are_those_of_the_bundle_whatever_is_batched_with_them(tmp_pa
     async def ask(repository: ModelRepository) -> list[Any]:
         await repository.load("tiny")
         model = repository.get("tiny")
-        return await asyncio.gather(
-            *(model.detect(pictures[start : start + 3], score_threshold=0.55) for start in range(0, 24, 3))
-        )
+        return await asyncio.gather(*(detected(model, pictures[start : start + 3], 0.55) for start in range(0, 24, 3)))
 
-    answers = run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings()), ask)
+    answers = run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings(), Metrics()), ask)
     found = [one for detections, _ in answers for one in detections]
     expected = [bundle.detect(image, score_threshold=0.55) for image in pictures]
     assert sum(map(len, expected)) > 20
@@ -95,7 +109,7 @@ def test_a_model_is_replaced_under_load_without_a_lost_request(tmp_path):
         async def client() -> list[Any]:
             answers = []
             while not stop.is_set():
-                found, _ = await kept.detect([image], score_threshold=0.55)
+                found, _ = await detected(kept, [image], 0.55)
                 answers.append(found[0])
             return answers
 
@@ -107,7 +121,7 @@ def test_a_model_is_replaced_under_load_without_a_lost_request(tmp_path):
         stop.set()
         return [one for answers in await asyncio.gather(*clients) for one in answers], repository.get("tiny")
 
-    answers, now = run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings()), ask)
+    answers, now = run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings(), Metrics()), ask)
     assert now.bundle.class_names == other
     assert all(same(found, expected) for found in answers)
     assert {found.class_names for found in answers} == {CLASS_NAMES, other}
@@ -124,10 +138,10 @@ def test_a_bundle_with_a_changed_byte_is_refused_and_the_loaded_one_stays(tmp_pa
         model.write_bytes(bytes(content))
         with pytest.raises(BundleError, match=r"model\.onnx"):
             await repository.load("tiny")
-        found, _ = await repository.get("tiny").detect([picture(0)])
+        found, _ = await detected(repository.get("tiny"), [picture(0)])
         return found, repository.index()
 
-    found, index = run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings()), ask)
+    found, index = run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings(), Metrics()), ask)
     assert len(found) == 1
     assert [(one.name, one.state) for one in index] == [("tiny", "READY")]
 
@@ -158,7 +172,7 @@ def test_states_follow_load_and_unload(tmp_path):
         repository.stop_being_ready()
         assert not repository.ready()
 
-    run(lambda: ModelRepository({"a": tmp_path / "a", "b": tmp_path / "b"}, ServingSettings()), ask)
+    run(lambda: ModelRepository({"a": tmp_path / "a", "b": tmp_path / "b"}, ServingSettings(), Metrics()), ask)
 
 
 def test_unloading_answers_what_was_accepted(tmp_path):
@@ -168,39 +182,40 @@ def test_unloading_answers_what_was_accepted(tmp_path):
     async def ask(repository: ModelRepository) -> Any:
         await repository.load("tiny")
         model = repository.get("tiny")
-        accepted = asyncio.create_task(model.infer(images))
+        accepted = asyncio.create_task(model.infer(images, time.monotonic() + 30))
         await asyncio.sleep(0)
         await repository.unload("tiny")
         outputs, _ = await accepted
         with pytest.raises(ModelUnavailableError):
-            await model.infer(images)
+            await model.infer(images, time.monotonic() + 30)
         return outputs
 
-    outputs = run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings(max_batch=2)), ask)
+    outputs = run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings(max_batch=2), Metrics()), ask)
     with load_bundle(tmp_path / "bundle").runner() as runner:
         boxes, scores = runner.infer(images)
-    assert np.array_equal(outputs["boxes"], boxes)
-    assert np.allclose(outputs["scores"], scores, rtol=0, atol=1e-6)
+    assert np.array_equal(outputs[0], boxes)
+    assert np.allclose(outputs[1], scores, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "images",
+    ("images", "datatype"),
     [
-        np.zeros((1, 3, 32, 47), np.float32),
-        np.zeros((3, 32, 48), np.float32),
-        np.zeros((0, 3, 32, 48), np.float32),
-        np.zeros((1, 3, 32, 48), np.float64),
+        (np.zeros((1, 3, 32, 47), np.float32), "FP32"),
+        (np.zeros((3, 32, 48), np.float32), "FP32"),
+        (np.zeros((0, 3, 32, 48), np.float32), "FP32"),
+        (np.zeros((1, 3, 32, 48), np.int64), "INT64"),
     ],
 )
-def test_tensors_of_another_shape_or_type_are_refused(tmp_path, images):
+def test_tensors_of_another_shape_or_type_are_refused(tmp_path, images, datatype):
     made_bundle(tmp_path / "bundle")
+    asked = InferRequest("tiny", None, "", [InputTensor("images", datatype, images.shape, images)])
 
     async def ask(repository: ModelRepository) -> None:
         await repository.load("tiny")
-        with pytest.raises(InvalidRequestError, match="images"):
-            await repository.get("tiny").infer(images)
+        with pytest.raises(InvalidRequestError, match="image"):
+            await Service(repository).infer(asked, RequestNotes("id"))
 
-    run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings()), ask)
+    run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings(), Metrics()), ask)
 
 
 def encoded(image: np.ndarray, kind: str) -> bytes:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,16 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from prunedeploy_engines.bundle import Bundle, BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.serving.core import repository as repository_module
-from prunedeploy_engines.serving.core.errors import InvalidRequestError, ModelUnavailableError
+from prunedeploy_engines.serving.core.errors import ModelUnavailableError
 from prunedeploy_engines.serving.core.repository import ModelRepository
 from prunedeploy_engines.serving.core.settings import ServingSettings
+from prunedeploy_engines.serving.telemetry.metrics import Metrics
+from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
-pytest.importorskip("onnxruntime")
+for needed in ("onnxruntime", "prometheus_client"):
+    pytest.importorskip(needed)
 THREADS = ServingSettings(threads=1)
 IMAGES = np.random.default_rng(0).random((2, 3, 32, 48), dtype=np.float32)
 
@@ -29,14 +35,23 @@ IMAGES = np.random.default_rng(0).random((2, 3, 32, 48), dtype=np.float32)
 def made_bundle(folder: Path, height: int = 32, width: int = 48) -> Bundle:
     model = BundleFile(save_tiny_detector(folder.with_suffix(".onnx"), height, width), "onnx", "fp32")
     size = {"height": height, "width": width}
-    return write_bundle(
-        folder, {"model.onnx": model}, class_names=CLASS_NAMES, input=size, overwrite=folder.exists()
-    )
+    return write_bundle(folder, {"model.onnx": model}, class_names=CLASS_NAMES, input=size, overwrite=folder.exists())
+
+
+def soon() -> float:
+    return time.monotonic() + 30
+
+
+async def detected(model: Any, picture: np.ndarray) -> Any:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    (found,), _ = await model.detect([file.getvalue()], ["the body"], None, None, soon(), RequestNotes("id"))
+    return found
 
 
 def serve(folder: Path, what: Callable[[ModelRepository], Awaitable[Any]]) -> Any:
     async def whole() -> Any:
-        repository = ModelRepository({"tiny": folder}, THREADS)
+        repository = ModelRepository({"tiny": folder}, THREADS, Metrics())
         try:
             return await what(repository)
         finally:
@@ -75,7 +90,7 @@ def test_every_request_before_the_end_is_answered_and_every_later_one_refused(tm
         async def client() -> None:
             while not refused:
                 try:
-                    outputs, _ = await model.infer(IMAGES)
+                    outputs, _ = await model.infer(IMAGES, soon())
                 except Exception as error:  # noqa: BLE001 - it is what is looked at
                     refused.append(error)
                     return
@@ -93,8 +108,8 @@ def test_every_request_before_the_end_is_answered_and_every_later_one_refused(tm
     assert all(isinstance(error, ModelUnavailableError) for error in refused)
     assert refused
     for outputs in answered:
-        assert np.allclose(outputs["boxes"], expected[0], rtol=0, atol=1e-5)
-        assert np.allclose(outputs["scores"], expected[1], rtol=0, atol=1e-6)
+        assert np.allclose(outputs[0], expected[0], rtol=0, atol=1e-5)
+        assert np.allclose(outputs[1], expected[1], rtol=0, atol=1e-6)
 
 
 def test_a_load_that_nobody_waits_for_any_more_still_ends(tmp_path, monkeypatch):
@@ -114,8 +129,8 @@ def test_a_load_that_nobody_waits_for_any_more_still_ends(tmp_path, monkeypatch)
         held.go.set()
         await repository.load("tiny")  # comes after the first
         assert repository.ready()
-        outputs, _ = await repository.get("tiny").infer(IMAGES)
-        assert len(outputs["scores"]) == 2
+        outputs, _ = await repository.get("tiny").infer(IMAGES, soon())
+        assert len(outputs[1]) == 2
 
     before = threading.active_count()
     serve(tmp_path / "bundle", ask)
@@ -156,22 +171,20 @@ def test_a_replacement_of_another_size_answers_requests_of_that_size(tmp_path):
     async def ask(repository: ModelRepository) -> Any:
         await repository.load("tiny")
         kept = repository.get("tiny")
-        pending = asyncio.create_task(kept.detect([picture]))
+        pending = asyncio.create_task(detected(kept, picture))
         made_bundle(tmp_path / "bundle", 64, 40)
         await repository.load("tiny")
         await pending
-        with pytest.raises(InvalidRequestError, match="64, 40"):
-            await kept.infer(IMAGES)
-        found, _ = await kept.detect([picture])
-        return (await kept.infer(larger))[0], found[0]
+        found = await detected(kept, picture)
+        return (await repository.get("tiny").infer(larger, soon()))[0], found
 
     outputs, found = serve(tmp_path / "bundle", ask)
     bundle = load_bundle(tmp_path / "bundle")
     with bundle.runner(threads=1) as runner:
         boxes, scores = runner.infer(larger)
         expected = bundle.detect(picture, runner=runner)
-    assert np.array_equal(outputs["boxes"], boxes)
-    assert np.allclose(outputs["scores"], scores, rtol=0, atol=1e-6)
+    assert np.array_equal(outputs[0], boxes)
+    assert np.allclose(outputs[1], scores, rtol=0, atol=1e-6)
     assert np.allclose(found.boxes_xyxy, expected.boxes_xyxy, rtol=0, atol=1e-4)
     assert len(found) == len(expected) > 3
 
@@ -184,7 +197,7 @@ def test_what_was_replaced_or_unloaded_is_released(tmp_path):
         for _ in range(3):
             await repository.load("tiny")
             model = repository.get("tiny")
-            await model.infer(IMAGES)
+            await model.infer(IMAGES, soon())
             gone.append(weakref.ref(model))
             del model
         gc.collect()
@@ -202,7 +215,7 @@ def test_unloading_on_request_leaves_the_server_ready_for_the_others_and_failure
     made_bundle(tmp_path / "b")
 
     async def ask() -> None:
-        repository = ModelRepository({"a": tmp_path / "a", "b": tmp_path / "b"}, THREADS)
+        repository = ModelRepository({"a": tmp_path / "a", "b": tmp_path / "b"}, THREADS, Metrics())
         await repository.load("a")
         assert not repository.ready()
         await repository.load("b")

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")
+
 from prunedeploy_engines.serving.http import page
 from served_page import Served
 

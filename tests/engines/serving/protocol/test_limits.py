@@ -6,15 +6,13 @@ import asyncio
 import time
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from prunedeploy_engines.serving.core.errors import DeadlineError, InvalidRequestError, OverloadedError, TooLargeError
 from prunedeploy_engines.serving.core.image_room import ImageRoom
-from prunedeploy_engines.serving.core.limits import BodyBudget, HeldBody, element_count, parse_json
+from prunedeploy_engines.serving.core.limits import BodyBudget, element_count, parse_json
 from prunedeploy_engines.serving.core.security import Token
 from served_protocol import picture
 
@@ -56,41 +54,30 @@ def test_sides_are_multiplied_without_overflow() -> None:
 
 def test_bodies_share_a_budget_and_give_it_back() -> None:
     budget = BodyBudget(10)  # 80 bytes together
-    with HeldBody(budget) as first, HeldBody(budget) as second:
-        first.add(50)
-        second.add(30)
-        with pytest.raises(OverloadedError), HeldBody(budget) as third:
-            third.add(1)
-    with HeldBody(budget) as all_of_it:
-        all_of_it.add(80)
-
-
-class Decoder:
-    """Stands for a model: counts the pixels of images that are decoded and still held."""
-
-    def __init__(self) -> None:
-        self.held = self.most = 0
-
-    async def decode(self, opened: Image.Image) -> np.ndarray:
-        self.held += 1000
-        self.most = max(self.most, self.held)
-        await asyncio.sleep(0)
-        return np.zeros((10, 100, 3), np.uint8)
+    with budget.held() as first, budget.held() as second:
+        first(50)
+        second(30)
+        with pytest.raises(OverloadedError), budget.held() as third:
+            third(1)
+    with budget.held() as all_of_it:
+        all_of_it(80)
 
 
 def test_decoded_images_together_have_no_more_pixels_than_one_request_may() -> None:
     file = picture(0, (10, 100))
 
-    async def use(room: ImageRoom, model: Any, number: int, order: list[int]) -> None:
-        async with room.decoded(model, [file], ["a"], time.monotonic() + 20) as pixels:
+    async def use(room: ImageRoom, number: int, order: list[int], held: list[int], most: list[int]) -> None:
+        async with room.opened([file], ["a"], time.monotonic() + 20) as images:
             order.append(number)
+            held.append(sum(image.width * image.height for image in images))
+            most.append(sum(held))
             await asyncio.sleep(0.001)
-            model.held -= 1000 * len(pixels)
+            held.pop()
 
     async def run() -> tuple[int, list[int]]:
-        room, model, order = ImageRoom(2500), Decoder(), []
-        await asyncio.gather(*(use(room, model, number, order) for number in range(20)))
-        return model.most, order
+        room, order, held, most = ImageRoom(2500), [], [], []
+        await asyncio.gather(*(use(room, number, order, held, most) for number in range(20)))
+        return max(most), order
 
     most, order = asyncio.run(run())
     assert most == 2000, "two images of 1000 pixels have room, three do not"
@@ -101,20 +88,20 @@ def test_waiting_for_room_ends_at_the_deadline_and_leaves_no_trace() -> None:
     file = picture(0, (10, 100))
 
     async def run() -> None:
-        room, model = ImageRoom(1000), Decoder()
-        async with room.decoded(model, [file], ["a"], time.monotonic() + 20):
+        room = ImageRoom(1000)
+        async with room.opened([file], ["a"], time.monotonic() + 20):
             with pytest.raises(DeadlineError):
-                async with room.decoded(model, [file], ["a"], time.monotonic() + 0.01):
+                async with room.opened([file], ["a"], time.monotonic() + 0.01):
                     pass
-            waiting = asyncio.create_task(room.decoded(model, [file], ["a"], time.monotonic() + 20).__aenter__())
+            waiting = asyncio.create_task(room.opened([file], ["a"], time.monotonic() + 20).__aenter__())
             await asyncio.sleep(0.01)
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-        async with room.decoded(model, [file], ["a"], time.monotonic() + 0.5):
+        async with room.opened([file], ["a"], time.monotonic() + 0.5):
             pass
         with pytest.raises(TooLargeError, match="together"):
-            async with room.decoded(model, [file, file], ["a", "b"], time.monotonic() + 1):
+            async with room.opened([file, file], ["a", "b"], time.monotonic() + 1):
                 pass
 
     asyncio.run(run())

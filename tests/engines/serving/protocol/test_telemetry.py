@@ -13,8 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prunedeploy_engines import Bundle
 from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.serving.telemetry.logs import configure_logs
-from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
-from prunedeploy_engines.serving.telemetry.stage_times import StageTimes
+from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, StageTimes
 from prunedeploy_engines.serving.telemetry.tracing import Tracing, otlp_exporter
 from served_protocol import Running, images, infer_body, picture, running
 

@@ -150,3 +150,27 @@ def test_bytes_of_another_shape_are_refused(takes_bytes: Running, pixels: np.nda
     answer = takes_bytes.ask("POST", "/v2/models/tiny/infer", {"inputs": [tensor]})
     assert answer.status == 400
     assert f"(N, 3, {HEIGHT}, {WIDTH})" in answer.json["error"]
+
+
+@pytest.mark.parametrize(("served", "datatype"), [("server", "FP32"), ("takes_bytes", "UINT8")])
+def test_metadata_names_the_type_and_shape_that_the_network_is_best_given(
+    request: pytest.FixtureRequest, served: str, datatype: str
+) -> None:
+    import grpc
+
+    running: Running = request.getfixturevalue(served)
+    (said,) = running.ask("GET", "/v2/models/tiny").json["inputs"]
+    assert said == {"name": "images", "datatype": datatype, "shape": [-1, 3, HEIGHT, WIDTH]}
+    with grpc.insecure_channel(running.grpc) as channel:
+        metadata = channel.unary_unary(
+            f"/{SERVICE}/ModelMetadata",
+            request_serializer=message_type("ModelMetadataRequest").SerializeToString,
+            response_deserializer=message_type("ModelMetadataResponse").FromString,
+        )
+        (over_grpc,) = metadata(message_type("ModelMetadataRequest")(name="tiny"), timeout=20).inputs
+    assert (over_grpc.name, over_grpc.datatype, list(over_grpc.shape)) == tuple(said.values())
+    # What it says can be sent as it is.
+    shape = [1 if side == -1 else side for side in said["shape"]]
+    tensor = {**said, "shape": shape, "data": [1] * int(np.prod(shape))}
+    answer = running.ask("POST", "/v2/models/tiny/infer", {"inputs": [tensor]})
+    assert answer.status == 200, answer.body
