@@ -53,8 +53,18 @@ class Drawing:
         self, x: float, y: float, width: float, height: float, fill: str, *, opacity: float = 1.0, hint: str = ""
     ) -> None:
         """A filled rectangle; the hint appears when pointed at."""
-        size = {"width": max(width, 0.0), "height": height, "fill": self._paint(fill), "opacity": _opacity(opacity)}
-        self._parts.append(tag("rect", tag("title", hint) if hint else None, x=x, y=y, **size))
+        self._parts.append(
+            tag(
+                "rect",
+                tag("title", hint) if hint else None,
+                x=x,
+                y=y,
+                width=max(width, 0.0),
+                height=height,
+                fill=self._paint(fill),
+                opacity=_opacity(opacity),
+            )
+        )
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1.0) -> None:
         """A straight line."""
@@ -141,10 +151,11 @@ class Drawing:
             whisker: Values of ticks on a line, ascending; an arrow stands for what is beyond the scale.
         """
         self.text(axis.start - 8, y + 4, label, colour=INK, anchor="end")
-        end = axis.start
-        if value is not None:
-            end = max(axis.at(value), axis.start + 1)
-            self.rect(axis.start, y - 7, end - axis.start, 14, colour, opacity=0.85)
+        if value is None:
+            self.text(axis.start + 7, y + 4, shown)
+            return
+        end = max(axis.at(value), axis.start + 1)
+        self.rect(axis.start, y - 7, end - axis.start, 14, colour, opacity=0.85)
         if whisker:
             first, last = axis.at(whisker[0]), axis.at(whisker[-1])
             ticks = "".join(
@@ -153,8 +164,7 @@ class Drawing:
             )
             self.path(f"M{first:.1f} {y:.1f}H{last:.1f}{ticks}", stroke=INK, width=1.2)
             end = max(end, last)
-        known = value is not None
-        self.text(end + 7, y + 4, shown, colour=INK if known else SOFT, bold=known)
+        self.text(end + 7, y + 4, shown, colour=INK, bold=True)
 
     def legend(self, keys: Sequence[Key], left: float, y: float, right: float) -> float:
         """Name colours and markers, in as many lines as they need.

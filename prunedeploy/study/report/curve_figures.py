@@ -90,9 +90,7 @@ def relative_to_zero(study: Study, metric: Metric, name: str) -> dict[float, Flo
     }
 
 
-def _curve(
-    axis: Axes, study: Study, name: str, values: Mapping[float, Floats], place: int, count: int
-) -> None:
+def _curve(axis: Axes, study: Study, name: str, values: Mapping[float, Floats], place: int, count: int) -> None:
     """Dots per run, means, and bars of one standard deviation."""
     style = look(name, study.configurations)
     shift = DODGE * (place - (count - 1) / 2)
@@ -183,6 +181,4 @@ def _paper_handle() -> Line2D:
 
 def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     columns = len(handles) if len(handles) <= 5 else -(-len(handles) // 2)
-    figure.legend(
-        handles=list(handles), loc="outside lower center", ncols=columns, handlelength=3.2, fontsize=9
-    )
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns, handlelength=3.2, fontsize=9)

@@ -78,9 +78,7 @@ def all_plots(study: Study, compare_paper: bool) -> list[Plot]:
     plots = []
     if colour:
         title = "Figure 3: scores and granularity"
-        plots.append(
-            Plot("figure-3", f"{title}. {dots}{overlaid}", curves_figure(curves, colour, title, paper))
-        )
+        plots.append(Plot("figure-3", f"{title}. {dots}{overlaid}", curves_figure(curves, colour, title, paper)))
     if grey:
         both = [*(name.removesuffix(GREY_SUFFIX) for name in grey), *grey]
         title = "Figure 4: colour and greyscale images"

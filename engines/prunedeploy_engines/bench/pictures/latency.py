@@ -46,7 +46,7 @@ def latency_picture(rows: Sequence[Row], title: str = "Latency") -> str:
     palette = palette_of(rows)
     bottom = _TOP + len(rows) * _ROW + (len(models) * _HEADING if headings else 6)
     drawing.x_scale(bars, _TOP, bottom)
-    drawing.x_scale(shapes, _TOP, bottom, unit="×")
+    drawing.x_scale(shapes, _TOP, bottom, wanted=4, unit="×")
     drawing.line(bars.start, _TOP, bars.start, bottom, SOFT)
     drawing.text(bars.start, _TOP - 10, "median, ms")
     drawing.text(shapes.start, _TOP - 10, "all samples, over the row's median")
@@ -66,13 +66,16 @@ def latency_picture(rows: Sequence[Row], title: str = "Latency") -> str:
     y = bottom + 46
     if len(palette.colours) > 1:
         y = drawing.legend([Key(name, colour) for name, colour in palette.colours.items()], 16.0, y, WIDTH - 16)
-    words = "bar: median; ticks on the line: p90 and p99, an arrow where that is beyond the scale; "
-    words += "+n to x×: so many samples are beyond the scale, and the largest"
+    words = [
+        "bar: median; ticks on the line: p90 and p99, an arrow where that is beyond the scale; "
+        "+n to x×: so many samples are beyond the scale, and the largest"
+    ]
     if any(row["latency_ms"].get("noisy") for row in rows):
-        words += "; *: noisy, the coefficient of variation is above 0.1"
-    drawing.text(16, y, words, size=11)
-    height = y + 18
-    return drawing.to_svg(WIDTH, height, f"{title}: median, p90 and p99 of {len(rows)} rows, and their samples")
+        words.append("*: noisy, the coefficient of variation is above 0.1")
+    for line in words:
+        drawing.text(16, y, line, size=11)
+        y += 18
+    return drawing.to_svg(WIDTH, y, f"{title}: median, p90 and p99 of {len(rows)} rows, and their samples")
 
 
 def _top_of_bars(rows: Sequence[Row]) -> float:
