@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from prunedeploy.report.format import interval, look_up, map_text, mapping, number, rows_of, three_digits
 from prunedeploy.report.words import Results, runtime_name, runtimes_of, why_not_measured
 from prunedeploy_engines.markup.html import Html, Node, tag
 from prunedeploy_engines.markup.scales import Axis, scale_end
-from prunedeploy_engines.markup.svg import INK, Drawing, shortened
+from prunedeploy_engines.markup.svg import INK, Bar, Drawing
 
 ROWS = ("original", "robust", "pruned")
 """Names of networks that have a colour of their own."""
-
-
-class Bar(NamedTuple):
-    """One bar, see `Drawing.bar`."""
-
-    label: str
-    value: float | None
-    shown: str
-    colour: str
-    whisker: Sequence[float]
 
 
 def map_chart(results: Results) -> Html | None:
@@ -85,8 +75,7 @@ def _bars(groups: Sequence[tuple[str, Sequence[Bar]]], describe: str, unit: str 
         drawing.text(0, y + 15, name, size=13, colour=INK, bold=True)
         y += heading
         for one in bars:
-            label = shortened(one.label, axis.start - 8)
-            drawing.bar(axis, y + bar / 2, label, one.value, one.shown, one.colour, one.whisker)
+            drawing.bar(axis, y + bar / 2, one)
             y += bar
         y += gap
     return drawing.to_svg(width, bottom + 22, describe)

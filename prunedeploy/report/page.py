@@ -45,17 +45,7 @@ ATTACK_NAMES = {
     "random_start": "random start",
     "iterate": "iterate reported of each image",
 }
-ENVIRONMENT_KEYS = (
-    "cpu",
-    "memory_bytes",
-    "gpus",
-    "os",
-    "python",
-    "prunedeploy",
-    "libraries",
-    "training_device",
-    "training_threads",
-)
+ENVIRONMENT_KEYS = "cpu memory_bytes gpus os python prunedeploy libraries training_device training_threads".split()
 
 
 def write_report(results: dict[str, Any], log_rows: list[dict[str, Any]], gallery: Path | None, path: Path) -> None:

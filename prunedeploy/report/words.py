@@ -31,10 +31,8 @@ def model_named(results: Results, name: str) -> Mapping[str, Any]:
 
 def runtimes_of(results: Results) -> list[str]:
     """Every runtime that a latency is given or missing for."""
-    found: dict[str, None] = {}
-    for model in rows_of(results.get("models")):
-        found.update(dict.fromkeys(mapping(model.get("latency_ms"))))
-    return list(found)
+    models = rows_of(results.get("models"))
+    return list(dict.fromkeys(runtime for model in models for runtime in mapping(model.get("latency_ms"))))
 
 
 def why_not_measured(results: Results, runtime: str) -> str:
@@ -90,11 +88,14 @@ def _size(results: Results) -> Iterator[str]:
 
 
 def _shares(results: Results) -> str:
-    """Of a hybrid cut: how much of it went with whole filters, and how much is zeros that still take their place."""
+    """Of a hybrid cut: how much of it went with whole filters, and how much of it is zeros."""
     filters, zeros = (number(look_up(results, "pruning", f"ratio_by_{what}")) for what in ("filters", "weights"))
     if filters is None or zeros is None:
         return ""
-    return f" ({_percent(filters)} with whole filters; {_percent(zeros)} are zeros, which still count as parameters)"
+    return (
+        f" ({_percent(filters)} with whole filters, {_percent(zeros)} by setting single weights to zero, which alone "
+        "makes nothing smaller)"
+    )
 
 
 def dead_filters(record: Mapping[str, Any]) -> str:

@@ -44,17 +44,15 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; }
 th, td { padding: .36rem .7rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--line); white-space: nowrap; }
+thead th { border-bottom: 2px solid var(--line); white-space: nowrap; } th.number { white-space: normal; }
 tbody th { font-weight: 400; }
 tr.group th { font-weight: 600; padding-top: 1rem; }
 tr.main td, tr.main th { font-weight: 600; }
-td.wide { color: var(--soft); min-width: 14rem; }
 small { font-weight: 400; color: var(--soft); font-size: .8em; }
 small.interval { display: block; }
 td code, .whole { white-space: nowrap; }
-th.number { white-space: normal; }
-td.wide, .remark { white-space: normal; min-width: 14em; }
-.remark { display: block; max-width: 16em; margin-left: auto; }
+td.wide { color: var(--soft); white-space: normal; min-width: 14em; }
+.remark { display: block; white-space: normal; min-width: 14em; max-width: 16em; margin-left: auto; }
 td code.file { white-space: normal; overflow-wrap: anywhere; display: inline-block; min-width: 11em; }
 small.warn { color: var(--warn); }
 .unknown { color: var(--soft); cursor: help; }

@@ -38,6 +38,25 @@ class Key:
     filled: bool = True
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A value to draw as a bar.
+
+    Attributes:
+        label: Its name.
+        value: Its length; None draws no bar.
+        shown: The value as text; without a value, why there is none.
+        colour: Its colour.
+        whisker: Values of ticks on a line, ascending; an arrow stands for what is beyond the scale.
+    """
+
+    label: str
+    value: float | None
+    shown: str
+    colour: str
+    whisker: Sequence[float] = ()
+
+
 class Drawing:
     """Collects shapes; coordinates are pixels from the upper left.
 
@@ -104,8 +123,9 @@ class Drawing:
             )
         )
 
-    def marker(self, x: float, y: float, shape: str, colour: str, *, size: float = 5.0, filled: bool = True) -> None:
+    def marker(self, x: float, y: float, shape: str, colour: str, *, filled: bool = True) -> None:
         """A circle, square, triangle or diamond around a point."""
+        size = 5.0
         d = {
             "circle": f"M{x - size:.2f} {y:.2f}a{size} {size} 0 1 0 {2 * size} 0a{size} {size} 0 1 0 {-2 * size} 0z",
             "square": f"M{x - size * 0.9:.2f} {y - size * 0.9:.2f}h{1.8 * size:g}v{1.8 * size:g}h{-1.8 * size:g}z",
@@ -129,42 +149,23 @@ class Drawing:
             self.line(left, y, right, y, GRID)
             self.text(left - 8, y + 4, f"{tick:g}", anchor="end")
 
-    def bar(
-        self,
-        axis: Axis,
-        y: float,
-        label: str,
-        value: float | None,
-        shown: str,
-        colour: str,
-        whisker: Sequence[float] = (),
-    ) -> None:
-        """A level bar from the start of a scale to a value, its name to the left, and the value in figures behind.
-
-        Args:
-            axis: Its scale.
-            y: Its middle.
-            label: Its name.
-            value: Its length; None draws no bar.
-            shown: The value as text; without a value, why there is none.
-            colour: Its colour.
-            whisker: Values of ticks on a line, ascending; an arrow stands for what is beyond the scale.
-        """
-        self.text(axis.start - 8, y + 4, label, colour=INK, anchor="end")
-        if value is None:
-            self.text(axis.start + 7, y + 4, shown)
+    def bar(self, axis: Axis, y: float, bar: Bar) -> None:
+        """A level bar around ``y``, its name to the left of the scale's start, and the value in figures behind it."""
+        self.text(axis.start - 8, y + 4, bar.label, colour=INK, anchor="end")
+        if bar.value is None:
+            self.text(axis.start + 7, y + 4, bar.shown)
             return
-        end = max(axis.at(value), axis.start + 1)
-        self.rect(axis.start, y - 7, end - axis.start, 14, colour, opacity=0.85)
-        if whisker:
-            first, last = axis.at(whisker[0]), axis.at(whisker[-1])
+        end = max(axis.at(bar.value), axis.start + 1)
+        self.rect(axis.start, y - 7, end - axis.start, 14, bar.colour, opacity=0.85)
+        if bar.whisker:
+            first, last = axis.at(bar.whisker[0]), axis.at(bar.whisker[-1])
             ticks = "".join(
                 f"M{axis.at(one):.1f} {y - 4:.1f}v8" if one <= axis.last else f"M{last - 5:.1f} {y - 4:.1f}l5 4l-5 4"
-                for one in whisker
+                for one in bar.whisker
             )
             self.path(f"M{first:.1f} {y:.1f}H{last:.1f}{ticks}", stroke=INK, width=1.2)
             end = max(end, last)
-        self.text(end + 7, y + 4, shown, colour=INK, bold=True)
+        self.text(end + 7, y + 4, bar.shown, colour=INK, bold=True)
 
     def legend(self, keys: Sequence[Key], left: float, y: float, right: float) -> float:
         """Name colours and markers, in as many lines as they need.

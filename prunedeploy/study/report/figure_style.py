@@ -52,6 +52,12 @@ class Look:
     marker: str
     line: Any
 
+    @property
+    def line_and_marker(self) -> dict[str, Any]:
+        """Matplotlib's keywords of a line with markers, which a white rim sets off."""
+        rim = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line, **rim}
+
 
 _LOOKS = (
     Look("#0072B2", "o", "-"),

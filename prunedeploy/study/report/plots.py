@@ -104,11 +104,12 @@ def sample_plots(study: Study, samples: SampleSet | None, folder: Path) -> list[
         samples: The same sweep's samples.
         folder: With their pictures.
     """
-    cells = [] if samples is None else [cell for cell in samples.cells if cell.configuration in study.configurations]
+    if samples is None:
+        return []
+    counts = [len(cell.images) for cell in samples.cells if cell.configuration in study.configurations]
     plots = []
-    for number in range(1, max((len(cell.images) for cell in cells), default=0) + 1):
+    for number in range(1, max(counts, default=0) + 1):
         for kind in KINDS:
-            assert samples is not None, "there are cells"
             name = f"figure-5-{'attacked' if kind == 'pgd' else kind}{f'-{number}' if number > 1 else ''}"
             figure = sample_figure(samples, folder, study.configurations, kind, number)
             words = sample_caption(samples, kind, number)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 
 from prunedeploy_engines.markup.scales import Axis
-from prunedeploy_engines.markup.svg import Drawing, Key, shortened, text_width
+from prunedeploy_engines.markup.svg import Bar, Drawing, Key, shortened, text_width
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -44,8 +44,8 @@ def drawn(drawing: Drawing) -> ET.Element:
 def test_a_bar_says_what_it_is_and_its_whisker_stays_on_the_scale() -> None:
     drawing = Drawing()
     axis = Axis(0, 10, 100, 300)
-    drawing.bar(axis, 20, "long", 5.0, "5.0 ms", "#000000", (5.0, 6.0, 40.0))
-    drawing.bar(axis, 40, "none", None, "not measured", "#000000")
+    drawing.bar(axis, 20, Bar("long", 5.0, "5.0 ms", "#000000", (5.0, 6.0, 40.0)))
+    drawing.bar(axis, 40, Bar("none", None, "not measured", "#000000"))
     root = drawn(drawing)
     _paper, bar = root.findall(f"{SVG}rect")
     assert (float(bar.attrib["x"]), float(bar.attrib["width"])) == (100, 100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prunedeploy_engines.bench.document import Row
@@ -72,7 +72,7 @@ def _cost(row: Row) -> float:
     return float(row["latency_ms"]["p50"]) / int(row.get("batch") or 1)
 
 
-def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
+def pareto_front(costs: Iterable[float], gains: Iterable[float]) -> list[int]:
     """Indices of the points that no other point beats: none is at least as good in both and better in one.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 from prunedeploy_engines.bench.document import Row
 from prunedeploy_engines.bench.pictures.row_names import common_settings, palette_of, row_labels
 from prunedeploy_engines.markup.scales import Axis, number_text
-from prunedeploy_engines.markup.svg import INK, SOFT, Drawing, Key, shortened, text_width
+from prunedeploy_engines.markup.svg import INK, SOFT, Bar, Drawing, Key, shortened, text_width
 
 WIDTH = 1000.0
 
@@ -96,7 +96,7 @@ def _row(drawing: Drawing, row: Row, label: str, y: float, bars: Axis, shapes: A
     latency = row["latency_ms"]
     name = f"{shortened(label, bars.start - 36)}{' *' if latency.get('noisy') else ''}"
     median, *late = (float(latency[key]) for key in ("p50", "p90", "p99"))
-    drawing.bar(bars, y, name, median, number_text(median), colour, (median, *late))
+    drawing.bar(bars, y, Bar(name, median, number_text(median), colour, (median, *late)))
     _shape(drawing, row, y, shapes, colour)
     for number, value in enumerate(late):
         drawing.text(right + (number + 1) * _COLUMN, y + 4, number_text(value), anchor="end", colour=INK)
