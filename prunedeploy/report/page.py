@@ -92,26 +92,24 @@ def report_html(results: Results, log_rows: Sequence[Mapping[str, Any]], gallery
 
 def _origin(results: Results) -> list[Html]:
     """What was built, from what, when, and how."""
-    made = []
-    ratio, method, scores = (results.get(key) for key in ("ratio_requested", "method", "scores"))
-    if number(ratio) is not None:
-        made.append(f"ratio {ratio:g}")
-    made += [method_name(results)] if method else []
-    made += [f"scores {scores}"] if scores else []
-    made += [f"seed {results['seed']}"] if results.get("seed") is not None else []
-    network, weights = (look_up(results, "configuration", "model", key) for key in ("cfg", "weights"))
-    if network:
-        made.append(f"from {network}" + (f" with weights {weights}" if weights else ""))
-    if data := look_up(results, "data", "path"):
-        made.append(f"on data {data}")
-    version = look_up(results, "environment", "prunedeploy")
+    ratio, network = number(results.get("ratio_requested")), mapping(look_up(results, "configuration", "model"))
+    made = [
+        "" if ratio is None else f"ratio {ratio:g}",
+        method_name(results) if results.get("method") else "",
+        _if_known("scores ", results.get("scores")),
+        _if_known("seed ", results.get("seed")),
+        _if_known("from ", network.get("cfg")) + _if_known(" with weights ", network.get("weights")),
+        _if_known("on data ", look_up(results, "data", "path")),
+    ]
+    about = ", ".join(filter(None, made))
     written = f"Written {results['created']}" if results.get("created") else "Written at an unknown time"
-    by = f" by prunedeploy {version}" if version else ""
-    lines = [tag("p", ", ".join(made), cls="about")] if made else []
-    command: Node = None
-    if results.get("command"):
-        command = join(" with ", tag("code", str(results["command"])))
-    return [*lines, tag("p", written, by, command, cls="about")]
+    by = _if_known(" by prunedeploy ", look_up(results, "environment", "prunedeploy"))
+    command = [" with ", tag("code", str(results["command"]))] if results.get("command") else None
+    return [*([tag("p", about, cls="about")] if about else []), tag("p", written, by, command, cls="about")]
+
+
+def _if_known(words: str, value: object) -> str:
+    return "" if value is None else f"{words}{value}"
 
 
 def _tiles(results: Results) -> Iterator[tuple[str, str, str]]:

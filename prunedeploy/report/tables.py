@@ -74,10 +74,10 @@ def _computed_in(engine: Model) -> Node:
 def _left_in_fp32(engine: Model) -> Html | None:
     """How many convolutions an int8 file leaves in fp32."""
     made = mapping(engine.get("quantisation"))
-    counts = number(made.get("convolutions")), number(made.get("convolutions_in_all"))
-    if counts[0] is None or counts[1] is None:
+    kept, convolutions = number(made.get("convolutions")), number(made.get("convolutions_in_all"))
+    if kept is None or convolutions is None:
         return None
-    return tag("small", f"{counts[0]:.0f} of {counts[1]:.0f} convolutions", cls="interval")
+    return tag("small", f"{kept:.0f} of {convolutions:.0f} convolutions", cls="interval")
 
 
 def _file(engine: Model) -> Node:

@@ -7,8 +7,7 @@ its own, so that nothing is said by colour alone. Figures are drawn without pypl
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,11 +83,9 @@ def look(name: str, names: tuple[str, ...]) -> Look:
     return _LOOKS[(len(PAPER_CONFIGURATIONS) + others.index(name)) % len(_LOOKS)]
 
 
-@contextmanager
-def styled() -> Iterator[None]:
+def styled() -> AbstractContextManager[None]:
     """Draw inside this in our style; nothing stays changed."""
-    with mpl.rc_context(SETTINGS):
-        yield
+    return mpl.rc_context(SETTINGS)
 
 
 def new_figure(width: float, height: float) -> Figure:

@@ -113,16 +113,6 @@ def write_report(
     return ReportFiles(page, tuple(path for path, _ in table_files), tuple(path for path, _ in figure_files))
 
 
-def report_html(
-    rows: Iterable[Row], *, title: str = "a study", machine: str | None = None, compare_paper: bool = False
-) -> str:
-    """Return the page alone; arguments as for `write_report`."""
-    study = study_from_rows(rows, machine)
-    contrasts = all_contrasts(study)
-    tables, plots = all_tables(study, contrasts), all_plots(study, compare_paper)
-    return _page(study, title, tables, plots, caveats(study, contrasts), compare_paper, ())
-
-
 def _page(
     study: Study,
     title: str,

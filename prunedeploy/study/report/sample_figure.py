@@ -80,7 +80,10 @@ def sample_figure(samples: SampleSet, folder: Path, names: Sequence[str], kind: 
                 boxes += _picture(axes, cells[name], folder, kind, number, _x(column), y, high)
         _draw_boxes(axes, boxes)
         axes.set(xlim=(0, width), ylim=(height, 0))
-        handles = [_line(mark) for mark in Mark]
+        handles = [
+            Line2D([], [], color=colour, linestyle=line, linewidth=1.9, label=label)
+            for colour, line, label in LINES.values()
+        ]
         figure.legend(
             handles=handles, loc="lower center", ncols=across, handlelength=2.6, fontsize=COLUMN_SIZE, columnspacing=1.4
         )
@@ -158,11 +161,6 @@ def _draw_boxes(axes: Axes, boxes: Sequence[MarkedBox]) -> None:
         for edge, width, style in (("white", 2.9, "-"), (colour, 1.7, line)):
             look: Any = {"facecolors": "none", "edgecolors": edge, "linewidths": width, "linestyles": [style]}
             axes.add_collection(PolyCollection(corners, joinstyle="miter", zorder=2, **look))
-
-
-def _line(mark: Mark) -> Line2D:
-    colour, line, label = LINES[mark]
-    return Line2D([], [], color=colour, linestyle=line, linewidth=1.9, label=label)
 
 
 def _pixels(path: Path, image: SampleImage) -> NDArray[np.uint8] | None:
