@@ -97,20 +97,19 @@ def write_report(
     plots = [*all_plots(study, compare_paper), *sample_plots(study, samples, folder / FOLDER)]
     page = folder / "report.html"
     text = _page(study, title, tables, plots, caveats(study, contrasts), compare_paper, notes)
-    table_files = [
-        (folder / "tables" / f"{table.name}{suffix}", write(table).encode("utf-8"))
+    written = {
+        folder / "tables" / f"{table.name}{suffix}": write(table).encode("utf-8")
         for table in tables
         for suffix, write in ((".csv", to_csv), (".tex", to_latex))
-    ]
-    figure_files = [
-        (folder / "figures" / f"{plot.name}{suffix}", data)
+    }
+    drawn = {
+        folder / "figures" / f"{plot.name}{suffix}": data
         for plot in plots
         for suffix, data in ((".png", plot.png), (".svg", plot.svg))
-    ]
-    for path, content in [*table_files, *figure_files]:
+    }
+    for path, content in (written | drawn | {page: text.encode("utf-8")}).items():
         write_atomically(path, content)
-    write_atomically(page, text.encode("utf-8"))
-    return ReportFiles(page, tuple(path for path, _ in table_files), tuple(path for path, _ in figure_files))
+    return ReportFiles(page, tuple(written), tuple(drawn))
 
 
 def _page(
