@@ -10,7 +10,7 @@ In the order of the data's flow::
     builder     ONNX -> TensorRT engine
     doctor      what works on this machine, and what to install
     machine     what a measurement ran on: hardware, state, energy
-    markup      HTML and SVG for pages
+    markup      pages of HTML, pictures in SVG
     errors, files, locks, processes   what a user can mend; whole files; one writer at a time; Python beside Python
 
 Everything is imported at first use: ``import prunedeploy_engines`` loads not even NumPy.

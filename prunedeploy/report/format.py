@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prunedeploy_engines.markup.html import Html, Node, join, tag, text
+from prunedeploy_engines.markup.html import Html, join, tag, text
+from prunedeploy_engines.markup.scales import number_text
 
 NOT_MEASURED = "not measured"
 
@@ -42,16 +43,20 @@ def dash(why: str = NOT_MEASURED) -> Html:
     return tag("span", "–", cls="unknown", title=why, aria_label=why)
 
 
-def count(value: object, why: str = NOT_MEASURED) -> Html:
+def known(value: object, words: Callable[[float], str], why: str = NOT_MEASURED) -> Html:
+    """A number in words; a dash where it is not known."""
+    found = number(value)
+    return dash(why) if found is None else text(words(found))
+
+
+def count(value: object) -> Html:
     """A whole number, e.g. 62,001,757."""
-    found = number(value)
-    return dash(why) if found is None else text(f"{found:,.0f}")
+    return known(value, "{:,.0f}".format)
 
 
-def fixed(value: object, digits: int, unit: str = "", why: str = NOT_MEASURED) -> Html:
+def fixed(value: object, digits: int, why: str = NOT_MEASURED) -> Html:
     """A number with as many decimals as said."""
-    found = number(value)
-    return dash(why) if found is None else text(f"{found:.{digits}f}{unit}")
+    return known(value, f"{{:.{digits}f}}".format, why)
 
 
 def map_text(value: float) -> str:
@@ -63,17 +68,18 @@ def map_text(value: float) -> str:
 
 def three_digits(value: float) -> str:
     """A number with three significant digits, whole from 100 on."""
-    if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else "–"
-    # Of the rounded value: 99.96 becomes 100, not 100.0.
-    digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
-    return f"{value:,.{min(digits, 6)}f}" if digits <= 6 else f"{value:.2e}"
+    return number_text(value, ",")
 
 
 def milliseconds(value: object, why: str = NOT_MEASURED) -> Html:
     """Milliseconds with three significant digits."""
+    return known(value, lambda found: f"{three_digits(found)} ms", why)
+
+
+def small(value: object) -> Html:
+    """A number of which the size matters, e.g. 1.3e-06."""
     found = number(value)
-    return dash(why) if found is None else text(f"{three_digits(found)} ms")
+    return dash() if found is None else tag("span", "0" if found == 0 else f"{found:.1e}", cls="whole")
 
 
 def scaled(value: object, unit: str = "", why: str = NOT_MEASURED) -> Html:
@@ -88,10 +94,9 @@ def scaled(value: object, unit: str = "", why: str = NOT_MEASURED) -> Html:
     return text(f"{found:,.0f} {unit}".strip())
 
 
-def percent(value: object, digits: int = 1, why: str = NOT_MEASURED) -> Html:
+def percent(value: object, why: str = NOT_MEASURED) -> Html:
     """A fraction as a percentage."""
-    found = number(value)
-    return dash(why) if found is None else text(f"{100 * found:.{digits}f} %")
+    return known(value, lambda found: f"{100 * found:.1f} %", why)
 
 
 def interval(value: object) -> tuple[float, float] | None:
@@ -104,15 +109,11 @@ def interval(value: object) -> tuple[float, float] | None:
 
 def map_cell(value: object, ends: object = None, why: str = NOT_MEASURED) -> Html:
     """A mAP with its bootstrap interval below it."""
-    found = number(value)
-    if found is None:
-        return dash(why)
     between = interval(ends)
-    if between is None:
-        return text(map_text(found))
-    return join(
-        map_text(found), tag("small", f"{map_text(between[0])} to {map_text(between[1])}", cls="interval")
-    )
+    if number(value) is None or between is None:
+        return known(value, map_text, why)
+    low, high = map(map_text, between)
+    return join(known(value, map_text), tag("small", f"{low} to {high}", cls="interval"))
 
 
 def plain(value: object) -> Html:
@@ -124,22 +125,14 @@ def plain(value: object) -> Html:
     if isinstance(value, float):
         return text(f"{value:.6g}" if abs(value) < 1e15 else f"{value:.6e}")
     if isinstance(value, (list, tuple)):
-        parts: list[Node] = []
-        for item in value:
-            parts += [", " if parts else "", plain(item)]
-        return join(*parts) if parts else text("none")
+        return _listed(plain(item) for item in value)
     if isinstance(value, Mapping):
-        return (
-            text("none")
-            if not value
-            else join(
-                *(
-                    join(", " if i else "", f"{key} ", plain(item))
-                    for i, (key, item) in enumerate(value.items())
-                )
-            )
-        )
+        return _listed(join(f"{key} ", plain(item)) for key, item in value.items())
     return text(value) if value != "" else dash("empty")
+
+
+def _listed(items: Iterable[Html]) -> Html:
+    return Html(", ".join(items) or "none")
 
 
 def flattened(document: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,40 +4,32 @@ Every number comes from ``results.json``; this only says it in words, tables and
 SVG, pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
 
 - `words`: the headline, and what the numbers do not say.
-- `models`, `tables`, `figures`, `pruning`: what is shown.
-- `charts`, `format`, `prunedeploy_engines.markup.html`, `style`: how.
+- `models`, `tables`, `figures`, `pruning`, `search`, `training`, `gallery`: what is shown.
+- `format`, `prunedeploy_engines.markup`: how.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunedeploy.report.figures import (
-    curves,
-    gallery_figure,
-    latency_chart,
-    map_chart,
-)
+from prunedeploy.report.figures import latency_chart, map_chart
 from prunedeploy.report.format import look_up, mapping, number, three_digits, without_nan
+from prunedeploy.report.gallery import gallery_figure
 from prunedeploy.report.models import models_table
 from prunedeploy.report.pruning import pruning_section
 from prunedeploy.report.search import search_section
-from prunedeploy.report.style import STYLE
-from prunedeploy.report.tables import (
-    engines_table,
-    gates_table,
-    stages_table,
-    values_list,
-)
+from prunedeploy.report.tables import engines_table, gates_table, stages_table, values_list
+from prunedeploy.report.training import curves
 from prunedeploy.report.words import (
     Results,
+    between,
     caveats,
     headline,
     is_noisy,
-    kept_interval,
+    map_kept,
     method_name,
     model_named,
     quotient,
@@ -45,6 +37,7 @@ from prunedeploy.report.words import (
 )
 from prunedeploy_engines.files import write_atomically
 from prunedeploy_engines.markup.html import Html, Node, join, tag
+from prunedeploy_engines.markup.page import bullets, details, document, note, sections, tiles
 
 ATTACK_NAMES = {
     "eps": "radius (L-inf, pixels in [0, 1])",
@@ -52,22 +45,10 @@ ATTACK_NAMES = {
     "random_start": "random start",
     "iterate": "iterate reported of each image",
 }
-ENVIRONMENT_KEYS = (
-    "cpu",
-    "memory_bytes",
-    "gpus",
-    "os",
-    "python",
-    "prunedeploy",
-    "libraries",
-    "training_device",
-    "training_threads",
-)
+ENVIRONMENT_KEYS = "cpu memory_bytes gpus os python prunedeploy libraries training_device training_threads".split()
 
 
-def write_report(
-    results: dict[str, Any], log_rows: list[dict[str, Any]], gallery: Path | None, path: Path
-) -> None:
+def write_report(results: dict[str, Any], log_rows: list[dict[str, Any]], gallery: Path | None, path: Path) -> None:
     """Write the report of a build.
 
     Args:
@@ -88,7 +69,7 @@ def report_html(results: Results, log_rows: Sequence[Mapping[str, Any]], gallery
     results = mapping(without_nan(results))
     name = str(results.get("name") or "a build")
     search = search_section(results)
-    sections = [
+    parts: list[tuple[str, str, Node]] = [
         ("rows", "Original, robust, pruned", _comparison(results)),
         *([] if search is None else [("search", "How the ratio was found", search)]),
         ("limits", "What these numbers do not say", _limits(results)),
@@ -99,111 +80,75 @@ def report_html(results: Results, log_rows: Sequence[Mapping[str, Any]], gallery
         ("method", "How it was measured", _method(results)),
         ("all", "Everything", _everything(results)),
     ]
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"prunedeploy: {name}"),
-        tag("style", Html(STYLE)),
-    )
-    body = tag(
-        "body",
-        tag("header", tag("h1", f"prunedeploy: {name}"), *_origin(results)),
+    title, most = f"prunedeploy: {name}", list(_tiles(results))
+    return document(
+        title,
+        tag("header", tag("h1", title), *_origin(results)),
         tag("p", headline(results), cls="headline"),
-        _tiles(results),
-        tag("nav", *(join(tag("a", title, href=f"#{anchor}"), " ") for anchor, title, _ in sections)),
-        tag(
-            "main",
-            *(tag("section", tag("h2", title), content, id=anchor) for anchor, title, content in sections),
-        ),
+        tiles(most) if most else None,
+        sections(parts),
     )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
 
 
 def _origin(results: Results) -> list[Html]:
     """What was built, from what, when, and how."""
-    made = []
-    ratio, method, scores = (results.get(key) for key in ("ratio_requested", "method", "scores"))
-    if number(ratio) is not None:
-        made.append(f"ratio {ratio:g}")
-    made += [method_name(results)] if method else []
-    made += [f"scores {scores}"] if scores else []
-    made += [f"seed {results['seed']}"] if results.get("seed") is not None else []
-    network, weights = (look_up(results, "configuration", "model", key) for key in ("cfg", "weights"))
-    if network:
-        made.append(f"from {network}" + (f" with weights {weights}" if weights else ""))
-    if data := look_up(results, "data", "path"):
-        made.append(f"on data {data}")
-    version = look_up(results, "environment", "prunedeploy")
+    ratio, network = number(results.get("ratio_requested")), mapping(look_up(results, "configuration", "model"))
+    made = [
+        "" if ratio is None else f"ratio {ratio:g}",
+        method_name(results) if results.get("method") else "",
+        _if_known("scores ", results.get("scores")),
+        _if_known("seed ", results.get("seed")),
+        _if_known("from ", network.get("cfg")) + _if_known(" with weights ", network.get("weights")),
+        _if_known("on data ", look_up(results, "data", "path")),
+    ]
+    about = ", ".join(filter(None, made))
     written = f"Written {results['created']}" if results.get("created") else "Written at an unknown time"
-    by = f" by prunedeploy {version}" if version else ""
-    lines = [tag("p", ", ".join(made), cls="about")] if made else []
-    command: Node = None
-    if results.get("command"):
-        command = join(" with ", tag("code", str(results["command"])))
-    return [*lines, tag("p", written, by, command, cls="about")]
+    by = _if_known(" by prunedeploy ", look_up(results, "environment", "prunedeploy"))
+    command = [" with ", tag("code", str(results["command"]))] if results.get("command") else None
+    return [*([tag("p", about, cls="about")] if about else []), tag("p", written, by, command, cls="about")]
 
 
-def _tiles(results: Results) -> Html | None:
+def _if_known(words: str, value: object) -> str:
+    return "" if value is None else f"{words}{value}"
+
+
+def _tiles(results: Results) -> Iterator[tuple[str, str, str]]:
     """The four figures that matter most, as far as they are known."""
     robust, pruned = model_named(results, "robust"), model_named(results, "pruned")
-    tiles = []
-    kept = number(look_up(results, "comparisons", "robust_map_kept", "value"))
-    if kept is None:
-        kept = number(look_up(results, "comparisons", "map_pgd_kept", "value"))
-    if kept is None:
-        kept = quotient(pruned.get("map_pgd"), robust.get("map_pgd"))
+    kept, ends = map_kept(results)
     if kept is not None:
-        ends = kept_interval(results)
-        between = "no interval" if ends is None else f"interval {100 * ends[0]:.0f} to {100 * ends[1]:.0f} %"
-        tiles.append(("robust mAP kept", f"{100 * kept:.0f} %", f"pruned : robust, under PGD; {between}"))
+        interval = between(ends, "interval") or "no interval"
+        yield "robust mAP kept", f"{100 * kept:.0f} %", f"pruned : robust, under PGD; {interval}"
     for key, name in (("params", "fewer parameters"), ("macs", "fewer MACs")):
         factor = quotient(robust.get(key), pruned.get(key))
         if factor is not None:
-            numbers = (f"{number(model.get(key)):,.0f}" for model in (robust, pruned))
-            tiles.append((name, f"{three_digits(factor)} ×", " to ".join(numbers)))
+            yield name, f"{three_digits(factor)} ×", f"{robust[key]:,.0f} to {pruned[key]:,.0f}"
     for runtime, value in mapping(results.get("speedup")).items():
         factor = number(value)
         if factor is not None:
             noisy = "; noisy" if is_noisy(results, runtime) else ""
-            tiles.append(
-                ("speed-up", f"{three_digits(factor)} ×", f"{runtime_name(runtime)}, median latency{noisy}")
-            )
-    if not tiles:
-        return None
-    shown = (
-        tag("div", tag("span", name, cls="name"), tag("b", big), tag("span", more), cls="tile")
-        for name, big, more in tiles
-    )
-    return tag("div", *shown, cls="tiles")
+            yield "speed-up", f"{three_digits(factor)} ×", f"{runtime_name(runtime)}, median latency{noisy}"
 
 
 def _comparison(results: Results) -> Html:
     charts = [chart for chart in (map_chart(results), latency_chart(results)) if chart is not None]
-    explained = tag(
-        "p",
+    explained = note(
         "Original is the network as given, robust the same after adversarial training, pruned what comes "
         "out. PGD images are made with the gradients of the very network under test; for an ONNX file they "
-        "come from its PyTorch parent (transfer).",
-        cls="note",
+        "come from its PyTorch parent (transfer)."
     )
     return join(tag("div", *charts, cls="grid") if charts else None, models_table(results), explained)
 
 
 def _limits(results: Results) -> Html:
     found = caveats(results)
-    if not found:
-        return tag("p", "Nothing was recorded that they could be judged by.", cls="note")
-    return tag("ul", *(tag("li", one) for one in found), cls="plain")
+    return bullets(found) if found else note("Nothing was recorded that they could be judged by.")
 
 
 def _engines(results: Results) -> Html:
-    gates = tag(
-        "p",
+    gates = note(
         "What an exported file has to pass before it is written into the bundle: its outputs, its detections "
-        "after NMS and its mAP, against those of the PyTorch network.",
-        cls="note",
+        "after NMS and its mAP, against those of the PyTorch network."
     )
     some = bool(results.get("gates"))
     return join(engines_table(results), tag("h3", "Gates"), gates if some else None, gates_table(results))
@@ -221,13 +166,11 @@ def _method(results: Results) -> Html:
         ("Machine", values_list(machine)),
     ]
     shown = (tag("div", tag("h3", title), content, cls="card") for title, content in cards)
-    noisy = tag(
-        "p",
+    noisy = note(
         "Latency rows whose coefficient of variation (CV) is above 0.1 are marked noisy; no sample is left "
         "out. GFLOP/s are at the median, with two FLOPs per MAC; the peak is what the same runtime reaches on a "
         "large MatMul. Intervals are percentile bootstraps over test images, for pruned : robust over the "
-        "same resamples of both.",
-        cls="note",
+        "same resamples of both."
     )
     return join(tag("div", *shown, cls="cards"), noisy)
 
@@ -235,9 +178,9 @@ def _method(results: Results) -> Html:
 def _everything(results: Results) -> Html:
     rest = {key: value for key, value in results.items() if key != "configuration"}
     return join(
-        tag("details", tag("summary", "Stages"), stages_table(results)),
-        tag("details", tag("summary", "The full configuration"), _json(results.get("configuration"))),
-        tag("details", tag("summary", "results.json, without the configuration"), _json(rest)),
+        details("Stages", stages_table(results)),
+        details("The full configuration", _json(results.get("configuration"))),
+        details("results.json, without the configuration", _json(rest)),
     )
 
 

@@ -6,9 +6,10 @@ from typing import cast
 
 from prunedeploy.config.ratio_target import NAMES, Measure, RatioTarget
 from prunedeploy.report.format import dash, look_up, mapping, number, rows_of
-from prunedeploy.report.tables import cell, noisy_flag, table
+from prunedeploy.report.tables import noisy_flag
 from prunedeploy.report.words import Results
 from prunedeploy_engines.markup.html import Html, Node, join, tag
+from prunedeploy_engines.markup.page import table
 
 
 def search_section(results: Results) -> Html | None:
@@ -20,22 +21,14 @@ def search_section(results: Results) -> Html | None:
     target = RatioTarget(cast(Measure, measure), wanted)
     rejected = [{**row, "trained": True} for row in rows_of(search.get("rejected"))]
     tried = [row for row in (*rows_of(search.get("tried")), *rejected) if number(row.get("ratio")) is not None]
-    rows = []
+    rows: list[list[Node]] = []
     for row in sorted(tried, key=lambda row: (row["ratio"], "trained" in row)):
-        chosen = row["ratio"] == search.get("chosen")
-        shown: Node = f"{row['ratio']:g}"
+        chosen, ratio = row["ratio"] == search.get("chosen"), f"{row['ratio']:g}"
         value = number(row.get("value"))
         found = dash(str(row.get("reason") or "no network")) if value is None else target.show_number(value)
         what = "once trained" if "trained" in row else "chosen" if chosen else ""
-        rows.append(
-            tag(
-                "tr",
-                tag("th", tag("b", shown) if chosen else shown, scope="row"),
-                cell(join(found, noisy_flag(row))),
-                tag("td", "yes" if row.get("meets") else "no"),
-                tag("td", what),
-            )
-        )
+        meets = "yes" if row.get("meets") else "no"
+        rows.append([tag("b", ratio) if chosen else ratio, join(found, noisy_flag(row)), meets, what])
     return join(
         tag("p", f"{target.option} asked for {target.aim}. Every ratio that was tried:"),
         table(["ratio", NAMES[target.measure], "meets it", "note"], rows, numbers=(0, 1)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from prunedeploy.report.format import (
@@ -10,6 +10,7 @@ from prunedeploy.report.format import (
     dash,
     fixed,
     flattened,
+    known,
     look_up,
     map_cell,
     map_text,
@@ -19,30 +20,13 @@ from prunedeploy.report.format import (
     plain,
     rows_of,
     scaled,
+    small,
 )
-from prunedeploy.report.words import (
-    Results,
-    runtime_name,
-)
+from prunedeploy.report.words import Results, runtime_name
 from prunedeploy_engines.markup.html import Html, Node, join, tag
+from prunedeploy_engines.markup.page import note, number_cell, table
 
 Model = Mapping[str, Any]
-
-NUMBER = "number"
-
-
-def table(head: Sequence[Node], rows: Iterable[Html], *, numbers: Iterable[int] = ()) -> Html:
-    """A table that scrolls sideways where the page is narrow; ``numbers`` are the columns set flush right."""
-    right = set(numbers)
-    cells = [tag("th", one, scope="col", cls=NUMBER if i in right else None) for i, one in enumerate(head)]
-    return tag(
-        "div", tag("table", tag("thead", tag("tr", *cells)), tag("tbody", *rows)), cls="scroll", tabindex="0"
-    )
-
-
-def cell(content: Node) -> Html:
-    """A cell of numbers."""
-    return tag("td", content, cls=NUMBER)
 
 
 def noisy_flag(summary: Model) -> Html | None:
@@ -54,44 +38,29 @@ def engines_table(results: Results) -> Html:
     """What was built for which device, and how it did."""
     rows = []
     for engine in rows_of(results.get("engines")):
-        about: list[Node] = [
+        texts = [
             runtime_name(engine.get("runtime")),
             plain(engine.get("target")),
             join(plain(engine.get("precision")), _left_in_fp32(engine)),
             _computed_in(engine),
+            _file(engine),
         ]
-        cells = [
-            *(tag("td", one) for one in about),
-            tag("td", _file(engine)),
-            cell(scaled(engine.get("bytes"), "B")),
-        ]
-        latency = mapping(engine.get("latency_ms"))
+        cells = [*(tag("td", one) for one in texts), number_cell(scaled(engine.get("bytes"), "B"))]
+        latency, remark = mapping(engine.get("latency_ms")), engine.get("note")
         measured = [engine.get("map_clean"), engine.get("map_pgd_transfer"), latency.get("p50")]
-        note = engine.get("note")
+        why = f"not measured here: {remark or 'no reason was recorded'}"
         if all(number(value) is None for value in measured):
-            why = f"not measured here: {note}" if note else "not measured here: no reason was recorded"
             cells.append(tag("td", why, colspan=3, cls="wide"))
         else:
-            why = f"not measured here: {note or 'no reason was recorded'}"
-            cells += [cell(map_cell(value, why=why)) for value in measured[:2]]
-            extra = tag("small", " p99 ", milliseconds(latency.get("p99")), cls="interval") if latency else None
-            remark = tag("small", str(note), cls="remark") if note else None
-            cells.append(cell(join(milliseconds(measured[2], why), noisy_flag(latency), extra, remark)))
+            cells += [number_cell(map_cell(value, why=why)) for value in measured[:2]]
+            late = tag("small", " p99 ", milliseconds(latency.get("p99")), cls="interval") if latency else None
+            more = tag("small", str(remark), cls="remark") if remark else None
+            cells.append(number_cell([milliseconds(measured[2], why), noisy_flag(latency), late, more]))
         rows.append(tag("tr", *cells))
     if not rows:
-        return tag("p", "No engine was built.", cls="note")
-    head = [
-        "Runtime",
-        "Target",
-        "Precision",
-        "Computed in",
-        "File",
-        "Size",
-        "mAP clean",
-        "mAP PGD, transfer",
-        "Latency, median",
-    ]
-    return table(head, rows, numbers=(5, 6, 7, 8))
+        return note("No engine was built.")
+    head = ["Runtime", "Target", "Precision", "Computed in", "File", "Size"]
+    return table([*head, "mAP clean", "mAP PGD, transfer", "Latency, median"], rows, numbers=(5, 6, 7, 8))
 
 
 def _computed_in(engine: Model) -> Node:
@@ -105,10 +74,10 @@ def _computed_in(engine: Model) -> Node:
 def _left_in_fp32(engine: Model) -> Html | None:
     """How many convolutions an int8 file leaves in fp32."""
     made = mapping(engine.get("quantisation"))
-    counts = number(made.get("convolutions")), number(made.get("convolutions_in_all"))
-    if counts[0] is None or counts[1] is None:
+    kept, convolutions = number(made.get("convolutions")), number(made.get("convolutions_in_all"))
+    if kept is None or convolutions is None:
         return None
-    return tag("small", f"{counts[0]:.0f} of {counts[1]:.0f} convolutions", cls="interval")
+    return tag("small", f"{kept:.0f} of {convolutions:.0f} convolutions", cls="interval")
 
 
 def _file(engine: Model) -> Node:
@@ -122,20 +91,11 @@ def gates_table(results: Results) -> Html:
     rows = []
     for gate in rows_of(results.get("gates")):
         measured, allowed, on, passed = _GATES.get(str(gate.get("gate")), _other_gate)(gate)
-        verdict = {True: ("passed", "good"), False: ("failed", "bad"), None: ("proves nothing", "warn")}[
-            passed
-        ]
-        cells = [
-            join(plain(gate.get("model")), _gate_artefact(gate)),
-            plain(gate.get("gate")),
-            measured,
-            allowed,
-            on,
-            tag("span", verdict[0], cls=verdict[1]),
-        ]
-        rows.append(tag("tr", *(tag("td", one) for one in cells)))
+        verdict, kind = {True: ("passed", "good"), False: ("failed", "bad"), None: ("proves nothing", "warn")}[passed]
+        network = join(plain(gate.get("model")), _gate_artefact(gate))
+        rows.append([network, plain(gate.get("gate")), measured, allowed, on, tag("span", verdict, cls=kind)])
     if not rows:
-        return tag("p", "No gates were recorded.", cls="note")
+        return note("No gates were recorded.")
     return table(["Network", "Gate", "Measured", "Allowed", "On", ""], rows)
 
 
@@ -151,10 +111,10 @@ _Judged = tuple[Node, Node, Node, "bool | None"]
 def _tensor_gate(gate: Model) -> _Judged:
     found = [number(gate.get(name)) for name in ("boxes", "scores")]
     allowed = number(gate.get("tolerance"))
-    measured = join("boxes ", _small(found[0]), ", scores ", _small(found[1]))
-    known = [value for value in found if value is not None]
-    passed = None if allowed is None or len(known) < 2 else max(known) <= allowed
-    return measured, join(_small(allowed), " of the largest value"), _images(gate), passed
+    measured = join("boxes ", small(found[0]), ", scores ", small(found[1]))
+    measurements = [value for value in found if value is not None]
+    passed = None if allowed is None or len(measurements) < 2 else max(measurements) <= allowed
+    return measured, join(small(allowed), " of the largest value"), _images(gate), passed
 
 
 def _detections_gate(gate: Model) -> _Judged:
@@ -162,29 +122,24 @@ def _detections_gate(gate: Model) -> _Judged:
     least, most = number(gate.get("allowed_iou")), number(gate.get("allowed_score_difference"))
     measured = join(
         "lowest IoU ", fixed(iou, 5, why="nothing was detected"),
-        ", largest score difference ", _small(difference),
+        ", largest score difference ", small(difference),
         f", {flips:.0f} coin flips of NMS" if (flips := number(gate.get("coin_flips"))) else None,
     )  # fmt: skip
     allowed = join("IoU ≥ ", plain(least), ", score ± ", plain(most))
     passed = None
-    if None not in (iou, difference, least, most):
-        passed = float(iou or 0) >= float(least or 0) and float(difference or 0) <= float(most or 0)
+    if iou is not None and difference is not None and least is not None and most is not None:
+        passed = iou >= least and difference <= most
     return measured, allowed, join(count(gate.get("detections")), " detections, ", _images(gate)), passed
 
 
 def _map_gate(gate: Model) -> _Judged:
     deviation, allowed = number(gate.get("deviation")), number(gate.get("tolerance"))
     reference, candidate = number(gate.get("reference")), number(gate.get("candidate"))
-    both: Node = None
+    both = None
     if reference is not None and candidate is not None:
         both = f" ({map_text(reference)} to {map_text(candidate)})"
     passed = None if deviation is None or allowed is None or reference is None else abs(deviation) <= allowed
-    return (
-        join("mAP differs by ", _small(deviation), both),
-        join("± ", plain(allowed)),
-        "all test images",
-        passed,
-    )
+    return join("mAP differs by ", small(deviation), both), join("± ", plain(allowed)), "all test images", passed
 
 
 def _pattern_gate(gate: Model) -> _Judged:
@@ -206,38 +161,23 @@ _GATES: dict[str, Callable[[Model], _Judged]] = {
 }
 
 
-def _small(value: float | None) -> Node:
-    if value is None:
-        return dash()
-    return tag("span", "0" if value == 0 else f"{value:.1e}", cls="whole")
-
-
 def _images(gate: Model) -> Node:
     return join(count(gate.get("images")), " images")
 
 
 def stages_table(results: Results) -> Html:
     """Which stages made this, how long each took, and the digest of its result."""
-    rows = []
+    rows: list[list[Node]] = []
     for name, stage in mapping(results.get("stages")).items():
-        seconds, digest = number(look_up(stage, "seconds")), look_up(stage, "digest")
-        shown: Node = dash("not known") if not digest else tag("code", str(digest)[:16], title=str(digest))
-        rows.append(
-            tag(
-                "tr",
-                tag("td", str(name)),
-                cell(dash("not known") if seconds is None else f"{seconds:,.1f} s"),
-                tag("td", shown),
-            )
-        )
+        seconds, digest = known(look_up(stage, "seconds"), "{:,.1f} s".format, "not known"), look_up(stage, "digest")
+        shown = tag("code", str(digest)[:16], title=str(digest)) if digest else dash("not known")
+        rows.append([str(name), seconds, shown])
     if not rows:
-        return tag("p", "No stages were recorded.", cls="note")
+        return note("No stages were recorded.")
     return table(["Stage", "Time when it was computed", "Digest of the result"], rows, numbers=(1,))
 
 
-def values_list(
-    document: object, names: Mapping[str, str] | None = None, leave_out: Sequence[str] = ()
-) -> Html:
+def values_list(document: object, names: Mapping[str, str] | None = None, leave_out: Sequence[str] = ()) -> Html:
     """Keys and values of a mapping, nested ones with dotted keys.
 
     Args:
@@ -248,10 +188,6 @@ def values_list(
     shown = []
     for key, value in flattened({k: v for k, v in mapping(document).items() if k not in leave_out}):
         label = (names or {}).get(key, key.replace("_", " "))
-        shown.append(
-            join(
-                tag("dt", label),
-                tag("dd", scaled(value, "B", "not known") if key.endswith("bytes") else plain(value)),
-            )
-        )
-    return tag("dl", *shown) if shown else tag("p", "Nothing was recorded.", cls="note")
+        said = scaled(value, "B", "not known") if key.endswith("bytes") else plain(value)
+        shown += [tag("dt", label), tag("dd", said)]
+    return tag("dl", *shown) if shown else note("Nothing was recorded.")

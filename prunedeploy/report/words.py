@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prunedeploy.report.format import look_up, map_text, mapping, number, rows_of, three_digits
+from prunedeploy.report.format import interval, look_up, map_text, mapping, number, rows_of, three_digits
 
 Results = Mapping[str, Any]
 
@@ -31,10 +31,8 @@ def model_named(results: Results, name: str) -> Mapping[str, Any]:
 
 def runtimes_of(results: Results) -> list[str]:
     """Every runtime that a latency is given or missing for."""
-    found: dict[str, None] = {}
-    for model in rows_of(results.get("models")):
-        found.update(dict.fromkeys(mapping(model.get("latency_ms"))))
-    return list(found)
+    models = rows_of(results.get("models"))
+    return list(dict.fromkeys(runtime for model in models for runtime in mapping(model.get("latency_ms"))))
 
 
 def why_not_measured(results: Results, runtime: str) -> str:
@@ -70,32 +68,34 @@ def headline(results: Results) -> str:
 
 
 def _size(results: Results) -> Iterator[str]:
-    robust, pruned = (
-        model_named(results, "robust") or model_named(results, "original"),
-        model_named(results, "pruned"),
-    )
+    dense = model_named(results, "robust") or model_named(results, "original")
+    pruned = model_named(results, "pruned")
     ratio = number(results.get("ratio_achieved"))
-    cut = (
-        ""
-        if ratio is None
-        else f"{method_name(results)} pruning removed {100 * ratio:.1f} % of the weights"
-    )
-    params = quotient(robust.get("params"), pruned.get("params"))
-    macs = quotient(robust.get("macs"), pruned.get("macs"))
-    smaller = []
-    if params is not None:
-        smaller.append(f"{_factor(params)} fewer parameters")
-    if macs is not None:
-        smaller.append(f"{_factor(macs)} fewer multiplications")
-    if params is not None and macs is not None and abs(params - 1) < 0.005 and abs(macs - 1) < 0.005:
-        smaller = ["the network keeps its shape, so it is no smaller and dense kernels gain nothing"]
-    parts = [part for part in (cut, " and ".join(smaller)) if part]
-    if parts:
-        sentence = ": ".join(parts)
+    smaller = {
+        what: factor
+        for what, key in (("parameters", "params"), ("multiplications", "macs"))
+        if (factor := quotient(dense.get(key), pruned.get(key))) is not None
+    }
+    gained = " and ".join(f"{_factor(factor)} fewer {what}" for what, factor in smaller.items())
+    if len(smaller) == 2 and all(abs(factor - 1) < 0.005 for factor in smaller.values()):
+        gained = "the network keeps its shape, so it is no smaller and dense kernels gain nothing"
+    cut = "" if ratio is None else f"{method_name(results)} pruning removed {_percent(ratio)} of the weights"
+    if sentence := ": ".join(filter(None, (cut + _shares(results) if cut else "", gained))):
         yield sentence[0].upper() + sentence[1:] + "."
     record = mapping(results.get("dead_channels"))
     if number(record.get("filters_removed")):
         yield dead_filters(record)
+
+
+def _shares(results: Results) -> str:
+    """Of a hybrid cut: how much of it went with whole filters, and how much of it is zeros."""
+    filters, zeros = (number(look_up(results, "pruning", f"ratio_by_{what}")) for what in ("filters", "weights"))
+    if filters is None or zeros is None:
+        return ""
+    return (
+        f" ({_percent(filters)} with whole filters, {_percent(zeros)} by setting single weights to zero, which alone "
+        "makes nothing smaller)"
+    )
 
 
 def dead_filters(record: Mapping[str, Any]) -> str:
@@ -114,17 +114,12 @@ def _speed(results: Results) -> Iterator[str]:
         if value is None:
             continue
         before, after = (
-            number(look_up(model_named(results, name), "latency_ms", runtime, "p50"))
-            for name in ("original", "pruned")
+            number(look_up(model_named(results, name), "latency_ms", runtime, "p50")) for name in ("original", "pruned")
         )
         times = ""
         if before is not None and after is not None:
             times = f" (median {three_digits(after)} ms instead of {three_digits(before)} ms)"
-        how = (
-            f"{_factor(value)} faster"
-            if value >= 1
-            else f"slower, by {_factor(1 / value) if value else 'far'}"
-        )
+        how = f"{_factor(value)} faster" if value >= 1 else f"slower, by {_factor(1 / value) if value else 'far'}"
         flag = ", a noisy measurement" if is_noisy(results, runtime) else ""
         yield f"With {runtime_name(runtime)} it is {how}{times}{flag}."
         return
@@ -137,33 +132,33 @@ def is_noisy(results: Results, runtime: str) -> bool:
 
 
 def _accuracy(results: Results) -> Iterator[str]:
-    original, robust, pruned = (model_named(results, name) for name in ("original", "robust", "pruned"))
-    pgd = number(pruned.get("map_pgd"))
-    parent = number(robust.get("map_pgd"))
+    original = model_named(results, "original")
+    parent, pgd = (number(model_named(results, name).get("map_pgd")) for name in ("robust", "pruned"))
     if pgd is not None and parent is not None:
-        kept = number(look_up(results, "comparisons", "robust_map_kept", "value"))
-        between = ""
-        if kept is None:
-            kept = number(look_up(results, "comparisons", "map_pgd_kept", "value"))
-        if kept is None:
-            kept = quotient(pgd, parent)
-        ends = kept_interval(results)
-        if ends is not None:
-            between = f", interval {100 * ends[0]:.0f} to {100 * ends[1]:.0f} %"
-        share = "" if kept is None else f" ({100 * kept:.0f} % kept{between})"
+        kept, ends = map_kept(results)
+        share = "" if kept is None else f" ({100 * kept:.0f} % kept{between(ends, ', interval')})"
         yield f"Under PGD its mAP is {map_text(pgd)}, the robust network's {map_text(parent)}{share}."
     clean, attacked = number(original.get("map_clean")), number(original.get("map_pgd"))
     if clean is not None and attacked is not None:
         yield f"The original falls from {map_text(clean)} on clean images to {map_text(attacked)} under PGD."
 
 
-def kept_interval(results: Results) -> tuple[float, float] | None:
-    """Ends of the bootstrap interval of the share of robust mAP that the pruned network keeps."""
-    for name in ("robust_map_kept", "map_pgd_kept"):
-        low, high = (number(look_up(results, "comparisons", name, end)) for end in ("low", "high"))
-        if low is not None and high is not None:
-            return low, high
-    return None
+def between(ends: tuple[float, float] | None, prefix: str) -> str:
+    """The ends of an interval of shares in words; nothing where there is none."""
+    return "" if ends is None else f"{prefix} {100 * ends[0]:.0f} to {100 * ends[1]:.0f} %"
+
+
+def map_kept(results: Results, key: str = "map_pgd") -> tuple[float | None, tuple[float, float] | None]:
+    """The share of the robust network's mAP that the pruned one keeps, and its paired bootstrap interval."""
+    record = mapping(look_up(results, "comparisons", f"{key}_kept"))
+    value = number(record.get("value"))
+    if value is None:
+        return quotient(model_named(results, "pruned").get(key), model_named(results, "robust").get(key)), None
+    return value, interval([record.get("low"), record.get("high")])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def _factor(value: float) -> str:
@@ -181,11 +176,7 @@ def _about_latency(results: Results) -> Iterator[str]:
         rows = [mapping(look_up(model, "latency_ms", runtime)) for model in models]
         if not any(rows):
             yield f"Latency with {runtime_name(runtime)}: {why_not_measured(results, runtime)}."
-        noisy = [
-            str(model.get("name"))
-            for model, row in zip(models, rows, strict=True)
-            if row.get("noisy") is True
-        ]
+        noisy = [str(model.get("name")) for model, row in zip(models, rows, strict=True) if row.get("noisy") is True]
         if noisy:
             yield (
                 f"Latency with {runtime_name(runtime)} was noisy for {', '.join(noisy)} (coefficient of "
@@ -197,10 +188,15 @@ def _about_latency(results: Results) -> Iterator[str]:
     now = look_up(results, "environment", "cpu", "name")
     if then and now and then != now:
         yield f"Latency was measured on another machine ({then}) than the one that wrote this report ({now})."
-    pruned = model_named(results, "pruned")
-    if results.get("method") == "structured" or not pruned:
+    method = results.get("method")
+    if method == "structured" or not model_named(results, "pruned"):
         return
-    if number(look_up(results, "dead_channels", "filters_removed")):
+    if method == "hybrid":
+        yield (
+            "The pruned network has lost whole filters, and some of the weights that are left are zeros. Only filters "
+            "that are gone save work; dense kernels multiply zeros like any number."
+        )
+    elif number(look_up(results, "dead_channels", "filters_removed")):
         yield (
             "The pruned network has zeros for weights. Work is saved only by filters that are gone altogether; "
             "dense kernels multiply the other zeros like any number."
@@ -238,13 +234,10 @@ def _about_accuracy(results: Results) -> Iterator[str]:
 
 
 def _about_artefacts(results: Results) -> Iterator[str]:
-    unmeasured = [
-        engine
-        for engine in rows_of(results.get("engines"))
-        if number(engine.get("map_clean")) is None and engine.get("file")
-    ]
+    engines = rows_of(results.get("engines"))
+    unmeasured = sum(number(engine.get("map_clean")) is None and bool(engine.get("file")) for engine in engines)
     if unmeasured:
-        yield f"Engines built but not run here, so their mAP and latency are not known: {len(unmeasured)}."
+        yield f"Engines built but not run here, so their mAP and latency are not known: {unmeasured}."
     gates = rows_of(results.get("gates"))
     if not gates and rows_of(results.get("models")):
         yield "No gates were recorded: that the ONNX files compute what PyTorch does was not shown."

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prunedeploy.report.charts import smoothed, thinned, ticks
 from prunedeploy.report.format import map_text, three_digits
 from prunedeploy.report.page import report_html, write_report
+from prunedeploy.report.training import smoothed, thinned
 from prunedeploy_engines.markup.html import join, tag
+from prunedeploy_engines.markup.svg import text_width
 
 VOID = {"meta", "br", "img", "hr", "col", "link", "input"}
 MAPS = ("map_clean", "map_pgd", "map50_clean", "map50_pgd", "map_clean_conf50", "map_pgd_conf50")
@@ -188,7 +190,7 @@ def results() -> dict[str, Any]:
                 },
             ],
         },
-        "comparisons": {"robust_map_kept": {"value": 0.679, "low": 0.641, "high": 0.7182}},
+        "comparisons": {"map_pgd_kept": {"value": 0.679, "low": 0.641, "high": 0.7182}},
         "attack": {
             "name": "pgd",
             "eps": 0.05,
@@ -397,6 +399,44 @@ def test_unstructured_pruning_is_not_sold_as_faster(results: dict[str, Any]) -> 
     assert "9,216 of 73,728 weights" in shown
 
 
+def test_a_hybrid_cut_is_shown_as_both_that_it_is(results: dict[str, Any]) -> None:
+    results["method"] = "hybrid"
+    results["pruning"] |= {"method": "hybrid", "ratio_by_filters": 0.376, "ratio_by_weights": 0.3753}
+    shown = Page(report_html(results, [])).text
+    assert (
+        "Hybrid pruning removed 75.1 % of the weights (37.6 % with whole filters, 37.5 % by setting single weights to "
+        "zero, which alone makes nothing smaller): 3.95 times fewer parameters"
+    ) in shown
+    assert "has lost whole filters, and some of the weights that are left are zeros" in shown
+    assert "they save no work" not in shown
+    assert "layer 12: 56 of 136 filters" in shown
+    assert "layer 12: 9,216 of 73,728 weights" in shown
+    assert "weights kept, %" in shown
+    assert "weights kept, %" not in Page(report_html(results | {"method": "structured"}, [])).text
+
+
+def test_charts_stay_inside_their_boxes(results: dict[str, Any]) -> None:
+    results["dead_channels"] = dead_channels()
+    charts = re.findall(r"<svg .*?</svg>", report_html(results, log()), re.DOTALL)
+    assert len(charts) == 5  # mAP, latency, layers, dead channels, a curve
+    for chart in charts:
+        root = ET.fromstring(chart)
+        *_, width, height = map(float, root.attrib["viewBox"].split())
+        for rect in root.iter("rect"):
+            x, y, wide, high = (float(rect.attrib[key]) for key in ("x", "y", "width", "height"))
+            assert x >= 0
+            assert y >= 0
+            assert x + wide <= width
+            assert y + high <= height
+        for text in root.iter("text"):
+            wide = text_width(text.text or "", float(text.attrib["font-size"]))
+            before = {"start": 0.0, "middle": 0.5, "end": 1.0}[text.attrib.get("text-anchor", "start")] * wide
+            left = float(text.attrib["x"]) - before
+            assert left >= -1
+            assert left + wide <= width + 1, text.text
+            assert 0 < float(text.attrib["y"]) < height
+
+
 def test_what_was_not_measured_says_why(results: dict[str, Any]) -> None:
     shown = Page(report_html(results, [])).text
     assert "not measured here: no such GPU here" in shown
@@ -542,15 +582,14 @@ def test_curves_have_a_figure_per_stage_in_order_of_appearance(results: dict[str
         < shown.index("finetune 40 steps")
     )
     assert "Loss 59.0 to 9.0" in shown
-    paths = re.findall(r'class="curve loss( raw)?"', text)
-    assert len(paths) == 6
+    assert len(re.findall(r'fill="none" stroke="var\(--robust\)"', text)) == 6
     assert max(path.count("L") for path in re.findall(r' d="([^"]*)"', text)) <= 500
     assert "NaN" not in "".join(re.findall(r' d="([^"]*)"', text))
 
 
 def test_bars_are_as_long_as_their_values(results: dict[str, Any]) -> None:
     text = report_html(results, [])
-    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*class="clean">', text)]
+    widths = [float(width) for width in re.findall(r'<rect [^>]*width="([\d.]+)"[^>]*fill="var\(--clean\)"', text)]
     values = [row["map_clean"] for row in results["models"]]
     np.testing.assert_allclose(np.array(widths) / widths[0], np.array(values) / values[0], atol=1e-3)
 
@@ -633,14 +672,6 @@ def test_numbers_keep_their_meaning_when_shortened() -> None:
         "< 0.0001",
         "1.000",
     ]
-
-
-def test_ticks_are_round_and_reach_the_top() -> None:
-    assert ticks(0.45) == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
-    assert ticks(0) == [0, 1]
-    for top in (1e-7, 0.3, 1.0, 7.7, 1e6):
-        assert ticks(top)[-1] >= top * (1 - 1e-9)
-        assert 2 <= len(ticks(top)) <= 7
 
 
 def test_smoothing_starts_unbiased_and_thinning_keeps_ends_and_spikes() -> None:

@@ -1,1 +1,1 @@
-"""HTML and SVG by construction, for the page of a benchmark and the report of a build."""
+"""The kit that every page and picture is made with: HTML by construction, drawing, scales, one style."""

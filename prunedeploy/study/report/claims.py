@@ -11,25 +11,16 @@ from prunedeploy.study.statistics.claims import Answer, answer_claims
 from prunedeploy.study.statistics.design import MAP_PGD, MAP_PGD_CONF50
 from prunedeploy.study.statistics.paper import paper_rows
 from prunedeploy_engines.markup.html import Html, join, tag
+from prunedeploy_engines.markup.page import bullets, details, note, tiles
 
 VERDICT_CLASSES = {Verdict.CONFIRMED: "good", Verdict.NOT_CONFIRMED: "bad", Verdict.NOT_TESTED: "muted"}
 VERDICT_SIGNS = {Verdict.CONFIRMED: "✓", Verdict.NOT_CONFIRMED: "✗", Verdict.NOT_TESTED: "–"}
 
 
-def tiles(answers: Sequence[Answer]) -> Html:
+def claim_tiles(answers: Sequence[Answer]) -> Html:
     """How many claims have which answer."""
     counts = {verdict: sum(answer.verdict is verdict for answer in answers) for verdict in Verdict}
-    shown = (
-        tag(
-            "div",
-            tag("span", f"claims {verdict.value}", cls="name"),
-            tag("b", str(count)),
-            tag("span", f"of {len(answers)}"),
-            cls="tile",
-        )
-        for verdict, count in counts.items()
-    )
-    return tag("div", *shown, cls="tiles")
+    return tiles((f"claims {verdict.value}", str(count), f"of {len(answers)}") for verdict, count in counts.items())
 
 
 def claims_table(study: Study, answers: Sequence[Answer], compare_paper: bool) -> Html:
@@ -64,25 +55,21 @@ def claims_table(study: Study, answers: Sequence[Answer], compare_paper: bool) -
         groups.append(tag("tbody", first, numbers, id=f"claim-{answer.claim.key}"))
     head = tag("thead", tag("tr", *(tag("th", heading, scope="col") for heading in headings)))
     table = tag("table", head, *groups, cls="claims")
-    note = tag(
-        "p",
+    rule = note(
         "A claim is confirmed if each of its parts is; asking for all of them at p < 0.05 each needs no correction for "
-        "their number. A part is not tested where rows are missing or have one run only.",
-        cls="note",
+        "their number. A part is not tested where rows are missing or have one run only."
     )
-    return join(tag("div", table, cls="scroll"), note)
+    return join(tag("div", table, cls="scroll"), rule)
 
 
 def _numbers(answer: Answer) -> Html:
     """What confirms the claim, the parts that speak most against it, and all of them to unfold."""
-    claim, shown = answer.claim, _telling(answer)
-    every = tag("ul", *(_part(part) for part in answer.parts), cls="plain")
-    more = len(answer.parts) > len(shown)
+    claim, shown, parts = answer.claim, _telling(answer), answer.parts
     return join(
         tag("div", f"Confirmed by: {claim.rule}."),
         tag("div", claim.remark) if claim.remark else None,
-        tag("ul", *(_part(part) for part in shown), cls="plain") if shown else None,
-        tag("details", tag("summary", f"all {len(answer.parts)} parts"), every) if more else None,
+        bullets(map(_part, shown)) if shown else None,
+        details(f"all {len(parts)} parts", bullets(map(_part, parts))) if len(parts) > len(shown) else None,
     )
 
 
@@ -97,7 +84,7 @@ def _telling(answer: Answer, most: int = 3) -> list[Part]:
 
 def _part(part: Part) -> Html:
     sign = tag("span", VERDICT_SIGNS[part.verdict], cls=VERDICT_CLASSES[part.verdict], title=part.verdict.value)
-    return tag("li", sign, f" {part.where}: {part.numbers}")
+    return join(sign, f" {part.where}: {part.numbers}")
 
 
 def _answer(answer: Answer) -> Html:

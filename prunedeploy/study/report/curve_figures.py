@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from prunedeploy.study.statistics.design import ORIGINAL, TIME_MS, Metric, confi
 
 DODGE = 0.35
 """Percentage points between the dots of neighbouring configurations, which would hide each other."""
+THIN_AND_HOLLOW: Any = {"linestyle": "-", "linewidth": 0.8, "markersize": 4.5, "markerfacecolor": "white"}
 
 
 def curves_figure(study: Study, names: Sequence[str], title: str, paper: Study | None = None) -> Figure:
@@ -31,9 +33,7 @@ def curves_figure(study: Study, names: Sequence[str], title: str, paper: Study |
             they are only in `relative_figure`.
     """
     with styled():
-        figure = new_figure(10.5, 4.9)
-        axes = figure.subplots(1, 2)
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+        figure, axes = _two_panels(title)
         handles = [_handle(name, study) for name in names]
         originals = False
         for axis, metric, letter in zip(axes, (study.map_metric, TIME_MS), "ab", strict=True):
@@ -45,11 +45,12 @@ def curves_figure(study: Study, names: Sequence[str], title: str, paper: Study |
             axis.set_ylabel(f"{metric.unit} per image" if metric.is_time else "mAP")
             if paper is not None and not metric.is_time:
                 for name in names:
-                    _paper_means(axis, paper, paper.map_metric, name)
+                    values = {ratio: paper.values(paper.map_metric, name, ratio) for ratio in paper.ratios}
+                    _paper_means(axis, paper, name, values)
             _finish(axis, study, study.has(metric))
         if originals:
             handles.append(Line2D([], [], color="black", linestyle="--", linewidth=1.1, label="original, not pruned"))
-        _legend(figure, [*handles, *([_paper_handle()] if paper is not None else [])])
+        _legend(figure, handles, paper)
     return figure
 
 
@@ -62,23 +63,26 @@ def relative_figure(study: Study, names: Sequence[str], paper: Study | None = No
         paper: The paper's data, drawn as thin lines with hollow markers; None: not.
     """
     with styled():
-        figure = new_figure(10.5, 4.9)
-        axes = figure.subplots(1, 2)
-        figure.suptitle("Relative to ratio 0", x=0.01, ha="left", fontweight="bold", fontsize=11)
-        for axis, metric, title in (
-            (axes[0], study.map_metric, "(a) robust mAP retained"),
-            (axes[1], TIME_MS, "(b) inference time"),
-        ):
+        figure, axes = _two_panels("Relative to ratio 0")
+        titles = "(a) robust mAP retained", "(b) inference time"
+        for axis, metric, title in zip(axes, (study.map_metric, TIME_MS), titles, strict=True):
             axis.axhline(1, color="#888888", linewidth=0.8)
             for place, name in enumerate(names):
                 _curve(axis, study, name, relative_to_zero(study, metric, name), place, len(names))
                 if paper is not None:
-                    _paper_means(axis, paper, paper.map_metric if metric != TIME_MS else TIME_MS, name, relative=True)
+                    of_paper = metric if metric.is_time else paper.map_metric
+                    _paper_means(axis, paper, name, relative_to_zero(paper, of_paper, name))
             axis.set_title(title)
             axis.set_ylabel("of the same run at ratio 0")
             _finish(axis, study, study.has(metric))
-        _legend(figure, [*(_handle(name, study) for name in names), *([_paper_handle()] if paper else [])])
+        _legend(figure, [_handle(name, study) for name in names], paper)
     return figure
+
+
+def _two_panels(title: str) -> tuple[Figure, Sequence[Axes]]:
+    figure = new_figure(10.5, 4.9)
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure, figure.subplots(1, 2)
 
 
 def relative_to_zero(study: Study, metric: Metric, name: str) -> dict[float, Floats]:
@@ -90,9 +94,7 @@ def relative_to_zero(study: Study, metric: Metric, name: str) -> dict[float, Flo
     }
 
 
-def _curve(
-    axis: Axes, study: Study, name: str, values: Mapping[float, Floats], place: int, count: int
-) -> None:
+def _curve(axis: Axes, study: Study, name: str, values: Mapping[float, Floats], place: int, count: int) -> None:
     """Dots per run, means, and bars of one standard deviation."""
     style = look(name, study.configurations)
     shift = DODGE * (place - (count - 1) / 2)
@@ -106,36 +108,18 @@ def _curve(
         x + shift,
         [group.mean() for group in known.values()],
         [group.std() for group in known.values()],
-        color=style.colour,
-        marker=style.marker,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-        linestyle=style.line,
+        **style.line_and_marker,
         capsize=2.2,
         elinewidth=0.9,
         zorder=3,
     )
 
 
-def _paper_means(axis: Axes, paper: Study, metric: Metric, name: str, relative: bool = False) -> None:
-    values = relative_to_zero(paper, metric, name) if relative else None
-    means = {
-        ratio: (values[ratio] if values is not None else paper.values(metric, name, ratio)) for ratio in paper.ratios
-    }
+def _paper_means(axis: Axes, paper: Study, name: str, values: Mapping[float, Floats]) -> None:
     style = look(name, paper.configurations)
-    known = {ratio: group.mean() for ratio, group in means.items() if len(group)}
-    axis.plot(
-        [100 * ratio for ratio in known],
-        list(known.values()),
-        color=style.colour,
-        marker=style.marker,
-        markerfacecolor="white",
-        markersize=4.5,
-        linewidth=0.8,
-        linestyle="-",
-        alpha=0.75,
-        zorder=1.5,
-    )
+    known = {100 * ratio: group.mean() for ratio, group in values.items() if len(group)}
+    means = list(known.values())
+    axis.plot(list(known), means, color=style.colour, marker=style.marker, alpha=0.75, zorder=1.5, **THIN_AND_HOLLOW)
 
 
 def _original(axis: Axes, study: Study, metric: Metric) -> bool:
@@ -161,28 +145,12 @@ def _finish(axis: Axes, study: Study, measured: bool) -> None:
 
 
 def _handle(name: str, study: Study) -> Line2D:
-    style = look(name, study.configurations)
-    return Line2D(
-        [],
-        [],
-        color=style.colour,
-        marker=style.marker,
-        linestyle=style.line,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-        label=configuration(name).label,
-    )
+    return Line2D([], [], **look(name, study.configurations).line_and_marker, label=configuration(name).label)
 
 
-def _paper_handle() -> Line2D:
-    grey = "#555555"
-    return Line2D(
-        [], [], color=grey, marker="o", markerfacecolor="white", lw=0.8, markersize=4.5, label="paper's means"
-    )
-
-
-def _legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    columns = len(handles) if len(handles) <= 5 else -(-len(handles) // 2)
-    figure.legend(
-        handles=list(handles), loc="outside lower center", ncols=columns, handlelength=3.2, fontsize=9
-    )
+def _legend(figure: Figure, handles: Sequence[Line2D], paper: Study | None) -> None:
+    entries = list(handles)
+    if paper is not None:
+        entries.append(Line2D([], [], color="#555555", marker="o", label="paper's means", **THIN_AND_HOLLOW))
+    columns = len(entries) if len(entries) <= 5 else -(-len(entries) // 2)
+    figure.legend(handles=entries, loc="outside lower center", ncols=columns, handlelength=3.2, fontsize=9)

@@ -7,8 +7,7 @@ its own, so that nothing is said by colour alone. Figures are drawn without pypl
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +51,12 @@ class Look:
     marker: str
     line: Any
 
+    @property
+    def line_and_marker(self) -> dict[str, Any]:
+        """Matplotlib's keywords of a line with markers, which a white rim sets off."""
+        rim = {"markeredgecolor": "white", "markeredgewidth": 0.6}
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line, **rim}
+
 
 _LOOKS = (
     Look("#0072B2", "o", "-"),
@@ -78,11 +83,9 @@ def look(name: str, names: tuple[str, ...]) -> Look:
     return _LOOKS[(len(PAPER_CONFIGURATIONS) + others.index(name)) % len(_LOOKS)]
 
 
-@contextmanager
-def styled() -> Iterator[None]:
+def styled() -> AbstractContextManager[None]:
     """Draw inside this in our style; nothing stays changed."""
-    with mpl.rc_context(SETTINGS):
-        yield
+    return mpl.rc_context(SETTINGS)
 
 
 def new_figure(width: float, height: float) -> Figure:

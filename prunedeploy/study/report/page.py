@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunedeploy.report.style import STYLE
-from prunedeploy.study.report.claims import claims_table, tiles
+from prunedeploy.study.report.claims import claim_tiles, claims_table
 from prunedeploy.study.report.plots import Plot, all_plots, sample_plots
 from prunedeploy.study.report.samples import FOLDER, SampleSet
 from prunedeploy.study.report.table_formats import to_csv, to_html, to_latex
@@ -25,6 +24,7 @@ from prunedeploy.study.statistics.design import configuration
 from prunedeploy.study.statistics.tables import Table, all_tables
 from prunedeploy_engines.files import write_atomically
 from prunedeploy_engines.markup.html import Html, Node, join, tag
+from prunedeploy_engines.markup.page import bullets, details, document, note, sections
 
 EXTRA_STYLE = """
 .plot img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--line);
@@ -97,30 +97,19 @@ def write_report(
     plots = [*all_plots(study, compare_paper), *sample_plots(study, samples, folder / FOLDER)]
     page = folder / "report.html"
     text = _page(study, title, tables, plots, caveats(study, contrasts), compare_paper, notes)
-    table_files = [
-        (folder / "tables" / f"{table.name}{suffix}", write(table).encode("utf-8"))
+    written = {
+        folder / "tables" / f"{table.name}{suffix}": write(table).encode("utf-8")
         for table in tables
         for suffix, write in ((".csv", to_csv), (".tex", to_latex))
-    ]
-    figure_files = [
-        (folder / "figures" / f"{plot.name}{suffix}", data)
+    }
+    drawn = {
+        folder / "figures" / f"{plot.name}{suffix}": data
         for plot in plots
         for suffix, data in ((".png", plot.png), (".svg", plot.svg))
-    ]
-    for path, content in [*table_files, *figure_files]:
+    }
+    for path, content in (written | drawn | {page: text.encode("utf-8")}).items():
         write_atomically(path, content)
-    write_atomically(page, text.encode("utf-8"))
-    return ReportFiles(page, tuple(path for path, _ in table_files), tuple(path for path, _ in figure_files))
-
-
-def report_html(
-    rows: Iterable[Row], *, title: str = "a study", machine: str | None = None, compare_paper: bool = False
-) -> str:
-    """Return the page alone; arguments as for `write_report`."""
-    study = study_from_rows(rows, machine)
-    contrasts = all_contrasts(study)
-    tables, plots = all_tables(study, contrasts), all_plots(study, compare_paper)
-    return _page(study, title, tables, plots, caveats(study, contrasts), compare_paper, ())
+    return ReportFiles(page, tuple(written), tuple(drawn))
 
 
 def _page(
@@ -133,9 +122,9 @@ def _page(
     notes: Sequence[str],
 ) -> str:
     answers = answer_claims(study)
-    sections: list[tuple[str, str, Node]] = [
+    parts: list[tuple[str, str, Node]] = [
         ("claims", "What the paper claims, and what these rows say", claims_table(study, answers, compare_paper)),
-        ("limits", "What these numbers do not say", tag("ul", *(tag("li", one) for one in limits), cls="plain")),
+        ("limits", "What these numbers do not say", bullets(limits)),
         ("figures", "Figures", [_plot(plot) for plot in plots if not plot.has_photographs]),
         ("samples", "Sample images", _samples(plots)),
         ("tests", "Tables I to IV: tests", [to_html(table) for table in tables if table.number in P_TABLES]),
@@ -143,24 +132,10 @@ def _page(
         ("method", "How it was computed", _method()),
     ]
     if study.failed or study.missing or notes:
-        sections.append(("missing", "What is not there", _missing(study, notes)))
+        parts.append(("missing", "What is not there", _missing(study, notes)))
     name = f"prunedeploy: {title}"
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", name),
-        tag("style", Html(STYLE + EXTRA_STYLE)),
-    )
-    body = tag(
-        "body",
-        tag("header", tag("h1", name), tag("p", _about(study), cls="about")),
-        tiles(answers),
-        tag("nav", *(join(tag("a", heading, href=f"#{anchor}"), " ") for anchor, heading, _ in sections)),
-        tag("main", *(tag("section", tag("h2", heading), node, id=anchor) for anchor, heading, node in sections)),
-    )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+    header = tag("header", tag("h1", name), tag("p", _about(study), cls="about"))
+    return document(name, header, claim_tiles(answers), sections(parts), style=EXTRA_STYLE)
 
 
 def _about(study: Study) -> str:
@@ -196,19 +171,17 @@ def _samples(plots: Sequence[Plot]) -> Node:
     pictures = [plot for plot in plots if plot.has_photographs]
     more = sum(not plot.on_page for plot in pictures)
     if not pictures:
-        return tag(
-            "p",
+        return note(
             "Figure 5 is left out: there are no sample images beside these rows. `prunedeploy sweep` makes them as "
-            "long as its store has the networks; rows do not need them.",
-            cls="note",
+            "long as its store has the networks; rows do not need them."
         )
     shown = [_plot(plot) for plot in pictures if plot.on_page]
-    return [*shown, tag("p", f"{more} more are in the folder figures.", cls="note") if more else None]
+    return [*shown, note(f"{more} more are in the folder figures.") if more else None]
 
 
 def _folded(tables: Sequence[Table]) -> list[Html]:
     rest = [table for table in tables if table.number not in P_TABLES]
-    return [tag("details", tag("summary", table.caption), to_html(table)) for table in rest]
+    return [details(table.caption, to_html(table)) for table in rest]
 
 
 def _method() -> Html:
@@ -225,19 +198,14 @@ def _method() -> Html:
         "Reference: Liu, Efficient and Adversarially Robust Object Detection, Western University; its 900 numbers come "
         "with prunedeploy.",
     )
-    return tag("ul", *(tag("li", line) for line in lines), cls="plain")
+    return bullets(lines)
 
 
 def _missing(study: Study, notes: Sequence[str]) -> Html:
-    failed = [tag("li", f"{row_name(row)}: {row.error}") for row in study.failed]
-    missing = [
-        f"{configuration(name).label} at {100 * ratio:g}%, run {run}" for name, ratio, run in study.missing
-    ]
+    failed = [f"{row_name(row)}: {row.error}" for row in study.failed]
+    missing = [f"{configuration(name).label} at {100 * ratio:g}%, run {run}" for name, ratio, run in study.missing]
     return join(
-        *(tag("p", note) for note in notes),
-        tag("h3", "Failed") if failed else None,
-        tag("ul", *failed, cls="plain") if failed else None,
-        tag("details", tag("summary", f"{len(missing)} models not done"), tag("ul", *(tag("li", m) for m in missing)))
-        if missing
-        else None,
+        *(tag("p", one) for one in notes),
+        [tag("h3", "Failed"), bullets(failed)] if failed else None,
+        details(f"{len(missing)} models not done", bullets(missing)) if missing else None,
     )

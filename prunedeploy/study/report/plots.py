@@ -70,24 +70,20 @@ def all_plots(study: Study, compare_paper: bool) -> list[Plot]:
     colour = [name for name in names if not configuration(name).greyscale]
     grey = [name for name in names if configuration(name).greyscale]
     dots = "A dot per run, the curve through the means, bars of one standard deviation."
-    overlaid = (
-        " Thin lines with hollow markers: the paper's means, YOLOv3 on COCO, score threshold 0.5."
-        if compare_paper
-        else ""
-    )
+    if compare_paper:
+        dots += " Thin lines with hollow markers: the paper's means, YOLOv3 on COCO, score threshold 0.5."
+    both = [*(name.removesuffix(GREY_SUFFIX) for name in grey), *grey]
     plots = []
-    if colour:
-        title = "Figure 3: scores and granularity"
-        plots.append(
-            Plot("figure-3", f"{title}. {dots}{overlaid}", curves_figure(curves, colour, title, paper))
-        )
-    if grey:
-        both = [*(name.removesuffix(GREY_SUFFIX) for name in grey), *grey]
-        title = "Figure 4: colour and greyscale images"
-        figure = curves_figure(curves, [name for name in both if name in names], title, paper)
-        plots.append(Plot("figure-4", f"{title}. {dots}{overlaid}", figure))
+    for number, title, shown in (
+        (3, "scores and granularity", colour),
+        (4, "colour and greyscale images", [name for name in both if name in names]),
+    ):
+        if shown:
+            heading = f"Figure {number}: {title}"
+            figure = curves_figure(curves, shown, heading, paper)
+            plots.append(Plot(f"figure-{number}", f"{heading}. {dots}", figure))
     if 0.0 in study.ratios and len(study.ratios) > 1:
-        words = f"Robust mAP and time of every run divided by those of the same run at ratio 0. {dots}{overlaid}"
+        words = f"Robust mAP and time of every run divided by those of the same run at ratio 0. {dots}"
         plots.append(Plot("figure-relative", words, relative_figure(curves, names, paper)))
     if study.has(TIME_MS):
         words = (
@@ -106,11 +102,12 @@ def sample_plots(study: Study, samples: SampleSet | None, folder: Path) -> list[
         samples: The same sweep's samples.
         folder: With their pictures.
     """
-    cells = [] if samples is None else [cell for cell in samples.cells if cell.configuration in study.configurations]
+    if samples is None:
+        return []
+    counts = [len(cell.images) for cell in samples.cells if cell.configuration in study.configurations]
     plots = []
-    for number in range(1, max((len(cell.images) for cell in cells), default=0) + 1):
+    for number in range(1, max(counts, default=0) + 1):
         for kind in KINDS:
-            assert samples is not None, "there are cells"
             name = f"figure-5-{'attacked' if kind == 'pgd' else kind}{f'-{number}' if number > 1 else ''}"
             figure = sample_figure(samples, folder, study.configurations, kind, number)
             words = sample_caption(samples, kind, number)

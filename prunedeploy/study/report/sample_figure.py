@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from prunedeploy.study.report.figure_style import new_figure, styled
-from prunedeploy.study.report.sample_matches import Box, Mark, MarkedBox, marked_boxes
+from prunedeploy.study.report.sample_matches import Mark, MarkedBox, marked_boxes
 from prunedeploy.study.report.samples import CellSamples, Kind, SampleImage, SampleSet
 from prunedeploy.study.statistics.design import GREY_SUFFIX, ORIGINAL, ORIGINAL_GREY, configuration
 from prunedeploy.study.statistics.tables import percent
@@ -80,7 +80,10 @@ def sample_figure(samples: SampleSet, folder: Path, names: Sequence[str], kind: 
                 boxes += _picture(axes, cells[name], folder, kind, number, _x(column), y, high)
         _draw_boxes(axes, boxes)
         axes.set(xlim=(0, width), ylim=(height, 0))
-        handles = [_line(mark) for mark in Mark]
+        handles = [
+            Line2D([], [], color=colour, linestyle=line, linewidth=1.9, label=label)
+            for colour, line, label in LINES.values()
+        ]
         figure.legend(
             handles=handles, loc="lower center", ncols=across, handlelength=2.6, fontsize=COLUMN_SIZE, columnspacing=1.4
         )
@@ -153,19 +156,11 @@ def _draw_boxes(axes: Axes, boxes: Sequence[MarkedBox]) -> None:
     """Lines on white ones, so that they show on any picture; what is right lies on top."""
     for mark in reversed(Mark):
         colour, line, _ = LINES[mark]
-        corners = [[(x1, y1), (x2, y1), (x2, y2), (x1, y2)] for x1, y1, x2, y2 in _of(boxes, mark)]
+        own = [one.box_xyxy for one in boxes if one.mark is mark]
+        corners = [[(x1, y1), (x2, y1), (x2, y2), (x1, y2)] for x1, y1, x2, y2 in own]
         for edge, width, style in (("white", 2.9, "-"), (colour, 1.7, line)):
             look: Any = {"facecolors": "none", "edgecolors": edge, "linewidths": width, "linestyles": [style]}
             axes.add_collection(PolyCollection(corners, joinstyle="miter", zorder=2, **look))
-
-
-def _of(boxes: Sequence[MarkedBox], mark: Mark) -> list[Box]:
-    return [one.box_xyxy for one in boxes if one.mark is mark]
-
-
-def _line(mark: Mark) -> Line2D:
-    colour, line, label = LINES[mark]
-    return Line2D([], [], color=colour, linestyle=line, linewidth=1.9, label=label)
 
 
 def _pixels(path: Path, image: SampleImage) -> NDArray[np.uint8] | None:

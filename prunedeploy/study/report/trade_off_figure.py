@@ -10,31 +10,7 @@ from matplotlib.figure import Figure
 from prunedeploy.study.report.figure_style import look, new_figure, styled
 from prunedeploy.study.statistics.cells import Floats, Study
 from prunedeploy.study.statistics.design import TIME_MS, configuration
-
-
-def pareto_front(time_ms: Floats, accuracy: Floats) -> list[int]:
-    """Indices of the points that no other point beats: none is at least as good in both and better in one.
-
-    Args:
-        time_ms: ``(N,)``, less is better.
-        accuracy: ``(N,)``, more is better.
-
-    Returns:
-        Ascending by time. Of equal points all are there.
-
-    Raises:
-        ValueError: Lengths differ.
-    """
-    if len(time_ms) != len(accuracy):
-        raise ValueError(f"expected as many times as accuracies, got {len(time_ms)} and {len(accuracy)}")
-    front: list[int] = []
-    best, best_time = -np.inf, -np.inf
-    for index in np.lexsort((-accuracy, time_ms)):
-        equal = accuracy[index] == best and time_ms[index] == best_time
-        if accuracy[index] > best or equal:
-            front.append(int(index))
-            best, best_time = accuracy[index], time_ms[index]
-    return front
+from prunedeploy_engines.bench.pictures.front import pareto_front
 
 
 def trade_off_figure(study: Study, names: Sequence[str]) -> Figure:
@@ -56,19 +32,14 @@ def trade_off_figure(study: Study, names: Sequence[str]) -> Figure:
         axis = figure.subplots()
         for name in names:
             own = [(times, maps) for who, _, times, maps in points if who == name]
-            style = look(name, study.configurations)
             axis.errorbar(
                 [times.mean() for times, _ in own],
                 [maps.mean() for _, maps in own],
                 [maps.std() for _, maps in own],
                 [times.std() for times, _ in own],
-                color=style.colour,
-                marker=style.marker,
-                linestyle=style.line,
+                **look(name, study.configurations).line_and_marker,
                 linewidth=1.1,
                 elinewidth=0.8,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
                 label=configuration(name).label,
                 zorder=3,
             )

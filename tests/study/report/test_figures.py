@@ -8,13 +8,11 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from prunedeploy.study.report.curve_figures import curves_figure, relative_figure, relative_to_zero
 from prunedeploy.study.report.figure_style import figure_bytes, look
-from prunedeploy.study.report.trade_off_figure import pareto_front, trade_off_figure
+from prunedeploy.study.report.trade_off_figure import trade_off_figure
 from prunedeploy.study.statistics.cells import study_from_rows
 from prunedeploy.study.statistics.design import MAP_PGD, PAPER_CONFIGURATIONS
 from prunedeploy.study.statistics.paper import paper_rows
@@ -95,23 +93,6 @@ def test_without_times_the_panel_says_so():
     figure = curves_figure(study_from_rows(grid({("structured-scaled", 0.5): (0.2,)})), ("structured-scaled",), "title")
     texts = [[text.get_text() for text in axis.texts] for axis in figure.axes]
     assert texts == [[], ["not measured"]]
-
-
-points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12)
-
-
-@given(points)
-def test_the_front_is_what_no_point_beats(found):
-    times, maps = np.array(found, np.float64).reshape(-1, 2).T
-    front = pareto_front(times, maps)
-    beaten = [any(t <= x and m >= y and (t < x or m > y) for t, m in found) for x, y in found]
-    assert sorted(front) == [i for i, is_beaten in enumerate(beaten) if not is_beaten]
-    assert list(times[front]) == sorted(times[front])
-
-
-def test_the_front_of_different_lengths_is_refused():
-    with pytest.raises(ValueError, match="got 2 and 1"):
-        pareto_front(np.array([1.0, 2]), np.array([1.0]))
 
 
 def test_trade_off_shows_every_mean_and_the_front(study):

@@ -7,12 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from prunedeploy.study.report.page import report_html, write_report
+from prunedeploy.study.report.page import write_report
 from prunedeploy.study.statistics.caveats import caveats
 from prunedeploy.study.statistics.cells import study_from_rows
 from prunedeploy.study.statistics.contrasts import all_contrasts
@@ -101,6 +103,12 @@ def test_every_table_and_figure_is_a_file_too(written):
     assert {path.name for path in written.figures} == {
         f"figure-{name}.{form}" for name in ("3", "4", "relative", "trade-off") for form in ("png", "svg")
     }
+
+
+def report_html(rows, **options):
+    """The text of the page of a report."""
+    with tempfile.TemporaryDirectory() as folder:
+        return write_report(rows, Path(folder), **options).page.read_text(encoding="utf-8")
 
 
 def test_the_same_rows_give_the_same_page():

@@ -7,18 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from prunedeploy_engines.bench.document import Row
-from prunedeploy_engines.bench.pictures.row_names import Palette, common_settings, palette_of, row_labels
-from prunedeploy_engines.markup.svg import (
-    GRID,
-    INK,
-    SOFT,
-    Axis,
-    Drawing,
-    linear_ticks,
-    number_text,
-    shortened,
-    text_width,
-)
+from prunedeploy_engines.bench.pictures.row_names import common_settings, palette_of, row_labels
+from prunedeploy_engines.markup.scales import Axis, number_text
+from prunedeploy_engines.markup.svg import INK, SOFT, Bar, Drawing, Key, shortened, text_width
 
 WIDTH = 1000.0
 
@@ -54,7 +45,11 @@ def latency_picture(rows: Sequence[Row], title: str = "Latency") -> str:
     shapes = Axis(*_shape_range(rows), bars.end + 76, right - _BEYOND)
     palette = palette_of(rows)
     bottom = _TOP + len(rows) * _ROW + (len(models) * _HEADING if headings else 6)
-    _axes(drawing, bars, shapes, bottom)
+    drawing.x_scale(bars, _TOP, bottom)
+    drawing.x_scale(shapes, _TOP, bottom, wanted=4, unit="×")
+    drawing.line(bars.start, _TOP, bars.start, bottom, SOFT)
+    drawing.text(bars.start, _TOP - 10, "median, ms")
+    drawing.text(shapes.start, _TOP - 10, "all samples, over the row's median")
     drawing.text(16, 26, title, size=17, colour=INK, bold=True)
     drawing.text(16, 45, shortened(common_settings(rows), WIDTH - 32), size=12)
     for number, name in enumerate(("p90", "p99")):
@@ -66,10 +61,21 @@ def latency_picture(rows: Sequence[Row], title: str = "Latency") -> str:
             y += _HEADING
         for row, text in zip(rows, texts, strict=True):
             if str(row["model"]) == model:
-                _row(drawing, row, text, y + _ROW / 2, bars, shapes, palette.colour(row), left, right)
+                _row(drawing, row, text, y + _ROW / 2, bars, shapes, palette.colour(row), right)
                 y += _ROW
-    height = _legend(drawing, palette, rows, bottom + 46)
-    return drawing.to_svg(WIDTH, height, f"{title}: median, p90 and p99 of {len(rows)} rows, and their samples")
+    y = bottom + 46
+    if len(palette.colours) > 1:
+        y = drawing.legend([Key(name, colour) for name, colour in palette.colours.items()], 16.0, y, WIDTH - 16)
+    words = [
+        "bar: median; ticks on the line: p90 and p99, an arrow where that is beyond the scale; "
+        "+n to x×: so many samples are beyond the scale, and the largest"
+    ]
+    if any(row["latency_ms"].get("noisy") for row in rows):
+        words.append("*: noisy, the coefficient of variation is above 0.1")
+    for line in words:
+        drawing.text(16, y, line, size=11)
+        y += 18
+    return drawing.to_svg(WIDTH, y, f"{title}: median, p90 and p99 of {len(rows)} rows, and their samples")
 
 
 def _top_of_bars(rows: Sequence[Row]) -> float:
@@ -86,43 +92,14 @@ def _shape_range(rows: Sequence[Row]) -> tuple[float, float]:
     return min(max(low - 0.04, 0.3), 0.92), min(max(high + 0.04, 1.15), 2.5)
 
 
-def _axes(drawing: Drawing, bars: Axis, shapes: Axis, bottom: float) -> None:
-    for axis, unit in ((bars, ""), (shapes, "×")):
-        for tick in linear_ticks(axis.first, axis.last, 5):
-            x = axis.at(tick)
-            drawing.line(x, _TOP, x, bottom, GRID)
-            drawing.text(x, bottom + 16, f"{tick:g}{unit}", anchor="middle")
-    drawing.line(bars.start, _TOP, bars.start, bottom, SOFT)
-    drawing.text(bars.start, _TOP - 10, "median, ms")
-    drawing.text(shapes.start, _TOP - 10, "all samples, over the row's median")
-
-
-def _row(
-    drawing: Drawing,
-    row: Row,
-    label: str,
-    y: float,
-    bars: Axis,
-    shapes: Axis,
-    colour: str,
-    left: float,
-    right: float,
-) -> None:
+def _row(drawing: Drawing, row: Row, label: str, y: float, bars: Axis, shapes: Axis, colour: str, right: float) -> None:
     latency = row["latency_ms"]
-    noisy = " *" if latency.get("noisy") else ""
-    drawing.text(left, y + 4, f"{shortened(label, left - 28)}{noisy}", anchor="end", colour=INK)
-    p50, p90, p99 = (bars.at(latency[key]) for key in ("p50", "p90", "p99"))
-    drawing.rect(bars.start, y - 7, p50 - bars.start, 14, colour, opacity=0.85)
-    drawing.line(p50, y, p99, y, INK, 1.2)
-    drawing.line(p90, y - 4, p90, y + 4, INK, 1.2)
-    if latency["p99"] > bars.last:
-        drawing.path(f"M{p99 - 5:.1f} {y - 4:.1f}l5 4l-5 4", stroke=INK, width=1.2)
-    else:
-        drawing.line(p99, y - 6, p99, y + 6, INK, 1.2)
-    drawing.text(p99 + 7, y + 4, number_text(latency["p50"]), colour=INK, bold=True)
+    name = f"{shortened(label, bars.start - 36)}{' *' if latency.get('noisy') else ''}"
+    median, *late = (float(latency[key]) for key in ("p50", "p90", "p99"))
+    drawing.bar(bars, y, Bar(name, median, number_text(median), colour, (median, *late)))
     _shape(drawing, row, y, shapes, colour)
-    for number, key in enumerate(("p90", "p99")):
-        drawing.text(right + (number + 1) * _COLUMN, y + 4, number_text(latency[key]), anchor="end", colour=INK)
+    for number, value in enumerate(late):
+        drawing.text(right + (number + 1) * _COLUMN, y + 4, number_text(value), anchor="end", colour=INK)
 
 
 def _shape(drawing: Drawing, row: Row, y: float, axis: Axis, colour: str) -> None:
@@ -148,27 +125,3 @@ def _shape(drawing: Drawing, row: Row, y: float, axis: Axis, colour: str) -> Non
     if len(beyond):
         text = f"+{len(beyond)} to {beyond.max():.1f}×"
         drawing.text(axis.end + 4, y + 4, text, size=10.5)
-
-
-def _legend(drawing: Drawing, palette: Palette, rows: Sequence[Row], y: float) -> float:
-    """Name the colours and marks.
-
-    Returns:
-        Where the picture ends.
-    """
-    x = 16.0
-    if len(palette.colours) > 1:
-        for name, colour in palette.colours.items():
-            width = text_width(name) + 40
-            if x > 16 and x + width > WIDTH - 16:
-                x, y = 16.0, y + 20
-            drawing.rect(x, y - 10, 12, 12, colour, opacity=0.85)
-            drawing.text(x + 18, y, name, colour=INK)
-            x += width
-        x, y = 16.0, y + 20
-    words = "bar: median; ticks on the line: p90 and p99, an arrow where that is beyond the scale; "
-    words += "+n to x×: so many samples are beyond the scale, and the largest"
-    if any(row["latency_ms"].get("noisy") for row in rows):
-        words += "; *: noisy, the coefficient of variation is above 0.1"
-    drawing.text(x, y, words, size=11)
-    return y + 18

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prunedeploy_engines.bench.document import Document, Row, measured_rows, varying
 from prunedeploy_engines.bench.pictures.front import front_picture
 from prunedeploy_engines.bench.pictures.latency import latency_picture
 from prunedeploy_engines.bench.pictures.row_names import precision_in_words
-from prunedeploy_engines.markup.svg import escaped, number_text
+from prunedeploy_engines.markup import page as kit
+from prunedeploy_engines.markup.html import Html, Node, join, tag
+from prunedeploy_engines.markup.scales import number_text
 
 LATENCY, FRONT = "latency.svg", "robust-map.svg"
 
 _STYLE = """
-body { margin: 2rem auto; padding: 0 1rem; max-width: 84rem; color: #1b1f24; background: #fff;
-  font: 15px/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-svg { width: 100%; height: auto; } figure { margin: 1.5rem 0; max-width: 66rem; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; }
-th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #e3e7ec; white-space: nowrap; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; } .soft { color: #5a6472; }
+body { max-width: 84rem; } figure { margin: 1.5rem 0; max-width: 66rem; }
+table { width: auto; font-size: .88rem; } th, td { white-space: nowrap; }
 """
 _SETTINGS = ("device", "runtime", "provider", "precision", "batch", "threads", "kind")
-_LATENCY = (("p50", "median ms"), ("mean", "mean"), ("p90", "p90"), ("p95", "p95"), ("p99", "p99"), ("max", "max"))
+_LATENCY = {
+    "p50": "median ms", "mean": "mean", "p90": "p90", "p95": "p95", "p99": "p99", "max": "max",
+    "images_per_s": "images/s", "cv": "cv", "n": "n",
+}  # fmt: skip
+_MORE = {
+    "gflops": "GFLOP/s",
+    "fraction_of_peak": "of peak",
+    "map_clean": "mAP",
+    "map_pgd": "robust mAP",
+    "energy_j_per_image": "J/image",
+    "reason": "not measured, since",
+}
 
 
 def pictures(document: Document) -> dict[str, str]:
@@ -37,64 +45,58 @@ def pictures(document: Document) -> dict[str, str]:
 
 def page(document: Document) -> str:
     """The HTML file's text."""
-    figures = "".join(f"<figure>{svg}</figure>" for svg in pictures(document).values())
-    parts = [
-        "<h1>Benchmark</h1>",
+    return kit.document(
+        "prunedeploy bench",
+        tag("h1", "Benchmark"),
         _lines(document.get("notes") or []),
-        figures,
-        "<h2>All rows</h2>",
+        (tag("figure", Html(svg)) for svg in pictures(document).values()),
+        tag("h2", "All rows"),
         _table(document["rows"]),
-        *(_layers(row) for row in document["rows"] if row.get("layers")),
+        (_layers(row) for row in document["rows"] if row.get("layers")),
         _machines(document),
-        '<p class="soft">Every sample is in bench.json.</p>',
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>prunedeploy bench</title>'
-        f"<style>{_STYLE}</style></head><body>\n{''.join(parts)}\n</body></html>\n"
+        kit.note("Every sample is in bench.json."),
+        style=_STYLE,
     )
 
 
-def _table(rows: Sequence[Row]) -> str:
-    columns: list[tuple[str, Callable[[Row], Any]]] = [("model", lambda row: row["model"])]
-    columns += [(key, _setting(key)) for key in _SETTINGS if key == "runtime" or varying(rows, (key,))]
-    columns += [(title, _latency(key)) for key, title in _LATENCY]
-    columns += [("images/s", _latency("images_per_s")), ("cv", _latency("cv")), ("n", _latency("n"))]
-    for key, title in (
-        ("gflops", "GFLOP/s"),
-        ("fraction_of_peak", "of peak"),
-        ("map_clean", "mAP"),
-        ("map_pgd", "robust mAP"),
-        ("energy_j_per_image", "J/image"),
-    ):
+def _table(rows: Sequence[Row]) -> Html:
+    columns: dict[str, list[Any]] = {"model": [row["model"] for row in rows]}
+    for key in _SETTINGS:
+        if key == "runtime" or varying(rows, (key,)):
+            columns[key] = [precision_in_words(row) if key == "precision" else row.get(key) for row in rows]
+    for key, title in _LATENCY.items():
+        columns[title] = [(row.get("latency_ms") or {}).get(key) for row in rows]
+    for key, title in _MORE.items():
         if any(row.get(key) is not None for row in rows):
-            columns.append((title, _value(key)))
-    if any(row.get("reason") for row in rows):
-        columns.append(("not measured, since", _value("reason")))
+            columns[title] = [row.get(key) for row in rows]
     if any(row.get("notes") for row in rows):
-        columns.append(("note", lambda row: "; ".join(row.get("notes") or [])))
-    return _html_table([title for title, _ in columns], [[show(row) for _, show in columns] for row in rows])
+        columns["note"] = ["; ".join(row.get("notes") or []) for row in rows]
+    return _table_of(columns)
 
 
-def _setting(key: str) -> Callable[[Row], Any]:
-    return precision_in_words if key == "precision" else _value(key)
+def _table_of(columns: Mapping[str, Sequence[Any]]) -> Html:
+    """Values by the headings of their columns; those of numbers are flush right."""
+    numbers = [i for i, values in enumerate(columns.values()) if any(isinstance(one, (int, float)) for one in values)]
+    rows = [[_shown(value) for value in row] for row in zip(*columns.values(), strict=True)]
+    return kit.table(list(columns), rows, numbers=numbers)
 
 
-def _value(key: str) -> Callable[[Row], Any]:
-    return lambda row: row.get(key)
+def _shown(value: Any) -> Node:
+    if isinstance(value, float):
+        return number_text(value)
+    return None if value is None else str(value)
 
 
-def _latency(key: str) -> Callable[[Row], Any]:
-    return lambda row: (row.get("latency_ms") or {}).get(key)
-
-
-def _layers(row: Row) -> str:
+def _layers(row: Row) -> Html:
     title = ", ".join(filter(None, (row["model"], row.get("runtime"), precision_in_words(row))))
-    cells = [[one["name"], one["kind"], one["precision"], one["mean_ms"], one["share"]] for one in row["layers"]]
-    table = _html_table(["layer", "operator", "computes in", "mean ms", "share"], cells)
-    return f"<h2>Layers that cost most: {escaped(title)}</h2>{table}"
+    names = {
+        "layer": "name", "operator": "kind", "computes in": "precision", "mean ms": "mean_ms", "share": "share",
+    }  # fmt: skip
+    table = _table_of({heading: [layer[key] for layer in row["layers"]] for heading, key in names.items()})
+    return join(tag("h2", f"Layers that cost most: {title}"), table)
 
 
-def _machines(document: Document) -> str:
+def _machines(document: Document) -> Html:
     machines: Mapping[str, Any] = document.get("machines") or {"": document.get("machine") or {}}
     lines = []
     for name, machine in machines.items():
@@ -103,20 +105,8 @@ def _machines(document: Document) -> str:
         libraries = [f"{library} {version}" for library, version in (machine.get("libraries") or {}).items()]
         words = [cpu.get("name"), f"{cpu.get('usable_cpus')} CPUs", *gpus, machine.get("os"), *libraries]
         lines.append(f"{f'{name}: ' if name else ''}{', '.join(str(word) for word in words if word)}")
-    return f"<h2>Machine{'s' * (len(lines) > 1)}</h2>{_lines(lines)}"
+    return join(tag("h2", f"Machine{'s' * (len(lines) > 1)}"), _lines(lines))
 
 
-def _lines(lines: Iterable[str]) -> str:
-    return "".join(f"<p>{escaped(line)}</p>" for line in lines)
-
-
-def _html_table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{escaped(title)}</th>" for title in titles)
-    body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f'<td class="number">{value if isinstance(value, int) else number_text(value)}</td>'
-    return f"<td>{'' if value is None else escaped(str(value))}</td>"
+def _lines(lines: Iterable[str]) -> list[Html]:
+    return [tag("p", line) for line in lines]

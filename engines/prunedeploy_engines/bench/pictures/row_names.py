@@ -46,20 +46,14 @@ def shape_of(row: Row) -> str:
 
 def setting_words(row: Row, keys: Sequence[str]) -> list[str]:
     """A row's settings in words."""
-    words = []
-    for key in keys:
-        value = row.get(key)
-        if key == "precision":
-            words.append(precision_in_words(row))
-        elif key == "batch":
-            words.append(f"batch {value}")
-        elif key == "threads":
-            words.append("one thread per core" if value is None else f"{value} thread{'s' * (value > 1)}")
-        elif key == "kind":
-            words.append(str(value).replace("_", "-"))
-        elif value is not None:
-            words.append(str(value))
-    return words
+    threads = row.get("threads")
+    special = {
+        "precision": precision_in_words(row),
+        "batch": f"batch {row.get('batch')}",
+        "threads": "one thread per core" if threads is None else f"{threads} thread{'s' * (threads > 1)}",
+        "kind": str(row.get("kind")).replace("_", "-"),
+    }
+    return [str(word) for key in keys if (word := special.get(key, row.get(key))) is not None]
 
 
 def row_labels(rows: Sequence[Row], *, without: Sequence[str] = ()) -> list[str]:
