@@ -79,9 +79,7 @@ class CocoReport:
                 f"{split.boxes} boxes and {split.crowd_boxes} crowd boxes "
                 f"of {len(split.boxes_per_class)} classes"
             )
-            yield "  boxes by size: " + ", ".join(
-                f"{number} {name}" for name, number in split.boxes_by_size.items()
-            )
+            yield "  boxes by size: " + ", ".join(f"{number} {name}" for name, number in split.boxes_by_size.items())
             yield "  boxes by class: " + ", ".join(f"{name} {n}" for name, n in split.boxes_per_class.items())
             yield "  image sizes: " + ", ".join(f"{size} ({n})" for size, n in split.image_sizes.items())
         yield from (str(problem) for problem in self.problems)
@@ -89,16 +87,12 @@ class CocoReport:
         yield "nothing is wrong" if count == 0 else f"{count} problem{'s' * (count > 1)}"
 
 
-def check_coco(
-    folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False
-) -> list[Problem]:
+def check_coco(folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False) -> list[Problem]:
     """Return everything that is wrong with a COCO folder; see `inspect_coco`."""
     return inspect_coco(folder, class_names, decode).problems
 
 
-def inspect_coco(
-    folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False
-) -> CocoReport:
+def inspect_coco(folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False) -> CocoReport:
     """Read every JSON and every image header of a COCO folder.
 
     Args:
@@ -151,9 +145,7 @@ def _shared_images(dataset: CocoDataset, split: str, seen: dict[Path, str]) -> I
         path = record.path.resolve()
         if path in seen:
             where = "twice in this split" if seen[path] == split else f"in {seen[path]} and in {split}"
-            yield Problem(
-                record.path, f"image {record.image_id}: this file is {where}", "keep it in one place"
-            )
+            yield Problem(record.path, f"image {record.image_id}: this file is {where}", "keep it in one place")
         seen.setdefault(path, split)
 
 

@@ -64,9 +64,7 @@ def find_splits(folder: Path | str) -> Splits:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(
-            "no such data folder", folder, "give the folder that holds the COCO JSON and the images"
-        )
+        raise DataError("no such data folder", folder, "give the folder that holds the COCO JSON and the images")
     own = {name: _own_split(folder, name) for name in ("train", "test")}
     if any(own.values()):
         return Splits(train=own["train"], test=own["test"])
@@ -77,12 +75,8 @@ def find_splits(folder: Path | str) -> Splits:
     if len(candidates) == 1:
         images = folder / "images"
         return Splits(undivided=SplitFiles(candidates[0], images if images.is_dir() else folder))
-    found = (
-        f"{len(candidates)} JSON files and none is train.json or test.json" if candidates else "no COCO JSON"
-    )
-    layouts = (
-        "train.json + train/ and test.json + test/, or annotations/instances_*.json, or one JSON + images/"
-    )
+    found = f"{len(candidates)} JSON files and none is train.json or test.json" if candidates else "no COCO JSON"
+    layouts = "train.json + train/ and test.json + test/, or annotations/instances_*.json, or one JSON + images/"
     raise DataError(f"{found} in this folder", folder, f"arrange it as {layouts}")
 
 
@@ -100,9 +94,7 @@ def _official_split(folder: Path, name: str) -> SplitFiles | None:
     return SplitFiles(folder / "annotations" / newest[0], folder / newest[1])
 
 
-def load_coco(
-    json_path: Path | str, image_folder: Path | str, class_names: Sequence[str] | None = None
-) -> CocoDataset:
+def load_coco(json_path: Path | str, image_folder: Path | str, class_names: Sequence[str] | None = None) -> CocoDataset:
     """Read a COCO instances JSON and check every record of it.
 
     Args:

@@ -76,18 +76,14 @@ class _Reader:
         except (ValueError, RecursionError) as error:  # JSON syntax and text encoding are ValueErrors
             self.abort(f"is not valid JSON ({error})", "export it again as COCO instances JSON")
         if not isinstance(document, dict):
-            self.abort(
-                f"holds a {type(document).__name__}, not an object", "export it as COCO instances JSON"
-            )
+            self.abort(f"holds a {type(document).__name__}, not an object", "export it as COCO instances JSON")
         for key, may_be_empty in (("images", False), ("annotations", True), ("categories", False)):
             value = document.get(key)
             if not isinstance(value, list):
                 self.abort(f"has no list {key!r}", "export it as COCO instances JSON")
             if not value and not may_be_empty:
                 self.abort(f"the list {key!r} is empty", "a data set needs at least one entry in it")
-            wrong = next(
-                (position for position, entry in enumerate(value) if not isinstance(entry, dict)), None
-            )
+            wrong = next((position for position, entry in enumerate(value) if not isinstance(entry, dict)), None)
             if wrong is not None:
                 self.abort(f"{key}[{wrong}] is not an object", "export it as COCO instances JSON")
         return document
@@ -137,13 +133,9 @@ class _Reader:
             elif not isinstance(name, str) or not name or "\0" in name:
                 self.note(f"image {image_id} has no file_name", "give it one")
             elif PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                self.note(
-                    f"image {image_id}: {name!r} leads out of the data folder", "use a relative file_name"
-                )
+                self.note(f"image {image_id}: {name!r} leads out of the data folder", "use a relative file_name")
             elif not (_is_int(height) and _is_int(width) and height > 0 and width > 0):
-                self.note(
-                    f"image {image_id} has height {height!r} and width {width!r}", "give positive integers"
-                )
+                self.note(f"image {image_id} has height {height!r} and width {width!r}", "give positive integers")
             else:
                 self.faulty_images.discard(image_id)
                 frames[image_id] = ImageRecord(image_id, self.locate(name), height, width, *_NO_BOXES)
@@ -205,9 +197,7 @@ class _Reader:
             self.note(f"{where} has NaN or infinity in its bbox {bbox}", "correct or remove it")
             return None
         if width < 0 or height < 0:
-            self.note(
-                f"{where} has a negative size in its bbox {bbox}", "bbox is x, y, width, height, not corners"
-            )
+            self.note(f"{where} has a negative size in its bbox {bbox}", "bbox is x, y, width, height, not corners")
             return None
         if width == 0 or height == 0:
             if (frame.image_id, x, y) not in _OFFICIAL_ZERO_AREA:

@@ -91,9 +91,7 @@ class StepDataset(Dataset[Batch]):
             self._order = epoch, rng.permutation(len(self.dataset.images))
         return self._order[1]
 
-    def first_usable(
-        self, order: NDArray[np.int64], place: int, skipped: dict[Path, str]
-    ) -> tuple[int, Sample]:
+    def first_usable(self, order: NDArray[np.int64], place: int, skipped: dict[Path, str]) -> tuple[int, Sample]:
         """Return the image at ``place``, or the next good one of the same epoch; note the bad ones."""
         for ahead in range(len(order)):
             index = int(order[(place + ahead) % len(order)])
@@ -290,9 +288,7 @@ class EvaluationLoader:
             skipped: dict[Path, str] = {}
             for record in records[start : start + self.batch_size]:
                 try:
-                    samples.append(
-                        load_sample(record, self.input_size, self.greyscale, self.letterbox_colour)
-                    )
+                    samples.append(load_sample(record, self.input_size, self.greyscale, self.letterbox_colour))
                     ids.append(record.image_id)
                 except DataError as error:
                     if not self.allow_bad_images:

@@ -62,9 +62,7 @@ def check_header(record: ImageRecord) -> None:
                 width, height = image.size
                 expected = (record.width, record.height)
                 # Asked for only where it matters: a PNG may hold it behind its pixels.
-                turned = (height, width) == expected and image.getexif().get(
-                    _ORIENTATION_TAG
-                ) in _QUARTER_TURNS
+                turned = (height, width) == expected and image.getexif().get(_ORIENTATION_TAG) in _QUARTER_TURNS
     except Exception:  # noqa: BLE001  read_image words every way in which this fails, and it fails there too
         read_record(record)
         return

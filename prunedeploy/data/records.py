@@ -58,9 +58,7 @@ class ImageRecord:
     @property
     def boxes_xyxy(self) -> NDArray[np.float32]:
         """``(n, 4)`` float32 corners in absolute pixels of the original image."""
-        return np.concatenate(
-            [self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1
-        )
+        return np.concatenate([self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1)
 
 
 @dataclass(frozen=True)

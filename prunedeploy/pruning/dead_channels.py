@@ -236,4 +236,3 @@ def _silence(model: Darknet, units: dict[int, IntArray], silent: BoolArray) -> N
     for layer in model.cfg.convolutions:
         weight = model.conv(layer.index).weight
         weight[torch.from_numpy(silent[units[layer.index]]).to(weight.device)] = 0.0
-

@@ -37,9 +37,7 @@ FLAT_TABLE = 1e-2
 the table shows no time saved, as it does below the resolution of a measurement."""
 
 
-def latency_path(
-    cfg: DarknetCfg, coupling: Coupling, importance: Sequence[Tensor], time_ms: TimeTable
-) -> WidthPath:
+def latency_path(cfg: DarknetCfg, coupling: Coupling, importance: Sequence[Tensor], time_ms: TimeTable) -> WidthPath:
     """The path of most time saved per lost importance.
 
     Args:

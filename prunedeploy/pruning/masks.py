@@ -154,8 +154,7 @@ def apply_unstructured(model: Darknet, keep_masks: Mapping[int, Tensor]) -> Dark
             weight = masked.conv(index).weight
             if mask.dtype != torch.bool or mask.shape != weight.shape:
                 raise ValueError(
-                    f"layer {index}: expected a bool mask {tuple(weight.shape)}, "
-                    f"got {mask.dtype} {tuple(mask.shape)}"
+                    f"layer {index}: expected a bool mask {tuple(weight.shape)}, got {mask.dtype} {tuple(mask.shape)}"
                 )
             weight.masked_fill_(~mask.to(weight.device), 0.0)
     return masked

@@ -110,9 +110,7 @@ def solve_widths(
     candidate = multiple
     while total:
         fewest_filters = minimum or candidate
-        levels = [
-            allowed_counts(cfg, coupling, group, fewest_filters, candidate) for group in range(len(full))
-        ]
+        levels = [allowed_counts(cfg, coupling, group, fewest_filters, candidate) for group in range(len(full))]
         counts = nearest_counts(weights, levels, (1.0 - ratio) * total, ratio_tolerance(ratio) * total, path)
         achieved = 1.0 - float(weights(counts[None])[0]) / total
         if abs(achieved - ratio) <= ratio_tolerance(ratio):

@@ -40,9 +40,7 @@ def shrink_cfg(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> DarknetCfg:
             per_filter = live_inputs(layer, live)[live[layer.index]].sum(1).unique()
             inputs = int(live[layer.inputs[0]].sum())
             if len(per_filter) > 1 or per_filter[0] == 0 or inputs % int(per_filter[0]):
-                raise ValueError(
-                    f"layer {layer.index}: its groups would keep {per_filter.tolist()} input channels"
-                )
+                raise ValueError(f"layer {layer.index}: its groups would keep {per_filter.tolist()} input channels")
             new_groups = inputs // int(per_filter[0])
             by_group = live[layer.index].view(layer.groups, -1).sum(1)
             if len(by_group[by_group > 0].unique()) > 1 or int((by_group > 0).sum()) != new_groups:
@@ -97,9 +95,7 @@ def without_dead(model: Darknet, live: Mapping[int, Tensor]) -> Darknet:
     return small.train(model.training)
 
 
-def shrink_weights(
-    cfg: DarknetCfg, live: Mapping[int, Tensor], values: Mapping[int, Tensor]
-) -> dict[int, Tensor]:
+def shrink_weights(cfg: DarknetCfg, live: Mapping[int, Tensor], values: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Cut what is weight-shaped down to the shapes of the smaller network.
 
     Args:

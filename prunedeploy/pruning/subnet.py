@@ -32,9 +32,7 @@ def count_prunable_weights(cfg: DarknetCfg) -> int:
 def sparsity(model: Darknet) -> float:
     """Zeros / weights, of all prunable convolutions; 0.0 where there are none."""
     total = count_prunable_weights(model.cfg)
-    zeros = sum(
-        int((model.conv(layer.index).weight == 0).sum()) for layer in prunable_convolutions(model.cfg)
-    )
+    zeros = sum(int((model.conv(layer.index).weight == 0).sum()) for layer in prunable_convolutions(model.cfg))
     return zeros / total if total else 0.0
 
 
@@ -127,9 +125,7 @@ def hybrid_record(
     }
 
 
-def nm_record(
-    cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], pattern: NmPattern, ratio: float
-) -> dict[str, Any]:
+def nm_record(cfg: DarknetCfg, keep_masks: Mapping[int, Tensor], pattern: NmPattern, ratio: float) -> dict[str, Any]:
     """What the bundle says about an n:m pruning; plain values for JSON.
 
     Args:

@@ -111,9 +111,7 @@ def nearest_counts(
     wanted = path(levels)
 
     def on_path(fraction: float) -> IntArray:
-        return np.array(
-            [np.abs(level - value).argmin() for level, value in zip(levels, wanted(fraction), strict=True)]
-        )
+        return np.array([np.abs(level - value).argmin() for level, value in zip(levels, wanted(fraction), strict=True)])
 
     def counts_at(at: IntArray) -> IntArray:
         return np.array([level[step] for level, step in zip(levels, at, strict=True)])
