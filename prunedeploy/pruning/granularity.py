@@ -16,27 +16,28 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pruning.coupling import Coupling, couple
+from prunedeploy.pruning.allocation import Pieces, allocate_pieces, check_counts, kernel_pieces, weight_pieces
+from prunedeploy.pruning.coupling import Coupling, couple, prunable_convolutions
 from prunedeploy.pruning.cut import Cut, Masks, Selection
 from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
 from prunedeploy.pruning.importance import (
     fitting_scores,
     straight_through_channel_masks,
+    straight_through_kernel_mask,
     straight_through_weight_mask,
     unit_importance,
+    weight_magnitude,
 )
-from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
 from prunedeploy.pruning.latency_allocation import TimeTable, latency_path
 from prunedeploy.pruning.masks import connected_kernels, live_channels
-from prunedeploy.pruning.ratio import Widths, solve_widths
+from prunedeploy.pruning.ratio import Widths, check_ratio, solve_widths
 from prunedeploy.pruning.semi_structured import (
     NmPattern,
     check_nm_ratio,
     patterned_convolutions,
     straight_through_nm_mask,
 )
-from prunedeploy.pruning.subnet import hybrid_record, kernel_record, nm_record, pruning_record, unstructured_record
-from prunedeploy.pruning.unstructured import keep_counts
+from prunedeploy.pruning.subnet import hybrid_record, nm_record, structured_record, zeros_record
 from prunedeploy.pruning.width_paths import erk_path, global_path
 from prunedeploy.pruning.width_search import WidthPath, even_path
 
@@ -123,37 +124,69 @@ class Granularity(ABC):
 
 
 @dataclass(frozen=True)
-class Weights(Granularity):
-    """Unstructured: single weights by |score|."""
+class _Pieces(Granularity):
+    """Pieces of layers become zero, the same number of each layer whatever the scores.
+
+    Attributes:
+        kind: What a piece is called.
+        method: What pruning by it is called.
+        pieces: Those of every layer of a network.
+        importance: Of every piece, from |score| of every weight of a layer: weight-shaped to ``(pieces,)``.
+        mask: Those that live, from the scores of a layer and their number.
+    """
+
+    kind: ClassVar[str]
+    method: ClassVar[str]
+    pieces: ClassVar[Callable[[DarknetCfg], tuple[Pieces, ...]]]
+    importance: ClassVar[Callable[[Tensor], Tensor]]
+    mask: ClassVar[Callable[[Tensor, int], Tensor]]
 
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
-        return Allocation(pieces=keep_counts(cfg, self.ratio, self.allocation, evidence.scores))
+        check_ratio(self.ratio)
+        importance = None
+        if self.allocation == "global" and evidence.scores is not None:
+            of = type(self).importance
+            layers = prunable_convolutions(cfg)
+            importance = {layer.index: of(weight_magnitude(evidence.scores, layer)) for layer in layers}
+        pieces = type(self).pieces(cfg)
+        counts = allocate_pieces(cfg, pieces, self.allocation, 1.0 - self.ratio, importance)
+        check_counts(cfg, pieces, counts, self.ratio, self.kind)
+        return Allocation(pieces=counts)
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        return _by_layer(straight_through_weight_mask, cfg, allocation)
+        pieces, mask = allocation.pieces or {}, type(self).mask
+        layers = [layer for layer in cfg.convolutions if layer.index in pieces]
+        return lambda scores: Masks(
+            {}, {layer.index: mask(fitting_scores(scores, layer), pieces[layer.index]) for layer in layers}
+        )
 
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
-        return unstructured_record(cfg, cut.weights, self.ratio)
+        return zeros_record(cfg, cut.weights, self.ratio, self.method)
 
 
 @dataclass(frozen=True)
-class Kernels(Granularity):
+class Weights(_Pieces):
+    """Unstructured: single weights by |score|."""
+
+    kind = "weight"
+    method = "unstructured"
+    pieces = staticmethod(weight_pieces)
+    importance = staticmethod(torch.flatten)
+    mask = staticmethod(straight_through_weight_mask)
+
+
+@dataclass(frozen=True)
+class Kernels(_Pieces):
     """Kernels by their mean |score|."""
 
-    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
-        """How much of every layer lives; see `Granularity`."""
-        return Allocation(pieces=kernel_counts(cfg, self.ratio, self.allocation, evidence.scores))
-
-    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
-        """What makes masks of scores; see `Granularity`."""
-        return _by_layer(straight_through_kernel_mask, cfg, allocation)
-
-    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
-        """What the bundle says; see `Granularity`."""
-        return kernel_record(cfg, cut.weights, self.ratio)
+    kind = "kernel"
+    method = "kernel"
+    pieces = staticmethod(kernel_pieces)
+    importance = staticmethod(lambda magnitude: magnitude.mean((2, 3)).flatten())
+    mask = staticmethod(straight_through_kernel_mask)
 
 
 @dataclass(frozen=True)
@@ -175,13 +208,10 @@ class Pattern(Granularity):
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        layers = patterned_convolutions(cfg, self.pattern)
-
-        def select(scores: Mapping[int, Tensor]) -> Masks:
-            fitting = {layer.index: fitting_scores(scores, layer) for layer in layers}
-            return Masks({}, {index: straight_through_nm_mask(own, self.pattern) for index, own in fitting.items()})
-
-        return select
+        layers, pattern = patterned_convolutions(cfg, self.pattern), self.pattern
+        return lambda scores: Masks(
+            {}, {layer.index: straight_through_nm_mask(fitting_scores(scores, layer), pattern) for layer in layers}
+        )
 
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
@@ -219,7 +249,7 @@ class Filters(Granularity):
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
         assert allocation.widths is not None
-        return pruning_record(cfg, allocation.widths)
+        return structured_record(cfg, allocation.widths)
 
 
 @dataclass(frozen=True)
@@ -265,16 +295,6 @@ class FiltersThenWeights(Filters):
         """What the bundle says; see `Granularity`."""
         assert allocation.widths is not None
         return hybrid_record(cfg, allocation.widths, cut.weights, self.ratio, self.filter_share)
-
-
-def _by_layer(mask: Callable[[Tensor, int], Tensor], cfg: DarknetCfg, allocation: Allocation) -> Selection:
-    pieces = allocation.pieces or {}
-    layers = [layer for layer in cfg.convolutions if layer.index in pieces]
-
-    def select(scores: Mapping[int, Tensor]) -> Masks:
-        return Masks({}, {layer.index: mask(fitting_scores(scores, layer), pieces[layer.index]) for layer in layers})
-
-    return select
 
 
 def _width_path(cfg: DarknetCfg, coupling: Coupling, allocation: str, evidence: Evidence) -> WidthPath:

@@ -145,6 +145,24 @@ def straight_through_weight_mask(scores: Tensor, keep_count: int) -> Tensor:
     return straight_through(magnitude, mask)
 
 
+def straight_through_kernel_mask(scores: Tensor, keep_count: int) -> Tensor:
+    """Mask of the kernels with the highest mean |score| of one layer.
+
+    Args:
+        scores: Weight-shaped float.
+        keep_count: Number of kernels that live.
+
+    Returns:
+        Same shape, exactly 0.0 or 1.0. The gradient of a kernel's entries, summed, is handed on to the kernel's
+        importance, living or dead, and from there to all its scores.
+
+    Reference: HYDRA, 2020, section 4, with kernels in the place of weights.
+    """
+    importance = scores.abs().mean((2, 3))
+    lives = highest(importance.detach().flatten(), keep_count).view_as(importance)
+    return straight_through(importance, lives.to(scores.dtype))[:, :, None, None].expand_as(scores)
+
+
 def straight_through_channel_masks(
     scores: Mapping[int, Tensor], counts: Sequence[int], groups: Sequence[CouplingGroup]
 ) -> dict[int, Tensor]:

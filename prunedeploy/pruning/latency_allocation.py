@@ -58,19 +58,6 @@ def latency_path(cfg: DarknetCfg, coupling: Coupling, importance: Sequence[Tenso
     return path
 
 
-def network_time_ms(cfg: DarknetCfg, coupling: Coupling, counts: Sequence[int], time_ms: TimeTable) -> float:
-    """Sum over all convolutions of a network whose groups have ``counts`` living units."""
-    living = np.asarray(counts, dtype=np.int64)
-    return sum(
-        time_ms(
-            layer.index,
-            float(coupling.channels_per_unit[layer.index] @ living),
-            float(coupling.channels_per_unit[layer.inputs[0]] @ living),
-        )
-        for layer in cfg.convolutions
-    )
-
-
 class _Greedy:
     """The state of one descent from all units to the fewest."""
 

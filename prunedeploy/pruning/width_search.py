@@ -130,13 +130,12 @@ def nearest_counts(
     if abs(weights(counts_at(at)[None])[0] - target) > tolerance:
         at = _move_groups(weights, levels, at, target)
     counts = counts_at(at)
-    if abs(weights(counts[None])[0] - target) > tolerance and _combinations(levels) <= _MOST_COMBINATIONS:
+    if (
+        abs(weights(counts[None])[0] - target) > tolerance
+        and prod(len(level) for level in levels) <= _MOST_COMBINATIONS
+    ):
         return _nearest_of_all(weights, levels, counts_at(start), target, tolerance)
     return counts
-
-
-def _combinations(levels: Sequence[IntArray]) -> int:
-    return prod(len(level) for level in levels)
 
 
 def _nearest_of_all(
