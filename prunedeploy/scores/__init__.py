@@ -12,7 +12,7 @@
 """
 
 from prunedeploy.scores.baselines import bn_scale_scores, magnitude_scores, random_scores, scaled_scores
-from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, contributions, deeplift, deeplift_scores
+from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, deeplift
 from prunedeploy.scores.given import GivenScores, read_given_scores
 from prunedeploy.scores.interface import DetectionLoss, ScoreFunction, Scores
 from prunedeploy.scores.normalise import normalised_scores
@@ -29,9 +29,7 @@ __all__ = [
     "SummationToDelta",
     "bn_scale_scores",
     "choose_target",
-    "contributions",
     "deeplift",
-    "deeplift_scores",
     "gradient_x_input_scores",
     "magnitude_scores",
     "normalised_scores",

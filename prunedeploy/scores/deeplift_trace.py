@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -120,13 +119,12 @@ def trace(model: Darknet, images: Tensor, reference: Tensor, rule: str) -> Trace
             bias = folded[layer.index][1].detach()
             before = conv2d(inputs[0], weights[layer.index], bias, layer)
             if layer.activation != "linear":
-                found.slopes[layer.index] = _convolution_slopes(found, layer, before, split, rule)
+                found.slopes[layer.index] = _slopes(found, layer, before, split, rule)
             outputs[layer.index] = activate(before, layer.activation, inplace=True)
         elif isinstance(layer, Shortcut):
             total = inputs[0] + inputs[1]
             if layer.activation != "linear":
-                parts = [found.deltas.get(source) for source in layer.inputs]
-                found.slopes[layer.index] = _sum_slopes(parts, layer.activation, total, split, rule)
+                found.slopes[layer.index] = _slopes(found, layer, total, split, rule)
             outputs[layer.index] = activate(total, layer.activation)
         elif isinstance(layer, Maxpool):
             outputs[layer.index], found.pools[layer.index] = _maxpool(inputs[0], layer, split)
@@ -144,34 +142,31 @@ def trace(model: Darknet, images: Tensor, reference: Tensor, rule: str) -> Trace
     return found
 
 
-def _convolution_slopes(found: Trace, layer: Convolutional, before: Tensor, split: int, rule: str) -> Slopes:
-    y, y0 = before[:split], before[split:]
-    if rule == "rescale":
-        return _rescale(y, y0, layer.activation)
-    delta, weight = found.deltas[layer.inputs[0]], found.weights[layer.index]
-    up, down = delta.clamp(min=0), delta.clamp(max=0)
+def _sorted_by_sign(found: Trace, layer: Convolutional | Shortcut) -> tuple[Tensor, Tensor]:
+    """Positive and negative contributions to the difference of what a layer's activation takes.
+
+    Reference: the linear rule, Shrikumar et al. 2017, section 3.5.1, sorts each product w dx by its sign.
+    """
+    deltas = [found.deltas[source] for source in layer.inputs]
+    up, down = [delta.clamp(min=0) for delta in deltas], [delta.clamp(max=0) for delta in deltas]
+    if isinstance(layer, Shortcut):
+        return up[0] + up[1], down[0] + down[1]
+    weight = found.weights[layer.index]
     plus, minus = weight.clamp(min=0), weight.clamp(max=0)
-    # The linear rule (Shrikumar et al. 2017, section 3.5.1) sorts each product w dx by its sign.
-    positive = conv2d(up, plus, None, layer) + conv2d(down, minus, None, layer)
-    negative = conv2d(up, minus, None, layer) + conv2d(down, plus, None, layer)
-    return reveal_cancel_slopes(y0, positive, negative, layer.activation)
+    positive = conv2d(up[0], plus, None, layer) + conv2d(down[0], minus, None, layer)
+    negative = conv2d(up[0], minus, None, layer) + conv2d(down[0], plus, None, layer)
+    return positive, negative
 
 
-def _sum_slopes(parts: Iterable[Tensor | None], activation: str, total: Tensor, split: int, rule: str) -> Slopes:
-    y, y0 = total[:split], total[split:]
-    if rule == "rescale":
-        return _rescale(y, y0, activation)
-    positive = torch.zeros_like(y)
-    negative = torch.zeros_like(y)
-    for part in parts:
-        assert part is not None, "the trace keeps what a shortcut adds"
-        positive, negative = positive + part.clamp(min=0), negative + part.clamp(max=0)
-    return reveal_cancel_slopes(y0, positive, negative, activation)
+def _slopes(found: Trace, layer: Convolutional | Shortcut, before: Tensor, split: int, rule: str) -> Slopes:
+    """Slopes of a layer's activation, ``before`` being what it takes, images first.
 
-
-def _rescale(y: Tensor, y0: Tensor, activation: str) -> Slopes:
-    """The Rescale rule: Shrikumar et al. 2017, section 3.5.2, equations 10 to 12."""
-    slope = secant(y, y0, activation)
+    Reference: the Rescale rule, Shrikumar et al. 2017, section 3.5.2, equations 10 to 12.
+    """
+    y, y0 = before[:split], before[split:]
+    if rule == "reveal-cancel":
+        return reveal_cancel_slopes(y0, *_sorted_by_sign(found, layer), layer.activation)
+    slope = secant(y, y0, layer.activation)
     return Slopes(slope, slope)
 
 
