@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prunedeploy.data.coco import Splits, find_splits
+from prunedeploy.data.coco import find_splits
 from prunedeploy.data.coco_json import read_coco
 from prunedeploy.data.reading import check_header, read_record
 from prunedeploy.data.records import CocoDataset, Problem
@@ -87,11 +87,6 @@ class CocoReport:
         yield "nothing is wrong" if count == 0 else f"{count} problem{'s' * (count > 1)}"
 
 
-def check_coco(folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False) -> list[Problem]:
-    """Return everything that is wrong with a COCO folder; see `inspect_coco`."""
-    return inspect_coco(folder, class_names, decode).problems
-
-
 def inspect_coco(folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False) -> CocoReport:
     """Read every JSON and every image header of a COCO folder.
 
@@ -109,7 +104,9 @@ def inspect_coco(folder: Path | str, class_names: Sequence[str] | None = None, d
         report.problems.append(Problem(folder, error.what, error.fix or "check the folder"))
         return report
     seen: dict[Path, str] = {}
-    for name, files in _named(splits):
+    for name, files in (("train", splits.train), ("test", splits.test), ("undivided", splits.undivided)):
+        if files is None:
+            continue
         dataset, problems = read_coco(files.json_path, files.image_folder, class_names)
         report.problems.extend(problems)
         if dataset is None:
@@ -121,18 +118,10 @@ def inspect_coco(folder: Path | str, class_names: Sequence[str] | None = None, d
     return report
 
 
-def _named(splits: Splits) -> list[tuple[str, Any]]:
-    named = [("train", splits.train), ("test", splits.test), ("undivided", splits.undivided)]
-    return [(name, files) for name, files in named if files is not None]
-
-
 def _image_problems(dataset: CocoDataset, decode: bool) -> Iterator[Problem]:
     for record in dataset.images:
         try:
-            if decode:
-                read_record(record)
-            else:
-                check_header(record)
+            (read_record if decode else check_header)(record)
         except DataError as error:
             named = f"image {record.image_id}"
             what = error.what if named in error.what else f"{named}: {error.what}"

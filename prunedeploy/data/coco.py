@@ -13,22 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from prunedeploy.data.coco_json import read_coco
-from prunedeploy.data.records import CocoDataset, ImageRecord, content_key
+from prunedeploy.data.records import CocoDataset
 from prunedeploy_engines.errors import DataError
-
-__all__ = [
-    "CocoDataset",
-    "ImageRecord",
-    "SplitFiles",
-    "Splits",
-    "content_key",
-    "find_splits",
-    "load_coco",
-    "load_splits",
-    "load_test_split",
-    "measured_subset",
-    "train_test_subset",
-]
 
 TRAIN_FRACTION = 0.8
 """Share of an undivided data set that is for training if no number is given."""

@@ -81,10 +81,6 @@ class CocoDataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    def content_key(self) -> str:
-        """See `content_key`."""
-        return content_key(self)
-
 
 def content_key(dataset: CocoDataset) -> str:
     """Return 64 hex digits that change with the JSON, the classes, or an image's name, size or time.
