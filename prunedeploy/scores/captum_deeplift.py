@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from prunedeploy.data.batches import Batch
-from prunedeploy.models.darknet import Darknet, DarknetConv, pool_border, run_layer
+from prunedeploy.models.darknet import Darknet, DarknetConv, conv2d, pool_border, run_layer
 from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Layer, Maxpool, Route, Shortcut, Upsample, Yolo
 from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, check_explained
 from prunedeploy.scores.reference import ReferenceFunction
@@ -189,6 +189,19 @@ class _Affine(nn.Module):
         return x * self.factor + self.shift
 
 
+class _BareConvolution(nn.Module):
+    """A convolution without what comes after it, on the model's own memory."""
+
+    def __init__(self, conv: DarknetConv) -> None:
+        super().__init__()
+        self.layer = conv.layer
+        self.weight = nn.Parameter(conv.weight.detach())
+        self.bias = nn.Parameter(conv.bias.detach()) if conv.scale is None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, self.layer)
+
+
 class _HookableDarknet(nn.Module):
     """A copy of the network for Captum, sharing its weights' memory: images to the target, ``(B,)``.
 
@@ -207,7 +220,7 @@ class _HookableDarknet(nn.Module):
             name = str(layer.index)
             if isinstance(layer, Convolutional):
                 conv = model.conv(layer.index)
-                self.convolutions[name] = _bare_convolution(conv)
+                self.convolutions[name] = _BareConvolution(conv)
                 norm = [] if conv.scale is None else [_Affine(conv)]
                 self.after[name] = nn.Sequential(*norm, ACTIVATIONS[layer.activation]())
             elif isinstance(layer, Shortcut):
@@ -282,24 +295,3 @@ class _HookableDarknet(nn.Module):
             parts.append(found.detach())
         self.target = whole
         return torch.cat(parts)
-
-
-def _bare_convolution(conv: DarknetConv) -> nn.Conv2d:
-    layer = conv.layer
-    filters, per_group, size, _ = layer.weight_shape
-    # On the meta device nothing is initialised; the weight is the model's own memory.
-    module = nn.Conv2d(
-        per_group * layer.groups,
-        filters,
-        size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        bias=conv.scale is None,
-        device="meta",
-    )
-    module.weight = nn.Parameter(conv.weight.detach())
-    if conv.scale is None:
-        module.bias = nn.Parameter(conv.bias.detach())
-    return module

@@ -227,7 +227,7 @@ def test_summation_to_delta_of_random_networks(graph: RandomCfg, seed: int, rule
     assert result.summation.worst_layer < 1e-8
     assert all(bool(torch.isfinite(value).all()) for value in result.scores.values())
     # The image is a cut, and so are the convolutions that read it where nothing else does.
-    readers = graph.cfg.consumers()[-1]
+    readers = [layer.index for layer in graph.cfg.layers if -1 in layer.inputs]
     if all(isinstance(graph.cfg.layers[index], Convolutional) for index in readers):
         images, target = images_and_target(model, 2, graph.size, seed)
         reference = random_reference(images)
