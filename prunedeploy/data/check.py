@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from prunedeploy.data.coco import find_splits
 from prunedeploy.data.coco_json import read_coco
@@ -65,11 +66,7 @@ class CocoReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values that ``json`` can write."""
-        return {
-            "folder": str(self.folder),
-            "problems": [{**asdict(problem), "file": str(problem.file)} for problem in self.problems],
-            "splits": [{**asdict(split), "json_path": str(split.json_path)} for split in self.splits],
-        }
+        return TypeAdapter(CocoReport).dump_python(self, mode="json")
 
     def lines(self) -> Iterator[str]:
         """Yield the report for people, line by line: what is there, then what is wrong."""

@@ -146,10 +146,8 @@ def load_test_split(
 ) -> CocoDataset:
     """Load what is for test, as `load_splits` does; a folder that only has a test split gives all of it."""
     splits = find_splits(folder)
-    if splits.test is None:
+    if splits.test is None or (class_names is None and splits.train is not None):
         return load_splits(folder, class_names, train_images, seed)[1]
-    if class_names is None and splits.train is not None:
-        return load_splits(folder, None, train_images, seed)[1]
     return load_coco(splits.test.json_path, splits.test.image_folder, class_names)
 
 
@@ -166,11 +164,9 @@ def train_test_subset(dataset: CocoDataset, train_images: int, seed: int) -> tup
             dataset.json_path,
             f"ask for 1 to {total - 1}: the rest is for test",
         )
-    drawn = np.random.default_rng([seed, total]).permutation(total)[:train_images]
-    chosen = np.zeros(total, np.bool_)
-    chosen[drawn] = True
-    train = [image for image, is_train in zip(dataset.images, chosen, strict=True) if is_train]
-    test = [image for image, is_train in zip(dataset.images, chosen, strict=True) if not is_train]
+    drawn = set(np.random.default_rng([seed, total]).permutation(total)[:train_images].tolist())
+    train = [image for index, image in enumerate(dataset.images) if index in drawn]
+    test = [image for index, image in enumerate(dataset.images) if index not in drawn]
     return replace(dataset, images=train), replace(dataset, images=test)
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
@@ -56,19 +57,15 @@ class Allocation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "widths": None if self.widths is None else asdict(self.widths),
-            "pieces": None if self.pieces is None else {str(index): count for index, count in self.pieces.items()},
-        }
+        return _ALLOCATION.dump_python(self, mode="json")
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Allocation:
         """What `as_json` gave."""
-        widths, pieces = document["widths"], document["pieces"]
-        return Allocation(
-            None if widths is None else Widths(**{**widths, "counts": tuple(widths["counts"])}),
-            None if pieces is None else {int(index): count for index, count in pieces.items()},
-        )
+        return _ALLOCATION.validate_python(document)
+
+
+_ALLOCATION = TypeAdapter(Allocation)
 
 
 @dataclass(frozen=True)

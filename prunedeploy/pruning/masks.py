@@ -118,8 +118,7 @@ def apply_unstructured(model: Darknet, keep_masks: Mapping[int, Tensor]) -> Dark
         for index, mask in keep_masks.items():
             weight = masked.conv(index).weight
             if mask.dtype != torch.bool or mask.shape != weight.shape:
-                raise ValueError(
-                    f"layer {index}: expected a bool mask {tuple(weight.shape)}, got {mask.dtype} {tuple(mask.shape)}"
-                )
+                expected, got = tuple(weight.shape), f"{mask.dtype} {tuple(mask.shape)}"
+                raise ValueError(f"layer {index}: expected a bool mask {expected}, got {got}")
             weight.masked_fill_(~mask.to(weight.device), 0.0)
     return masked

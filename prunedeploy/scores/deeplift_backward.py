@@ -121,12 +121,9 @@ def _through_convolution(found: Trace, multipliers: Multipliers) -> Tensor:
     if multipliers.equal:
         return _input_gradient(layer, delta, multipliers.positive, weight)
     plus, minus = weight.clamp(min=0), weight.clamp(max=0)
-    raised = _input_gradient(layer, delta, multipliers.positive, plus) + _input_gradient(
-        layer, delta, multipliers.negative, minus
-    )
-    lowered = _input_gradient(layer, delta, multipliers.positive, minus) + _input_gradient(
-        layer, delta, multipliers.negative, plus
-    )
+    up, down = multipliers.positive, multipliers.negative
+    raised = _input_gradient(layer, delta, up, plus) + _input_gradient(layer, delta, down, minus)
+    lowered = _input_gradient(layer, delta, up, minus) + _input_gradient(layer, delta, down, plus)
     return _by_sign(delta, raised, lowered)
 
 
