@@ -84,8 +84,7 @@ def write_demo(
     # Resolved, so that "." has a name and a link is followed rather than replaced.
     folder = Path(folder).resolve()
     settings = settings or DemoSettings()
-    description = _description(settings)
-    if _is_demo_set(folder, description):
+    if holds_demo(folder, settings):
         return folder
     if not _is_replaceable(folder):
         raise DataError("holds something other than a demo set", folder, "choose an empty or a new folder")
@@ -97,8 +96,8 @@ def write_demo(
             for split, scenes in (("train", settings.train_scenes), ("test", settings.test_scenes)):
                 images, labels = sprites[f"{split}_images"], sprites[f"{split}_labels"]
                 _write_split(temporary, split, scenes, images, labels, settings, lambda: progress(next(done)))
-        write_atomically(temporary / "demo.json", description.encode())
-        if _is_demo_set(folder, description):
+        write_atomically(temporary / "demo.json", _description(settings).encode())
+        if holds_demo(folder, settings):
             return folder  # another process was faster, and somebody may be reading what it wrote
         if folder.exists():
             shutil.rmtree(folder)
@@ -114,24 +113,18 @@ def write_demo(
 
 def holds_demo(folder: Path, settings: DemoSettings) -> bool:
     """Whether the folder holds just this demo set, so that `write_demo` has nothing to do."""
-    return _is_demo_set(folder, _description(settings))
+    marker = folder / "demo.json"
+    return marker.is_file() and marker.read_bytes() == _description(settings).encode()
 
 
 def _description(settings: DemoSettings) -> str:
     return json.dumps({"demo_version": DEMO_VERSION, **asdict(settings)}, sort_keys=True)
 
 
-def _is_demo_set(folder: Path, description: str) -> bool:
-    marker = folder / "demo.json"
-    return marker.is_file() and marker.read_bytes() == description.encode()
-
-
 def _is_replaceable(folder: Path) -> bool:
     """Whether ``folder`` is missing, empty, or holds a demo set and nothing else."""
-    if not folder.exists():
-        return True
     if not folder.is_dir():
-        return False
+        return not folder.exists()
     names = {path.name for path in folder.iterdir()}
     if not names:
         return True

@@ -67,8 +67,9 @@ def run_layers(layers: Sequence[Layer], images: Tensor, convolve: ConvFunction) 
         if isinstance(layer, Yolo):
             heads.append(inputs[0])
         elif layer.index in last_reader:
-            is_convolution = isinstance(layer, Convolutional)
-            outputs[layer.index] = convolve(layer, inputs[0]) if is_convolution else run_layer(layer, inputs)
+            outputs[layer.index] = (
+                convolve(layer, inputs[0]) if isinstance(layer, Convolutional) else run_layer(layer, inputs)
+            )
         for source in layer.inputs:
             if last_reader[source] == layer.index:
                 outputs.pop(source, None)

@@ -207,18 +207,15 @@ def _read_by_heads(folded: FoldedConstants, units: dict[int, IntArray]) -> BoolA
 
 def _idle(cfg: DarknetCfg, units: dict[int, IntArray], live: BoolArray, multiple: int) -> BoolArray:
     """Dead units that stay: a convolution would have no filters without them, or no multiple."""
-    kept = np.zeros_like(live)
+    alive = live.copy()
     for layer in cfg.convolutions:
         own = units[layer.index]
-        alive = int((live | kept)[own].sum())
-        wanted = min(len(own), -(-max(1, alive) // multiple) * multiple)
+        wanted = min(len(own), -(-max(1, int(alive[own].sum())) // multiple) * multiple)
         for unit in own:
-            if alive >= wanted:
+            if alive[own].sum() >= wanted:
                 break
-            if not (live | kept)[unit]:
-                kept[unit] = True
-                alive = int((live | kept)[own].sum())
-    return kept
+            alive[unit] = True
+    return alive & ~live
 
 
 def _silence(model: Darknet, units: dict[int, IntArray], silent: BoolArray) -> None:

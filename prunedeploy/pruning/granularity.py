@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
@@ -23,6 +23,7 @@ from prunedeploy.pruning.cut import Cut, Masks, Selection
 from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
 from prunedeploy.pruning.importance import (
     fitting_scores,
+    mean_of_kernels,
     straight_through_channel_masks,
     straight_through_kernel_mask,
     straight_through_weight_mask,
@@ -120,40 +121,47 @@ class Granularity(ABC):
         """What the bundle says about a cut of ``cfg``, the unpruned network; plain values for JSON."""
 
 
-@dataclass(frozen=True)
-class _Pieces(Granularity):
-    """Pieces of layers become zero, the same number of each layer whatever the scores.
+class PieceKind(NamedTuple):
+    """What pieces of layers are ranked and zeroed.
 
     Attributes:
-        kind: What a piece is called.
+        name: What a piece is called.
         method: What pruning by it is called.
         pieces: Those of every layer of a network.
         importance: Of every piece, from |score| of every weight of a layer: weight-shaped to ``(pieces,)``.
         mask: Those that live, from the scores of a layer and their number.
     """
 
-    kind: ClassVar[str]
-    method: ClassVar[str]
-    pieces: ClassVar[Callable[[DarknetCfg], tuple[Pieces, ...]]]
-    importance: ClassVar[Callable[[Tensor], Tensor]]
-    mask: ClassVar[Callable[[Tensor, int], Tensor]]
+    name: str
+    method: str
+    pieces: Callable[[DarknetCfg], tuple[Pieces, ...]]
+    importance: Callable[[Tensor], Tensor]
+    mask: Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class _Pieces(Granularity):
+    """Pieces of layers become zero, the same number of each layer whatever the scores."""
+
+    kind: ClassVar[PieceKind]
 
     def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
         """How much of every layer lives; see `Granularity`."""
         check_ratio(self.ratio)
         importance = None
         if self.allocation == "global" and evidence.scores is not None:
-            of = type(self).importance
-            layers = prunable_convolutions(cfg)
-            importance = {layer.index: of(weight_magnitude(evidence.scores, layer)) for layer in layers}
-        pieces = type(self).pieces(cfg)
+            magnitudes = (
+                (layer.index, weight_magnitude(evidence.scores, layer)) for layer in prunable_convolutions(cfg)
+            )
+            importance = {index: self.kind.importance(magnitude) for index, magnitude in magnitudes}
+        pieces = self.kind.pieces(cfg)
         counts = allocate_pieces(cfg, pieces, self.allocation, 1.0 - self.ratio, importance)
-        check_counts(cfg, pieces, counts, self.ratio, self.kind)
+        check_counts(cfg, pieces, counts, self.ratio, self.kind.name)
         return Allocation(pieces=counts)
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        pieces, mask = allocation.pieces or {}, type(self).mask
+        pieces, mask = allocation.pieces or {}, self.kind.mask
         layers = [layer for layer in cfg.convolutions if layer.index in pieces]
         return lambda scores: Masks(
             {}, {layer.index: mask(fitting_scores(scores, layer), pieces[layer.index]) for layer in layers}
@@ -161,29 +169,21 @@ class _Pieces(Granularity):
 
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
-        return zeros_record(cfg, cut.weights, self.ratio, self.method)
+        return zeros_record(cfg, cut.weights, self.ratio, self.kind.method)
 
 
 @dataclass(frozen=True)
 class Weights(_Pieces):
     """Unstructured: single weights by |score|."""
 
-    kind = "weight"
-    method = "unstructured"
-    pieces = staticmethod(weight_pieces)
-    importance = staticmethod(torch.flatten)
-    mask = staticmethod(straight_through_weight_mask)
+    kind = PieceKind("weight", "unstructured", weight_pieces, torch.flatten, straight_through_weight_mask)
 
 
 @dataclass(frozen=True)
 class Kernels(_Pieces):
     """Kernels by their mean |score|."""
 
-    kind = "kernel"
-    method = "kernel"
-    pieces = staticmethod(kernel_pieces)
-    importance = staticmethod(lambda magnitude: magnitude.mean((2, 3)).flatten())
-    mask = staticmethod(straight_through_kernel_mask)
+    kind = PieceKind("kernel", "kernel", kernel_pieces, mean_of_kernels, straight_through_kernel_mask)
 
 
 @dataclass(frozen=True)
