@@ -33,7 +33,7 @@ from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.dead_channels import remove_dead_channels
 from prunedeploy.pruning.granularity import Evidence, FiltersThenWeights, Granularity, Kernels, Weights
 from prunedeploy.resources import asset_path, darknet_cfg_path
-from prunedeploy.scores import Scores, deeplift_scores, magnitude_scores, random_scores, scaled_scores
+from prunedeploy.scores import Scores, deeplift, magnitude_scores, random_scores, scaled_scores
 from prunedeploy_engines.bench.rounds import bench_models
 from prunedeploy_engines.machine.environment import machine_info
 from prunedeploy_export import onnx_from_torch
@@ -44,7 +44,7 @@ IMAGES = 16
 def deeplift_scores_of_scenes(model: Darknet) -> Scores:
     """DeepLIFT on a few composed scenes."""
     images, targets = scenes(IMAGES, model.cfg.input_size[0])
-    return deeplift_scores(model, [Batch(images, targets, list(range(IMAGES)))])
+    return deeplift(model, [Batch(images, targets, list(range(IMAGES)))]).scores
 
 
 SCORES: dict[str, Callable[[Darknet], Scores]] = {

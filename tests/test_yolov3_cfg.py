@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prunedeploy.models.yolov3_cfg import shipped_cfgs, yolov3_cfg, yolov3_tiny_cfg
+from prunedeploy.models.yolov3_cfg import TRAINING_OPTIONS, shipped_cfgs, yolov3_cfg, yolov3_tiny_cfg
 
 Section = tuple[str, dict[str, str]]
 
@@ -128,11 +128,10 @@ def test_every_option_of_the_call_reaches_the_text() -> None:
         classes=3,
         input_size=64,
         anchors_wh=anchors,
-        training={"batch": "2"},
         yolo={"ignore_thresh": ".6"},
     )
     sections = read_sections(text)
-    assert sections[0] == ("net", {"width": "64", "height": "64", "channels": "3", "batch": "2"})
+    assert sections[0] == ("net", {"width": "64", "height": "64", "channels": "3", **TRAINING_OPTIONS})
     assert sections[1][1]["filters"] == "16"
     assert [kind for kind, _ in sections].count("shortcut") == 8
     yolo = [options for kind, options in sections if kind == "yolo"]

@@ -6,23 +6,15 @@ In the order of the data's flow::
     coco         find_splits, load_splits, load_coco: a folder -> CocoDataset, checked
     coco_json    the reader behind it, which collects everything that is wrong
     records      CocoDataset and ImageRecord
-    check        check_coco: what is wrong with a folder, images included
+    check        inspect_coco: what is wrong with a folder, images included
     reading      one image file -> pixels in the frame of its annotations
     transforms   augment: flip, zoom, shift and colour, keyed by (seed, epoch, image)
     batches      a letterboxed image with its boxes, a Batch of them
     loader       TrainingLoader (endless, by step) and EvaluationLoader (in order)
 """
 
-from prunedeploy.data.coco import (
-    CocoDataset,
-    ImageRecord,
-    content_key,
-    find_splits,
-    load_coco,
-    load_splits,
-    measured_subset,
-    train_test_subset,
-)
+from prunedeploy.data.coco import find_splits, load_coco, load_splits, measured_subset, train_test_subset
+from prunedeploy.data.records import CocoDataset, ImageRecord, content_key
 
 __all__ = [
     "CocoDataset",

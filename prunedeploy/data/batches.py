@@ -62,9 +62,7 @@ def load_sample(record: ImageRecord, input_size: tuple[int, int], greyscale: boo
     return Sample(image, boxes, record.class_ids[wanted][kept], geometry)
 
 
-def make_targets(
-    boxes: list[NDArray[np.float32]], classes: list[NDArray[np.int64]], size: tuple[int, int]
-) -> Tensor:
+def make_targets(boxes: list[NDArray[np.float32]], classes: list[NDArray[np.int64]], size: tuple[int, int]) -> Tensor:
     """Return ``(T, 6)`` float32 targets, of ``(n_i, 4)`` xyxy boxes in input pixels per image."""
     counts = [len(entry) for entry in boxes]
     targets = np.empty((sum(counts), 6), np.float32)

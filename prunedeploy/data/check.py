@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter
 
-from prunedeploy.data.coco import Splits, find_splits
+from prunedeploy.data.coco import find_splits
 from prunedeploy.data.coco_json import read_coco
 from prunedeploy.data.reading import check_header, read_record
 from prunedeploy.data.records import CocoDataset, Problem
@@ -65,11 +66,7 @@ class CocoReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values that ``json`` can write."""
-        return {
-            "folder": str(self.folder),
-            "problems": [{**asdict(problem), "file": str(problem.file)} for problem in self.problems],
-            "splits": [{**asdict(split), "json_path": str(split.json_path)} for split in self.splits],
-        }
+        return TypeAdapter(CocoReport).dump_python(self, mode="json")
 
     def lines(self) -> Iterator[str]:
         """Yield the report for people, line by line: what is there, then what is wrong."""
@@ -79,9 +76,7 @@ class CocoReport:
                 f"{split.boxes} boxes and {split.crowd_boxes} crowd boxes "
                 f"of {len(split.boxes_per_class)} classes"
             )
-            yield "  boxes by size: " + ", ".join(
-                f"{number} {name}" for name, number in split.boxes_by_size.items()
-            )
+            yield "  boxes by size: " + ", ".join(f"{number} {name}" for name, number in split.boxes_by_size.items())
             yield "  boxes by class: " + ", ".join(f"{name} {n}" for name, n in split.boxes_per_class.items())
             yield "  image sizes: " + ", ".join(f"{size} ({n})" for size, n in split.image_sizes.items())
         yield from (str(problem) for problem in self.problems)
@@ -89,16 +84,7 @@ class CocoReport:
         yield "nothing is wrong" if count == 0 else f"{count} problem{'s' * (count > 1)}"
 
 
-def check_coco(
-    folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False
-) -> list[Problem]:
-    """Return everything that is wrong with a COCO folder; see `inspect_coco`."""
-    return inspect_coco(folder, class_names, decode).problems
-
-
-def inspect_coco(
-    folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False
-) -> CocoReport:
+def inspect_coco(folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False) -> CocoReport:
     """Read every JSON and every image header of a COCO folder.
 
     Args:
@@ -115,7 +101,9 @@ def inspect_coco(
         report.problems.append(Problem(folder, error.what, error.fix or "check the folder"))
         return report
     seen: dict[Path, str] = {}
-    for name, files in _named(splits):
+    for name, files in (("train", splits.train), ("test", splits.test), ("undivided", splits.undivided)):
+        if files is None:
+            continue
         dataset, problems = read_coco(files.json_path, files.image_folder, class_names)
         report.problems.extend(problems)
         if dataset is None:
@@ -127,18 +115,10 @@ def inspect_coco(
     return report
 
 
-def _named(splits: Splits) -> list[tuple[str, Any]]:
-    named = [("train", splits.train), ("test", splits.test), ("undivided", splits.undivided)]
-    return [(name, files) for name, files in named if files is not None]
-
-
 def _image_problems(dataset: CocoDataset, decode: bool) -> Iterator[Problem]:
     for record in dataset.images:
         try:
-            if decode:
-                read_record(record)
-            else:
-                check_header(record)
+            (read_record if decode else check_header)(record)
         except DataError as error:
             named = f"image {record.image_id}"
             what = error.what if named in error.what else f"{named}: {error.what}"
@@ -151,9 +131,7 @@ def _shared_images(dataset: CocoDataset, split: str, seen: dict[Path, str]) -> I
         path = record.path.resolve()
         if path in seen:
             where = "twice in this split" if seen[path] == split else f"in {seen[path]} and in {split}"
-            yield Problem(
-                record.path, f"image {record.image_id}: this file is {where}", "keep it in one place"
-            )
+            yield Problem(record.path, f"image {record.image_id}: this file is {where}", "keep it in one place")
         seen.setdefault(path, split)
 
 

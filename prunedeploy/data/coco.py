@@ -13,22 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from prunedeploy.data.coco_json import read_coco
-from prunedeploy.data.records import CocoDataset, ImageRecord, content_key
+from prunedeploy.data.records import CocoDataset
 from prunedeploy_engines.errors import DataError
-
-__all__ = [
-    "CocoDataset",
-    "ImageRecord",
-    "SplitFiles",
-    "Splits",
-    "content_key",
-    "find_splits",
-    "load_coco",
-    "load_splits",
-    "load_test_split",
-    "measured_subset",
-    "train_test_subset",
-]
 
 TRAIN_FRACTION = 0.8
 """Share of an undivided data set that is for training if no number is given."""
@@ -64,9 +50,7 @@ def find_splits(folder: Path | str) -> Splits:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DataError(
-            "no such data folder", folder, "give the folder that holds the COCO JSON and the images"
-        )
+        raise DataError("no such data folder", folder, "give the folder that holds the COCO JSON and the images")
     own = {name: _own_split(folder, name) for name in ("train", "test")}
     if any(own.values()):
         return Splits(train=own["train"], test=own["test"])
@@ -77,12 +61,8 @@ def find_splits(folder: Path | str) -> Splits:
     if len(candidates) == 1:
         images = folder / "images"
         return Splits(undivided=SplitFiles(candidates[0], images if images.is_dir() else folder))
-    found = (
-        f"{len(candidates)} JSON files and none is train.json or test.json" if candidates else "no COCO JSON"
-    )
-    layouts = (
-        "train.json + train/ and test.json + test/, or annotations/instances_*.json, or one JSON + images/"
-    )
+    found = f"{len(candidates)} JSON files and none is train.json or test.json" if candidates else "no COCO JSON"
+    layouts = "train.json + train/ and test.json + test/, or annotations/instances_*.json, or one JSON + images/"
     raise DataError(f"{found} in this folder", folder, f"arrange it as {layouts}")
 
 
@@ -100,9 +80,7 @@ def _official_split(folder: Path, name: str) -> SplitFiles | None:
     return SplitFiles(folder / "annotations" / newest[0], folder / newest[1])
 
 
-def load_coco(
-    json_path: Path | str, image_folder: Path | str, class_names: Sequence[str] | None = None
-) -> CocoDataset:
+def load_coco(json_path: Path | str, image_folder: Path | str, class_names: Sequence[str] | None = None) -> CocoDataset:
     """Read a COCO instances JSON and check every record of it.
 
     Args:
@@ -168,10 +146,8 @@ def load_test_split(
 ) -> CocoDataset:
     """Load what is for test, as `load_splits` does; a folder that only has a test split gives all of it."""
     splits = find_splits(folder)
-    if splits.test is None:
+    if splits.test is None or (class_names is None and splits.train is not None):
         return load_splits(folder, class_names, train_images, seed)[1]
-    if class_names is None and splits.train is not None:
-        return load_splits(folder, None, train_images, seed)[1]
     return load_coco(splits.test.json_path, splits.test.image_folder, class_names)
 
 
@@ -188,11 +164,9 @@ def train_test_subset(dataset: CocoDataset, train_images: int, seed: int) -> tup
             dataset.json_path,
             f"ask for 1 to {total - 1}: the rest is for test",
         )
-    drawn = np.random.default_rng([seed, total]).permutation(total)[:train_images]
-    chosen = np.zeros(total, np.bool_)
-    chosen[drawn] = True
-    train = [image for image, is_train in zip(dataset.images, chosen, strict=True) if is_train]
-    test = [image for image, is_train in zip(dataset.images, chosen, strict=True) if not is_train]
+    drawn = set(np.random.default_rng([seed, total]).permutation(total)[:train_images].tolist())
+    train = [image for index, image in enumerate(dataset.images) if index in drawn]
+    test = [image for index, image in enumerate(dataset.images) if index not in drawn]
     return replace(dataset, images=train), replace(dataset, images=test)
 
 

@@ -41,6 +41,14 @@ class _UnreadableError(Exception):
     """The JSON cannot be read any further; the reason is already among the problems."""
 
 
+class _FaultyError(Exception):
+    """One record is wrong; what comes after it can still be read."""
+
+    def __init__(self, what: str, fix: str) -> None:
+        super().__init__(what)
+        self.what, self.fix = what, fix
+
+
 class _Reader:
     """Reads one JSON and collects its problems."""
 
@@ -76,20 +84,16 @@ class _Reader:
         except (ValueError, RecursionError) as error:  # JSON syntax and text encoding are ValueErrors
             self.abort(f"is not valid JSON ({error})", "export it again as COCO instances JSON")
         if not isinstance(document, dict):
-            self.abort(
-                f"holds a {type(document).__name__}, not an object", "export it as COCO instances JSON"
-            )
+            self.abort(f"holds a {type(document).__name__}, not an object", "export it as COCO instances JSON")
         for key, may_be_empty in (("images", False), ("annotations", True), ("categories", False)):
             value = document.get(key)
             if not isinstance(value, list):
                 self.abort(f"has no list {key!r}", "export it as COCO instances JSON")
             if not value and not may_be_empty:
                 self.abort(f"the list {key!r} is empty", "a data set needs at least one entry in it")
-            wrong = next(
-                (position for position, entry in enumerate(value) if not isinstance(entry, dict)), None
-            )
-            if wrong is not None:
-                self.abort(f"{key}[{wrong}] is not an object", "export it as COCO instances JSON")
+            wrong = [position for position, entry in enumerate(value) if not isinstance(entry, dict)]
+            if wrong:
+                self.abort(f"{key}[{wrong[0]}] is not an object", "export it as COCO instances JSON")
         return document
 
     def categories(
@@ -137,13 +141,9 @@ class _Reader:
             elif not isinstance(name, str) or not name or "\0" in name:
                 self.note(f"image {image_id} has no file_name", "give it one")
             elif PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-                self.note(
-                    f"image {image_id}: {name!r} leads out of the data folder", "use a relative file_name"
-                )
+                self.note(f"image {image_id}: {name!r} leads out of the data folder", "use a relative file_name")
             elif not (_is_int(height) and _is_int(width) and height > 0 and width > 0):
-                self.note(
-                    f"image {image_id} has height {height!r} and width {width!r}", "give positive integers"
-                )
+                self.note(f"image {image_id} has height {height!r} and width {width!r}", "give positive integers")
             else:
                 self.faulty_images.discard(image_id)
                 frames[image_id] = ImageRecord(image_id, self.locate(name), height, width, *_NO_BOXES)
@@ -164,76 +164,36 @@ class _Reader:
         boxes: dict[int, list[_Box]] = {}
         seen: set[int] = set()
         for position, entry in enumerate(entries):
-            annotation_id, image_id, category = (
-                entry.get("id"),
-                entry.get("image_id"),
-                entry.get("category_id"),
-            )
+            annotation_id, image_id = entry.get("id"), entry.get("image_id")
+            category = entry.get("category_id")
             if not _is_int(annotation_id):
                 self.note(f"annotations[{position}] has no integer id", "give it one")
-            elif annotation_id in seen:
+                continue
+            if annotation_id in seen:
                 self.note(f"annotation id {annotation_id} is there twice", "make annotation ids unique")
             elif _is_int(image_id) and image_id in self.faulty_images:
                 pass  # the image has been named already
             elif not _is_int(image_id) or image_id not in frames:
-                self.note(
-                    f"annotation {annotation_id} is of unknown image {image_id!r}",
-                    "add the image, or remove it",
-                )
+                what = f"annotation {annotation_id} is of unknown image {image_id!r}"
+                self.note(what, "add the image, or remove it")
             elif not _is_int(category) or category not in class_of:
                 self.note(f"annotation {annotation_id} has unknown category {category!r}", "add the category")
             else:
-                where = f"annotation {annotation_id} of image {image_id}"
-                box, class_id = self.box(where, entry, frames[image_id]), class_of[category]
-                if box is not None and class_id is not None:  # None has been named once, in `categories`
-                    boxes.setdefault(image_id, []).append((box, class_id, *_crowd_and_area(entry, box)))
-            if _is_int(annotation_id):
-                seen.add(annotation_id)
+                class_id = class_of[category]
+                try:
+                    box = _box(entry, frames[image_id])
+                except _FaultyError as fault:
+                    self.note(f"annotation {annotation_id} of image {image_id} {fault.what}", fault.fix)
+                else:
+                    if box is not None and class_id is not None:  # None has been named once, in `categories`
+                        boxes.setdefault(image_id, []).append((box, class_id, *_crowd_and_area(entry, box)))
+            seen.add(annotation_id)
         return boxes
-
-    def box(self, where: str, entry: Mapping[str, Any], frame: ImageRecord) -> tuple[float, ...] | None:
-        """Return ``(x, y, width, height)`` inside the image, or None after noting what is wrong with it."""
-        bbox = entry.get("bbox")
-        if entry.get("iscrowd", 0) not in (0, 1):
-            self.note(f"{where} has iscrowd {entry['iscrowd']!r}", "give 0 or 1")
-            return None
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
-            self.note(f"{where} has bbox {str(bbox)[:80]}", "give four numbers: x, y, width, height")
-            return None
-        x, y, width, height = (float(value) for value in bbox)
-        if not all(math.isfinite(value) for value in (x, y, width, height)):
-            self.note(f"{where} has NaN or infinity in its bbox {bbox}", "correct or remove it")
-            return None
-        if width < 0 or height < 0:
-            self.note(
-                f"{where} has a negative size in its bbox {bbox}", "bbox is x, y, width, height, not corners"
-            )
-            return None
-        if width == 0 or height == 0:
-            if (frame.image_id, x, y) not in _OFFICIAL_ZERO_AREA:
-                self.note(f"{where} has a bbox of zero area {bbox}", "correct or remove it")
-            return None
-        over = max(-x, -y, x + width - frame.width, y + height - frame.height)
-        left, top = min(max(x, 0.0), frame.width), min(max(y, 0.0), frame.height)
-        right, bottom = min(x + width, float(frame.width)), min(y + height, float(frame.height))
-        if over > EDGE_TOLERANCE_PX or right <= left or bottom <= top:
-            size = f"{frame.width} x {frame.height} (width x height)"
-            self.note(
-                f"{where} has bbox {bbox} outside its image of {size}",
-                "bbox is x, y, width, height in pixels",
-            )
-            return None
-        return (left, top, width, height) if over <= 0 else (left, top, right - left, bottom - top)
 
 
 _Box = tuple[tuple[float, ...], int, bool, float]
 
-_NO_BOXES = (
-    np.zeros((0, 4), np.float32),
-    np.zeros(0, np.int64),
-    np.zeros(0, np.bool_),
-    np.zeros(0, np.float32),
-)
+_NO_BOXES = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.float32)
 
 
 def _is_int(value: object) -> TypeGuard[int]:
@@ -246,6 +206,35 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, float)
 
 
+def _box(entry: Mapping[str, Any], frame: ImageRecord) -> tuple[float, ...] | None:
+    """The box of an annotation as ``(x, y, width, height)`` inside its image; None for one to be dropped unnoticed.
+
+    Raises:
+        _FaultyError: Says what is wrong with it.
+    """
+    bbox = entry.get("bbox")
+    if entry.get("iscrowd", 0) not in (0, 1):
+        raise _FaultyError(f"has iscrowd {entry['iscrowd']!r}", "give 0 or 1")
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
+        raise _FaultyError(f"has bbox {str(bbox)[:80]}", "give four numbers: x, y, width, height")
+    x, y, width, height = (float(value) for value in bbox)
+    if not all(math.isfinite(value) for value in (x, y, width, height)):
+        raise _FaultyError(f"has NaN or infinity in its bbox {bbox}", "correct or remove it")
+    if width < 0 or height < 0:
+        raise _FaultyError(f"has a negative size in its bbox {bbox}", "bbox is x, y, width, height, not corners")
+    if (width == 0 or height == 0) and (frame.image_id, x, y) in _OFFICIAL_ZERO_AREA:
+        return None
+    if width == 0 or height == 0:
+        raise _FaultyError(f"has a bbox of zero area {bbox}", "correct or remove it")
+    over = max(-x, -y, x + width - frame.width, y + height - frame.height)
+    left, top = min(max(x, 0.0), frame.width), min(max(y, 0.0), frame.height)
+    right, bottom = min(x + width, float(frame.width)), min(y + height, float(frame.height))
+    if over > EDGE_TOLERANCE_PX or right <= left or bottom <= top:
+        what = f"has bbox {bbox} outside its image of {frame.width} x {frame.height} (width x height)"
+        raise _FaultyError(what, "bbox is x, y, width, height in pixels")
+    return (left, top, width, height) if over <= 0 else (left, top, right - left, bottom - top)
+
+
 def _crowd_and_area(entry: Mapping[str, Any], box: tuple[float, ...]) -> tuple[bool, float]:
     area = entry.get("area")
     if not (_is_number(area) and math.isfinite(area) and area > 0):
@@ -256,12 +245,13 @@ def _crowd_and_area(entry: Mapping[str, Any], box: tuple[float, ...]) -> tuple[b
 def _record(frame: ImageRecord, boxes: list[_Box]) -> ImageRecord:
     if not boxes:
         return frame
+    xywh, class_ids, iscrowd, areas = zip(*boxes, strict=True)
     return replace(
         frame,
-        boxes_xywh=np.array([box[0] for box in boxes], np.float32),
-        class_ids=np.array([box[1] for box in boxes], np.int64),
-        iscrowd=np.array([box[2] for box in boxes], np.bool_),
-        areas=np.array([box[3] for box in boxes], np.float32),
+        boxes_xywh=np.array(xywh, np.float32),
+        class_ids=np.array(class_ids, np.int64),
+        iscrowd=np.array(iscrowd, np.bool_),
+        areas=np.array(areas, np.float32),
     )
 
 

@@ -7,6 +7,7 @@ detector that sees greyscale only loses accuracy, as it does on COCO. Everything
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -28,15 +29,9 @@ CLASS_NAMES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )  # fmt: skip
 # Hue in turns of the classes that have one of their own; the others are neutral.
-CLASS_HUES = {
-    "t-shirt": 0.0,
-    "pullover": 1 / 6,
-    "dress": 5 / 6,
-    "coat": 2 / 3,
-    "shirt": 1 / 3,
-    "sneaker": 1 / 2,
-}
+CLASS_HUES = {"t-shirt": 0.0, "pullover": 1 / 6, "dress": 5 / 6, "coat": 2 / 3, "shirt": 1 / 3, "sneaker": 1 / 2}
 
+DESCRIPTION = "prunedeploy demo: scenes composed from Fashion-MNIST photos (Zalando SE, MIT licence)"
 SPRITES = Path(__file__).parents[1] / "assets" / "fashion_mnist_subset.npz"
 # Mean absolute difference of an object's and its background's mean colour, in [0, 1], that the tint aims at.
 MIN_CONTRAST = 0.2
@@ -68,7 +63,7 @@ class DemoSettings:
 
 
 def write_demo(
-    folder: str | Path, settings: DemoSettings | None = None, progress: Callable[[int], object] | None = None
+    folder: str | Path, settings: DemoSettings | None = None, progress: Callable[[int], object] = lambda scenes: None
 ) -> Path:
     """Write the demo set as a COCO folder: ``train.json``, ``test.json``, ``train/``, ``test/``.
 
@@ -89,21 +84,20 @@ def write_demo(
     # Resolved, so that "." has a name and a link is followed rather than replaced.
     folder = Path(folder).resolve()
     settings = settings or DemoSettings()
-    description = _description(settings)
-    if _is_demo_set(folder, description):
+    if holds_demo(folder, settings):
         return folder
     if not _is_replaceable(folder):
         raise DataError("holds something other than a demo set", folder, "choose an empty or a new folder")
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.tmp")
     try:
         temporary.mkdir(parents=True)
-        done = 0
+        done = itertools.count(1)
         with np.load(SPRITES) as sprites:
             for split, scenes in (("train", settings.train_scenes), ("test", settings.test_scenes)):
                 images, labels = sprites[f"{split}_images"], sprites[f"{split}_labels"]
-                done = _write_split(temporary, split, scenes, images, labels, settings, done, progress)
-        write_atomically(temporary / "demo.json", description.encode())
-        if _is_demo_set(folder, description):
+                _write_split(temporary, split, scenes, images, labels, settings, lambda: progress(next(done)))
+        write_atomically(temporary / "demo.json", _description(settings).encode())
+        if holds_demo(folder, settings):
             return folder  # another process was faster, and somebody may be reading what it wrote
         if folder.exists():
             shutil.rmtree(folder)
@@ -119,24 +113,18 @@ def write_demo(
 
 def holds_demo(folder: Path, settings: DemoSettings) -> bool:
     """Whether the folder holds just this demo set, so that `write_demo` has nothing to do."""
-    return _is_demo_set(folder, _description(settings))
+    marker = folder / "demo.json"
+    return marker.is_file() and marker.read_bytes() == _description(settings).encode()
 
 
 def _description(settings: DemoSettings) -> str:
     return json.dumps({"demo_version": DEMO_VERSION, **asdict(settings)}, sort_keys=True)
 
 
-def _is_demo_set(folder: Path, description: str) -> bool:
-    marker = folder / "demo.json"
-    return marker.is_file() and marker.read_bytes() == description.encode()
-
-
 def _is_replaceable(folder: Path) -> bool:
     """Whether ``folder`` is missing, empty, or holds a demo set and nothing else."""
-    if not folder.exists():
-        return True
     if not folder.is_dir():
-        return False
+        return not folder.exists()
     names = {path.name for path in folder.iterdir()}
     if not names:
         return True
@@ -154,9 +142,8 @@ def _write_split(
     sprites: NDArray[np.uint8],
     labels: NDArray[np.uint8],
     settings: DemoSettings,
-    done: int,
-    progress: Callable[[int], object] | None,
-) -> int:
+    scene_done: Callable[[], object],
+) -> None:
     (folder / split).mkdir()
     cut_outs = [cut_out(sprite) for sprite in sprites]
     images: list[dict[str, Any]] = []
@@ -176,19 +163,14 @@ def _write_split(
                 "id": len(annotations) + 1, "image_id": number + 1, "category_id": int(label) + 1,
                 "bbox": [x_min, y_min, width, height], "area": width * height, "iscrowd": 0,
             })  # fmt: skip
-        done += 1
-        if progress is not None:
-            progress(done)
+        scene_done()
     document = {
-        "info": {
-            "description": "prunedeploy demo: scenes composed from Fashion-MNIST photos (Zalando SE, MIT licence)"
-        },
+        "info": {"description": DESCRIPTION},
         "images": images,
         "annotations": annotations,
         "categories": [{"id": index + 1, "name": name} for index, name in enumerate(CLASS_NAMES)],
     }
     write_atomically(folder / f"{split}.json", json.dumps(document).encode())
-    return done
 
 
 def cut_out(sprite: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -210,10 +192,15 @@ def cut_out(sprite: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.
     if count > 1:
         sizes = ndimage.sum_labels(solid, parts, np.arange(1, count + 1))
         solid = np.isin(parts, 1 + np.flatnonzero(sizes >= 0.1 * sizes.max()))
-    rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    window = _bounds(solid)
     shade = padded[window].astype(np.float32) / np.float32(255)
     return shade, solid[window].astype(np.float32)
+
+
+def _bounds(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The smallest window of rows and columns that holds all of a mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def compose_scene(
@@ -269,8 +256,7 @@ def _resize_object(
     shade = np.asarray(Image.fromarray(shade).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
     alpha = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BICUBIC))
     alpha = ((alpha - 0.5) * 4 + 0.5).clip(0, 1)  # a crisp edge, one or two pixels wide
-    rows, columns = np.flatnonzero((alpha > 0.5).any(1)), np.flatnonzero((alpha > 0.5).any(0))
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    window = _bounds(alpha > 0.5)
     return shade[window], alpha[window]
 
 
@@ -341,10 +327,8 @@ def background(
     else:
         shade = cut_outs[int(rng.integers(len(cut_outs)))][0]
         height, width = shade.shape
-        crop = shade[
-            height // 4 : max(height // 4 + 4, height * 3 // 4),
-            width // 4 : max(width // 4 + 4, width * 3 // 4),
-        ]
+        top, left = height // 4, width // 4
+        crop = shade[top : max(top + 4, height * 3 // 4), left : max(left + 4, width * 3 // 4)]
         pattern = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC)) - 0.5
     amplitude = rng.uniform(0.1, 0.4)
     direction = (1 + rng.uniform(-0.3, 0.3, 3)).astype(np.float32)

@@ -7,14 +7,15 @@ that resuming, caching and worker processes change nothing, bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from prunedeploy.config import AugmentConfig
 from prunedeploy.data.batches import Batch, Colour, Sample, load_sample, make_targets
@@ -29,6 +30,7 @@ CACHE_BYTES = 1 << 30
 """Letterboxed images are kept in memory if all of them, in every worker, fit into this many bytes."""
 
 
+@dataclass(eq=False)
 class StepDataset(Dataset[Batch]):
     """Maps a step to its batch; what worker processes hold.
 
@@ -36,28 +38,17 @@ class StepDataset(Dataset[Batch]):
     the positions from ``s * batch_size``. A batch may span two epochs.
     """
 
-    def __init__(
-        self,
-        dataset: CocoDataset,
-        input_size: tuple[int, int],
-        batch_size: int,
-        seed: int,
-        settings: AugmentConfig | None,
-        greyscale: bool,
-        colour: Colour,
-        cached: bool,
-    ) -> None:
-        self.dataset = dataset
-        self.input_size = input_size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.settings = settings
-        self.greyscale = greyscale
-        self.colour = colour
-        self.cached = cached
-        self.bad: dict[int, str] = {}
-        self._samples: dict[int, Sample] = {}
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+    dataset: CocoDataset
+    input_size: tuple[int, int]
+    batch_size: int
+    seed: int
+    settings: AugmentConfig | None
+    greyscale: bool
+    colour: Colour
+    cached: bool
+    bad: dict[int, str] = field(default_factory=dict)
+    _samples: dict[int, Sample] = field(default_factory=dict)
+    _order: tuple[int, NDArray[np.int64]] | None = None
 
     def __getitem__(self, step: int) -> Batch:
         stored: list[NDArray[np.uint8]] = []  # (H, W, 3) each, or, if augmented,
@@ -91,9 +82,7 @@ class StepDataset(Dataset[Batch]):
             self._order = epoch, rng.permutation(len(self.dataset.images))
         return self._order[1]
 
-    def first_usable(
-        self, order: NDArray[np.int64], place: int, skipped: dict[Path, str]
-    ) -> tuple[int, Sample]:
+    def first_usable(self, order: NDArray[np.int64], place: int, skipped: dict[Path, str]) -> tuple[int, Sample]:
         """Return the image at ``place``, or the next good one of the same epoch; note the bad ones."""
         for ahead in range(len(order)):
             index = int(order[(place + ahead) % len(order)])
@@ -115,19 +104,6 @@ class StepDataset(Dataset[Batch]):
             if self.cached:
                 self._samples[index] = sample
         return sample
-
-
-class _Steps(Sampler[int]):
-    """Counts from ``start`` for ever."""
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.start
-        while True:
-            yield step
-            step += 1
 
 
 class TrainingLoader:
@@ -194,16 +170,14 @@ class TrainingLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         if self.workers == 0:
-            for step in _Steps(self.start_step):
+            for step in count(self.start_step):
                 yield self.batch(step)
             return
         loader: DataLoader[Batch | DataError] = DataLoader(
             _InWorker(self._steps),
             batch_size=None,  # a step is a whole batch already
-            sampler=_Steps(self.start_step),
+            sampler=count(self.start_step),
             num_workers=self.workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_one_thread,
         )
         made = iter(loader)
         try:
@@ -230,14 +204,7 @@ class _InWorker(Dataset["Batch | DataError"]):
             return error
 
 
-def _unchanged(batch: Any) -> Any:
-    return batch
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
-
-
+@dataclass(eq=False)
 class EvaluationLoader:
     """Every image once, in the order of the JSON, not augmented.
 
@@ -258,23 +225,16 @@ class EvaluationLoader:
             is empty.
     """
 
-    def __init__(
-        self,
-        dataset: CocoDataset,
-        input_size: tuple[int, int],
-        batch_size: int,
-        greyscale: bool = False,
-        allow_bad_images: bool = False,
-        letterbox_colour: Colour = GREY,
-    ) -> None:
-        _check_sizes(dataset, input_size, batch_size)
-        self.dataset = dataset
-        self.input_size = input_size
-        self.batch_size = batch_size
-        self.greyscale = greyscale
-        self.allow_bad_images = allow_bad_images
-        self.letterbox_colour = letterbox_colour
-        self.skipped: dict[Path, str] = {}
+    dataset: CocoDataset
+    input_size: tuple[int, int]
+    batch_size: int
+    greyscale: bool = False
+    allow_bad_images: bool = False
+    letterbox_colour: Colour = GREY
+    skipped: dict[Path, str] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.dataset, self.input_size, self.batch_size)
 
     def __len__(self) -> int:
         """Return the number of batches, if no batch consists of bad images only."""
@@ -290,9 +250,7 @@ class EvaluationLoader:
             skipped: dict[Path, str] = {}
             for record in records[start : start + self.batch_size]:
                 try:
-                    samples.append(
-                        load_sample(record, self.input_size, self.greyscale, self.letterbox_colour)
-                    )
+                    samples.append(load_sample(record, self.input_size, self.greyscale, self.letterbox_colour))
                     ids.append(record.image_id)
                 except DataError as error:
                     if not self.allow_bad_images:
@@ -300,15 +258,11 @@ class EvaluationLoader:
                     skipped[record.path] = error.what
             self.skipped.update(skipped)
             usable += len(samples)
-            if not samples:
-                continue
-            pixels = torch.from_numpy(batch_to_input([sample.image for sample in samples]))
-            boxes, classes = (
-                [sample.boxes_xyxy for sample in samples],
-                [sample.class_ids for sample in samples],
-            )
-            targets = make_targets(boxes, classes, self.input_size)
-            yield Batch(pixels, targets, ids, [sample.geometry for sample in samples], skipped)
+            if samples:
+                pixels = torch.from_numpy(batch_to_input([sample.image for sample in samples]))
+                boxes, classes = [sample.boxes_xyxy for sample in samples], [sample.class_ids for sample in samples]
+                targets = make_targets(boxes, classes, self.input_size)
+                yield Batch(pixels, targets, ids, [sample.geometry for sample in samples], skipped)
         if usable == 0:
             raise _nothing_usable(self.dataset, self.skipped)
 

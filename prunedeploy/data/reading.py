@@ -21,7 +21,13 @@ from prunedeploy_engines.detection.images import MAX_PIXELS, read_image
 from prunedeploy_engines.errors import DataError
 
 _ORIENTATION_TAG = 0x0112
-_QUARTER_TURNS = (5, 6, 7, 8)
+# By the tag's value, what makes stored pixels of upright ones: of its turns or mirror images the opposite.
+_UNDO_QUARTER_TURN = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
 
 
 def read_record(record: ImageRecord, greyscale: bool = False) -> NDArray[np.uint8]:
@@ -44,8 +50,8 @@ def read_record(record: ImageRecord, greyscale: bool = False) -> NDArray[np.uint
     if pixels.shape[1::-1] == expected:
         with Image.open(record.path) as image:
             orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-        if orientation in _QUARTER_TURNS:
-            return np.ascontiguousarray(undo_quarter_turn(pixels, orientation))
+        if orientation in _UNDO_QUARTER_TURN:
+            return np.array(Image.fromarray(pixels).transpose(_UNDO_QUARTER_TURN[orientation]))
     raise _size_error(record, pixels.shape[1], pixels.shape[0])
 
 
@@ -62,9 +68,7 @@ def check_header(record: ImageRecord) -> None:
                 width, height = image.size
                 expected = (record.width, record.height)
                 # Asked for only where it matters: a PNG may hold it behind its pixels.
-                turned = (height, width) == expected and image.getexif().get(
-                    _ORIENTATION_TAG
-                ) in _QUARTER_TURNS
+                turned = (height, width) == expected and image.getexif().get(_ORIENTATION_TAG) in _UNDO_QUARTER_TURN
     except Exception:  # noqa: BLE001  read_image words every way in which this fails, and it fails there too
         read_record(record)
         return
@@ -81,16 +85,3 @@ def _size_error(record: ImageRecord, width: int, height: int) -> DataError:
         record.path,
         "correct the JSON or put the right image there",
     )
-
-
-def undo_quarter_turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn ``(H, W, 3)`` upright pixels back to how they are stored, ``(W, H, 3)``; orientation is 5 to 8."""
-    if orientation == 5:  # stored transposed
-        return pixels.transpose(1, 0, 2)
-    if orientation == 6:  # made upright by a quarter turn clockwise
-        return np.rot90(pixels, 1)
-    if orientation == 7:  # stored transposed along the other diagonal
-        return np.rot90(pixels, 2).transpose(1, 0, 2)
-    if orientation == 8:  # made upright by a quarter turn counter-clockwise
-        return np.rot90(pixels, -1)
-    raise ValueError(f"orientation must be 5 to 8, got {orientation}")

@@ -58,9 +58,7 @@ class ImageRecord:
     @property
     def boxes_xyxy(self) -> NDArray[np.float32]:
         """``(n, 4)`` float32 corners in absolute pixels of the original image."""
-        return np.concatenate(
-            [self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1
-        )
+        return np.concatenate([self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -82,10 +80,6 @@ class CocoDataset:
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def content_key(self) -> str:
-        """See `content_key`."""
-        return content_key(self)
 
 
 def content_key(dataset: CocoDataset) -> str:

@@ -53,9 +53,7 @@ def augment(
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     if boxes_xyxy.shape != (len(class_ids), 4):
-        raise ValueError(
-            f"boxes_xyxy must be ({len(class_ids)}, 4) for as many class ids, got {boxes_xyxy.shape}"
-        )
+        raise ValueError(f"boxes_xyxy must be ({len(class_ids)}, 4) for as many class ids, got {boxes_xyxy.shape}")
     draws = rng.random(9)
     height, width = image.shape[:2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -30,21 +31,21 @@ BN_MOMENTUM = 0.03
 ConvFunction = Callable[[Convolutional, Tensor], Tensor]
 
 
+_ACTIVATIONS: Mapping[str, Callable[[Tensor, bool], Tensor]] = {
+    "linear": lambda x, _: x,
+    "leaky": lambda x, inplace: F.leaky_relu(x, 0.1, inplace=inplace),
+    "relu": lambda x, inplace: F.relu(x, inplace=inplace),
+    "mish": lambda x, _: F.mish(x),
+    "swish": lambda x, _: F.silu(x),
+    "logistic": lambda x, _: torch.sigmoid(x),
+}
+
+
 def activate(x: Tensor, activation: str, inplace: bool = False) -> Tensor:
     """Apply a Darknet activation by its cfg name; leaky has slope 0.1."""
-    if activation == "linear":
-        return x
-    if activation == "leaky":
-        return F.leaky_relu(x, 0.1, inplace=inplace)
-    if activation == "relu":
-        return F.relu(x, inplace=inplace)
-    if activation == "mish":
-        return F.mish(x)
-    if activation == "swish":
-        return F.silu(x)
-    if activation == "logistic":
-        return torch.sigmoid(x)
-    raise ValueError(f"unknown activation {activation!r}")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}")
+    return _ACTIVATIONS[activation](x, inplace)
 
 
 def run_layers(layers: Sequence[Layer], images: Tensor, convolve: ConvFunction) -> list[Tensor]:
@@ -66,16 +67,21 @@ def run_layers(layers: Sequence[Layer], images: Tensor, convolve: ConvFunction) 
         if isinstance(layer, Yolo):
             heads.append(inputs[0])
         elif layer.index in last_reader:
-            outputs[layer.index] = _run_layer(layer, inputs, convolve)
+            outputs[layer.index] = (
+                convolve(layer, inputs[0]) if isinstance(layer, Convolutional) else run_layer(layer, inputs)
+            )
         for source in layer.inputs:
             if last_reader[source] == layer.index:
                 outputs.pop(source, None)
     return heads
 
 
-def _run_layer(layer: Layer, inputs: list[Tensor], convolve: ConvFunction) -> Tensor:
-    if isinstance(layer, Convolutional):
-        return convolve(layer, inputs[0])
+def run_layer(layer: Layer, inputs: list[Tensor]) -> Tensor:
+    """Compute a layer without weights from its inputs, each ``(B, C, H, W)``.
+
+    Raises:
+        TypeError: It is not a maxpool, upsample, route or shortcut layer.
+    """
     if isinstance(layer, Maxpool):
         return _maxpool(inputs[0], layer)
     if isinstance(layer, Upsample):
@@ -90,15 +96,24 @@ def _run_layer(layer: Layer, inputs: list[Tensor], convolve: ConvFunction) -> Te
 
 
 def _maxpool(x: Tensor, layer: Maxpool) -> Tensor:
-    size, stride, padding = layer.size, layer.stride, layer.padding
-    before, after = padding // 2, padding - padding // 2
-    if before == after and before <= size // 2:
-        return F.max_pool2d(x, size, stride, before)
-    # Cells beyond the last window that fits are never read, so an even map at 2/2 needs no padding.
-    need = [max(0, (side + padding - size) // stride * stride + size - side - before) for side in x.shape[-2:]]
-    if before or any(need):
-        x = F.pad(x, (before, need[1], before, need[0]), value=float("-inf"))
-    return F.max_pool2d(x, size, stride)
+    before, after = layer.padding // 2, layer.padding - layer.padding // 2
+    if before == after and before <= layer.size // 2:
+        return F.max_pool2d(x, layer.size, layer.stride, before)
+    border = pool_border(layer, x.shape[-2:])
+    return F.max_pool2d(F.pad(x, border, value=-math.inf) if any(border) else x, layer.size, layer.stride)
+
+
+def pool_border(layer: Maxpool, size: Sequence[int]) -> tuple[int, int, int, int]:
+    """The padding that a maxpool reads of a map of ``(height, width)``: left, right, top, bottom.
+
+    Cells beyond the last window that fits are never read, so an even map at 2/2 needs no padding.
+    """
+    before = layer.padding // 2
+    bottom, right = (
+        max(0, (side + layer.padding - layer.size) // layer.stride * layer.stride + layer.size - side - before)
+        for side in size
+    )
+    return before, right, before, bottom
 
 
 class DarknetConv(nn.Module):
@@ -132,6 +147,12 @@ class DarknetConv(nn.Module):
             self.register_buffer("mean", torch.zeros(layer.out_channels))
             self.register_buffer("variance", torch.ones(layer.out_channels))
 
+    def normalisation(self) -> tuple[Tensor, Tensor]:
+        """Factor and shift, each ``(filters,)``, of batch normalisation in evaluation."""
+        assert self.scale is not None
+        factor = self.scale / (self.variance.sqrt() + DARKNET_BN_EPS)
+        return factor, self.bias - self.mean * factor
+
     def folded(self, weight: Tensor | None = None, channel_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Weight and bias of the one convolution that equals convolution + normalisation in evaluation.
 
@@ -142,8 +163,8 @@ class DarknetConv(nn.Module):
         folded: Tensor = self.weight if weight is None else weight
         bias: Tensor = self.bias
         if self.scale is not None:
-            factor = self.scale / (self.variance.sqrt() + DARKNET_BN_EPS)
-            folded, bias = folded * factor.view(-1, 1, 1, 1), bias - self.mean * factor
+            factor, bias = self.normalisation()
+            folded = folded * factor.view(-1, 1, 1, 1)
         if channel_mask is not None:
             folded, bias = folded * channel_mask.view(-1, 1, 1, 1), bias * channel_mask
         return folded, bias
@@ -165,14 +186,7 @@ class DarknetConv(nn.Module):
             return activate(y, layer.activation, inplace=True)
         y = conv2d(x, self.weight if weight is None else weight, None, layer)
         y = F.batch_norm(
-            y,
-            self.mean,
-            self.variance,
-            self.scale,
-            self.bias,
-            training=True,
-            momentum=self.momentum,
-            eps=1e-5,
+            y, self.mean, self.variance, self.scale, self.bias, training=True, momentum=self.momentum, eps=1e-5
         )
         if channel_mask is not None:
             y = y * channel_mask.view(1, -1, 1, 1).to(y.dtype)
@@ -224,10 +238,8 @@ class Darknet(nn.Module):
 
     def weight_file(self) -> WeightFile:
         """The parameters as they stand in a weight file."""
-        parameters = []
-        for layer in self.cfg.convolutions:
-            state = {name: value.detach().cpu().numpy() for name, value in self.conv(layer.index).state_dict().items()}
-            parameters.append(state)
+        states = [self.conv(layer.index).state_dict() for layer in self.cfg.convolutions]
+        parameters = ({name: value.detach().cpu().numpy() for name, value in state.items()} for state in states)
         return WeightFile(self.header, tuple(parameters))
 
     def load_weight_file(self, file: WeightFile) -> None:

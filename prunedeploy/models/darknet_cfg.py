@@ -7,14 +7,19 @@ one differs in its ``filters=`` lines only.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import TypeVar
 
 from prunedeploy_engines.errors import DarknetFormatError
 
 ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic")
+
+T = TypeVar("T")
+Shape = tuple[int, int, int]
+"""``(channels, height, width)``."""
 
 _TRAINING_ONLY_NET = frozenset(
     "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches "
@@ -64,7 +69,7 @@ class Layer:
     line: int
     inputs: tuple[int, ...]
     in_channels: tuple[int, ...]
-    out_shape: tuple[int, int, int]
+    out_shape: Shape
 
     @property
     def out_channels(self) -> int:
@@ -90,10 +95,14 @@ class Convolutional(Layer):
         return (self.out_channels, self.in_channels[0] // self.groups, self.size, self.size)
 
     @property
+    def weight_count(self) -> int:
+        """Number of weights."""
+        return math.prod(self.weight_shape)
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulate operations for one image at the cfg's input size."""
-        filters, per_group, height, width = self.weight_shape
-        return filters * per_group * height * width * self.out_shape[1] * self.out_shape[2]
+        return self.weight_count * math.prod(self.out_shape[1:])
 
 
 @dataclass(frozen=True)
@@ -173,7 +182,7 @@ class DarknetCfg:
 
     text: str
     where: str
-    input_shape: tuple[int, int, int]
+    input_shape: Shape
     sections: tuple[Section, ...] = field(repr=False)
     layers: tuple[Layer, ...] = field(repr=False)
 
@@ -216,14 +225,6 @@ class DarknetCfg:
     def macs(self) -> int:
         """Multiply-accumulate operations of all convolutions for one image."""
         return sum(layer.macs for layer in self.convolutions)
-
-    def consumers(self) -> dict[int, list[int]]:
-        """Which layers read each layer's output; key -1 is the image."""
-        readers: dict[int, list[int]] = {index: [] for index in range(-1, len(self.layers))}
-        for layer in self.layers:
-            for source in layer.inputs:
-                readers[source].append(layer.index)
-        return readers
 
     def with_filters(self, filters: Mapping[int, int], groups: Mapping[int, int] | None = None) -> DarknetCfg:
         """The same network with other widths.
@@ -287,15 +288,17 @@ def parse_cfg(text: str, where: str = "cfg") -> DarknetCfg:
     input_shape = (net.integer("channels", 3), net.integer("height"), net.integer("width"))
     layers: list[Layer] = []
     for section in sections[1:]:
-        layers.append(_build_layer(_Reader(section, where), layers, input_shape))
-    if not any(isinstance(layer, Yolo) for layer in layers):
+        reader = _LayerReader(section, where, layers, input_shape)
+        if section.kind not in _BUILDERS:
+            raise reader.error(f"a second [{section.kind}] section")
+        layers.append(_BUILDERS[section.kind](reader))
+    heads = [layer for layer in layers if isinstance(layer, Yolo)]
+    if not heads:
         raise DarknetFormatError("has no [yolo] section", where, "give the cfg of a YOLO detector")
-    first = next(layer for layer in layers if isinstance(layer, Yolo))
-    for layer in layers:
-        if isinstance(layer, Yolo) and (layer.classes, layer.anchors_wh) != (first.classes, first.anchors_wh):
-            raise DarknetFormatError(
-                "[yolo] sections differ in classes or anchors", f"{where}:{layer.line}", "make them agree"
-            )
+    for head in heads:
+        if (head.classes, head.anchors_wh) != (heads[0].classes, heads[0].anchors_wh):
+            what = "[yolo] sections differ in classes or anchors"
+            raise DarknetFormatError(what, f"{where}:{head.line}", "make them agree")
     return DarknetCfg(text, where, input_shape, tuple(sections[1:]), tuple(layers))
 
 
@@ -311,11 +314,8 @@ def _parse_sections(text: str, where: str) -> list[Section]:
         if line.startswith("["):
             kind = line.strip("[]").strip().lower()
             if not line.endswith("]") or kind not in _OPTIONS_OF:
-                raise DarknetFormatError(
-                    f"unknown section {_short(line)}",
-                    at,
-                    f"supported are {', '.join(f'[{k}]' for k in _OPTIONS)}",
-                )
+                supported = ", ".join(f"[{name}]" for name in _OPTIONS)
+                raise DarknetFormatError(f"unknown section {_short(line)}", at, f"supported are {supported}")
             options, option_lines = {}, {}
             sections.append(Section(kind, number, options, option_lines))
             continue
@@ -355,29 +355,24 @@ class _Reader:
             raise self.error(f"[{self.section.kind}] needs {option}=", fix="add the option")
         return value
 
-    def integer(self, option: str, default: int | None = None, minimum: int = 1) -> int:
-        text = self.text(option, None if default is None else str(default))
+    def parsed(self, option: str, default: str | None, parse: Callable[[str], T], what: str) -> T:
+        text = self.text(option, default)
         try:
-            value = int(text)
+            return parse(text)
         except ValueError:
-            raise self.error(f"{option}={text} is not a whole number", option) from None
+            raise self.error(f"{option}={text} is not {what}", option) from None
+
+    def integer(self, option: str, default: int | None = None, minimum: int = 1) -> int:
+        value = self.parsed(option, None if default is None else str(default), int, "a whole number")
         if value < minimum:
             raise self.error(f"{option}={value} is below {minimum}", option)
         return value
 
     def number(self, option: str, default: float) -> float:
-        text = self.text(option, str(default))
-        try:
-            return _finite(text)
-        except ValueError:
-            raise self.error(f"{option}={text} is not a number", option) from None
+        return self.parsed(option, str(default), _finite, "a number")
 
     def numbers(self, option: str) -> list[float]:
-        text = self.text(option)
-        try:
-            return [_finite(part) for part in text.split(",") if part.strip()]
-        except ValueError:
-            raise self.error(f"{option}={text} is not a list of numbers", option) from None
+        return self.parsed(option, None, _finite_list, "a list of numbers")
 
     def whole_numbers(self, option: str) -> list[int]:
         values = self.numbers(option)
@@ -391,107 +386,110 @@ class _Reader:
             raise self.error(f"unknown {option} {value!r}", option, f"supported are {', '.join(choices)}")
         return value
 
-    def references(self, option: str, index: int, layers: list[Layer]) -> list[int]:
+
+class _LayerReader(_Reader):
+    """The options of a layer's section, and what comes before it.
+
+    Attributes:
+        index: Of the layer.
+        previous: Index of the layer that it reads unless it names others; -1 is the image.
+        shape: ``(channels, height, width)`` of that layer's output.
+    """
+
+    def __init__(self, section: Section, where: str, layers: list[Layer], input_shape: Shape) -> None:
+        super().__init__(section, where)
+        self.layers = layers
+        self.index = len(layers)
+        self.previous = self.index - 1
+        # A layer that follows a head without a route reads what the head read.
+        while self.previous >= 0 and isinstance(layers[self.previous], Yolo):
+            self.previous = layers[self.previous].inputs[0]
+        self.shape = input_shape if self.previous < 0 else layers[self.previous].out_shape
+
+    def references(self, option: str) -> tuple[int, ...]:
         """Layer references, negative ones relative to this layer, as absolute indices."""
         found = []
         for number in self.whole_numbers(option):
-            target = number if number >= 0 else index + number
-            if not 0 <= target < index:
-                raise self.error(
-                    f"{option} points at layer {number}, but only layers 0 to {index - 1} come before it",
-                    option,
-                )
-            if isinstance(layers[target], Yolo):
+            target = number if number >= 0 else self.index + number
+            if not 0 <= target < self.index:
+                before = f"only layers 0 to {self.index - 1} come before it"
+                raise self.error(f"{option} points at layer {number}, but {before}", option)
+            if isinstance(self.layers[target], Yolo):
                 raise self.error(f"{option} points at layer {target}, a [yolo] section", option)
             found.append(target)
         if not found:
             raise self.error(f"{option}= names no layer", option)
-        return found
+        return tuple(found)
+
+    def windows(self, channels: int, size: int, stride: int, padding: int) -> Shape:
+        """Shape of ``channels`` maps with one cell per window of ``size``; ``padding`` is that of both sides."""
+        height, width = ((side + padding - size) // stride + 1 for side in self.shape[1:])
+        out = channels, height, width
+        if min(out) < 1:
+            raise self.error(f"has an empty output {out}", fix="raise the input size or drop the layer")
+        return out
+
+    def wiring(
+        self, out_shape: Shape, inputs: tuple[int, ...] | None = None, in_channels: tuple[int, ...] | None = None
+    ) -> tuple[int, str, int, tuple[int, ...], tuple[int, ...], Shape]:
+        """What every layer has, in the order of `Layer`; without ``inputs`` it reads the previous one."""
+        inputs, in_channels = inputs or (self.previous,), in_channels or self.shape[:1]
+        return self.index, self.section.kind, self.section.line, inputs, in_channels, out_shape
 
 
-def _build_layer(reader: _Reader, layers: list[Layer], input_shape: tuple[int, int, int]) -> Layer:
-    index = len(layers)
-    kind, line = reader.section.kind, reader.section.line
-    previous = index - 1
-    # A layer that follows a head without a route reads what the head read.
-    while previous >= 0 and isinstance(layers[previous], Yolo):
-        previous = layers[previous].inputs[0]
-    shape = input_shape if previous < 0 else layers[previous].out_shape
-    channels, height, width = shape
-    single = (index, kind, line, (previous,), (channels,))
-
-    if kind == "convolutional":
-        size, stride, groups = (
-            reader.integer("size", 1),
-            reader.integer("stride", 1),
-            reader.integer("groups", 1),
-        )
-        dilation = reader.integer("dilation", 1)
-        padding = size // 2 * dilation if reader.integer("pad", 0, 0) else reader.integer("padding", 0, 0)
-        filters = reader.integer("filters", 1)
-        if channels % groups or filters % groups:
-            raise reader.error(
-                f"groups={groups} does not divide {channels} input channels and {filters} filters", "groups"
-            )
-        reach = dilation * (size - 1) + 1
-        out = (
-            filters,
-            (height + 2 * padding - reach) // stride + 1,
-            (width + 2 * padding - reach) // stride + 1,
-        )
-        _check_size(reader, out)
-        return Convolutional(
-            *single,
-            out,
-            size,
-            stride,
-            padding,
-            groups,
-            dilation,
-            bool(reader.integer("batch_normalize", 0, 0)),
-            reader.choice("activation", "logistic", ACTIVATIONS),
-        )
-    if kind == "maxpool":
-        stride = reader.integer("stride", 1)
-        size = reader.integer("size", stride)
-        padding = reader.integer("padding", size - 1, 0)
-        out = (channels, (height + padding - size) // stride + 1, (width + padding - size) // stride + 1)
-        _check_size(reader, out)
-        return Maxpool(*single, out, size, stride, padding)
-    if kind == "upsample":
-        stride = reader.integer("stride", 2)
-        return Upsample(*single, (channels, height * stride, width * stride), stride)
-    if kind == "route":
-        sources = reader.references("layers", index, layers)
-        groups, group_id = reader.integer("groups", 1), reader.integer("group_id", 0, 0)
-        sizes = {layers[source].out_shape[1:] for source in sources}
-        if len(sizes) > 1:
-            raise reader.error(f"joins feature maps of different sizes {sorted(sizes)}", "layers")
-        in_channels = tuple(layers[source].out_channels for source in sources)
-        if group_id >= groups or any(count % groups for count in in_channels):
-            raise reader.error(f"groups={groups}, group_id={group_id} do not fit channels {in_channels}", "groups")
-        ((height, width),) = sizes
-        out = (sum(in_channels) // groups, height, width)
-        return Route(index, kind, line, tuple(sources), in_channels, out, groups, group_id)
-    if kind == "shortcut":
-        sources = reader.references("from", index, layers)
-        if len(sources) != 1:
-            raise reader.error("from= names more than one layer", "from")
-        other = layers[sources[0]].out_shape
-        if other != shape:
-            raise reader.error(f"adds shapes {shape} and {other}", "from", "point it at a layer of the same shape")
-        activation = reader.choice("activation", "linear", ACTIVATIONS)
-        return Shortcut(index, kind, line, (previous, sources[0]), (channels, channels), shape, activation)
-    if kind == "yolo":
-        return _build_yolo(reader, single, shape)
-    raise reader.error(f"a second [{kind}] section")
+def _convolutional(reader: _LayerReader) -> Convolutional:
+    size, stride, groups = reader.integer("size", 1), reader.integer("stride", 1), reader.integer("groups", 1)
+    dilation = reader.integer("dilation", 1)
+    padding = size // 2 * dilation if reader.integer("pad", 0, 0) else reader.integer("padding", 0, 0)
+    channels, filters = reader.shape[0], reader.integer("filters", 1)
+    if channels % groups or filters % groups:
+        what = f"groups={groups} does not divide {channels} input channels and {filters} filters"
+        raise reader.error(what, "groups")
+    out = reader.windows(filters, dilation * (size - 1) + 1, stride, 2 * padding)
+    normalised = bool(reader.integer("batch_normalize", 0, 0))
+    activation = reader.choice("activation", "logistic", ACTIVATIONS)
+    return Convolutional(*reader.wiring(out), size, stride, padding, groups, dilation, normalised, activation)
 
 
-def _build_yolo(
-    reader: _Reader,
-    single: tuple[int, str, int, tuple[int, ...], tuple[int, ...]],
-    shape: tuple[int, int, int],
-) -> Yolo:
+def _maxpool(reader: _LayerReader) -> Maxpool:
+    stride = reader.integer("stride", 1)
+    size = reader.integer("size", stride)
+    padding = reader.integer("padding", size - 1, 0)
+    out = reader.windows(reader.shape[0], size, stride, padding)
+    return Maxpool(*reader.wiring(out), size, stride, padding)
+
+
+def _upsample(reader: _LayerReader) -> Upsample:
+    stride = reader.integer("stride", 2)
+    channels, height, width = reader.shape
+    return Upsample(*reader.wiring((channels, height * stride, width * stride)), stride)
+
+
+def _route(reader: _LayerReader) -> Route:
+    sources = reader.references("layers")
+    groups, group_id = reader.integer("groups", 1), reader.integer("group_id", 0, 0)
+    sizes = {reader.layers[source].out_shape[1:] for source in sources}
+    if len(sizes) > 1:
+        raise reader.error(f"joins feature maps of different sizes {sorted(sizes)}", "layers")
+    in_channels = tuple(reader.layers[source].out_channels for source in sources)
+    if group_id >= groups or any(count % groups for count in in_channels):
+        raise reader.error(f"groups={groups}, group_id={group_id} do not fit channels {in_channels}", "groups")
+    out = (sum(in_channels) // groups, *sizes.pop())
+    return Route(*reader.wiring(out, sources, in_channels), groups, group_id)
+
+
+def _shortcut(reader: _LayerReader) -> Shortcut:
+    sources = reader.references("from")
+    if len(sources) != 1:
+        raise reader.error("from= names more than one layer", "from")
+    shape, other = reader.shape, reader.layers[sources[0]].out_shape
+    if other != shape:
+        raise reader.error(f"adds shapes {shape} and {other}", "from", "point it at a layer of the same shape")
+    activation = reader.choice("activation", "linear", ACTIVATIONS)
+    return Shortcut(*reader.wiring(shape, (reader.previous, *sources), shape[:1] * 2), activation)
+
+
+def _yolo(reader: _LayerReader) -> Yolo:
     values = reader.numbers("anchors")
     anchors = tuple(zip(values[0::2], values[1::2], strict=False))
     if len(values) % 2 or not anchors or min(values) <= 0:
@@ -504,14 +502,13 @@ def _build_yolo(
     if not mask or any(not 0 <= index < num for index in mask):
         raise reader.error(f"mask= names an anchor outside 0 to {num - 1}", "mask")
     expected = len(mask) * (5 + classes)
-    if shape[0] != expected:
+    if reader.shape[0] != expected:
         raise reader.error(
-            f"reads {shape[0]} channels, but {len(mask)} anchors and {classes} classes need {expected}",
+            f"reads {reader.shape[0]} channels, but {len(mask)} anchors and {classes} classes need {expected}",
             fix=f"set filters={expected} in the convolution before it",
         )
     return Yolo(
-        *single,
-        shape,
+        *reader.wiring(reader.shape),
         mask,
         anchors,
         classes,
@@ -525,6 +522,17 @@ def _build_yolo(
     )
 
 
+_BUILDERS: Mapping[str, Callable[[_LayerReader], Layer]] = {
+    "convolutional": _convolutional,
+    "maxpool": _maxpool,
+    "upsample": _upsample,
+    "route": _route,
+    "shortcut": _shortcut,
+    "yolo": _yolo,
+}
+"""How a layer is made of its section, by the section's name."""
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
@@ -532,6 +540,5 @@ def _finite(text: str) -> float:
     return value
 
 
-def _check_size(reader: _Reader, out: tuple[int, int, int]) -> None:
-    if min(out) < 1:
-        raise reader.error(f"has an empty output {out}", fix="raise the input size or drop the layer")
+def _finite_list(text: str) -> list[float]:
+    return [_finite(part) for part in text.split(",") if part.strip()]

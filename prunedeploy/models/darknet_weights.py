@@ -74,11 +74,8 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
         )
     values = np.frombuffer(data, "<f4", offset=header_bytes)
     if not np.isfinite(values).all():
-        raise DarknetFormatError(
-            f"value {int(np.argmin(np.isfinite(values)))} is not a finite number",
-            path,
-            "fetch or export it again",
-        )
+        what = f"value {int(np.argmin(np.isfinite(values)))} is not a finite number"
+        raise DarknetFormatError(what, path, "fetch or export it again")
     parameters, at = [], 0
     for layer in cfg.convolutions:
         current: ConvParameters = {}
@@ -88,11 +85,8 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
             at += count
         if layer.batch_normalize and current["variance"].min() < 0:
             # As long as this cfg's file by chance, but laid out for other layers.
-            raise DarknetFormatError(
-                f"has a negative variance for layer {layer.index} of {Path(cfg.where).name}",
-                path,
-                "give the weights that belong to this cfg",
-            )
+            what = f"has a negative variance for layer {layer.index} of {Path(cfg.where).name}"
+            raise DarknetFormatError(what, path, "give the weights that belong to this cfg")
         parameters.append(current)
     return WeightFile(data[:header_bytes], tuple(parameters))
 

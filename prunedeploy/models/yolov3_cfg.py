@@ -65,7 +65,7 @@ SLIM_YOLO_OPTIONS: Mapping[str, str] = {
 class _CfgText:
     """Collects sections and knows the number of the layer written last."""
 
-    def __init__(self, width: float) -> None:
+    def __init__(self, width: float = 1.0) -> None:
         self.width = width
         self.sections: list[str] = []
 
@@ -80,21 +80,14 @@ class _CfgText:
         self.sections.append("\n".join(lines) + "\n")
         return self.last
 
-    def net(self, input_size: int, options: Mapping[str, str]) -> None:
-        self.section("net", width=input_size, height=input_size, channels=3, **options)
+    def net(self, input_size: int) -> None:
+        self.section("net", width=input_size, height=input_size, channels=3, **TRAINING_OPTIONS)
 
     def conv(self, filters: int, size: int, stride: int = 1) -> int:
         """Append convolution + BN + leaky ReLU; ``filters`` is the count at full width."""
         slim = max(1, round(filters * self.width))
-        return self.section(
-            "convolutional",
-            batch_normalize=1,
-            filters=slim,
-            size=size,
-            stride=stride,
-            pad=1,
-            activation="leaky",
-        )
+        options = {"batch_normalize": 1, "filters": slim, "size": size, "stride": stride, "pad": 1}
+        return self.section("convolutional", **options, activation="leaky")
 
     def route(self, *layers: int) -> int:
         return self.section("route", layers=",".join(str(layer) for layer in layers))
@@ -125,7 +118,6 @@ def yolov3_cfg(
     input_size: int = 416,
     anchors_wh: AnchorsWh = COCO_ANCHORS_WH,
     spp: bool = False,
-    training: Mapping[str, str] = TRAINING_OPTIONS,
     yolo: Mapping[str, str] = YOLO_OPTIONS,
 ) -> str:
     """Write the cfg of YOLOv3: a Darknet-53 backbone and three detection scales.
@@ -137,7 +129,6 @@ def yolov3_cfg(
         input_size: Width and height of the input in pixels, a multiple of 32.
         anchors_wh: Nine (width, height) pairs in input pixels, the small ones first.
         spp: Insert spatial pyramid pooling (max pools of 5, 9 and 13) before the coarsest head.
-        training: Options of the net section other than width, height and channels.
         yolo: Options of the yolo sections other than mask, anchors, classes and num.
 
     Returns:
@@ -146,11 +137,18 @@ def yolov3_cfg(
     Raises:
         ValueError: An argument is outside the range above.
     """
-    _check(width, classes, input_size, anchors_wh, expected_anchors=9)
+    if not width > 0:
+        raise ValueError(f"width must be positive, got {width}")
+    if classes < 1:
+        raise ValueError(f"classes must be at least 1, got {classes}")
+    if input_size < 32 or input_size % 32:
+        raise ValueError(f"input_size must be a positive multiple of 32, got {input_size}")
+    if len(anchors_wh) != 9:
+        raise ValueError(f"expected 9 anchors, got {len(anchors_wh)}")
     if len(blocks) != 5 or min(blocks) < 1:
         raise ValueError(f"blocks must be five numbers of at least 1, got {blocks}")
     cfg = _CfgText(width)
-    cfg.net(input_size, training)
+    cfg.net(input_size)
     cfg.conv(32, size=3)
     stage_ends = [_residual_stage(cfg, 64 * 2**stage, count) for stage, count in enumerate(blocks)]
 
@@ -163,10 +161,7 @@ def yolov3_cfg(
     cfg.conv(512, size=1)
     cfg.conv(1024, size=3)
     cfg.head((6, 7, 8), anchors_wh, classes, yolo)
-    for filters, stage_end, anchor_indices in (
-        (256, stage_ends[3], (3, 4, 5)),
-        (128, stage_ends[2], (0, 1, 2)),
-    ):
+    for filters, stage_end, anchor_indices in ((256, stage_ends[3], (3, 4, 5)), (128, stage_ends[2], (0, 1, 2))):
         cfg.route(-4)  # the last 1 x 1 convolution before the head above
         cfg.conv(filters, size=1)
         cfg.section("upsample", stride=2)
@@ -176,36 +171,17 @@ def yolov3_cfg(
     return cfg.text()
 
 
-def yolov3_tiny_cfg(
-    width: float = 1.0,
-    classes: int = 80,
-    input_size: int = 416,
-    anchors_wh: AnchorsWh = COCO_TINY_ANCHORS_WH,
-    training: Mapping[str, str] = TRAINING_OPTIONS,
-    yolo: Mapping[str, str] = YOLO_OPTIONS,
-) -> str:
+def yolov3_tiny_cfg() -> str:
     """Write the cfg of YOLOv3-tiny: seven convolutions, six max pools and two detection scales.
 
     The fine head uses anchors 0, 1 and 2, so anchor 3 serves the coarse head only and
     the published weights, which were trained so, decode rightly.
 
-    Args:
-        width: Factor on the filters of all convolutions but the heads' outputs; 1.0 is the published network.
-        classes: Number of object classes.
-        input_size: Width and height of the input in pixels, a multiple of 32.
-        anchors_wh: Six (width, height) pairs in input pixels, the small ones first.
-        training: Options of the net section other than width, height and channels.
-        yolo: Options of the yolo sections other than mask, anchors, classes and num.
-
     Returns:
         The text of the file, ending in a newline.
-
-    Raises:
-        ValueError: An argument is outside the range above.
     """
-    _check(width, classes, input_size, anchors_wh, expected_anchors=6)
-    cfg = _CfgText(width)
-    cfg.net(input_size, training)
+    cfg = _CfgText()
+    cfg.net(416)
     stride_16 = 0
     for filters in (16, 32, 64, 128, 256):
         stride_16 = cfg.conv(filters, size=3)
@@ -215,13 +191,13 @@ def yolov3_tiny_cfg(
     cfg.conv(1024, size=3)
     cfg.conv(256, size=1)
     cfg.conv(512, size=3)
-    cfg.head((3, 4, 5), anchors_wh, classes, yolo)
+    cfg.head((3, 4, 5), COCO_TINY_ANCHORS_WH, 80, YOLO_OPTIONS)
     cfg.route(-4)
     cfg.conv(128, size=1)
     cfg.section("upsample", stride=2)
     cfg.route(-1, stride_16)
     cfg.conv(256, size=3)
-    cfg.head((0, 1, 2), anchors_wh, classes, yolo)
+    cfg.head((0, 1, 2), COCO_TINY_ANCHORS_WH, 80, YOLO_OPTIONS)
     return cfg.text()
 
 
@@ -232,35 +208,9 @@ def shipped_cfgs() -> dict[str, str]:
         "yolov3-spp.cfg": yolov3_cfg(spp=True),
         "yolov3-tiny.cfg": yolov3_tiny_cfg(),
         "yolov3-slim.cfg": yolov3_cfg(
-            width=0.25,
-            blocks=(1, 1, 2, 2, 1),
-            classes=10,
-            input_size=160,
-            anchors_wh=SLIM_ANCHORS_WH,
-            yolo=SLIM_YOLO_OPTIONS,
+            0.25, (1, 1, 2, 2, 1), classes=10, input_size=160, anchors_wh=SLIM_ANCHORS_WH, yolo=SLIM_YOLO_OPTIONS
         ),
     }
-
-
-def write_shipped_cfgs(folder: Path) -> list[Path]:
-    """Write every shipped cfg into ``folder``, which must exist; return the paths."""
-    paths = []
-    for name, text in shipped_cfgs().items():
-        path = folder / name
-        path.write_text(text, encoding="utf-8", newline="\n")
-        paths.append(path)
-    return paths
-
-
-def _check(width: float, classes: int, input_size: int, anchors_wh: AnchorsWh, expected_anchors: int) -> None:
-    if not width > 0:
-        raise ValueError(f"width must be positive, got {width}")
-    if classes < 1:
-        raise ValueError(f"classes must be at least 1, got {classes}")
-    if input_size < 32 or input_size % 32:
-        raise ValueError(f"input_size must be a positive multiple of 32, got {input_size}")
-    if len(anchors_wh) != expected_anchors:
-        raise ValueError(f"expected {expected_anchors} anchors, got {len(anchors_wh)}")
 
 
 def _residual_stage(cfg: _CfgText, filters: int, blocks: int) -> int:
@@ -291,5 +241,7 @@ def _pyramid_pooling(cfg: _CfgText) -> None:
 
 
 if __name__ == "__main__":
-    for written in write_shipped_cfgs(Path(sys.argv[1])):
-        print(written)
+    for name, text in shipped_cfgs().items():
+        path = Path(sys.argv[1]) / name
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(path)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -42,10 +43,15 @@ class Pieces:
     count: int
     weights: int
 
+    @property
+    def total(self) -> int:
+        """Weights of all pieces."""
+        return self.count * self.weights
+
 
 def weight_pieces(cfg: DarknetCfg) -> tuple[Pieces, ...]:
     """Single weights of every prunable convolution."""
-    return tuple(Pieces(layer.index, prod(layer.weight_shape), 1) for layer in prunable_convolutions(cfg))
+    return tuple(Pieces(layer.index, layer.weight_count, 1) for layer in prunable_convolutions(cfg))
 
 
 def kernel_pieces(cfg: DarknetCfg) -> tuple[Pieces, ...]:
@@ -65,11 +71,7 @@ def uniform_counts(pieces: Sequence[Pieces], density: float) -> dict[int, int]:
     Returns:
         By layer index, the number of pieces that live.
     """
-    running, total = [], 0
-    for layer in pieces:
-        total += layer.count * layer.weights
-        running.append(density * total)
-    return _rounded(pieces, running)
+    return _rounded(pieces, [density * total for total in accumulate(layer.total for layer in pieces)])
 
 
 def erk_counts(cfg: DarknetCfg, pieces: Sequence[Pieces], density: float) -> dict[int, int]:
@@ -100,7 +102,7 @@ def erk_densities(layers: Iterable[Convolutional], density: float) -> dict[int, 
     """
     layers = list(layers)
     factors = {layer.index: erk_factor(layer) for layer in layers}
-    weights = {layer.index: prod(layer.weight_shape) for layer in layers}
+    weights = {layer.index: layer.weight_count for layer in layers}
     total = sum(weights.values())
     dense: set[int] = set()
     while len(dense) < len(layers):
@@ -143,7 +145,7 @@ def global_counts(importance: Mapping[int, Tensor], pieces: Sequence[Pieces], de
         return {}
     ranked = torch.cat(values)
     weights = {layer.weights for layer in pieces}
-    target = round(density * sum(layer.count * layer.weights for layer in pieces))
+    target = round(density * sum(layer.total for layer in pieces))
     if len(weights) == 1:
         # Selecting is faster than sorting, and a large network has 60 million weights.
         number = max(len(pieces), round(target / weights.pop()))
@@ -209,7 +211,7 @@ def check_counts(
         PruningError: The ratio that the counts give is not within `ratio_tolerance`.
     """
     if total is None:
-        total = sum(layer.count * layer.weights for layer in pieces)
+        total = sum(layer.total for layer in pieces)
     kept = sum(counts[layer.layer] * layer.weights for layer in pieces)
     if total and abs(1.0 - kept / total - ratio) > ratio_tolerance(ratio):
         least = sum(layer.weights for layer in pieces)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import Convolutional
 from prunedeploy.pruning.constants import FoldedConstants
@@ -57,8 +56,10 @@ def carrier_demands(folded: FoldedConstants, units: dict[int, IntArray], live: B
     for index, kernels in folded.carried.items():
         layer = folded.model.conv(index).layer
         values = folded.values[layer.inputs[0]]
-        candidates = _candidates(layer, values).numpy()
         by_group = values.view(layer.groups, -1).numpy()
+        size = np.abs(np.nan_to_num(by_group))
+        # Constants other than zero, none of them tiny beside the largest of its group
+        candidates = (size > 0) & (size >= LEAST_SHARE * size.max(1, keepdims=True))
         units_by_group = units[layer.inputs[0]].reshape(layer.groups, -1)
         per_group = layer.out_channels // layer.groups
         wanted = (kernels != 0).flatten(1).any(1).cpu().numpy() & live[units[index]]
@@ -103,17 +104,3 @@ def carry(folded: FoldedConstants, demand: CarrierDemand, live: BoolArray) -> No
     at = int(np.flatnonzero(live[demand.units])[0])
     kernels = folded.carried[demand.layer.index][demand.filters] / demand.values[at]
     weight[demand.filters, int(demand.channels[at])] = kernels.to(weight)
-
-
-def _candidates(layer: Convolutional, values: Tensor) -> Tensor:
-    """The input channels that can carry what constants contribute to a convolution.
-
-    Args:
-        layer: The convolution.
-        values: ``(in,)`` float64, the constants of its input; NaN where it is none.
-
-    Returns:
-        ``(groups, in / groups)`` bool: constants other than zero, none of them tiny beside the largest of its group.
-    """
-    size = values.nan_to_num(0.0).abs().view(layer.groups, -1)
-    return (size > 0) & (size >= LEAST_SHARE * size.amax(1, keepdim=True))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from prunedeploy.models.darknet import DARKNET_BN_EPS, Darknet, DarknetConv, activate
 from prunedeploy.models.darknet_cfg import Convolutional, Layer, Maxpool, Route, Shortcut
+from prunedeploy.pruning.masks import spread_by_group
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +77,6 @@ def inside_taps(layer: Convolutional) -> Tensor:
     reach = torch.arange(layer.size) * layer.dilation
     inside = (reach >= layer.padding) & (reach <= layer.dilation * (layer.size - 1) - layer.padding)
     return inside[:, None] & inside[None, :]
-
-
-def spread_by_group(layer: Convolutional, channels: Tensor) -> Tensor:
-    """What each filter reads of a value per input channel: ``(in,)`` -> ``(filters, in / groups)``."""
-    filters, per_group = layer.weight_shape[:2]
-    return channels.view(layer.groups, per_group).repeat_interleave(filters // layer.groups, dim=0)
 
 
 def _take_out(conv: DarknetConv, values: Tensor) -> Tensor:

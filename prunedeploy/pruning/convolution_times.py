@@ -61,9 +61,7 @@ def shape_of(cfg: DarknetCfg, layer: Convolutional) -> ConvolutionShape:
     """The shape of a convolution at the cfg's input size."""
     source = layer.inputs[0]
     height, width = cfg.input_size if source < 0 else cfg.layers[source].out_shape[1:]
-    return ConvolutionShape(
-        layer.size, layer.stride, layer.padding, layer.dilation, layer.activation, height, width
-    )
+    return ConvolutionShape(layer.size, layer.stride, layer.padding, layer.dilation, layer.activation, height, width)
 
 
 def measuring_grid(cfg: DarknetCfg) -> dict[ConvolutionShape, Grid]:
@@ -124,10 +122,7 @@ def monotone(times: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def times_as_json(measured: Mapping[ConvolutionShape, tuple[Grid, NDArray[np.float64]]]) -> list[dict[str, Any]]:
     """One plain entry per shape."""
-    return [
-        {"shape": asdict(shape), **asdict(grid), "ms": times.tolist()}
-        for shape, (grid, times) in measured.items()
-    ]
+    return [{"shape": asdict(shape), **asdict(grid), "ms": times.tolist()} for shape, (grid, times) in measured.items()]
 
 
 def times_from_json(document: list[dict[str, Any]]) -> dict[ConvolutionShape, tuple[Grid, NDArray[np.float64]]]:

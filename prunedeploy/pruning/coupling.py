@@ -106,11 +106,8 @@ def couple(cfg: DarknetCfg) -> Coupling:
     Returns:
         Coupling in which every filter of every convolution belongs to exactly one unit.
     """
-    trace = _Trace(cfg)
-    unit_of_filter, reasons = trace.units()
+    unit_of, reasons = _Trace(cfg).units()
     units = len(reasons)
-    unit_of = {index: unit_of_filter[channels] for index, channels in trace.channels.items()}
-
     layers = sorted(unit_of)
     # How often each unit occurs in each layer's output: units with equal rows are interchangeable.
     occurrences = np.stack([np.bincount(unit_of[index], minlength=units) for index in layers], axis=1)
@@ -150,9 +147,7 @@ def channel_units(cfg: DarknetCfg) -> dict[int, IntArray]:
         By layer index, -1 for the image: ``(channels,)``, numbers of units, counted from 0. Channels with the same
         number leave together or not at all, whatever layers they are in.
     """
-    trace = _Trace(cfg)
-    unit_of_filter, _ = trace.units()
-    return {index: unit_of_filter[channels] for index, channels in trace.channels.items()}
+    return _Trace(cfg).units()[0]
 
 
 def loses_whole_groups(layer: Convolutional) -> bool:
@@ -188,21 +183,19 @@ class _Trace:
         self.frozen: list[tuple[IntArray, str]] = [(self.channels[IMAGE], "is a channel of the image")]
         for layer in cfg.layers:
             inputs = [self.channels[source] for source in layer.inputs]
+            channels = inputs[0]
             if isinstance(layer, Convolutional):
-                self.channels[layer.index] = self._convolutional(layer, inputs[0])
+                channels = self._convolutional(layer, channels)
             elif isinstance(layer, Route):
-                self.channels[layer.index] = self._route(layer, inputs)
+                channels = self._route(layer, inputs)
             elif isinstance(layer, Shortcut):
                 self.ties.append((inputs[0], inputs[1]))
-                self._freeze_if_alive_at_zero(inputs[0], layer.index, layer.activation)
-                self.channels[layer.index] = inputs[0]
+                self._freeze_if_alive_at_zero(channels, layer.index, layer.activation)
             elif isinstance(layer, Yolo):
-                self.frozen.append((inputs[0], f"reaches the yolo section at layer {layer.index}"))
-                self.channels[layer.index] = inputs[0]
-            elif isinstance(layer, (Maxpool, Upsample)):
-                self.channels[layer.index] = inputs[0]
-            else:
+                self.frozen.append((channels, f"reaches the yolo section at layer {layer.index}"))
+            elif not isinstance(layer, (Maxpool, Upsample)):
                 raise TypeError(f"layer {layer.index}: cannot trace channels through [{layer.kind}]")
+            self.channels[layer.index] = channels
 
     def _convolutional(self, layer: Convolutional, inputs: IntArray) -> IntArray:
         filters = np.arange(self.total, self.total + layer.out_channels)
@@ -235,11 +228,12 @@ class _Trace:
             reason = f"layer {index} turns zero into something else by activation {activation}"
             self.frozen.append((channels, reason))
 
-    def units(self) -> tuple[IntArray, list[str | None]]:
+    def units(self) -> tuple[dict[int, IntArray], list[str | None]]:
         """Connected components of the ties.
 
         Returns:
-            For each filter its unit, units numbered in cfg order; for each unit why it is frozen, or None.
+            By layer index the unit of each channel, units numbered in cfg order; for each unit why it is frozen, or
+            None.
         """
         label = np.arange(self.total)
         left = np.concatenate([tie[0] for tie in self.ties] or [label[:0]])
@@ -258,4 +252,5 @@ class _Trace:
         for channels, reason in reversed(self.frozen):
             for unit in np.unique(unit_of_filter[channels]):
                 reasons[unit] = reason
-        return unit_of_filter.astype(np.int64), reasons
+        unit_of = unit_of_filter.astype(np.int64)
+        return {index: unit_of[channels] for index, channels in self.channels.items()}, reasons

@@ -15,8 +15,7 @@ fast with.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,17 +102,6 @@ class DeadChannelRecord:
         return {**sums, **asdict(self)}
 
 
-@dataclass(frozen=True, eq=False)
-class _Cut:
-    """One pass: the network after it, and by convolution how many filters are constant, unread, carriers and idle."""
-
-    model: Darknet
-    constant: dict[int, int]
-    unread: dict[int, int]
-    carriers: dict[int, int]
-    idle: dict[int, int]
-
-
 @torch.no_grad()
 def remove_dead_channels(model: Darknet, multiple: int = 1) -> tuple[Darknet, DeadChannelRecord]:
     """Build the network without the filters that zeros have made useless.
@@ -129,28 +117,22 @@ def remove_dead_channels(model: Darknet, multiple: int = 1) -> tuple[Darknet, De
         The smaller network, on the same device, of the same type and in the same training mode, or ``model`` itself if
         nothing is dead; and the record.
     """
-    constant: Counter[int] = Counter()
-    unread: Counter[int] = Counter()
+    small, passes = model, []
     # One pass finds all that is dead, but a grouped convolution that has lost filters may fall into smaller units.
-    cut = _cut(model, multiple)
-    small = model
-    while cut.model is not small:
-        small = cut.model
-        constant.update(cut.constant)
-        unread.update(cut.unread)
-        cut = _cut(small, multiple)
-    after = {layer.index: layer.out_channels for layer in small.cfg.convolutions}
+    while True:
+        before = small
+        small, found = _without_dead_units(before, multiple)
+        passes.append(found)
+        if small is before:
+            break
     rows = tuple(
-        DeadFilters(
-            layer.index,
-            layer.out_channels,
-            after[layer.index],
-            constant[layer.index],
-            unread[layer.index],
-            cut.carriers[layer.index],
-            cut.idle[layer.index],
+        replace(
+            of_layer[-1],
+            filters_before=of_layer[0].filters_before,
+            constant=sum(row.constant for row in of_layer),
+            unread=sum(row.unread for row in of_layer),
         )
-        for layer in model.cfg.convolutions
+        for of_layer in zip(*passes, strict=True)
     )
     return small, DeadChannelRecord(
         layers=rows,
@@ -163,8 +145,12 @@ def remove_dead_channels(model: Darknet, multiple: int = 1) -> tuple[Darknet, De
     )
 
 
-def _cut(model: Darknet, multiple: int) -> _Cut:
-    """Remove all units that nothing reads once constants are folded; the very same network if there are none."""
+def _without_dead_units(model: Darknet, multiple: int) -> tuple[Darknet, list[DeadFilters]]:
+    """Remove all units that nothing reads once constants are folded.
+
+    Returns:
+        The smaller network, the very same one if there are no such units; and one entry per convolution.
+    """
     cfg = model.cfg
     folded = fold_constants(model)
     units = channel_units(cfg)
@@ -175,18 +161,26 @@ def _cut(model: Darknet, multiple: int) -> _Cut:
     idle = _idle(cfg, units, read | carriers, multiple)
     live = read | carriers | idle
     keep = {layer.index: torch.from_numpy(live[units[layer.index]]) for layer in cfg.convolutions}
-    constant, unread = {}, {}
+    found = []
     for index, mask in keep.items():
-        is_constant = ~folded.values[index].isnan()
-        constant[index] = int((~mask & is_constant).sum())
-        unread[index] = int((~mask & ~is_constant).sum())
-    carrying, resting = ({index: int(part[units[index]].sum()) for index in keep} for part in (carriers, idle))
+        own, gone, constant = units[index], ~mask, ~folded.values[index].isnan()
+        found.append(
+            DeadFilters(
+                index,
+                filters_before=len(mask),
+                filters_after=int(mask.sum()),
+                constant=int((gone & constant).sum()),
+                unread=int((gone & ~constant).sum()),
+                carriers=int(carriers[own].sum()),
+                idle=int(idle[own].sum()),
+            )
+        )
     if all(bool(mask.all()) for mask in keep.values()):
-        return _Cut(model, constant, unread, carrying, resting)
+        return model, found
     for demand in demands:
         carry(folded, demand, live)
     _silence(folded.model, units, live & ~read)
-    return _Cut(shrink(folded.model, keep), constant, unread, carrying, resting)
+    return shrink(folded.model, keep), found
 
 
 def _read_by_heads(folded: FoldedConstants, units: dict[int, IntArray]) -> BoolArray:
@@ -213,18 +207,15 @@ def _read_by_heads(folded: FoldedConstants, units: dict[int, IntArray]) -> BoolA
 
 def _idle(cfg: DarknetCfg, units: dict[int, IntArray], live: BoolArray, multiple: int) -> BoolArray:
     """Dead units that stay: a convolution would have no filters without them, or no multiple."""
-    kept = np.zeros_like(live)
+    alive = live.copy()
     for layer in cfg.convolutions:
         own = units[layer.index]
-        alive = int((live | kept)[own].sum())
-        wanted = min(len(own), -(-max(1, alive) // multiple) * multiple)
+        wanted = min(len(own), -(-max(1, int(alive[own].sum())) // multiple) * multiple)
         for unit in own:
-            if alive >= wanted:
+            if alive[own].sum() >= wanted:
                 break
-            if not (live | kept)[unit]:
-                kept[unit] = True
-                alive = int((live | kept)[own].sum())
-    return kept
+            alive[unit] = True
+    return alive & ~live
 
 
 def _silence(model: Darknet, units: dict[int, IntArray], silent: BoolArray) -> None:
@@ -236,4 +227,3 @@ def _silence(model: Darknet, units: dict[int, IntArray], silent: BoolArray) -> N
     for layer in model.cfg.convolutions:
         weight = model.conv(layer.index).weight
         weight[torch.from_numpy(silent[units[layer.index]]).to(weight.device)] = 0.0
-

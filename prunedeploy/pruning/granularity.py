@@ -9,34 +9,37 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pruning.coupling import Coupling, couple
+from prunedeploy.pruning.allocation import Pieces, allocate_pieces, check_counts, kernel_pieces, weight_pieces
+from prunedeploy.pruning.coupling import Coupling, couple, prunable_convolutions
 from prunedeploy.pruning.cut import Cut, Masks, Selection
 from prunedeploy.pruning.hybrid import connected_counts, straight_through_connected_mask
 from prunedeploy.pruning.importance import (
     fitting_scores,
+    mean_of_kernels,
     straight_through_channel_masks,
+    straight_through_kernel_mask,
     straight_through_weight_mask,
     unit_importance,
+    weight_magnitude,
 )
-from prunedeploy.pruning.kernels import kernel_counts, straight_through_kernel_mask
 from prunedeploy.pruning.latency_allocation import TimeTable, latency_path
 from prunedeploy.pruning.masks import connected_kernels, live_channels
-from prunedeploy.pruning.ratio import Widths, solve_widths
+from prunedeploy.pruning.ratio import Widths, check_ratio, solve_widths
 from prunedeploy.pruning.semi_structured import (
     NmPattern,
     check_nm_ratio,
     patterned_convolutions,
     straight_through_nm_mask,
 )
-from prunedeploy.pruning.subnet import hybrid_record, kernel_record, nm_record, pruning_record, unstructured_record
-from prunedeploy.pruning.unstructured import keep_counts
+from prunedeploy.pruning.subnet import hybrid_record, nm_record, structured_record, zeros_record
 from prunedeploy.pruning.width_paths import erk_path, global_path
 from prunedeploy.pruning.width_search import WidthPath, even_path
 
@@ -55,19 +58,15 @@ class Allocation:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "widths": None if self.widths is None else asdict(self.widths),
-            "pieces": None if self.pieces is None else {str(index): count for index, count in self.pieces.items()},
-        }
+        return _ALLOCATION.dump_python(self, mode="json")
 
     @staticmethod
     def from_json(document: Mapping[str, Any]) -> Allocation:
         """What `as_json` gave."""
-        widths, pieces = document["widths"], document["pieces"]
-        return Allocation(
-            None if widths is None else Widths(**{**widths, "counts": tuple(widths["counts"])}),
-            None if pieces is None else {int(index): count for index, count in pieces.items()},
-        )
+        return _ALLOCATION.validate_python(document)
+
+
+_ALLOCATION = TypeAdapter(Allocation)
 
 
 @dataclass(frozen=True)
@@ -122,38 +121,69 @@ class Granularity(ABC):
         """What the bundle says about a cut of ``cfg``, the unpruned network; plain values for JSON."""
 
 
+class PieceKind(NamedTuple):
+    """What pieces of layers are ranked and zeroed.
+
+    Attributes:
+        name: What a piece is called.
+        method: What pruning by it is called.
+        pieces: Those of every layer of a network.
+        importance: Of every piece, from |score| of every weight of a layer: weight-shaped to ``(pieces,)``.
+        mask: Those that live, from the scores of a layer and their number.
+    """
+
+    name: str
+    method: str
+    pieces: Callable[[DarknetCfg], tuple[Pieces, ...]]
+    importance: Callable[[Tensor], Tensor]
+    mask: Callable[[Tensor, int], Tensor]
+
+
 @dataclass(frozen=True)
-class Weights(Granularity):
+class _Pieces(Granularity):
+    """Pieces of layers become zero, the same number of each layer whatever the scores."""
+
+    kind: ClassVar[PieceKind]
+
+    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
+        """How much of every layer lives; see `Granularity`."""
+        check_ratio(self.ratio)
+        importance = None
+        if self.allocation == "global" and evidence.scores is not None:
+            magnitudes = (
+                (layer.index, weight_magnitude(evidence.scores, layer)) for layer in prunable_convolutions(cfg)
+            )
+            importance = {index: self.kind.importance(magnitude) for index, magnitude in magnitudes}
+        pieces = self.kind.pieces(cfg)
+        counts = allocate_pieces(cfg, pieces, self.allocation, 1.0 - self.ratio, importance)
+        check_counts(cfg, pieces, counts, self.ratio, self.kind.name)
+        return Allocation(pieces=counts)
+
+    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
+        """What makes masks of scores; see `Granularity`."""
+        pieces, mask = allocation.pieces or {}, self.kind.mask
+        layers = [layer for layer in cfg.convolutions if layer.index in pieces]
+        return lambda scores: Masks(
+            {}, {layer.index: mask(fitting_scores(scores, layer), pieces[layer.index]) for layer in layers}
+        )
+
+    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
+        """What the bundle says; see `Granularity`."""
+        return zeros_record(cfg, cut.weights, self.ratio, self.kind.method)
+
+
+@dataclass(frozen=True)
+class Weights(_Pieces):
     """Unstructured: single weights by |score|."""
 
-    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
-        """How much of every layer lives; see `Granularity`."""
-        return Allocation(pieces=keep_counts(cfg, self.ratio, self.allocation, evidence.scores))
-
-    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
-        """What makes masks of scores; see `Granularity`."""
-        return _by_layer(straight_through_weight_mask, cfg, allocation)
-
-    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
-        """What the bundle says; see `Granularity`."""
-        return unstructured_record(cfg, cut.weights, self.ratio)
+    kind = PieceKind("weight", "unstructured", weight_pieces, torch.flatten, straight_through_weight_mask)
 
 
 @dataclass(frozen=True)
-class Kernels(Granularity):
+class Kernels(_Pieces):
     """Kernels by their mean |score|."""
 
-    def allocate(self, cfg: DarknetCfg, evidence: Evidence = NOTHING) -> Allocation:
-        """How much of every layer lives; see `Granularity`."""
-        return Allocation(pieces=kernel_counts(cfg, self.ratio, self.allocation, evidence.scores))
-
-    def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
-        """What makes masks of scores; see `Granularity`."""
-        return _by_layer(straight_through_kernel_mask, cfg, allocation)
-
-    def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
-        """What the bundle says; see `Granularity`."""
-        return kernel_record(cfg, cut.weights, self.ratio)
+    kind = PieceKind("kernel", "kernel", kernel_pieces, mean_of_kernels, straight_through_kernel_mask)
 
 
 @dataclass(frozen=True)
@@ -175,13 +205,10 @@ class Pattern(Granularity):
 
     def selection(self, cfg: DarknetCfg, allocation: Allocation) -> Selection:
         """What makes masks of scores; see `Granularity`."""
-        layers = patterned_convolutions(cfg, self.pattern)
-
-        def select(scores: Mapping[int, Tensor]) -> Masks:
-            fitting = {layer.index: fitting_scores(scores, layer) for layer in layers}
-            return Masks({}, {index: straight_through_nm_mask(own, self.pattern) for index, own in fitting.items()})
-
-        return select
+        layers, pattern = patterned_convolutions(cfg, self.pattern), self.pattern
+        return lambda scores: Masks(
+            {}, {layer.index: straight_through_nm_mask(fitting_scores(scores, layer), pattern) for layer in layers}
+        )
 
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
@@ -219,7 +246,7 @@ class Filters(Granularity):
     def record(self, cfg: DarknetCfg, cut: Cut, allocation: Allocation) -> dict[str, Any]:
         """What the bundle says; see `Granularity`."""
         assert allocation.widths is not None
-        return pruning_record(cfg, allocation.widths)
+        return structured_record(cfg, allocation.widths)
 
 
 @dataclass(frozen=True)
@@ -265,16 +292,6 @@ class FiltersThenWeights(Filters):
         """What the bundle says; see `Granularity`."""
         assert allocation.widths is not None
         return hybrid_record(cfg, allocation.widths, cut.weights, self.ratio, self.filter_share)
-
-
-def _by_layer(mask: Callable[[Tensor, int], Tensor], cfg: DarknetCfg, allocation: Allocation) -> Selection:
-    pieces = allocation.pieces or {}
-    layers = [layer for layer in cfg.convolutions if layer.index in pieces]
-
-    def select(scores: Mapping[int, Tensor]) -> Masks:
-        return Masks({}, {layer.index: mask(fitting_scores(scores, layer), pieces[layer.index]) for layer in layers})
-
-    return select
 
 
 def _width_path(cfg: DarknetCfg, coupling: Coupling, allocation: str, evidence: Evidence) -> WidthPath:

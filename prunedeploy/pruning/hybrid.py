@@ -7,7 +7,6 @@ filter's high scores take no place.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import prod
 
 from torch import Tensor
 
@@ -44,7 +43,7 @@ def connected_counts(
     live = live_channels(cfg, keep)
     small = shrink_cfg(cfg, live)
     pieces = weight_pieces(small)
-    total = sum(prod(layer.weight_shape) for layer in prunable_convolutions(cfg))
+    total = sum(layer.weight_count for layer in prunable_convolutions(cfg))
     connected = sum(piece.count for piece in pieces)
     density = 1.0 - ratio if connected == total else min(1.0, (1.0 - ratio) * total / connected)
     importance = None

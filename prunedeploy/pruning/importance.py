@@ -38,8 +38,7 @@ def unit_importance(scores: Mapping[int, Tensor], groups: Sequence[CouplingGroup
         if not group.prunable:
             importance.append(torch.zeros(group.channels))
             continue
-        total: Tensor | None = None
-        weights = 0
+        total, weights = torch.zeros(()), 0
         for member in group.members:
             layer_scores = scores.get(member.layer)
             if layer_scores is None:
@@ -48,9 +47,8 @@ def unit_importance(scores: Mapping[int, Tensor], groups: Sequence[CouplingGroup
                 filter_sums[member.layer] = layer_scores.abs().flatten(1).sum(1)
             # (filters,)[(units, filters per unit)] -> (units, filters per unit) -> (units,)
             unit_sums = filter_sums[member.layer][member.filters.to(layer_scores.device)].sum(1)
-            total = unit_sums if total is None else total + unit_sums
+            total = total + unit_sums
             weights += member.filters.shape[1] * layer_scores[0].numel()
-        assert total is not None, "a prunable group has members"
         if not bool(torch.isfinite(total.detach()).all()):
             raise ValueError(f"scores of layers {list(group.layers)} hold a value that is not finite")
         importance.append(total / weights)
@@ -143,6 +141,29 @@ def straight_through_weight_mask(scores: Tensor, keep_count: int) -> Tensor:
     magnitude = scores.abs()
     mask = highest(magnitude.detach().flatten(), keep_count).view_as(scores).to(scores.dtype)
     return straight_through(magnitude, mask)
+
+
+def mean_of_kernels(magnitude: Tensor) -> Tensor:
+    """Mean of |score| over each kernel: weight-shaped to ``(filters * input channels / groups,)``."""
+    return magnitude.mean((2, 3)).flatten()
+
+
+def straight_through_kernel_mask(scores: Tensor, keep_count: int) -> Tensor:
+    """Mask of the kernels with the highest mean |score| of one layer.
+
+    Args:
+        scores: Weight-shaped float.
+        keep_count: Number of kernels that live.
+
+    Returns:
+        Same shape, exactly 0.0 or 1.0. The gradient of a kernel's entries, summed, is handed on to the kernel's
+        importance, living or dead, and from there to all its scores.
+
+    Reference: HYDRA, 2020, section 4, with kernels in the place of weights.
+    """
+    importance = scores.abs().mean((2, 3))
+    lives = highest(importance.detach().flatten(), keep_count).view_as(importance)
+    return straight_through(importance, lives.to(scores.dtype))[:, :, None, None].expand_as(scores)
 
 
 def straight_through_channel_masks(

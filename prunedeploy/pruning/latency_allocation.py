@@ -37,9 +37,7 @@ FLAT_TABLE = 1e-2
 the table shows no time saved, as it does below the resolution of a measurement."""
 
 
-def latency_path(
-    cfg: DarknetCfg, coupling: Coupling, importance: Sequence[Tensor], time_ms: TimeTable
-) -> WidthPath:
+def latency_path(cfg: DarknetCfg, coupling: Coupling, importance: Sequence[Tensor], time_ms: TimeTable) -> WidthPath:
     """The path of most time saved per lost importance.
 
     Args:
@@ -58,19 +56,6 @@ def latency_path(
         return wanted
 
     return path
-
-
-def network_time_ms(cfg: DarknetCfg, coupling: Coupling, counts: Sequence[int], time_ms: TimeTable) -> float:
-    """Sum over all convolutions of a network whose groups have ``counts`` living units."""
-    living = np.asarray(counts, dtype=np.int64)
-    return sum(
-        time_ms(
-            layer.index,
-            float(coupling.channels_per_unit[layer.index] @ living),
-            float(coupling.channels_per_unit[layer.inputs[0]] @ living),
-        )
-        for layer in cfg.convolutions
-    )
 
 
 class _Greedy:

@@ -26,46 +26,28 @@ def live_channels(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, Tens
     Raises:
         ValueError: A mask has a wrong shape, type or layer, or filters that a shortcut adds differ in fate.
     """
-    convolutions = {layer.index for layer in cfg.convolutions}
-    if unknown := set(keep) - convolutions:
+    if unknown := set(keep) - {layer.index for layer in cfg.convolutions}:
         raise ValueError(f"keep names layers that are not convolutions: {sorted(unknown)}")
     live: dict[int, Tensor] = {IMAGE: torch.ones(cfg.input_shape[0], dtype=torch.bool)}
     for layer in cfg.layers:
         inputs = [live[source] for source in layer.inputs]
+        channels = inputs[0]
         if isinstance(layer, Convolutional):
-            mask = keep.get(layer.index)
-            if mask is None:
-                mask = torch.ones(layer.out_channels, dtype=torch.bool)
-            if mask.dtype != torch.bool or tuple(mask.shape) != (layer.out_channels,):
-                raise ValueError(
-                    f"layer {layer.index}: expected a bool mask ({layer.out_channels},), "
-                    f"got {mask.dtype} {tuple(mask.shape)}"
-                )
-            live[layer.index] = mask.cpu()
+            channels = keep.get(layer.index, torch.ones(layer.out_channels, dtype=torch.bool)).cpu()
+            if channels.dtype != torch.bool or tuple(channels.shape) != (layer.out_channels,):
+                expected, got = f"({layer.out_channels},)", f"{channels.dtype} {tuple(channels.shape)}"
+                raise ValueError(f"layer {layer.index}: expected a bool mask {expected}, got {got}")
         elif isinstance(layer, Route):
-            live[layer.index] = torch.cat([x.chunk(layer.groups)[layer.group_id] for x in inputs])
-        elif isinstance(layer, Shortcut):
-            if not torch.equal(inputs[0], inputs[1]):
-                raise ValueError(f"layer {layer.index}: the shortcut adds channels and only one side lives")
-            live[layer.index] = inputs[0]
-        else:
-            live[layer.index] = inputs[0]
+            channels = torch.cat([x.chunk(layer.groups)[layer.group_id] for x in inputs])
+        elif isinstance(layer, Shortcut) and not torch.equal(*inputs):
+            raise ValueError(f"layer {layer.index}: the shortcut adds channels and only one side lives")
+        live[layer.index] = channels
     return live
 
 
-def live_inputs(layer: Convolutional, live: Mapping[int, Tensor]) -> Tensor:
-    """Which of the input channels that each filter reads live.
-
-    Args:
-        layer: The convolution.
-        live: What `live_channels` returns.
-
-    Returns:
-        ``(filters, input channels / groups)`` bool.
-    """
-    filters, per_group = layer.weight_shape[:2]
-    by_group = live[layer.inputs[0]].view(layer.groups, per_group)
-    return by_group.repeat_interleave(filters // layer.groups, dim=0)
+def spread_by_group(layer: Convolutional, channels: Tensor) -> Tensor:
+    """What each filter reads of a value per input channel: ``(in,)`` -> ``(filters, in / groups)``."""
+    return channels.view(layer.groups, -1).repeat_interleave(layer.out_channels // layer.groups, dim=0)
 
 
 def connected_kernels(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> dict[int, Tensor]:
@@ -78,25 +60,8 @@ def connected_kernels(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> dict[int, 
     Returns:
         For every convolution ``(filters, input channels / groups)`` bool.
     """
-    return {layer.index: live[layer.index][:, None] & live_inputs(layer, live) for layer in cfg.convolutions}
-
-
-def weight_keep_masks(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, Tensor]:
-    """The keep_mask of structured pruning: a weight stays if its filter and its input channel live.
-
-    Args:
-        cfg: The unpruned network.
-        keep: By layer index: ``(filters,)`` bool.
-
-    Returns:
-        For every convolution: bool, weight-shaped, True = keep.
-
-    Raises:
-        ValueError: As `live_channels`.
-    """
-    connected = connected_kernels(cfg, live_channels(cfg, keep))
     return {
-        layer.index: connected[layer.index][:, :, None, None].expand(layer.weight_shape).contiguous()
+        layer.index: live[layer.index][:, None] & spread_by_group(layer, live[layer.inputs[0]])
         for layer in cfg.convolutions
     }
 
@@ -153,9 +118,7 @@ def apply_unstructured(model: Darknet, keep_masks: Mapping[int, Tensor]) -> Dark
         for index, mask in keep_masks.items():
             weight = masked.conv(index).weight
             if mask.dtype != torch.bool or mask.shape != weight.shape:
-                raise ValueError(
-                    f"layer {index}: expected a bool mask {tuple(weight.shape)}, "
-                    f"got {mask.dtype} {tuple(mask.shape)}"
-                )
+                expected, got = tuple(weight.shape), f"{mask.dtype} {tuple(mask.shape)}"
+                raise ValueError(f"layer {index}: expected a bool mask {expected}, got {got}")
             weight.masked_fill_(~mask.to(weight.device), 0.0)
     return masked

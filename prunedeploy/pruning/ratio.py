@@ -110,9 +110,7 @@ def solve_widths(
     candidate = multiple
     while total:
         fewest_filters = minimum or candidate
-        levels = [
-            allowed_counts(cfg, coupling, group, fewest_filters, candidate) for group in range(len(full))
-        ]
+        levels = [allowed_counts(cfg, coupling, group, fewest_filters, candidate) for group in range(len(full))]
         counts = nearest_counts(weights, levels, (1.0 - ratio) * total, ratio_tolerance(ratio) * total, path)
         achieved = 1.0 - float(weights(counts[None])[0]) / total
         if abs(achieved - ratio) <= ratio_tolerance(ratio):
@@ -131,26 +129,24 @@ def solve_widths(
     )
 
 
-def layer_widths(cfg: DarknetCfg, counts: Sequence[int], coupling: Coupling) -> tuple[LayerWidth, ...]:
+def layer_widths(cfg: DarknetCfg, counts: Sequence[int] | None = None) -> tuple[LayerWidth, ...]:
     """Filters and weights of every convolution before and after pruning.
 
     Args:
         cfg: The unpruned network.
-        counts: Living units per coupling group.
-        coupling: ``couple(cfg)``.
+        counts: Living units per coupling group; None: all of them.
     """
-    heads = cfg.head_outputs
-    weights = WeightCount(cfg.convolutions, coupling)
-    before = weights.per_layer(np.array([coupling.full_counts]))[0]
-    after = weights.per_layer(np.array([counts]))[0]
+    coupling, heads = couple(cfg), cfg.head_outputs
+    living = np.array(coupling.full_counts if counts is None else counts)
+    after = WeightCount(cfg.convolutions, coupling).per_layer(living[None])[0]
     return tuple(
         LayerWidth(
             layer.index,
             layer.out_channels,
-            int(coupling.channels_per_unit[layer.index] @ np.array(counts)),
-            int(old),
+            int(coupling.channels_per_unit[layer.index] @ living),
+            layer.weight_count,
             int(new),
             layer.index not in heads,
         )
-        for layer, old, new in zip(cfg.convolutions, before, after, strict=True)
+        for layer, new in zip(cfg.convolutions, after, strict=True)
     )

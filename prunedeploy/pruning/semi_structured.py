@@ -64,11 +64,11 @@ def nm_ratio(cfg: DarknetCfg, pattern: NmPattern) -> float:
     Raises:
         PruningError: No convolution has whole blocks of input channels.
     """
-    patterned = sum(_weights(layer) for layer in patterned_convolutions(cfg, pattern))
+    patterned = sum(layer.weight_count for layer in patterned_convolutions(cfg, pattern))
     if patterned == 0:
         what = f"no prunable convolution reads a multiple of {pattern.m} input channels, so {pattern} removes nothing"
         raise PruningError(what, cfg.where, "use another pattern or method")
-    total = sum(_weights(layer) for layer in prunable_convolutions(cfg))
+    total = sum(layer.weight_count for layer in prunable_convolutions(cfg))
     return patterned * (pattern.m - pattern.n) / pattern.m / total
 
 
@@ -168,8 +168,3 @@ def _blocks(values: Tensor, pattern: NmPattern) -> Tensor:
     if values.dim() != 4 or values.shape[1] % pattern.m:
         raise ValueError(f"{pattern} needs (filters, k * {pattern.m}, height, width), got {tuple(values.shape)}")
     return values.unflatten(1, (-1, pattern.m))
-
-
-def _weights(layer: Convolutional) -> int:
-    filters, per_group, height, width = layer.weight_shape
-    return filters * per_group * height * width

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, Route
-from prunedeploy.pruning.masks import connected_kernels, live_channels, live_inputs
+from prunedeploy.pruning.masks import connected_kernels, live_channels, spread_by_group
 
 
 def shrink_cfg(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> DarknetCfg:
@@ -37,12 +37,10 @@ def shrink_cfg(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> DarknetCfg:
         if kept != layer.out_channels:
             filters[layer.index] = kept
         if layer.groups > 1:
-            per_filter = live_inputs(layer, live)[live[layer.index]].sum(1).unique()
+            per_filter = spread_by_group(layer, live[layer.inputs[0]])[live[layer.index]].sum(1).unique()
             inputs = int(live[layer.inputs[0]].sum())
             if len(per_filter) > 1 or per_filter[0] == 0 or inputs % int(per_filter[0]):
-                raise ValueError(
-                    f"layer {layer.index}: its groups would keep {per_filter.tolist()} input channels"
-                )
+                raise ValueError(f"layer {layer.index}: its groups would keep {per_filter.tolist()} input channels")
             new_groups = inputs // int(per_filter[0])
             by_group = live[layer.index].view(layer.groups, -1).sum(1)
             if len(by_group[by_group > 0].unique()) > 1 or int((by_group > 0).sum()) != new_groups:
@@ -97,9 +95,7 @@ def without_dead(model: Darknet, live: Mapping[int, Tensor]) -> Darknet:
     return small.train(model.training)
 
 
-def shrink_weights(
-    cfg: DarknetCfg, live: Mapping[int, Tensor], values: Mapping[int, Tensor]
-) -> dict[int, Tensor]:
+def shrink_weights(cfg: DarknetCfg, live: Mapping[int, Tensor], values: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Cut what is weight-shaped down to the shapes of the smaller network.
 
     Args:

@@ -111,9 +111,7 @@ def nearest_counts(
     wanted = path(levels)
 
     def on_path(fraction: float) -> IntArray:
-        return np.array(
-            [np.abs(level - value).argmin() for level, value in zip(levels, wanted(fraction), strict=True)]
-        )
+        return np.array([np.abs(level - value).argmin() for level, value in zip(levels, wanted(fraction), strict=True)])
 
     def counts_at(at: IntArray) -> IntArray:
         return np.array([level[step] for level, step in zip(levels, at, strict=True)])
@@ -132,13 +130,12 @@ def nearest_counts(
     if abs(weights(counts_at(at)[None])[0] - target) > tolerance:
         at = _move_groups(weights, levels, at, target)
     counts = counts_at(at)
-    if abs(weights(counts[None])[0] - target) > tolerance and _combinations(levels) <= _MOST_COMBINATIONS:
+    if (
+        abs(weights(counts[None])[0] - target) > tolerance
+        and prod(len(level) for level in levels) <= _MOST_COMBINATIONS
+    ):
         return _nearest_of_all(weights, levels, counts_at(start), target, tolerance)
     return counts
-
-
-def _combinations(levels: Sequence[IntArray]) -> int:
-    return prod(len(level) for level in levels)
 
 
 def _nearest_of_all(

@@ -12,16 +12,14 @@
 """
 
 from prunedeploy.scores.baselines import bn_scale_scores, magnitude_scores, random_scores, scaled_scores
-from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, contributions, deeplift, deeplift_scores
+from prunedeploy.scores.deeplift import SummationToDelta, deeplift
 from prunedeploy.scores.given import GivenScores, read_given_scores
-from prunedeploy.scores.interface import DetectionLoss, ScoreFunction, Scores
+from prunedeploy.scores.interface import ScoreFunction, Scores
 from prunedeploy.scores.normalise import normalised_scores
 from prunedeploy.scores.sensitivities import gradient_x_input_scores, snip_scores, taylor_scores
 from prunedeploy.scores.target import DetectionTarget, choose_target
 
 __all__ = [
-    "DeepLift",
-    "DetectionLoss",
     "DetectionTarget",
     "GivenScores",
     "ScoreFunction",
@@ -29,9 +27,7 @@ __all__ = [
     "SummationToDelta",
     "bn_scale_scores",
     "choose_target",
-    "contributions",
     "deeplift",
-    "deeplift_scores",
     "gradient_x_input_scores",
     "magnitude_scores",
     "normalised_scores",

@@ -66,11 +66,11 @@ def random_scores(
         loss: Not used.
         seed: Each layer draws from (seed, layer index).
     """
-    scores = {}
-    for layer in model.cfg.convolutions:
-        rng = np.random.default_rng((seed, layer.index))
-        scores[layer.index] = torch.from_numpy(rng.random(layer.weight_shape, dtype=np.float32))
-    return scores
+    drawn = {
+        layer.index: np.random.default_rng((seed, layer.index)).random(layer.weight_shape, dtype=np.float32)
+        for layer in model.cfg.convolutions
+    }
+    return {index: torch.from_numpy(values) for index, values in drawn.items()}
 
 
 def bn_scale_scores(model: Darknet, batches: Iterable[Batch] = (), loss: DetectionLoss | None = None) -> Scores:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from prunedeploy.data.batches import Batch
-from prunedeploy.models.darknet import DARKNET_BN_EPS, Darknet, DarknetConv
+from prunedeploy.models.darknet import Darknet, DarknetConv, conv2d, pool_border, run_layer
 from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Layer, Maxpool, Route, Shortcut, Upsample, Yolo
 from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, check_explained
 from prunedeploy.scores.reference import ReferenceFunction
@@ -181,13 +181,25 @@ class _Affine(nn.Module):
 
     def __init__(self, conv: DarknetConv) -> None:
         super().__init__()
-        assert conv.scale is not None
-        factor = conv.scale.detach() / (conv.variance.sqrt() + DARKNET_BN_EPS)
-        self.register_buffer("factor", factor.view(1, -1, 1, 1))
-        self.register_buffer("shift", (conv.bias.detach() - conv.mean * factor).view(1, -1, 1, 1))
+        factor, shift = conv.normalisation()
+        self.register_buffer("factor", factor.detach().view(1, -1, 1, 1))
+        self.register_buffer("shift", shift.detach().view(1, -1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.factor + self.shift
+
+
+class _BareConvolution(nn.Module):
+    """A convolution without what comes after it, on the model's own memory."""
+
+    def __init__(self, conv: DarknetConv) -> None:
+        super().__init__()
+        self.layer = conv.layer
+        self.weight = nn.Parameter(conv.weight.detach())
+        self.bias = nn.Parameter(conv.bias.detach()) if conv.scale is None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv2d(x, self.weight, self.bias, self.layer)
 
 
 class _HookableDarknet(nn.Module):
@@ -208,7 +220,7 @@ class _HookableDarknet(nn.Module):
             name = str(layer.index)
             if isinstance(layer, Convolutional):
                 conv = model.conv(layer.index)
-                self.convolutions[name] = _bare_convolution(conv)
+                self.convolutions[name] = _BareConvolution(conv)
                 norm = [] if conv.scale is None else [_Affine(conv)]
                 self.after[name] = nn.Sequential(*norm, ACTIVATIONS[layer.activation]())
             elif isinstance(layer, Shortcut):
@@ -240,16 +252,9 @@ class _HookableDarknet(nn.Module):
         if isinstance(layer, Shortcut):
             return self.after[name](inputs[0] + inputs[1])
         if isinstance(layer, Maxpool):
-            before = layer.padding // 2
-            short = [
-                max(0, (side + layer.padding - layer.size) // layer.stride * layer.stride + layer.size - side - before)
-                for side in inputs[0].shape[-2:]
-            ]
-            return self.after[name](F.pad(inputs[0], (before, short[1], before, short[0]), value=float("-inf")))
-        if isinstance(layer, Upsample):
-            return F.interpolate(inputs[0], scale_factor=float(layer.stride), mode="nearest")
-        assert isinstance(layer, Route), "the network was checked"
-        return torch.cat([x.chunk(layer.groups, dim=1)[layer.group_id] for x in inputs], dim=1)
+            border = pool_border(layer, inputs[0].shape[-2:])
+            return self.after[name](F.pad(inputs[0], border, value=float("-inf")))
+        return run_layer(layer, inputs)
 
     def trace(self, images: Tensor) -> tuple[list[Tensor], dict[int, Tensor]]:
         """Raw heads in cfg order, and by layer index what every convolution reads, ``(B, in, H, W)``."""
@@ -290,24 +295,3 @@ class _HookableDarknet(nn.Module):
             parts.append(found.detach())
         self.target = whole
         return torch.cat(parts)
-
-
-def _bare_convolution(conv: DarknetConv) -> nn.Conv2d:
-    layer = conv.layer
-    filters, per_group, size, _ = layer.weight_shape
-    # On the meta device nothing is initialised; the weight is the model's own memory.
-    module = nn.Conv2d(
-        per_group * layer.groups,
-        filters,
-        size,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups,
-        bias=conv.scale is None,
-        device="meta",
-    )
-    module.weight = nn.Parameter(conv.weight.detach())
-    if conv.scale is None:
-        module.bias = nn.Parameter(conv.bias.detach())
-    return module

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from prunedeploy.data.batches import Batch
-from prunedeploy.models.darknet import DARKNET_BN_EPS, Darknet
+from prunedeploy.models.darknet import Darknet
 from prunedeploy.scores.deeplift_backward import Multipliers, backward, weight_gradients
-from prunedeploy.scores.deeplift_trace import IMAGE, Trace, trace
-from prunedeploy.scores.interface import DetectionLoss, Scores
+from prunedeploy.scores.deeplift_trace import IMAGE, trace
+from prunedeploy.scores.interface import Scores
 from prunedeploy.scores.reference import ReferenceFunction, zeros_reference
-from prunedeploy.scores.target import DetectionTarget, choose_target
+from prunedeploy.scores.target import choose_target
 from prunedeploy_engines.errors import PruningError
 
 
@@ -61,19 +61,6 @@ class DeepLift:
     images: int
 
 
-def deeplift_scores(
-    model: Darknet,
-    batches: Iterable[Batch],
-    loss: DetectionLoss | None = None,
-    *,
-    reference: ReferenceFunction = zeros_reference,
-    rule: str = "rescale",
-    predictions: int = 10,
-) -> Scores:
-    """The scores of `deeplift`; the loss is not read, a target of logits is explained."""
-    return deeplift(model, batches, reference=reference, rule=rule, predictions=predictions).scores
-
-
 def deeplift(
     model: Darknet,
     batches: Iterable[Batch],
@@ -106,12 +93,13 @@ def deeplift(
     layers: dict[int, float] = {}
     images, missed, explained = 0, 0.0, 0.0
     for batch in batches:
-        pass_ = _Pass(model, batch.images, reference(batch.images), rule, predictions)
-        for index, residual in pass_.accumulate(sums).items():
+        compared = reference(batch.images)
+        residuals, at_pixels, delta_target = _explain(model, batch.images, compared, rule, predictions, sums)
+        for index, residual in residuals.items():
             layers[index] = max(layers.get(index, 0.0), residual)
         images += len(batch.images)
-        missed += float((pass_.explained - pass_.delta_target).abs().sum())
-        explained += float(pass_.delta_target.abs().sum())
+        missed += float((at_pixels - delta_target).abs().sum())
+        explained += float(delta_target.abs().sum())
     check_explained(images, explained)
     scores = {}
     for layer in model.cfg.convolutions:
@@ -140,104 +128,45 @@ def check_explained(images: int, explained: float) -> None:
         )
 
 
-def contributions(
-    model: Darknet, images: Tensor, reference: Tensor, target: DetectionTarget, rule: str = "rescale"
-) -> Scores:
-    """What each weight contributes to the target of each image, with its sign.
-
-    Args:
-        model: The network.
-        images: ``(B, 3, H, W)`` in [0, 1], of the model's dtype.
-        reference: ``(B, 3, H, W)`` or ``(1, 3, H, W)``.
-        target: What is explained.
-        rule: ``rescale`` or ``reveal-cancel``.
-
-    Returns:
-        By layer index: ``(B, *weight shape)``. B times the network's size: for small networks.
-
-    Raises:
-        PruningError: As `deeplift`.
-    """
-    found = trace(model, images, reference, rule)
-    parts: Scores = {}
-
-    def visit(multipliers: Multipliers) -> None:
-        layer = multipliers.layer
-        weight, delta = found.weights[layer.index], found.deltas[layer.inputs[0]]
-        parts[layer.index] = torch.stack([weight * g for g in weight_gradients(multipliers, delta, weight)])
-
-    backward(model.cfg, found, target, visit)
-    return parts
-
-
-def multipliers_at_convolutions(
-    model: Darknet, images: Tensor, reference: Tensor, target: DetectionTarget
-) -> dict[int, Tensor]:
-    """Rescale multipliers at the output of every bare convolution, before normalisation and activation.
+@torch.no_grad()
+def _explain(
+    model: Darknet, images: Tensor, reference: Tensor, rule: str, predictions: int, sums: Scores
+) -> tuple[dict[int, float], Tensor, Tensor]:
+    """Take one batch: forward, backward, and what its contributions add up to.
 
     Args:
         model: The network.
         images: ``(B, 3, H, W)``.
         reference: ``(B, 3, H, W)`` or ``(1, 3, H, W)``.
-        target: What is explained.
+        rule: As `deeplift`.
+        predictions: As `deeplift`.
+        sums: By layer index, channels last; per-image absolute weight gradients are added to them.
 
     Returns:
-        By layer index: ``(B, filters, H', W')``.
+        Each layer's summation-to-delta; ``(B,)``, sum over pixels of multiplier times difference; ``(B,)``, the
+        target's difference, which that should be.
     """
-    found: dict[int, Tensor] = {}
+    like = next(model.parameters())
+    found = trace(model, images.to(like), reference.to(like), rule)
+    target = choose_target(model, found.heads, predictions)
+    delta_target = target(found.heads) - target(found.reference_heads)
+    residuals: dict[int, float] = {}
 
     def visit(multipliers: Multipliers) -> None:
-        conv = model.conv(multipliers.layer.index)
-        at_bare = multipliers.positive
-        if conv.scale is not None:
-            factor = conv.scale.detach() / (conv.variance.sqrt() + DARKNET_BN_EPS)
-            at_bare = at_bare * factor.view(1, -1, 1, 1)
-        found[multipliers.layer.index] = at_bare
+        layer = multipliers.layer
+        weight, delta = found.weights[layer.index], found.deltas[layer.inputs[0]]
+        outcome = (multipliers.at_output * found.deltas[layer.index]).flatten(1)  # (B, filters H' W')
+        expected, scale = outcome.sum(1), outcome.abs().sum(1)
+        worst = 0.0
+        for image, gradient in enumerate(weight_gradients(multipliers, delta, weight)):
+            total = torch.dot(_in_memory_order(gradient), _in_memory_order(weight))
+            if scale[image] > 0:
+                worst = max(worst, float((total - expected[image]).abs() / scale[image]))
+            sums[layer.index] += gradient.abs_()
+        residuals[layer.index] = worst
 
-    backward(model.cfg, trace(model, images, reference, "rescale"), target, visit)
-    return found
-
-
-class _Pass:
-    """One batch: forward, backward, and what its contributions add up to.
-
-    Attributes:
-        images: ``(B, 3, H, W)``, of the model's dtype and device.
-        explained: ``(B,)``, sum over pixels of multiplier times difference; after `accumulate`.
-        delta_target: ``(B,)``, what that should be.
-    """
-
-    def __init__(self, model: Darknet, images: Tensor, reference: Tensor, rule: str, predictions: int) -> None:
-        like = next(model.parameters())
-        self.model = model
-        self.images = images.to(like)
-        self.found: Trace = trace(model, self.images, reference.to(like), rule)
-        self.target = choose_target(model, self.found.heads, predictions)
-        self.delta_target = self.target(self.found.heads) - self.target(self.found.reference_heads)
-        self.explained = torch.zeros_like(self.delta_target)
-
-    @torch.no_grad()
-    def accumulate(self, sums: Scores) -> dict[int, float]:
-        """Add per-image absolute weight gradients to ``sums``; returns each layer's summation-to-delta."""
-        found = self.found
-        residuals: dict[int, float] = {}
-
-        def visit(multipliers: Multipliers) -> None:
-            layer = multipliers.layer
-            weight, delta = found.weights[layer.index], found.deltas[layer.inputs[0]]
-            outcome = (multipliers.at_output * found.deltas[layer.index]).flatten(1)  # (B, filters H' W')
-            expected, scale = outcome.sum(1), outcome.abs().sum(1)
-            worst = 0.0
-            for image, gradient in enumerate(weight_gradients(multipliers, delta, weight)):
-                total = torch.dot(_in_memory_order(gradient), _in_memory_order(weight))
-                if scale[image] > 0:
-                    worst = max(worst, float((total - expected[image]).abs() / scale[image]))
-                sums[layer.index] += gradient.abs_()
-            residuals[layer.index] = worst
-
-        at_images = backward(self.model.cfg, found, self.target, visit)
-        self.explained = (at_images * found.deltas[IMAGE]).flatten(1).sum(1)
-        return residuals
+    at_images = backward(model.cfg, found, target, visit)
+    return residuals, (at_images * found.deltas[IMAGE]).flatten(1).sum(1), delta_target
 
 
 def _in_memory_order(weight: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def backward(cfg: DarknetCfg, found: Trace, target: DetectionTarget, visit: Call
             for source in layer.inputs:
                 _add(at, source, output if slopes is None else output * _slope_of_part(found, source, slopes))
         elif isinstance(layer, Route):
-            for source, part in _through_route(found, layer, output):
+            for source, part in _through_route(layer, output):
                 _add(at, source, part)
     return at[IMAGE]
 
@@ -121,12 +121,9 @@ def _through_convolution(found: Trace, multipliers: Multipliers) -> Tensor:
     if multipliers.equal:
         return _input_gradient(layer, delta, multipliers.positive, weight)
     plus, minus = weight.clamp(min=0), weight.clamp(max=0)
-    raised = _input_gradient(layer, delta, multipliers.positive, plus) + _input_gradient(
-        layer, delta, multipliers.negative, minus
-    )
-    lowered = _input_gradient(layer, delta, multipliers.positive, minus) + _input_gradient(
-        layer, delta, multipliers.negative, plus
-    )
+    up, down = multipliers.positive, multipliers.negative
+    raised = _input_gradient(layer, delta, up, plus) + _input_gradient(layer, delta, down, minus)
+    lowered = _input_gradient(layer, delta, up, minus) + _input_gradient(layer, delta, down, plus)
     return _by_sign(delta, raised, lowered)
 
 
@@ -149,13 +146,10 @@ def _through_maxpool(pool: PoolShares, output: Tensor) -> Tensor:
     return padded.view(batch, channels, rows, columns)[:, :, top : top + pool.size[0], top : top + pool.size[1]]
 
 
-def _through_route(found: Trace, layer: Route, output: Tensor) -> Iterator[tuple[int, Tensor]]:
-    start = 0
-    for source in layer.inputs:
-        channels = found.channels[source]
-        taken = channels // layer.groups
-        part = output[:, start : start + taken]
-        start += taken
+def _through_route(layer: Route, output: Tensor) -> Iterator[tuple[int, Tensor]]:
+    parts = output.split([channels // layer.groups for channels in layer.in_channels], dim=1)
+    for source, channels, part in zip(layer.inputs, layer.in_channels, parts, strict=True):
+        taken = part.shape[1]
         if layer.groups > 1:
             whole = part.new_zeros(len(part), channels, *part.shape[2:])
             whole[:, layer.group_id * taken : (layer.group_id + 1) * taken] = part
@@ -168,20 +162,18 @@ def _add(at: dict[int, Tensor], index: int, multiplier: Tensor) -> None:
 
 
 def _input_gradient(layer: Convolutional, x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    found: Tensor = _convolution_backward(layer, x, gradient, weight, of_input=True)[0]
-    return found
+    return _convolution_backward(layer, x, gradient, weight, of_input=True)
 
 
 def _weight_gradient(layer: Convolutional, x: Tensor, gradient: Tensor, weight: Tensor) -> Tensor:
-    found: Tensor = _convolution_backward(layer, x, gradient, weight, of_input=False)[1]
-    return found
+    return _convolution_backward(layer, x, gradient, weight, of_input=False)
 
 
 def _convolution_backward(
     layer: Convolutional, x: Tensor, gradient: Tensor, weight: Tensor, *, of_input: bool
-) -> tuple[Tensor, ...]:
+) -> Tensor:
     pair = [layer.stride, layer.stride], [layer.padding, layer.padding], [layer.dilation, layer.dilation]
     result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, *pair, False, [0, 0], layer.groups, [of_input, not of_input, False]
     )
-    return result
+    return result[0 if of_input else 1]

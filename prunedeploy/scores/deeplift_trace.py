@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunedeploy.models.darknet import Darknet, activate, conv2d
-from prunedeploy.models.darknet_cfg import Convolutional, Layer, Maxpool, Route, Shortcut, Upsample, Yolo
+from prunedeploy.models.darknet import Darknet, activate, conv2d, pool_border, run_layer
+from prunedeploy.models.darknet_cfg import Convolutional, Maxpool, Route, Shortcut, Upsample, Yolo
 from prunedeploy.scores.activation_slopes import secant
 from prunedeploy_engines.errors import PruningError
 
@@ -65,7 +64,6 @@ class Trace:
             of layers that a convolution reads, and of convolutions.
         slopes: Slopes of the activations of convolutions and shortcuts; linear ones have none.
         pools: Arguments of maxpools.
-        channels: Channels of every layer's output.
         heads: Raw heads of the images.
         reference_heads: Raw heads of the references.
     """
@@ -74,7 +72,6 @@ class Trace:
     deltas: dict[int, Tensor] = field(default_factory=dict)
     slopes: dict[int, Slopes] = field(default_factory=dict)
     pools: dict[int, PoolShares] = field(default_factory=dict)
-    channels: dict[int, int] = field(default_factory=dict)
     heads: list[Tensor] = field(default_factory=list)
     reference_heads: list[Tensor] = field(default_factory=list)
 
@@ -108,9 +105,7 @@ def trace(model: Darknet, images: Tensor, reference: Tensor, rule: str) -> Trace
     found = Trace(weights)
     split = len(images)
     outputs = {IMAGE: torch.cat([images, reference]).contiguous(memory_format=layout)}
-    found.channels[IMAGE] = images.shape[1]
-    wanted = {layer.inputs[0] for layer in model.cfg.convolutions}
-    wanted |= {layer.index for layer in model.cfg.convolutions}
+    wanted = {index for layer in model.cfg.convolutions for index in (layer.inputs[0], layer.index)}
     if rule == "reveal-cancel":
         wanted |= {source for layer in model.cfg.layers if isinstance(layer, Shortcut) for source in layer.inputs}
     found.deltas[IMAGE] = outputs[IMAGE][:split] - outputs[IMAGE][split:]
@@ -124,69 +119,54 @@ def trace(model: Darknet, images: Tensor, reference: Tensor, rule: str) -> Trace
             bias = folded[layer.index][1].detach()
             before = conv2d(inputs[0], weights[layer.index], bias, layer)
             if layer.activation != "linear":
-                found.slopes[layer.index] = _convolution_slopes(found, layer, before, split, rule)
+                found.slopes[layer.index] = _slopes(found, layer, before, split, rule)
             outputs[layer.index] = activate(before, layer.activation, inplace=True)
         elif isinstance(layer, Shortcut):
             total = inputs[0] + inputs[1]
             if layer.activation != "linear":
-                parts = [found.deltas.get(source) for source in layer.inputs]
-                found.slopes[layer.index] = _sum_slopes(parts, layer.activation, total, split, rule)
+                found.slopes[layer.index] = _slopes(found, layer, total, split, rule)
             outputs[layer.index] = activate(total, layer.activation)
         elif isinstance(layer, Maxpool):
             outputs[layer.index], found.pools[layer.index] = _maxpool(inputs[0], layer, split)
+        elif isinstance(layer, (Upsample, Route)):
+            outputs[layer.index] = run_layer(layer, inputs)
         else:
-            outputs[layer.index] = _rearrange(layer, inputs)
-        if layer.index in outputs:
+            what, fix = f"DeepLIFT has no rule for [{layer.kind}]", "use another score for this network"
+            raise PruningError(what, f"layer {layer.index}", fix)
+        if layer.index in outputs and layer.index in wanted:
             result = outputs[layer.index]
-            found.channels[layer.index] = result.shape[1]
-            if layer.index in wanted:
-                found.deltas[layer.index] = result[:split] - result[split:]
+            found.deltas[layer.index] = result[:split] - result[split:]
         for source in layer.inputs:
             if last_reader[source] == layer.index:
                 outputs.pop(source, None)
     return found
 
 
-def _rearrange(layer: Layer, inputs: list[Tensor]) -> Tensor:
-    if isinstance(layer, Upsample):
-        return F.interpolate(inputs[0], scale_factor=float(layer.stride), mode="nearest")
-    if isinstance(layer, Route):
-        if layer.groups > 1:
-            inputs = [x.chunk(layer.groups, dim=1)[layer.group_id] for x in inputs]
-        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1)
-    raise PruningError(
-        f"DeepLIFT has no rule for [{layer.kind}]", f"layer {layer.index}", "use another score for this network"
-    )
+def _sorted_by_sign(found: Trace, layer: Convolutional | Shortcut) -> tuple[Tensor, Tensor]:
+    """Positive and negative contributions to the difference of what a layer's activation takes.
 
-
-def _convolution_slopes(found: Trace, layer: Convolutional, before: Tensor, split: int, rule: str) -> Slopes:
-    y, y0 = before[:split], before[split:]
-    if rule == "rescale":
-        return _rescale(y, y0, layer.activation)
-    delta, weight = found.deltas[layer.inputs[0]], found.weights[layer.index]
-    up, down = delta.clamp(min=0), delta.clamp(max=0)
+    Reference: the linear rule, Shrikumar et al. 2017, section 3.5.1, sorts each product w dx by its sign.
+    """
+    deltas = [found.deltas[source] for source in layer.inputs]
+    up, down = [delta.clamp(min=0) for delta in deltas], [delta.clamp(max=0) for delta in deltas]
+    if isinstance(layer, Shortcut):
+        return up[0] + up[1], down[0] + down[1]
+    weight = found.weights[layer.index]
     plus, minus = weight.clamp(min=0), weight.clamp(max=0)
-    # The linear rule (Shrikumar et al. 2017, section 3.5.1) sorts each product w dx by its sign.
-    positive = conv2d(up, plus, None, layer) + conv2d(down, minus, None, layer)
-    negative = conv2d(up, minus, None, layer) + conv2d(down, plus, None, layer)
-    return reveal_cancel_slopes(y0, positive, negative, layer.activation)
+    positive = conv2d(up[0], plus, None, layer) + conv2d(down[0], minus, None, layer)
+    negative = conv2d(up[0], minus, None, layer) + conv2d(down[0], plus, None, layer)
+    return positive, negative
 
 
-def _sum_slopes(parts: Iterable[Tensor | None], activation: str, total: Tensor, split: int, rule: str) -> Slopes:
-    y, y0 = total[:split], total[split:]
-    if rule == "rescale":
-        return _rescale(y, y0, activation)
-    positive = torch.zeros_like(y)
-    negative = torch.zeros_like(y)
-    for part in parts:
-        assert part is not None, "the trace keeps what a shortcut adds"
-        positive, negative = positive + part.clamp(min=0), negative + part.clamp(max=0)
-    return reveal_cancel_slopes(y0, positive, negative, activation)
+def _slopes(found: Trace, layer: Convolutional | Shortcut, before: Tensor, split: int, rule: str) -> Slopes:
+    """Slopes of a layer's activation, ``before`` being what it takes, images first.
 
-
-def _rescale(y: Tensor, y0: Tensor, activation: str) -> Slopes:
-    """The Rescale rule: Shrikumar et al. 2017, section 3.5.2, equations 10 to 12."""
-    slope = secant(y, y0, activation)
+    Reference: the Rescale rule, Shrikumar et al. 2017, section 3.5.2, equations 10 to 12.
+    """
+    y, y0 = before[:split], before[split:]
+    if rule == "reveal-cancel":
+        return reveal_cancel_slopes(y0, *_sorted_by_sign(found, layer), layer.activation)
+    slope = secant(y, y0, layer.activation)
     return Slopes(slope, slope)
 
 
@@ -219,16 +199,15 @@ def _maxpool(x: Tensor, layer: Maxpool, split: int) -> tuple[Tensor, PoolShares]
     A larger maximum comes from the input's largest value, a smaller one from the reference's; there the input
     differs at least as much as the output, so a share never exceeds 1. Overlapping windows add up.
     """
-    size, stride, padding = layer.size, layer.stride, layer.padding
-    before = padding // 2
-    after = [max(0, (side + padding - size) // stride * stride + size - side - before) for side in x.shape[-2:]]
-    border = (before, after[1], before, after[0])
+    border = pool_border(layer, x.shape[-2:])
     padded = F.pad(x, border, value=float("-inf"))
-    pooled, source = F.max_pool2d(padded, size, stride, return_indices=True)
+    pooled, source = F.max_pool2d(padded, layer.size, layer.stride, return_indices=True)
     y, y0 = pooled[:split].flatten(2), pooled[split:].flatten(2)
     source, source0 = source[:split].flatten(2), source[split:].flatten(2).expand(split, -1, -1)
     chosen = torch.where(y >= y0, source, source0)
     delta = F.pad(x[:split] - x[split:], border).flatten(2).gather(2, chosen)
     same = (source == source0).to(x.dtype)
     share = torch.where(delta == 0, same, (y - y0) / delta)
-    return pooled, PoolShares(chosen, share, (x.shape[-2], x.shape[-1]), (padded.shape[-2], padded.shape[-1]), before)
+    return pooled, PoolShares(
+        chosen, share, (x.shape[-2], x.shape[-1]), (padded.shape[-2], padded.shape[-1]), border[0]
+    )

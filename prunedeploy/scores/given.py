@@ -75,16 +75,16 @@ def _checked(tensors: Mapping[str, Tensor], path: Path, cfg: DarknetCfg) -> Scor
     by_layer = {_layer_index(name, path): value for name, value in tensors.items()}
     shapes = {layer.index: layer.weight_shape for layer in cfg.convolutions}
     for index in sorted(by_layer.keys() | shapes.keys()):
-        if index not in by_layer:
+        found = tuple(by_layer[index].shape) if index in by_layer else None
+        if found is None:
             what = f"has no scores for layer {index}, the network's weights are {shapes[index]}"
-            raise PruningError(what, path, OF_THIS_NETWORK)
-        found = tuple(by_layer[index].shape)
-        if index not in shapes:
+        elif index not in shapes:
             what = f"has scores {found} for layer {index}, which is no convolution of the network"
-            raise PruningError(what, path, OF_THIS_NETWORK)
-        if found != shapes[index]:
+        elif found != shapes[index]:
             what = f"has scores {found} for layer {index}, the network's weights are {shapes[index]}"
-            raise PruningError(what, path, OF_THIS_NETWORK)
+        else:
+            continue
+        raise PruningError(what, path, OF_THIS_NETWORK)
     return {index: _finite(by_layer[index], index, path) for index in shapes}
 
 

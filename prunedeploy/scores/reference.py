@@ -62,13 +62,11 @@ def mean_image(batches: Iterable[Batch]) -> Tensor:
     Raises:
         PruningError: There are no images.
     """
-    total: Tensor | None = None
-    count = 0
+    total, count = torch.zeros(()), 0
     for batch in batches:
-        summed = batch.images.sum(0, keepdim=True, dtype=torch.float64)
-        total = summed if total is None else total + summed
+        total = total + batch.images.sum(0, keepdim=True, dtype=torch.float64)
         count += len(batch.images)
-    if total is None or count == 0:
+    if count == 0:
         raise PruningError("there are no images to take the mean of", "scores", "give at least one image")
     return (total / count).float()
 

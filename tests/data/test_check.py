@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from prunedeploy.data.check import check_coco, inspect_coco
+from prunedeploy.data.check import inspect_coco
 
 
 def test_a_sound_folder_has_no_problems_and_is_counted(coco_folder, edit_json):
@@ -40,7 +40,7 @@ def test_everything_that_is_wrong_is_said_in_one_go(coco_folder, edit_json):
     edit_json(coco_folder / "test.json", lambda d: d["categories"].append({"id": 3, "name": "unicorn"}))
     (coco_folder / "train" / "107.png").unlink()
     (coco_folder / "test" / "101.png").write_bytes(b"no image")
-    problems = check_coco(coco_folder)
+    problems = inspect_coco(coco_folder).problems
     said = [str(problem) for problem in problems]
     expected = [
         ("train.json", "annotation 1 of image 100"),
@@ -61,8 +61,8 @@ def test_everything_that_is_wrong_is_said_in_one_go(coco_folder, edit_json):
 def test_damage_behind_the_header_is_found_by_decoding(coco_folder):
     image = coco_folder / "train" / "103.png"
     image.write_bytes(image.read_bytes()[:1000])
-    assert check_coco(coco_folder) == []
-    (problem,) = check_coco(coco_folder, decode=True)
+    assert inspect_coco(coco_folder).problems == []
+    (problem,) = inspect_coco(coco_folder, decode=True).problems
     assert problem.file == image
     assert "damaged" in problem.what
 
@@ -70,10 +70,10 @@ def test_damage_behind_the_header_is_found_by_decoding(coco_folder):
 def test_an_image_in_both_splits_is_found(coco_folder, edit_json):
     shutil.move(coco_folder / "test" / "100.png", coco_folder / "test" / "old.png")
     (coco_folder / "test" / "100.png").symlink_to(coco_folder / "train" / "100.png")
-    (problem,) = check_coco(coco_folder)
+    (problem,) = inspect_coco(coco_folder).problems
     assert "in train and in test" in problem.what
 
 
 def test_a_folder_that_is_no_data_is_one_problem(tmp_path):
-    (problem,) = check_coco(tmp_path / "missing")
+    (problem,) = inspect_coco(tmp_path / "missing").problems
     assert "no such data folder" in problem.what

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, parse_cfg
+from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.cut import Cut, Masks, make_cut
 from prunedeploy.pruning.granularity import Allocation, Evidence, Granularity
 
@@ -33,6 +34,12 @@ def conv(filters: int, size: int = 1, norm: bool = True, activation: str = "leak
 
 
 HEAD = (conv(6, norm=False, activation="linear"), "yolo mask=0 anchors=4,5 classes=1")
+
+
+def sparsity(model: Darknet) -> float:
+    """Zeros / weights, of all prunable convolutions."""
+    weights = [model.conv(layer.index).weight for layer in prunable_convolutions(model.cfg)]
+    return sum(int((weight == 0).sum()) for weight in weights) / sum(weight.numel() for weight in weights)
 
 
 def randomise(model: Darknet, seed: int = 0) -> Darknet:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunedeploy.models import DarknetCfg, read_cfg
-from prunedeploy.pruning import couple, prunable_convolutions, ratio_tolerance, unit_importance
 from prunedeploy.pruning.allocation import (
     Pieces,
     allocate_pieces,
@@ -23,7 +22,10 @@ from prunedeploy.pruning.allocation import (
     uniform_counts,
     weight_pieces,
 )
+from prunedeploy.pruning.coupling import couple, prunable_convolutions
 from prunedeploy.pruning.granularity import Evidence, Filters, FiltersThenWeights, Granularity, Kernels, Weights
+from prunedeploy.pruning.importance import unit_importance
+from prunedeploy.pruning.ratio import ratio_tolerance
 from prunedeploy.pruning.width_paths import erk_path, global_path
 from prunedeploy_engines.errors import PruningError
 from pruning.darknets import HEAD, conv, network

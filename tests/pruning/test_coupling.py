@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from prunedeploy.models import DarknetCfg, parse_cfg, read_cfg
 from prunedeploy.models.darknet import run_layers
 from prunedeploy.models.darknet_cfg import Convolutional
-from prunedeploy.pruning import couple, coupling_groups, live_channels, prunable_convolutions
+from prunedeploy.pruning.coupling import couple, coupling_groups, prunable_convolutions
+from prunedeploy.pruning.masks import live_channels
 from pruning.darknets import HEAD, RandomCfg, conv, network, random_cfgs
 
 Filter = tuple[int, int]

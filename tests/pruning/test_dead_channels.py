@@ -13,8 +13,8 @@ from torch import Tensor
 
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pruning import coupling_groups
 from prunedeploy.pruning.constants import inside_taps
+from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.dead_channels import DeadChannelRecord, remove_dead_channels
 from prunedeploy.pruning.granularity import FiltersThenWeights, Granularity, Kernels, Weights
 from prunedeploy_engines.errors import PruningError

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunedeploy.models import Darknet, DarknetCfg, parse_cfg
-from prunedeploy.pruning import kernel_counts, live_channels, ratio_tolerance
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.dead_channels import remove_dead_channels
@@ -28,7 +27,8 @@ from prunedeploy.pruning.granularity import (
     Pattern,
     Weights,
 )
-from prunedeploy.pruning.ratio import Widths
+from prunedeploy.pruning.masks import live_channels
+from prunedeploy.pruning.ratio import Widths, ratio_tolerance
 from prunedeploy_engines.errors import ConfigError, PruningError
 from pruning.darknets import (
     HEAD,
@@ -198,7 +198,7 @@ def test_hybrid_ranks_only_weights_that_are_still_connected() -> None:
 
 def test_kernels_live_or_die_whole_and_the_best_of_each_layer_live() -> None:
     scores = scores_of(CFG)
-    keep, counts = cut_by(Kernels(0.6), random_network(CFG), scores)[1].weights, kernel_counts(CFG, 0.6)
+    keep, counts = cut_by(Kernels(0.6), random_network(CFG), scores)[1].weights, Kernels(0.6).allocate(CFG).pieces
     for index, mask in keep.items():
         filters, channels = mask.shape[:2]
         importance = {

@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from prunedeploy.pruning import (
-    coupling_groups,
-    straight_through_channel_masks,
-    straight_through_weight_mask,
-    unit_importance,
-)
+from prunedeploy.pruning.coupling import coupling_groups
+from prunedeploy.pruning.importance import straight_through_channel_masks, straight_through_weight_mask, unit_importance
 from pruning.darknets import HEAD, conv, network
 
 # Layer 0 has 3 weights per filter (3 image channels), layer 1 has 2; the shortcut ties filter i of both.

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from prunedeploy.models import DarknetCfg, read_cfg
-from prunedeploy.pruning import couple, unit_importance
 from prunedeploy.pruning.convolution_times import (
     ConvolutionTimes,
     Grid,
@@ -22,8 +21,10 @@ from prunedeploy.pruning.convolution_times import (
     times_as_json,
     times_from_json,
 )
+from prunedeploy.pruning.coupling import couple
 from prunedeploy.pruning.granularity import Evidence, Filters
-from prunedeploy.pruning.latency_allocation import TimeTable, latency_path, network_time_ms
+from prunedeploy.pruning.importance import unit_importance
+from prunedeploy.pruning.latency_allocation import TimeTable, latency_path
 from prunedeploy_engines.errors import ConfigError
 from pruning.darknets import HEAD, conv, network
 
@@ -105,6 +106,12 @@ def test_a_flat_table_falls_back_on_work() -> None:
     assert found[1] == {layer: 24 if layer == max(work, key=lambda key: work[key]) else 32 for layer in work}
 
 
+def network_time_ms(cfg: DarknetCfg, counts: tuple[int, ...], time_ms: TimeTable) -> float:
+    """Sum over all convolutions of a network whose groups have ``counts`` living units."""
+    living = {index: float(per_unit @ counts) for index, per_unit in couple(cfg).channels_per_unit.items()}
+    return sum(time_ms(layer.index, living[layer.index], living[layer.inputs[0]]) for layer in cfg.convolutions)
+
+
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_it_is_faster_than_uniform_at_the_same_ratio_and_loses_less_of_every_group(
     repository: Path, ratio: float
@@ -129,7 +136,7 @@ def test_it_is_faster_than_uniform_at_the_same_ratio_and_loses_less_of_every_gro
         allocation: Filters(ratio, allocation, 8, 8).allocate(cfg, Evidence(scores, time_ms)).widths.counts
         for allocation in ("uniform", "latency")
     }
-    times = {name: network_time_ms(cfg, coupling, counts, time_ms) for name, counts in found.items()}
+    times = {name: network_time_ms(cfg, counts, time_ms) for name, counts in found.items()}
     assert times["latency"] < times["uniform"]
 
     def lost(counts: tuple[int, ...]) -> float:

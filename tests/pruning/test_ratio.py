@@ -9,19 +9,13 @@ from pathlib import Path
 import pytest
 
 from prunedeploy.models import DarknetCfg, read_cfg
-from prunedeploy.pruning import (
-    Filters,
-    Weights,
-    count_parameters,
-    count_prunable_weights,
-    couple,
-    ratio_tolerance,
-    solve_widths,
-    sparsity,
-    weight_keep_masks,
-)
+from prunedeploy.pruning import Filters, Weights
+from prunedeploy.pruning.coupling import couple, prunable_convolutions
+from prunedeploy.pruning.masks import connected_kernels, live_channels
+from prunedeploy.pruning.ratio import ratio_tolerance, solve_widths
+from prunedeploy.pruning.subnet import count_parameters
 from prunedeploy_engines.errors import PruningError
-from pruning.darknets import HEAD, conv, cut_by, network, random_network, scores_of
+from pruning.darknets import HEAD, conv, cut_by, network, random_network, scores_of, sparsity
 
 PAPER_RATIOS = (0.0, 0.25, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.99)
 CHAIN = network(conv(32, 3), conv(64, 3), conv(32), *HEAD)
@@ -170,8 +164,9 @@ def test_sparsity_of_the_masked_network_is_the_ratio() -> None:
     achieved = pytest.approx(allocation.widths.ratio_achieved, abs=1e-12)
     assert sparsity(model) == 0.0
     assert sparsity(cut.masked) == achieved
-    kept = sum(int(m.sum()) for index, m in weight_keep_masks(CHAIN, cut.filters).items() if index != 3)
-    assert 1 - kept / count_prunable_weights(CHAIN) == achieved
+    kernels = connected_kernels(CHAIN, live_channels(CHAIN, cut.filters))
+    kept = sum(int(kernels[layer.index].sum()) * layer.size**2 for layer in prunable_convolutions(CHAIN))
+    assert 1 - kept / (21536 - 192) == achieved
     assert sparsity(cut_by(Weights(0.7), model, scores_of(CHAIN))[0].network) == pytest.approx(0.7, abs=1e-3)
     assert sparsity(model) == 0.0
 
@@ -179,7 +174,7 @@ def test_sparsity_of_the_masked_network_is_the_ratio() -> None:
 def test_parameters_are_counted_without_running_statistics() -> None:
     # weights 3*32*9 + 32*64*9 + 64*32 + 32*6 = 21536, scale and shift 2 * (32 + 64 + 32) = 256, head bias 6
     assert count_parameters(random_network(CHAIN)) == 21536 + 256 + 6
-    assert count_prunable_weights(CHAIN) == 21536 - 192
+    assert sum(layer.weight_count for layer in prunable_convolutions(CHAIN)) == 21536 - 192
 
 
 def test_record_says_what_the_files_say() -> None:

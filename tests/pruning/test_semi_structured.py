@@ -9,20 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunedeploy.models import DarknetCfg, FoldedDarknet
-from prunedeploy.pruning import (
-    NmPattern,
-    Pattern,
+from prunedeploy.pruning import NmPattern, Pattern
+from prunedeploy.pruning.ratio import ratio_tolerance
+from prunedeploy.pruning.semi_structured import (
     check_nm_ratio,
     check_pattern,
     dense_convolutions,
     nm_ratio,
     patterned_convolutions,
-    ratio_tolerance,
-    sparsity,
     straight_through_nm_mask,
 )
 from prunedeploy_engines.errors import ConfigError, GateError, PruningError
-from pruning.darknets import HEAD, RandomCfg, conv, cut_by, network, random_cfgs, random_network, scores_of
+from pruning.darknets import HEAD, RandomCfg, conv, cut_by, network, random_cfgs, random_network, scores_of, sparsity
 
 TWO_OF_FOUR = NmPattern(2, 4)
 # Weights: 3 x 8 x 9 = 216 dense, 8 x 16 = 128, depthwise 16 x 9 = 144 dense, 16 x 12 = 192, head 12 x 6.

@@ -11,18 +11,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from prunedeploy.models import Darknet, load_darknet, parse_cfg
-from prunedeploy.pruning import (
-    Cut,
-    Filters,
-    apply_structured,
-    apply_unstructured,
-    coupling_groups,
-    live_channels,
-    ratio_tolerance,
-    shrink,
-    shrink_cfg,
-    weight_keep_masks,
-)
+from prunedeploy.pruning import Cut, Filters, shrink
+from prunedeploy.pruning.coupling import coupling_groups
+from prunedeploy.pruning.masks import apply_structured, apply_unstructured, connected_kernels, live_channels
+from prunedeploy.pruning.ratio import ratio_tolerance
+from prunedeploy.pruning.shrink import shrink_cfg
 from prunedeploy_engines.errors import PruningError
 from pruning.darknets import (
     HEAD,
@@ -203,14 +196,13 @@ def test_shrinking_leaves_the_model_and_the_random_state_alone() -> None:
 def test_kept_weight_has_a_living_filter_and_a_living_input() -> None:
     cfg = network(conv(4, 3), conv(4, 3), *HEAD)
     keep = {0: torch.tensor([True, False, True, True]), 1: torch.tensor([False, True, True, True])}
-    masks = weight_keep_masks(cfg, keep)
+    kernels = connected_kernels(cfg, live_channels(cfg, keep))
     for filter_index in range(4):
         for channel in range(4):
             expected = filter_index != 0 and channel != 1
-            assert bool(masks[1][filter_index, channel].all()) == expected
-            assert bool(masks[1][filter_index, channel].any()) == expected
-    assert masks[2][:, 0].any() == torch.tensor(False)
-    assert masks[2][:, 1:].all() == torch.tensor(True)
+            assert bool(kernels[1][filter_index, channel]) == expected
+    assert kernels[2][:, 0].any() == torch.tensor(False)
+    assert kernels[2][:, 1:].all() == torch.tensor(True)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from prunedeploy.data.batches import Batch
 from prunedeploy.models import Darknet, load_darknet, yolo_loss
+from prunedeploy.scores.deeplift_backward import Multipliers, backward, weight_gradients
+from prunedeploy.scores.deeplift_trace import trace
+from prunedeploy.scores.interface import Scores
+from prunedeploy.scores.target import DetectionTarget
 from pruning.darknets import conv, network, random_network
 
 NO_TARGETS = torch.zeros(0, 6)
@@ -84,3 +88,60 @@ def random_batches(counts: Iterable[int], size: int = 8, seed: int = 0) -> list[
                 boxes.append(torch.cat([torch.tensor([number, 0.0], dtype=torch.float64), box]))
         batches.append(Batch(torch.stack(images), torch.stack(boxes), list(range(count))))
     return batches
+
+
+def contributions(
+    model: Darknet, images: Tensor, reference: Tensor, target: DetectionTarget, rule: str = "rescale"
+) -> Scores:
+    """What each weight contributes to the target of each image, with its sign.
+
+    Args:
+        model: The network.
+        images: ``(B, 3, H, W)`` in [0, 1], of the model's dtype.
+        reference: ``(B, 3, H, W)`` or ``(1, 3, H, W)``.
+        target: What is explained.
+        rule: ``rescale`` or ``reveal-cancel``.
+
+    Returns:
+        By layer index: ``(B, *weight shape)``. B times the network's size: for small networks.
+
+    Raises:
+        PruningError: As `deeplift`.
+    """
+    found = trace(model, images, reference, rule)
+    parts: Scores = {}
+
+    def visit(multipliers: Multipliers) -> None:
+        layer = multipliers.layer
+        weight, delta = found.weights[layer.index], found.deltas[layer.inputs[0]]
+        parts[layer.index] = torch.stack([weight * g for g in weight_gradients(multipliers, delta, weight)])
+
+    backward(model.cfg, found, target, visit)
+    return parts
+
+
+def multipliers_at_convolutions(
+    model: Darknet, images: Tensor, reference: Tensor, target: DetectionTarget
+) -> dict[int, Tensor]:
+    """Rescale multipliers at the output of every bare convolution, before normalisation and activation.
+
+    Args:
+        model: The network.
+        images: ``(B, 3, H, W)``.
+        reference: ``(B, 3, H, W)`` or ``(1, 3, H, W)``.
+        target: What is explained.
+
+    Returns:
+        By layer index: ``(B, filters, H', W')``.
+    """
+    found: dict[int, Tensor] = {}
+
+    def visit(multipliers: Multipliers) -> None:
+        conv = model.conv(multipliers.layer.index)
+        at_bare = multipliers.positive
+        if conv.scale is not None:
+            at_bare = at_bare * conv.normalisation()[0].detach().view(1, -1, 1, 1)
+        found[multipliers.layer.index] = at_bare
+
+    backward(model.cfg, trace(model, images, reference, "rescale"), target, visit)
+    return found

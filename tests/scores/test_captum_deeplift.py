@@ -17,13 +17,20 @@ from prunedeploy.data.demo import SPRITES, DemoSettings, compose_scene, cut_out
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import Maxpool, parse_cfg
 from prunedeploy.resources import asset_path, darknet_cfg_path
-from prunedeploy.scores import choose_target, contributions, deeplift_scores
+from prunedeploy.scores import choose_target, deeplift
 from prunedeploy.scores.captum_deeplift import captum_deeplift, captum_multipliers
-from prunedeploy.scores.deeplift import multipliers_at_convolutions
 from prunedeploy.scores.reference import ReferenceFunction, blurred_reference, zeros_reference
 from prunedeploy_engines.errors import PruningError
 from pruning.darknets import HEAD, RandomCfg, conv, network, random_cfgs, random_network
-from scores.examples import Batch, mixed_network, pixels, random_batches, tiny_model
+from scores.examples import (
+    Batch,
+    contributions,
+    mixed_network,
+    multipliers_at_convolutions,
+    pixels,
+    random_batches,
+    tiny_model,
+)
 
 CAPTUM_IS_RIGHT = ("linear", "relu", "leaky", "logistic")
 
@@ -65,7 +72,7 @@ def test_float64_multipliers_and_scores_equal_captum(activation: str) -> None:
         assert float((value - expected).abs().max()) < 1e-8 * float(expected.abs().max())
     done: list[int] = []
     found = captum_deeplift(model, batches, reference=random_reference, predictions=3, layer_done=done.append)
-    for index, value in deeplift_scores(model, batches, reference=random_reference, predictions=3).items():
+    for index, value in deeplift(model, batches, reference=random_reference, predictions=3).scores.items():
         assert float((value - found.scores[index]).abs().max()) < 1e-8 * float(found.scores[index].max())
     assert found.images == 3
     assert done == [2] * len(ours) + [1] * len(ours), "after every layer of every batch"
@@ -82,7 +89,7 @@ def test_float64_scores_of_random_networks_equal_captum(graph: RandomCfg, seed: 
     model = random_network(cfg, seed).double()
     batches = random_batches([2], graph.size, seed)
     try:
-        scores = deeplift_scores(model, batches, reference=random_reference, predictions=3)
+        scores = deeplift(model, batches, reference=random_reference, predictions=3).scores
     except PruningError:
         # A relu layer that is off on images and references alike; then Captum finds nothing either.
         with pytest.raises(PruningError, match="the target is the same on every image and its reference"):
@@ -108,7 +115,7 @@ def test_float32_scores_of_the_demo_network_rank_as_captum_s(weights: str, refer
     images = torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).float() / 255
     batch = Batch(images, torch.zeros(0, 6), [0, 1])
     expected = captum_deeplift(model, [batch], reference=reference).scores
-    scores = deeplift_scores(model, [batch], reference=reference)
+    scores = deeplift(model, [batch], reference=reference).scores
     for index, value in expected.items():
         assert float(value.max()) > 0
         assert spearmanr(value.flatten(), scores[index].flatten()).statistic >= 0.99
@@ -200,7 +207,7 @@ def test_pools_that_reach_over_the_border_or_leave_cells_out_are_explained(size:
     batches = random_batches([2], side)
     found = captum_deeplift(model.double(), batches, reference=random_reference)
     assert found.summation.target < 1e-12
-    for index, value in deeplift_scores(model, batches, reference=random_reference).items():
+    for index, value in deeplift(model, batches, reference=random_reference).scores.items():
         assert float((value - found.scores[index]).abs().max()) < 1e-8 * float(found.scores[index].max())
 
 

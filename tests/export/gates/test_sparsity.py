@@ -13,7 +13,8 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from prunedeploy.models import Darknet, FoldedDarknet
-from prunedeploy.pruning import NmPattern, Pattern, dense_convolutions, nm_ratio
+from prunedeploy.pruning import NmPattern, Pattern
+from prunedeploy.pruning.semi_structured import dense_convolutions, nm_ratio
 from prunedeploy_engines.errors import EngineError, GateError
 from prunedeploy_export import Quantiser, fp16_from_fp32, onnx_from_torch
 from prunedeploy_export.gates.sparsity import check_onnx_pattern
