@@ -61,9 +61,7 @@ class FileLock:
                     raise StoreError("the folder of this lock is gone", self.path) from None
             except OSError as error:
                 self._close()
-                raise StoreError(
-                    f"cannot be locked ({error.strerror})", self.path, "use a local disk"
-                ) from None
+                raise StoreError(f"cannot be locked ({error.strerror})", self.path, "use a local disk") from None
             except BaseException:
                 self._close()
                 raise

@@ -117,9 +117,7 @@ class AttackedImageWriter:
             self._temporary.unlink()
 
     def _refused(self, error: OSError) -> StoreError:
-        return StoreError(
-            f"cannot be written ({error.strerror})", self._path, "free space or choose another folder"
-        )
+        return StoreError(f"cannot be written ({error.strerror})", self._path, "free space or choose another folder")
 
 
 def attacked_batches(path: str | Path, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -37,9 +37,7 @@ class MapResult:
     class_map_50: dict[str, float | None]
 
 
-def coco_map(
-    dataset: CocoDataset, detections: DetectionTable, image_ids: Collection[int] | None = None
-) -> MapResult:
+def coco_map(dataset: CocoDataset, detections: DetectionTable, image_ids: Collection[int] | None = None) -> MapResult:
     """Mean average precision of detections on a data set.
 
     Args:
@@ -67,9 +65,7 @@ def run_cocoeval(
     wanted = known if image_ids is None else set(image_ids)
     _check(dataset, detections, known, wanted)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(
-            _ground_truth(dataset, wanted), _results(dataset, detections, wanted), iouType="bbox"
-        )
+        evaluation = COCOeval(_ground_truth(dataset, wanted), _results(dataset, detections, wanted), iouType="bbox")
         evaluation.params.areaRng = [[0, 1e5**2]]
         evaluation.params.areaRngLbl = ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]

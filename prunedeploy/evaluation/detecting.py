@@ -102,9 +102,7 @@ def detect_batch(
             "use a network and a data set with the same classes",
         )
     tables = []
-    for one_boxes, one_scores, image_id, geometry in zip(
-        boxes, scores, batch.image_ids, batch.geometries, strict=True
-    ):
+    for one_boxes, one_scores, image_id, geometry in zip(boxes, scores, batch.image_ids, batch.geometries, strict=True):
         found, found_scores, class_ids = _suppressed(one_boxes, one_scores, thresholds)
         original = unletterbox_boxes(found.astype(np.float64), geometry)
         tables.append(DetectionTable.of_image(image_id, original, found_scores, class_ids))

@@ -211,9 +211,7 @@ def _checked_network(
     return layers, ordered
 
 
-def _checked_engine(
-    build: EngineBuild, library: TensorRTLibrary, plan: bytes, precision: str
-) -> dict[str, str] | None:
+def _checked_engine(build: EngineBuild, library: TensorRTLibrary, plan: bytes, precision: str) -> dict[str, str] | None:
     """The same of the built engine, where it can be asked: with full TensorRT, which builds on the GPU."""
     if library.name != "tensorrt":
         return None
@@ -261,9 +259,7 @@ def _check_target(library: TensorRTLibrary, target: str) -> str | None:
     device = cuda_device()
     if device is None or device.target != target:
         here = "no GPU" if device is None else f"{device.name} ({device.target})"
-        raise EngineError(
-            f"tensorrt builds for the GPU it runs on, here {here}, not for {target!r}", fix=ON_DEVICE
-        )
+        raise EngineError(f"tensorrt builds for the GPU it runs on, here {here}, not for {target!r}", fix=ON_DEVICE)
     return device.name
 
 

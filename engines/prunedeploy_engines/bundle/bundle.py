@@ -138,9 +138,7 @@ class Bundle:
         if opened.input_size != self.input_size:
             size = opened.input_size
             opened.close()
-            raise BundleError(
-                f"the model's input is {size}, {MANIFEST_NAME} says {self.input_size}", self.path
-            )
+            raise BundleError(f"the model's input is {size}, {MANIFEST_NAME} says {self.input_size}", self.path)
         return opened
 
     def prepare(

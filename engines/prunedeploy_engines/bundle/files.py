@@ -39,9 +39,7 @@ def verify_file(folder: Path, name: str, entry: FileEntry) -> None:
     """
     size = (folder / name).stat().st_size
     if size != entry.bytes:
-        raise BundleError(
-            f"{name} has {size} bytes, not {entry.bytes}", where=folder, fix="copy the bundle again"
-        )
+        raise BundleError(f"{name} has {size} bytes, not {entry.bytes}", where=folder, fix="copy the bundle again")
     if file_sha256(folder / name) != entry.sha256:
         raise BundleError(f"{name} was changed (SHA-256 differs)", where=folder, fix="copy the bundle again")
 
@@ -100,9 +98,7 @@ def write_file(path: Path, content: bytes) -> None:
         raise BundleError(error.what, error.where, error.fix) from error
 
 
-def write_folder(
-    folder: Path, content: dict[str, Any], files: Mapping[str, BundleFile], overwrite: bool
-) -> Manifest:
+def write_folder(folder: Path, content: dict[str, Any], files: Mapping[str, BundleFile], overwrite: bool) -> Manifest:
     """Write a whole bundle beside its place and move it there.
 
     Args:

@@ -138,9 +138,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
     except FileNotFoundError:
-        raise BundleError(
-            f"there is no {MANIFEST_NAME}", where=path.parent, fix="give a bundle folder"
-        ) from None
+        raise BundleError(f"there is no {MANIFEST_NAME}", where=path.parent, fix="give a bundle folder") from None
     except OSError as error:
         raise BundleError(f"cannot be read ({error.strerror})", where=path) from error
     except (ValueError, RecursionError) as error:

@@ -62,9 +62,7 @@ class Detected:
             for class_id in np.unique(classes)
         }
 
-    def matches(
-        self, other: Detected, above_score: float, min_iou: float, score_tolerance: float
-    ) -> Iterator[Match]:
+    def matches(self, other: Detected, above_score: float, min_iou: float, score_tolerance: float) -> Iterator[Match]:
         """Match the detections above a score with what ``other`` has.
 
         A match is of the same class, its IoU is at least ``min_iou`` and its score within

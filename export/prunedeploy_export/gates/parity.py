@@ -223,8 +223,7 @@ def check_map_parity(
     deviation = math.nan if reference_map is None or candidate_map is None else candidate_map - reference_map
     if not abs(deviation) <= tolerance:
         raise GateError(
-            f"mAP parity: mAP is {candidate_map}, the parent's {reference_map}, "
-            f"and they may differ by {tolerance:g}",
+            f"mAP parity: mAP is {candidate_map}, the parent's {reference_map}, and they may differ by {tolerance:g}",
             artefact,
             _FIX,
         )

@@ -123,9 +123,7 @@ def _needed(layers: Sequence[Layer]) -> set[int]:
     return needed
 
 
-def _add_convolutional(
-    graph: GraphBuilder, layer: Convolutional, source: str, weight: Tensor, bias: Tensor
-) -> str:
+def _add_convolutional(graph: GraphBuilder, layer: Convolutional, source: str, weight: Tensor, bias: Tensor) -> str:
     name = f"layer{layer.index}"
     convolved = graph.node(
         "Conv",
@@ -210,9 +208,7 @@ def _add_route(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) -> st
 def _add_shortcut(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) -> str:
     layer = cast(Shortcut, layer)
     name = f"layer{layer.index}"
-    total = graph.node(
-        "Add", [value.name for value in inputs], name if layer.activation == "linear" else f"{name}/sum"
-    )
+    total = graph.node("Add", [value.name for value in inputs], name if layer.activation == "linear" else f"{name}/sum")
     return add_activation(graph, total, layer.activation, name)
 
 

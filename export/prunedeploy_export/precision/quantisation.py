@@ -205,9 +205,7 @@ def negative_slopes(model: ModelProto) -> dict[str, float]:
     return slopes
 
 
-def weight_scales(
-    weight: npt.NDArray, smallest: npt.NDArray[np.float64] | float = 0.0
-) -> npt.NDArray[np.float32]:
+def weight_scales(weight: npt.NDArray, smallest: npt.NDArray[np.float64] | float = 0.0) -> npt.NDArray[np.float32]:
     """Scale of each output channel, ``(filters,)``, such that its largest weight is 127 steps.
 
     Args:
