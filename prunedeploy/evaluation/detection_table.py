@@ -68,12 +68,8 @@ class DetectionTable:
     def concatenate(cls, tables: Iterable[DetectionTable]) -> DetectionTable:
         """The rows of all tables, in their order."""
         parts = [cls.empty(), *tables]
-        return cls(
-            np.concatenate([part.image_ids for part in parts]),
-            np.concatenate([part.class_ids for part in parts]),
-            np.concatenate([part.boxes_xywh for part in parts]),
-            np.concatenate([part.scores for part in parts]),
-        )
+        columns = zip(*((part.image_ids, part.class_ids, part.boxes_xywh, part.scores) for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
 
     def above(self, score_threshold: float) -> DetectionTable:
         """The rows with a score greater than the threshold."""
