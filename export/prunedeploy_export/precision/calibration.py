@@ -79,18 +79,11 @@ def collect_histograms(
     if not len(images):
         raise DataError("there are no images to calibrate with", fix="give at least one training image")
     wanted = list(dict.fromkeys(tensors))
-    session = open_session(
-        expose(model, wanted).SerializeToString(),
-        threads=threads,
-        providers=("CPUExecutionProvider",),
-        allow_spinning=True,
-    )
-    source = session.get_inputs()[0].name
+    run = outputs_of(expose(model, wanted), wanted, threads)
 
     def passes() -> Iterator[Mapping[str, Float32Array]]:
         for image in images:
-            values = session.run(wanted, {source: image[None]})
-            yield dict(zip(wanted, values, strict=True))
+            yield dict(zip(wanted, run(image), strict=True))
             if progress is not None:
                 progress(1)
 
@@ -109,6 +102,16 @@ def collect_histograms(
         for name, array in values.items():
             counts[name] += _bin_counts(array, low[name], high[name])
     return {name: Histogram(low[name], high[name], counts[name]) for name in wanted}
+
+
+def outputs_of(
+    model: ModelProto, outputs: Sequence[str], threads: int | None
+) -> Callable[[npt.NDArray[Any]], list[Float32Array]]:
+    """A function from one image ``(3, H, W)`` to these outputs of a network, by ONNX Runtime on the CPU."""
+    content = model.SerializeToString()
+    session = open_session(content, threads=threads, providers=("CPUExecutionProvider",), allow_spinning=True)
+    source = session.get_inputs()[0].name
+    return lambda image: session.run(list(outputs), {source: image[None]})
 
 
 def choose_range(

@@ -6,9 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 from onnx import ModelProto
 
 from prunedeploy_engines.errors import DataError, EngineError
@@ -25,14 +23,13 @@ from prunedeploy_export.graph.edit import (
 from prunedeploy_export.precision.calibration import Method, Range, choose_range, collect_histograms
 from prunedeploy_export.precision.half import to_half_precision
 from prunedeploy_export.precision.quantisation import Activations, negative_slopes, plan_quantisation, quantise
-from prunedeploy_export.precision.sensitivity import ConvolutionCost, convolution_costs, skip_within_budget
+from prunedeploy_export.precision.sensitivity import Images, convolution_costs, skip_within_budget
 
 HARMLESS_ERROR = 1e-4
 """The first convolution becomes int8 only if that alone changes the heads by no more (40 dB)."""
 
 _OLDEST_OPSET = 13  # DequantizeLinear with a scale per channel
 
-Images = npt.NDArray[Any]
 Loss = Callable[[ModelProto], float]
 
 
@@ -152,7 +149,9 @@ class Quantiser:
             self._model, ranges, self._few, activations=activations, threads=self._threads,
             progress=self._counter(f"sensitivity, {activations}", len(self._names)),
         )  # fmt: skip
-        always = self._always_in_fp32(costs)
+        first = costs[0]
+        harmful = first.error > HARMLESS_ERROR and first.name not in self._heads
+        always = [first.name, *self._heads] if harmful else self._heads
         trials: tuple[tuple[int, float], ...] = ()
         skipped: Sequence[str] = always
         if loss is not None and budget is not None:
@@ -160,8 +159,7 @@ class Quantiser:
             def lost(names: Sequence[str]) -> float:
                 return loss(self._quantised(ranges, activations, names))
 
-            decided = skip_within_budget(costs, always, lost, budget)
-            skipped, trials = decided.skipped, decided.trials
+            skipped, trials = skip_within_budget(costs, always, lost, budget)
         model = self._quantised(ranges, activations, skipped)
         record = Quantisation(
             activations=activations,
@@ -194,11 +192,6 @@ class Quantiser:
 
     def _quantised(self, ranges: dict[str, Range], activations: Activations, skipped: Sequence[str]) -> ModelProto:
         return quantise(self._model, plan_quantisation(self._model, activations, skipped), ranges)
-
-    def _always_in_fp32(self, costs: Sequence[ConvolutionCost]) -> list[str]:
-        first = costs[0]
-        harmful = [first.name] if first.error > HARMLESS_ERROR and first.name not in self._heads else []
-        return [*harmful, *self._heads]
 
     def _counter(self, text: str, total: int) -> Callable[[int], None]:
         done = 0
