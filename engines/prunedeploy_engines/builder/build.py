@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,6 @@ class BuildSettings:
     optimization_level: int | None = None
     sparse: bool = False
     tf32: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """For the key and the sidecar."""
-        return asdict(self)
 
 
 class EngineBuild:
