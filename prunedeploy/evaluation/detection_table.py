@@ -45,11 +45,7 @@ class DetectionTable:
 
     @classmethod
     def of_image(
-        cls,
-        image_id: int,
-        boxes_xyxy: NDArray[np.floating],
-        scores: NDArray[np.float32],
-        class_ids: NDArray[np.int64],
+        cls, image_id: int, boxes_xyxy: NDArray[np.floating], scores: NDArray[np.float32], class_ids: NDArray[np.int64]
     ) -> DetectionTable:
         """One image's detections.
 

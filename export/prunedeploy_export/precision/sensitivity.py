@@ -44,7 +44,6 @@ def convolution_costs(
     *,
     activations: Activations,
     threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> list[ConvolutionCost]:
     """Measure every convolution's cost in output error, one at a time.
 
@@ -54,7 +53,6 @@ def convolution_costs(
         images: ``(K, 3, H, W)``, a few suffice.
         activations: As in the file that is to be made.
         threads: Threads of ONNX Runtime.
-        progress: Called with 1 after each convolution.
 
     Returns:
         One row per convolution, in the order of the graph.
@@ -72,8 +70,6 @@ def convolution_costs(
             for a, b in zip(reference, found, strict=True)
         ]
         costs.append(ConvolutionCost(name, sum(errors) / len(errors)))
-        if progress is not None:
-            progress(1)
     return costs
 
 

@@ -74,14 +74,6 @@ def test_no_error_is_infinitely_many_decibels():
     assert ConvolutionCost("a", 1e-4).sqnr_db == pytest.approx(40)
 
 
-def test_progress_counts_the_convolutions(tmp_path):
-    model = write_network(every_block("leaky"), tmp_path / "model.onnx")
-    steps: list[int] = []
-    ranges = true_ranges(model, plan_quantisation(model, "uint8").tensors, IMAGES)
-    convolution_costs(model, ranges, IMAGES[:1], activations="uint8", threads=1, progress=steps.append)
-    assert steps == [1] * 9
-
-
 class Loss:
     """Loses 0.1 for every convolution that is not left out, and remembers what it was asked."""
 
