@@ -80,24 +80,22 @@ def triton_configs(
     written, plan = f"Written by prunedeploy {__version__}", detector.plan
     around = _python_parameters(bundle, detector, settings)
     before, after = (detector.input, IMAGE_SIZE), (*detector.outputs, IMAGE_SIZE)
-    needs = (
-        []
-        if plan is None
-        else [f"A plan of TensorRT {plan.version} for {plan.target}: Triton must have that TensorRT, and such a GPU."]
-    )
-    commented = [
-        (_detector(name, detector, settings), f"{written} from {detector.path.name}.", *needs),
+    commented: list[tuple[Message, list[str]]] = [
+        (_detector(name, detector, settings), [f"{written} from {detector.path.name}."]),
         (
             _python(f"{name}-preprocess", (ENCODED,), before, around, settings),
-            f"{written}: encoded images to network input.",
+            [f"{written}: encoded images to network input."],
         ),
         (
             _python(f"{name}-postprocess", after, DETECTIONS, around, settings),
-            f"{written}: network output to detections in the client's images.",
+            [f"{written}: network output to detections in the client's images."],
         ),
-        (_ensemble(name, bundle, detector, version), f"{written}: encoded images to detections."),
+        (_ensemble(name, bundle, detector, version), [f"{written}: encoded images to detections."]),
     ]
-    return {str(message["name"]): to_pbtxt(message, comments) for message, *comments in commented}
+    if plan is not None:
+        needs = f"A plan of TensorRT {plan.version} for {plan.target}: Triton must have that TensorRT, and such a GPU."
+        commented[0][1].append(needs)
+    return {str(message["name"]): to_pbtxt(message, comments) for message, comments in commented}
 
 
 def _detector(name: str, detector: TritonDetector, settings: TritonSettings) -> Message:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -118,9 +119,7 @@ class GraphEditor:
         """Give a constant other values, which may be of another type."""
         self.constants[name].CopyFrom(numpy_helper.from_array(np.asarray(values, order="C"), name))
 
-    def insert_after(
-        self, tensor: str | None, op: str, inputs: Sequence[str], output: str, **attributes: int | Sequence[int]
-    ) -> str:
+    def insert_after(self, tensor: str | None, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Place a node right behind the producer of a tensor (None, an input, a constant: at the front).
 
         Args:
