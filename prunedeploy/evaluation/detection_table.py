@@ -69,13 +69,5 @@ class DetectionTable:
 
     def above(self, score_threshold: float) -> DetectionTable:
         """The rows with a score greater than the threshold."""
-        return self._rows(self.scores > score_threshold)
-
-    def of(self, image_id: int) -> DetectionTable:
-        """The rows of one image."""
-        return self._rows(self.image_ids == image_id)
-
-    def _rows(self, wanted: NDArray[np.bool_]) -> DetectionTable:
-        return DetectionTable(
-            self.image_ids[wanted], self.class_ids[wanted], self.boxes_xywh[wanted], self.scores[wanted]
-        )
+        kept = self.scores > score_threshold
+        return DetectionTable(self.image_ids[kept], self.class_ids[kept], self.boxes_xywh[kept], self.scores[kept])

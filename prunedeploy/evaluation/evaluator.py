@@ -136,15 +136,11 @@ def evaluate(
             n_images=len(image_ids),
             clean=measured(clean[name]),
             attacked=measured(attacked[name]) if attack is not None else None,
-            transfer=attack is not None and not _runs(runner, attacked_model),
+            # The model that was attacked, is it what ran?
+            transfer=attack is not None and not (isinstance(runner, TorchRunner) and runner.model is attacked_model),
         )
         for name, runner in named.items()
     }
-
-
-def _runs(runner: Runner, model: Darknet | None) -> bool:
-    """Is ``model`` itself what the runner runs?"""
-    return isinstance(runner, TorchRunner) and runner.model is model
 
 
 def _check_attacked(images: Tensor, clean: Tensor) -> None:

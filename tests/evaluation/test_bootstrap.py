@@ -25,6 +25,14 @@ def matches_of(dataset, detections):
     return matches_from(run_cocoeval(dataset, detections))
 
 
+def of_image(table, image_id):
+    """The rows of one image."""
+    wanted = table.image_ids == image_id
+    return DetectionTable(
+        table.image_ids[wanted], table.class_ids[wanted], table.boxes_xywh[wanted], table.scores[wanted]
+    )
+
+
 def hits_world(dataset_of, table_of, hits):
     """One object per image, found exactly or not at all: precision is 1 up to the share of hits."""
     dataset = dataset_of([[(0, BOX, False)]] * len(hits))
@@ -61,7 +69,7 @@ def test_resample_equals_pycocotools_on_a_data_set_with_copies(random_world, see
         images, tables = [], []
         for image_id, copies in zip(matches.image_ids.tolist(), row, strict=True):
             for _ in range(copies):
-                own = detections.of(image_id)
+                own = of_image(detections, image_id)
                 images.append(replace(by_id[image_id], image_id=len(images)))
                 tables.append(replace(own, image_ids=np.full(len(own), len(images) - 1)))
         copied = replace(dataset, images=images)

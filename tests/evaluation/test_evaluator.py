@@ -154,6 +154,14 @@ def pgd(model, images, targets):
     return Pgd.against(model, ThreatModel(steps=2))(images, targets)
 
 
+def of_image(table, image_id):
+    """The rows of one image."""
+    wanted = table.image_ids == image_id
+    return DetectionTable(
+        table.image_ids[wanted], table.class_ids[wanted], table.boxes_xywh[wanted], table.scores[wanted]
+    )
+
+
 def detect_all(runner, loader, dataset, **thresholds):
     batches = (detect_batch(runner, batch.images, batch, dataset, Thresholds(**thresholds)) for batch in loader)
     return DetectionTable.concatenate(batches)
@@ -163,7 +171,7 @@ def test_boxes_come_back_to_the_pixels_of_the_original_images(dataset, loader):
     detections = detect_all(TruthRunner(loader), loader, dataset)
     assert len(detections) == sum(len(image.class_ids) for image in dataset.images)
     for image in dataset.images:
-        own = detections.of(image.image_id)
+        own = of_image(detections, image.image_id)
         order = np.argsort(own.boxes_xywh[:, 0])
         # The input is float32: 1e-5 of its extent, times the largest scale (301 pixels on 64).
         np.testing.assert_allclose(own.boxes_xywh[order], image.boxes_xywh, atol=1e-3)
@@ -222,8 +230,8 @@ def test_at_most_the_best_detections_of_an_image_are_kept(dataset, loader, model
     everything = detect_all(runner, loader, dataset, score=0.0, max_detections=10_000)
     best = detect_all(runner, loader, dataset, score=0.0, max_detections=7)
     for image in dataset.images:
-        assert len(everything.of(image.image_id)) > 7
-        assert np.array_equal(best.of(image.image_id).scores, everything.of(image.image_id).scores[:7])
+        assert len(of_image(everything, image.image_id)) > 7
+        assert np.array_equal(of_image(best, image.image_id).scores, of_image(everything, image.image_id).scores[:7])
 
 
 @pytest.mark.parametrize("first", [3, 30, 150])
@@ -239,8 +247,8 @@ def test_suppressing_no_more_than_is_kept_changes_nothing(dataset, loader, model
                     boxes[index], scores[index], score_threshold=0.0, iou_threshold=0.45, max_detections=kept
                 )
                 assert (len(expected[1]) == kept) == enough
-                assert np.array_equal(ours.of(image_id).scores, expected[1])
-                assert np.array_equal(ours.of(image_id).class_ids, expected[2])
+                assert np.array_equal(of_image(ours, image_id).scores, expected[1])
+                assert np.array_equal(of_image(ours, image_id).class_ids, expected[2])
 
 
 def test_runners_share_the_attacked_images_and_only_the_models_own_is_no_transfer(dataset, loader, model):

@@ -63,12 +63,8 @@ def diagnose() -> list[Finding]:
 
 def installed_distributions() -> dict[str, str]:
     """Name (lower case, hyphens) and version of every installed distribution."""
-    found = {}
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            found[name.lower().replace("_", "-")] = distribution.version
-    return found
+    named = [(found.metadata["Name"], found.version) for found in importlib.metadata.distributions()]
+    return {name.lower().replace("_", "-"): version for name, version in named if name}
 
 
 def torch_finding() -> Finding:

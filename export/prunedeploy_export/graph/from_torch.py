@@ -90,7 +90,7 @@ def _batch_of(name: str, *shape: int) -> ValueInfoProto:
 
 def _metadata(cfg: Cfg, class_names: Sequence[str] | None) -> dict[str, str]:
     """The file's metadata, sorted by key."""
-    entries = {"input_size": json.dumps(list(cfg.input_size)), "precision": "fp32"}
+    entries = {"input_size": json.dumps(cfg.input_shape[1:]), "precision": "fp32"}
     if class_names is not None:
         if len(class_names) != cfg.classes:
             raise ValueError(f"the network has {cfg.classes} classes, got {len(class_names)} names")

@@ -84,10 +84,6 @@ class GraphBuilder:
         """Append a Reshape; 0 in ``shape`` keeps that dimension."""
         return self.node("Reshape", [source, self.integers(shape)], output)
 
-    def concat(self, sources: Sequence[str], axis: int, output: str) -> str:
-        """Append a Concat, of one input too: the output has the name that was asked for."""
-        return self.node("Concat", sources, output, axis=axis)
-
 
 def add_layers(graph: GraphBuilder, network: Network) -> list[str]:
     """Append all layers that a head depends on.
@@ -199,7 +195,7 @@ def _add_route(graph: GraphBuilder, layer: Route, inputs: Sequence[Value]) -> st
             bounds = [graph.integers([number]) for number in (start, end, 1)]
             output = name if len(inputs) == 1 else f"{name}/part{position}"
             parts.append(graph.node("Slice", [value.name, *bounds], output))
-    return parts[0] if len(parts) == 1 else graph.concat(parts, 1, name)
+    return parts[0] if len(parts) == 1 else graph.node("Concat", parts, name, axis=1)
 
 
 def _add_shortcut(graph: GraphBuilder, layer: Shortcut, inputs: Sequence[Value]) -> str:

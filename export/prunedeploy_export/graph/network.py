@@ -128,10 +128,6 @@ class Cfg(Protocol):
         """``(channels, height, width)`` of the image."""
 
     @property
-    def input_size(self) -> tuple[int, int]:
-        """``(height, width)`` of the image in pixels."""
-
-    @property
     def classes(self) -> int:
         """Number of classes."""
 

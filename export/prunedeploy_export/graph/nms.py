@@ -62,12 +62,8 @@ def with_nms(model: ModelProto, nms: NmsInGraph, max_candidates: int = MAX_CANDI
     _Suppression(copy.graph, classes, candidates, used).add()
     del copy.graph.output[:]
     table: list[str | int | None] = ["batch", used.max_detections, DETECTION_COLUMNS]
-    copy.graph.output.extend(
-        [
-            helper.make_tensor_value_info(DETECTIONS, TensorProto.FLOAT, table),
-            helper.make_tensor_value_info(NUM_DETECTIONS, TensorProto.INT32, ["batch"]),
-        ]
-    )
+    copy.graph.output.append(helper.make_tensor_value_info(DETECTIONS, TensorProto.FLOAT, table))
+    copy.graph.output.append(helper.make_tensor_value_info(NUM_DETECTIONS, TensorProto.INT32, ["batch"]))
     names = metadata_of(copy).get("class_names", json.dumps([f"class {number}" for number in range(classes)]))
     set_metadata(copy, class_names=names, nms=json.dumps(asdict(used)), nms_candidates=str(candidates))
     return copy
@@ -154,19 +150,11 @@ class _Suppression:
             helper.make_node("ReduceMax", ["nms/changed"], ["nms/most_changed"], keepdims=0),
             helper.make_node("Greater", ["nms/most_changed", self._constant("half", 0.5)], ["nms/go_on"]),
         ]
-        graph = helper.make_graph(
-            body,
-            "nms_round",
-            [
-                helper.make_tensor_value_info("nms/round", TensorProto.INT64, []),
-                helper.make_tensor_value_info("nms/go_on_before", TensorProto.BOOL, []),
-                helper.make_tensor_value_info("nms/before", TensorProto.FLOAT, column),
-            ],
-            [
-                helper.make_tensor_value_info("nms/go_on", TensorProto.BOOL, []),
-                helper.make_tensor_value_info("nms/after", TensorProto.FLOAT, column),
-            ],
-        )
+        info = helper.make_tensor_value_info
+        before, after = (info(f"nms/{name}", TensorProto.FLOAT, column) for name in ("before", "after"))
+        go_on_before, go_on = (info(f"nms/{name}", _BOOL, []) for name in ("go_on_before", "go_on"))
+        inputs = [info("nms/round", TensorProto.INT64, []), go_on_before, before]
+        graph = helper.make_graph(body, "nms_round", inputs, [go_on, after])
         limit = self._constant("rounds", np.array(self._candidates))
         return self._node("Loop", [limit, self._constant("start", np.array(True)), valid], "stays", body=graph)
 
