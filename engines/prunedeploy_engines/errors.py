@@ -6,7 +6,8 @@ exception is a bug of ours and exits with code 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 
 class PrunedeployError(Exception):
@@ -68,6 +69,15 @@ class RuntimeUnavailableError(EngineError):
 
 class StoreError(PrunedeployError):
     """The stage store or an output folder cannot be used as asked."""
+
+
+@contextmanager
+def store_errors_as(kind: type[PrunedeployError]) -> Iterator[None]:
+    """Raise a `StoreError` of the block as one of another kind, with its own words."""
+    try:
+        yield
+    except StoreError as error:
+        raise kind(error.what, error.where, error.fix) from error
 
 
 def error_to_json(error: PrunedeployError) -> dict[str, str | None]:

@@ -38,9 +38,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise StoreError(
-            f"cannot be written ({error.strerror})", path, "free space or choose another folder"
-        ) from None
+        raise StoreError(f"cannot be written ({error.strerror})", path, "free space or choose another folder") from None
 
 
 def write_whole_folder(folder: Path, fill: Callable[[Path], Filled], *, overwrite: bool = False) -> Filled:

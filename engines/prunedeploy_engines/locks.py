@@ -43,32 +43,27 @@ class FileLock:
         except ImportError:
             return True
         mode = (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-        while self._file is None:
+        if self._file is not None:
+            raise RuntimeError(f"{self.path} is locked by this object already")
+        while True:
             try:
                 self._file = _open_lock_file(self.path)
                 fcntl.flock(self._file, mode)
                 # Whoever had the lock may have removed its file: then this lock is on a file that nobody else
                 # will find.
-                if os.path.exists(self.path) and os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+                if os.path.samestat(os.fstat(self._file), os.stat(self.path)):
                     _HELD.add(self)
                     return True
             except BlockingIOError:
-                self._close()
                 return False
             except FileNotFoundError:
                 if not self.path.parent.is_dir():
-                    self._close()
                     raise StoreError("the folder of this lock is gone", self.path) from None
             except OSError as error:
-                self._close()
-                raise StoreError(
-                    f"cannot be locked ({error.strerror})", self.path, "use a local disk"
-                ) from None
-            except BaseException:
-                self._close()
-                raise
-            self._close()
-        raise RuntimeError(f"{self.path} is locked by this object already")
+                raise StoreError(f"cannot be locked ({error.strerror})", self.path, "use a local disk") from None
+            finally:
+                if self not in _HELD:
+                    self._close()
 
     def release(self, remove: bool = False) -> None:
         """Free the lock, and remove its file first if asked to."""

@@ -4,7 +4,6 @@ In the order of the data's flow::
 
     evaluator         evaluate: clean and attacked images through any number of runners, in one loop
     torch_runner      a PyTorch network behind the contract of `prunedeploy_engines.runtimes.runner.Runner`
-    attacked_images   attacked images on disk, for engines that run later or elsewhere
     detecting         batches through one runner, to detections in pixels of the original images
     detection_table   the detections of a whole data set, as columns
     detections_csv    the same as a CSV file
@@ -13,7 +12,6 @@ In the order of the data's flow::
     bootstrap         how far that mAP would move on other images of the same kind
 """
 
-from prunedeploy.evaluation.attacked_images import attacked_batches
 from prunedeploy.evaluation.bootstrap import (
     ImageMatches,
     Interval,
@@ -24,7 +22,6 @@ from prunedeploy.evaluation.bootstrap import (
     paired_interval,
 )
 from prunedeploy.evaluation.coco_map import MapResult, coco_map, map_from, run_cocoeval
-from prunedeploy.evaluation.detecting import detect_all
 from prunedeploy.evaluation.detection_table import DetectionTable
 from prunedeploy.evaluation.detections_csv import read_detections, write_detections
 from prunedeploy.evaluation.evaluator import Evaluation, evaluate
@@ -42,10 +39,8 @@ __all__ = [
     "PairedInterval",
     "Scored",
     "TorchRunner",
-    "attacked_batches",
     "bootstrap_map",
     "coco_map",
-    "detect_all",
     "evaluate",
     "map_from",
     "matches_from",

@@ -14,7 +14,7 @@ precision and recall as in ``COCOeval.accumulate``.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,10 +77,6 @@ class Interval:
     high: float
     level: float
     resamples: int
-
-    def to_json(self) -> dict[str, float | int]:
-        """JSON-ready dictionary of the attributes."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -219,37 +215,33 @@ def _cumulative(weights: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def draw_weights(images: int, resamples: int, seed: int) -> NDArray[np.int64]:
-    """How often each image occurs in each resample: ``(resamples, images)``, every row sums to ``images``."""
+    """How often each image occurs in each resample: ``(resamples, images)``, every row sums to ``images``.
+
+    Raises:
+        ValueError: ``resamples`` is below 1.
+    """
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
     if images < 1:
         return np.zeros((resamples, 0), np.int64)
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=resamples)
 
 
-def bootstrap_map(
-    matches: ImageMatches, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
-) -> MapIntervals:
+def bootstrap_map(matches: ImageMatches, *, resamples: int = RESAMPLES, seed: int = 0) -> MapIntervals:
     """Percentile intervals of mAP over images.
 
     Args:
         matches: From `matches_from`.
         resamples: How many to draw, at least 1.
         seed: Seed of the draw; models with the same images and seed are resampled alike.
-        level: Share of the resamples inside the interval, in (0, 1).
     """
-    _check_arguments(resamples, level)
     value, value_50 = (float(one[0]) for one in weighted_map(matches, _identity(matches)))
     samples, samples_50 = weighted_map(matches, draw_weights(len(matches.image_ids), resamples, seed))
-    return MapIntervals(_interval(value, samples, level), _interval(value_50, samples_50, level))
+    return MapIntervals(_interval(value, samples), _interval(value_50, samples_50))
 
 
 def paired_interval(
-    reference: ImageMatches,
-    other: ImageMatches,
-    *,
-    iou_50: bool = False,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    level: float = LEVEL,
+    reference: ImageMatches, other: ImageMatches, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> PairedInterval:
     """Compare two models on the same images, each resample used for both.
 
@@ -258,43 +250,34 @@ def paired_interval(
     Args:
         reference: Matches of the model compared with, e.g. the dense one.
         other: Matches of the model in question, e.g. the pruned one.
-        iou_50: Compare mAP at IoU .50 instead of .50 to .95.
         resamples: How many to draw, at least 1.
         seed: Seed of the draw.
-        level: Share of the resamples inside the interval, in (0, 1).
 
     Raises:
         ValueError: The two are not of the same images.
     """
-    _check_arguments(resamples, level)
     if not np.array_equal(reference.image_ids, other.image_ids):
         raise ValueError(
             f"the two models must be measured on the same images, got {len(reference.image_ids)} and "
             f"{len(other.image_ids)} images with different ids"
         )
-    which = int(iou_50)
     weights = np.concatenate([_identity(reference), draw_weights(len(reference.image_ids), resamples, seed)])
-    first, second = weighted_map(reference, weights)[which], weighted_map(other, weights)[which]
+    first, second = weighted_map(reference, weights)[0], weighted_map(other, weights)[0]
     difference = second - first
     ratio = None
     if not np.any(first == 0):  # NaN (no object in a resample) is left out by `_interval`
         quotient = second / first
-        ratio = _interval(float(quotient[0]), quotient[1:], level)
-    return PairedInterval(_interval(float(difference[0]), difference[1:], level), ratio)
+        ratio = _interval(float(quotient[0]), quotient[1:])
+    return PairedInterval(_interval(float(difference[0]), difference[1:]), ratio)
 
 
 def _identity(matches: ImageMatches) -> NDArray[np.int64]:
     return np.ones((1, len(matches.image_ids)), np.int64)
 
 
-def _interval(value: float, samples: _Floats, level: float) -> Interval | None:
+def _interval(value: float, samples: _Floats) -> Interval | None:
     defined = samples[~np.isnan(samples)]
     if np.isnan(value) or not len(defined):
         return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(value, float(low), float(high), level, len(samples))
-
-
-def _check_arguments(resamples: int, level: float) -> None:
-    if resamples < 1 or not 0 < level < 1:
-        raise ValueError(f"resamples must be at least 1 and level in (0, 1), got {resamples} and {level}")
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, float(low), float(high), LEVEL, len(samples))

@@ -37,9 +37,7 @@ class MapResult:
     class_map_50: dict[str, float | None]
 
 
-def coco_map(
-    dataset: CocoDataset, detections: DetectionTable, image_ids: Collection[int] | None = None
-) -> MapResult:
+def coco_map(dataset: CocoDataset, detections: DetectionTable, image_ids: Collection[int] | None = None) -> MapResult:
     """Mean average precision of detections on a data set.
 
     Args:
@@ -67,9 +65,7 @@ def run_cocoeval(
     wanted = known if image_ids is None else set(image_ids)
     _check(dataset, detections, known, wanted)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        evaluation = COCOeval(
-            _ground_truth(dataset, wanted), _results(dataset, detections, wanted), iouType="bbox"
-        )
+        evaluation = COCOeval(_ground_truth(dataset, wanted), _results(dataset, detections, wanted), iouType="bbox")
         evaluation.params.areaRng = [[0, 1e5**2]]
         evaluation.params.areaRngLbl = ["all"]
         evaluation.params.maxDets = [MAX_DETECTIONS]
@@ -110,6 +106,10 @@ def _check(dataset: CocoDataset, detections: DetectionTable, known: set[int], wa
         raise ValueError("detections with a score or a box that is not finite")
 
 
+def _annotation(image_id: int, class_id: int, box_xywh: list[float], **more: float) -> dict[str, Any]:
+    return {"image_id": image_id, "category_id": class_id, "bbox": box_xywh, **more}
+
+
 def _indexed(dataset: CocoDataset, annotations: list[dict[str, Any]], wanted: set[int]) -> COCO:
     """A ``COCO`` as if read from a JSON; the category id is the class index."""
     coco = COCO()
@@ -120,7 +120,8 @@ def _indexed(dataset: CocoDataset, annotations: list[dict[str, Any]], wanted: se
             if image.image_id in wanted
         ],
         "categories": [{"id": k, "name": name} for k, name in enumerate(dataset.class_names)],
-        "annotations": annotations,
+        # From 1: pycocotools takes a match with id 0 for no match.
+        "annotations": [{"id": number, **one} for number, one in enumerate(annotations, start=1)],
     }
     coco.createIndex()
     return coco
@@ -135,16 +136,7 @@ def _ground_truth(dataset: CocoDataset, wanted: set[int]) -> COCO:
         areas = boxes[:, 2] * boxes[:, 3] if image.areas is None else image.areas
         columns = (boxes, image.class_ids, image.iscrowd, areas)
         for box, class_id, crowd, area in zip(*(column.tolist() for column in columns), strict=True):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,  # pycocotools takes a match with id 0 for no match
-                    "image_id": image.image_id,
-                    "category_id": class_id,
-                    "bbox": box,
-                    "area": area,
-                    "iscrowd": int(crowd),
-                }
-            )
+            annotations.append(_annotation(image.image_id, class_id, box, area=area, iscrowd=int(crowd)))
     return _indexed(dataset, annotations, wanted)
 
 
@@ -158,16 +150,8 @@ def _results(dataset: CocoDataset, detections: DetectionTable, wanted: set[int])
         strict=True,
     )
     annotations: list[dict[str, Any]] = [
-        {
-            "id": number,
-            "image_id": image_id,
-            "category_id": class_id,
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-            "score": score,
-        }
-        for number, (image_id, class_id, box, score) in enumerate(rows, start=1)
+        _annotation(image_id, class_id, box, area=box[2] * box[3], iscrowd=0, score=score)
+        for image_id, class_id, box, score in rows
         if image_id in wanted
     ]
     return _indexed(dataset, annotations, wanted)

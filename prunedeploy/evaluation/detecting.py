@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +23,6 @@ SCORE_THRESHOLD = 0.001
 """COCO's usual one."""
 _FIRST_CANDIDATES = 1000
 
-Progress = Callable[[int, int], None]
-"""Called as ``progress(images done, images in all)`` after each batch."""
-
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -41,42 +37,6 @@ class Thresholds:
     iou: float = IOU_THRESHOLD
     score: float = SCORE_THRESHOLD
     max_detections: int = MAX_DETECTIONS
-
-
-def detect_all(
-    runner: Runner,
-    batches: Iterable[Batch],
-    dataset: CocoDataset,
-    *,
-    iou_threshold: float = IOU_THRESHOLD,
-    score_threshold: float = SCORE_THRESHOLD,
-    max_detections: int = MAX_DETECTIONS,
-    progress: Progress | None = None,
-) -> DetectionTable:
-    """Run one detector over batches as they are.
-
-    Args:
-        runner: The detector.
-        batches: Batches of a `prunedeploy.data.loader.EvaluationLoader`, or with attacked images in their place
-            (`prunedeploy.evaluation.attacked_images.attacked_batches`).
-        dataset: Where the images are from; its classes are the network's.
-        iou_threshold: See `Thresholds`.
-        score_threshold: See `Thresholds`.
-        max_detections: See `Thresholds`.
-        progress: Called after each batch.
-
-    Raises:
-        DataError: The network has another number of classes, or the loader meets a bad image.
-    """
-    thresholds = Thresholds(iou_threshold, score_threshold, max_detections)
-    tables: list[DetectionTable] = []
-    done = 0
-    for batch in batches:
-        tables.append(detect_batch(runner, batch.images, batch, dataset, thresholds))
-        done += len(batch.image_ids)
-        if progress is not None:
-            progress(done, len(dataset.images))
-    return DetectionTable.concatenate(tables)
 
 
 def detect_batch(
@@ -94,7 +54,7 @@ def detect_batch(
     Returns:
         Detections in pixels of the original images, clipped to them.
     """
-    boxes, scores = runner.infer(as_array(images))
+    boxes, scores = runner.infer(np.ascontiguousarray(images.detach().cpu().numpy()))
     if scores.shape[2] != len(dataset.class_names):
         raise DataError(
             f"the network has {scores.shape[2]} classes, the data set {len(dataset.class_names)}",
@@ -102,9 +62,7 @@ def detect_batch(
             "use a network and a data set with the same classes",
         )
     tables = []
-    for one_boxes, one_scores, image_id, geometry in zip(
-        boxes, scores, batch.image_ids, batch.geometries, strict=True
-    ):
+    for one_boxes, one_scores, image_id, geometry in zip(boxes, scores, batch.image_ids, batch.geometries, strict=True):
         found, found_scores, class_ids = _suppressed(one_boxes, one_scores, thresholds)
         original = unletterbox_boxes(found.astype(np.float64), geometry)
         tables.append(DetectionTable.of_image(image_id, original, found_scores, class_ids))
@@ -133,9 +91,3 @@ def _suppressed(
         if len(found[1]) >= thresholds.max_detections:
             break
     return found
-
-
-def as_array(images: Tensor) -> Float32Array:
-    """The tensor as a contiguous NumPy array on the CPU."""
-    array: Float32Array = np.ascontiguousarray(images.detach().cpu().numpy())
-    return array

@@ -45,11 +45,7 @@ class DetectionTable:
 
     @classmethod
     def of_image(
-        cls,
-        image_id: int,
-        boxes_xyxy: NDArray[np.floating],
-        scores: NDArray[np.float32],
-        class_ids: NDArray[np.int64],
+        cls, image_id: int, boxes_xyxy: NDArray[np.floating], scores: NDArray[np.float32], class_ids: NDArray[np.int64]
     ) -> DetectionTable:
         """One image's detections.
 
@@ -68,22 +64,10 @@ class DetectionTable:
     def concatenate(cls, tables: Iterable[DetectionTable]) -> DetectionTable:
         """The rows of all tables, in their order."""
         parts = [cls.empty(), *tables]
-        return cls(
-            np.concatenate([part.image_ids for part in parts]),
-            np.concatenate([part.class_ids for part in parts]),
-            np.concatenate([part.boxes_xywh for part in parts]),
-            np.concatenate([part.scores for part in parts]),
-        )
+        columns = zip(*((part.image_ids, part.class_ids, part.boxes_xywh, part.scores) for part in parts), strict=True)
+        return cls(*map(np.concatenate, columns))
 
     def above(self, score_threshold: float) -> DetectionTable:
         """The rows with a score greater than the threshold."""
-        return self._rows(self.scores > score_threshold)
-
-    def of(self, image_id: int) -> DetectionTable:
-        """The rows of one image."""
-        return self._rows(self.image_ids == image_id)
-
-    def _rows(self, wanted: NDArray[np.bool_]) -> DetectionTable:
-        return DetectionTable(
-            self.image_ids[wanted], self.class_ids[wanted], self.boxes_xywh[wanted], self.scores[wanted]
-        )
+        kept = self.scores > score_threshold
+        return DetectionTable(self.image_ids[kept], self.class_ids[kept], self.boxes_xywh[kept], self.scores[kept])

@@ -77,11 +77,8 @@ def read_detections(path: str | Path, dataset: CocoDataset) -> DetectionTable:
         except ValueError:  # the wrong number of fields, or not a number
             raise DataError(f"not a detection: {','.join(row)!r}", where, _FIX) from None
         if name not in index_of or dataset.category_ids[index_of[name]] != expected_id:
-            raise DataError(
-                f"the data set has no category {expected_id} called {name!r}",
-                where,
-                "use the data set it was made on",
-            )
+            what = f"the data set has no category {expected_id} called {name!r}"
+            raise DataError(what, where, "use the data set it was made on")
         class_ids[position] = index_of[name]
     if not np.isfinite(numbers).all():
         line = int(np.flatnonzero(~np.isfinite(numbers).all(axis=1))[0]) + 2

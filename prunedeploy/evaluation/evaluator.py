@@ -7,10 +7,8 @@ engine say, it is what attacks made with the parent do to it, and is marked as *
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,17 +16,8 @@ from torch import Tensor
 
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.records import CocoDataset
-from prunedeploy.evaluation.attacked_images import AttackedImageWriter
 from prunedeploy.evaluation.bootstrap import RESAMPLES, Interval
-from prunedeploy.evaluation.coco_map import MAX_DETECTIONS
-from prunedeploy.evaluation.detecting import (
-    IOU_THRESHOLD,
-    SCORE_THRESHOLD,
-    Progress,
-    Thresholds,
-    as_array,
-    detect_batch,
-)
+from prunedeploy.evaluation.detecting import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds, detect_batch
 from prunedeploy.evaluation.detection_table import DetectionTable
 from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD, Measurement, measure
 from prunedeploy.evaluation.torch_runner import TorchRunner
@@ -37,6 +26,13 @@ from prunedeploy_engines.runtimes.runner import Runner
 
 Attack = Callable[[Darknet, Tensor, Tensor], Tensor]
 """``attack(model, images (B, 3, H, W), targets (T, 6)) -> attacked images``; both as a `Batch` has them."""
+
+# Name in ``results.json`` (of ``clean`` or ``pgd`` images), part of a `Measurement`, and mean of that.
+_FIGURES = (
+    ("map_{}", "usual", "map_50_95"),
+    ("map50_{}", "usual", "map_50"),
+    ("map_{}_conf50", "conf50", "map_50_95"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,29 +55,20 @@ class Evaluation:
 
     def metrics(self) -> dict[str, float | None]:
         """The figures by their names in ``results.json``; None where undefined or not measured."""
-        clean, attacked = self.clean, self.attacked
-        return {
-            "map_clean": clean.usual.result.map_50_95,
-            "map_pgd": attacked.usual.result.map_50_95 if attacked else None,
-            "map50_clean": clean.usual.result.map_50,
-            "map50_pgd": attacked.usual.result.map_50 if attacked else None,
-            "map_clean_conf50": clean.conf50.result.map_50_95,
-            "map_pgd_conf50": attacked.conf50.result.map_50_95 if attacked else None,
-        }
+        return self._by_name("result")
 
     def intervals(self) -> dict[str, Interval | None]:
         """The bootstrap interval of every figure of `metrics`; None where there is none."""
-        usual, conf50 = self.clean.usual.intervals, self.clean.conf50.intervals
-        usual_pgd = self.attacked.usual.intervals if self.attacked else None
-        conf50_pgd = self.attacked.conf50.intervals if self.attacked else None
-        return {
-            "map_clean": usual.map_50_95 if usual else None,
-            "map_pgd": usual_pgd.map_50_95 if usual_pgd else None,
-            "map50_clean": usual.map_50 if usual else None,
-            "map50_pgd": usual_pgd.map_50 if usual_pgd else None,
-            "map_clean_conf50": conf50.map_50_95 if conf50 else None,
-            "map_pgd_conf50": conf50_pgd.map_50_95 if conf50_pgd else None,
-        }
+        return self._by_name("intervals")
+
+    def _by_name(self, part: str) -> dict[str, Any]:
+        """Both means of one part of `Scored`, of clean and of attacked images."""
+        found = {}
+        for name, threshold, mean in _FIGURES:
+            for kind, measured in (("clean", self.clean), ("pgd", self.attacked)):
+                means = None if measured is None else getattr(getattr(measured, threshold), part)
+                found[name.format(kind)] = None if means is None else getattr(means, mean)
+        return found
 
 
 def evaluate(
@@ -93,11 +80,9 @@ def evaluate(
     attacked_model: Darknet | None = None,
     iou_threshold: float = IOU_THRESHOLD,
     score_threshold: float = SCORE_THRESHOLD,
-    max_detections: int = MAX_DETECTIONS,
     resamples: int = RESAMPLES,
     seed: int = 0,
-    save_attacked: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Evaluation]:
     """Run detectors on clean and attacked images and compute mAP.
 
@@ -109,12 +94,9 @@ def evaluate(
         attacked_model: The model whose gradients ``attack`` uses.
         iou_threshold: NMS drops a box whose IoU with a better one of its class is greater, in [0, 1].
         score_threshold: Detections have a score above it, in [0, `PAPER_SCORE_THRESHOLD`].
-        max_detections: Per image, the best by score.
         resamples: Resamples of the bootstrap; 0 computes no intervals.
         seed: Seed of the bootstrap.
-        save_attacked: Write the attacked images to this ``.npy``, float32, not quantised; see
-            `prunedeploy.evaluation.attacked_images`.
-        progress: Called after each batch.
+        progress: Called with the number of images after each batch.
 
     Returns:
         One `Evaluation` per runner, by its name.
@@ -129,31 +111,21 @@ def evaluate(
         raise ValueError(f"score_threshold must be in [0, {PAPER_SCORE_THRESHOLD}], got {score_threshold}")
     if attack is not None and attacked_model is None:
         raise ValueError("an attack needs the model whose gradients it uses: attacked_model")
-    if save_attacked is not None and attack is None:
-        raise ValueError("save_attacked needs an attack")
-    thresholds = Thresholds(iou_threshold, score_threshold, max_detections)
+    thresholds = Thresholds(iou_threshold, score_threshold)
     clean: dict[str, list[DetectionTable]] = {name: [] for name in named}
     attacked: dict[str, list[DetectionTable]] = {name: [] for name in named}
     image_ids: list[int] = []
-
-    with contextlib.ExitStack() as stack:
-        writer: AttackedImageWriter | None = None
-        for batch in batches:
+    for batch in batches:
+        for name, runner in named.items():
+            clean[name].append(detect_batch(runner, batch.images, batch, dataset, thresholds))
+        if attack is not None and attacked_model is not None:
+            images = attack(attacked_model, batch.images, batch.targets)
+            _check_attacked(images, batch.images)
             for name, runner in named.items():
-                clean[name].append(detect_batch(runner, batch.images, batch, dataset, thresholds))
-            if attack is not None and attacked_model is not None:
-                images = attack(attacked_model, batch.images, batch.targets)
-                _check_attacked(images, batch.images)
-                for name, runner in named.items():
-                    attacked[name].append(detect_batch(runner, images, batch, dataset, thresholds))
-                if save_attacked is not None:
-                    if writer is None:
-                        size = (int(images.shape[2]), int(images.shape[3]))
-                        writer = stack.enter_context(AttackedImageWriter(save_attacked, size))
-                    writer.write(as_array(images), batch.image_ids)
-            image_ids += batch.image_ids
-            if progress is not None:
-                progress(len(image_ids), len(dataset.images))
+                attacked[name].append(detect_batch(runner, images, batch, dataset, thresholds))
+        image_ids += batch.image_ids
+        if progress is not None:
+            progress(len(batch.image_ids))
 
     def measured(tables: list[DetectionTable]) -> Measurement:
         return measure(dataset, DetectionTable.concatenate(tables), image_ids, resamples=resamples, seed=seed)
@@ -164,15 +136,11 @@ def evaluate(
             n_images=len(image_ids),
             clean=measured(clean[name]),
             attacked=measured(attacked[name]) if attack is not None else None,
-            transfer=attack is not None and not _runs(runner, attacked_model),
+            # The model that was attacked, is it what ran?
+            transfer=attack is not None and not (isinstance(runner, TorchRunner) and runner.model is attacked_model),
         )
         for name, runner in named.items()
     }
-
-
-def _runs(runner: Runner, model: Darknet | None) -> bool:
-    """Is ``model`` itself what the runner runs?"""
-    return isinstance(runner, TorchRunner) and runner.model is model
 
 
 def _check_attacked(images: Tensor, clean: Tensor) -> None:

@@ -10,13 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from prunedeploy.data.records import CocoDataset
-from prunedeploy.evaluation.bootstrap import (
-    RESAMPLES,
-    ImageMatches,
-    MapIntervals,
-    bootstrap_map,
-    matches_from,
-)
+from prunedeploy.evaluation.bootstrap import RESAMPLES, ImageMatches, MapIntervals, bootstrap_map, matches_from
 from prunedeploy.evaluation.coco_map import MapResult, map_from, run_cocoeval
 from prunedeploy.evaluation.detection_table import DetectionTable
 

@@ -109,7 +109,7 @@ def run(request: Request) -> dict[str, Any]:
                 score_threshold=settings.map_score_threshold,
                 resamples=request.bootstrap,
                 seed=seed,
-                progress=_steps_of(advance),
+                progress=advance,
             )
     if request.csv_folder is not None:
         _write_csvs(request.csv_folder, results, dataset)
@@ -281,18 +281,6 @@ def demo_folder(store: Path, progress: Progress) -> Path:
     with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
         write_demo(folder, settings, lambda done: advance(1))
     return folder
-
-
-def _steps_of(advance: Callable[[int], None]) -> Callable[[int, int], None]:
-    """Turn (done, in all) into steps."""
-    seen = 0
-
-    def report(done: int, _total: int) -> None:
-        nonlocal seen
-        advance(done - seen)
-        seen = done
-
-    return report
 
 
 def _write_csvs(folder: Path, results: dict[str, Evaluation], dataset: CocoDataset) -> None:

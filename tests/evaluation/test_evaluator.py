@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,16 +13,16 @@ from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.data.coco import load_coco
 from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.evaluation import (
+    DetectionTable,
     TorchRunner,
-    attacked_batches,
     coco_map,
-    detect_all,
     evaluate,
     measure,
     paired_interval,
     read_detections,
     write_detections,
 )
+from prunedeploy.evaluation.detecting import Thresholds, detect_batch
 from prunedeploy.models import load_darknet, parse_cfg
 from prunedeploy_engines.detection.letterbox import letterbox_boxes
 from prunedeploy_engines.detection.nms import detections_from
@@ -155,11 +154,24 @@ def pgd(model, images, targets):
     return Pgd.against(model, ThreatModel(steps=2))(images, targets)
 
 
+def of_image(table, image_id):
+    """The rows of one image."""
+    wanted = table.image_ids == image_id
+    return DetectionTable(
+        table.image_ids[wanted], table.class_ids[wanted], table.boxes_xywh[wanted], table.scores[wanted]
+    )
+
+
+def detect_all(runner, loader, dataset, **thresholds):
+    batches = (detect_batch(runner, batch.images, batch, dataset, Thresholds(**thresholds)) for batch in loader)
+    return DetectionTable.concatenate(batches)
+
+
 def test_boxes_come_back_to_the_pixels_of_the_original_images(dataset, loader):
     detections = detect_all(TruthRunner(loader), loader, dataset)
     assert len(detections) == sum(len(image.class_ids) for image in dataset.images)
     for image in dataset.images:
-        own = detections.of(image.image_id)
+        own = of_image(detections, image.image_id)
         order = np.argsort(own.boxes_xywh[:, 0])
         # The input is float32: 1e-5 of its extent, times the largest scale (301 pixels on 64).
         np.testing.assert_allclose(own.boxes_xywh[order], image.boxes_xywh, atol=1e-3)
@@ -187,7 +199,6 @@ def test_metrics_have_the_names_of_the_results_file(dataset, loader, model):
     for name, value in evaluation.metrics().items():
         assert intervals[name].value == pytest.approx(value, abs=1e-12)
         assert intervals[name].low <= intervals[name].high
-    json.dumps([interval.to_json() for interval in intervals.values()])
 
 
 def test_without_attack_and_bootstrap_their_figures_are_none(dataset, loader):
@@ -206,7 +217,7 @@ def test_without_attack_and_bootstrap_their_figures_are_none(dataset, loader):
 def test_one_pass_serves_both_score_thresholds(dataset, loader, model):
     runner = TorchRunner(model)
     evaluation = evaluate(runner, loader, dataset, resamples=0)["torch"]
-    separate = detect_all(runner, loader, dataset, score_threshold=0.5)
+    separate = detect_all(runner, loader, dataset, score=0.5)
     assert 0 < len(separate) < len(evaluation.clean.detections)
     above = evaluation.clean.detections.above(0.5)
     for name in ("image_ids", "class_ids", "boxes_xywh", "scores"):
@@ -216,11 +227,11 @@ def test_one_pass_serves_both_score_thresholds(dataset, loader, model):
 
 def test_at_most_the_best_detections_of_an_image_are_kept(dataset, loader, model):
     runner = TorchRunner(model)
-    everything = detect_all(runner, loader, dataset, score_threshold=0.0, max_detections=10_000)
-    best = detect_all(runner, loader, dataset, score_threshold=0.0, max_detections=7)
+    everything = detect_all(runner, loader, dataset, score=0.0, max_detections=10_000)
+    best = detect_all(runner, loader, dataset, score=0.0, max_detections=7)
     for image in dataset.images:
-        assert len(everything.of(image.image_id)) > 7
-        assert np.array_equal(best.of(image.image_id).scores, everything.of(image.image_id).scores[:7])
+        assert len(of_image(everything, image.image_id)) > 7
+        assert np.array_equal(of_image(best, image.image_id).scores, of_image(everything, image.image_id).scores[:7])
 
 
 @pytest.mark.parametrize("first", [3, 30, 150])
@@ -228,7 +239,7 @@ def test_suppressing_no_more_than_is_kept_changes_nothing(dataset, loader, model
     runner = TorchRunner(model)
     monkeypatch.setattr("prunedeploy.evaluation.detecting._FIRST_CANDIDATES", first)
     for kept, enough in ((10, True), (1000, False)):  # the second never has as many as it may keep
-        ours = detect_all(runner, loader, dataset, score_threshold=0.0, max_detections=kept)
+        ours = detect_all(runner, loader, dataset, score=0.0, max_detections=kept)
         for batch in loader:
             boxes, scores = runner.infer(batch.images.numpy())
             for index, image_id in enumerate(batch.image_ids):
@@ -236,8 +247,8 @@ def test_suppressing_no_more_than_is_kept_changes_nothing(dataset, loader, model
                     boxes[index], scores[index], score_threshold=0.0, iou_threshold=0.45, max_detections=kept
                 )
                 assert (len(expected[1]) == kept) == enough
-                assert np.array_equal(ours.of(image_id).scores, expected[1])
-                assert np.array_equal(ours.of(image_id).class_ids, expected[2])
+                assert np.array_equal(of_image(ours, image_id).scores, expected[1])
+                assert np.array_equal(of_image(ours, image_id).class_ids, expected[2])
 
 
 def test_runners_share_the_attacked_images_and_only_the_models_own_is_no_transfer(dataset, loader, model):
@@ -272,69 +283,6 @@ def test_runners_share_the_attacked_images_and_only_the_models_own_is_no_transfe
     assert result["deployed"].metrics()["map_pgd"] == 0.0
 
 
-def test_saved_attacked_images_give_the_same_detections_again(tmp_path, dataset, loader, model):
-    path = tmp_path / "out" / "attacked.npy"
-    runner = TorchRunner(model)
-    result = evaluate(
-        runner, loader, dataset, attack=pgd, attacked_model=model, resamples=0, save_attacked=path
-    )["torch"]
-    images = np.load(path, allow_pickle=False)
-    assert images.shape == (5, 3, *INPUT)
-    assert images.dtype == np.float32
-    assert not np.array_equal(np.round(images * 255) / 255, images)  # not quantised
-    assert sorted(entry.name for entry in path.parent.iterdir()) == ["attacked.ids.npy", "attacked.npy"]
-
-    # In other batches than they were made in, to the last bit.
-    one_by_one = EvaluationLoader(dataset, INPUT, batch_size=1)
-    alone = np.concatenate([batch.images.numpy() for batch in attacked_batches(path, one_by_one)])
-    assert np.array_equal(alone, images)
-    # In the same batches, since a network's last bits depend on the batch, and between two boxes that overlap by just
-    # the threshold or score alike suppression decides by them: on some CPUs there was one detection more.
-    again = detect_all(runner, attacked_batches(path, loader), dataset)
-    original = result.attacked.detections
-    assert len(again) == len(original)
-    np.testing.assert_allclose(again.boxes_xywh, original.boxes_xywh, atol=1e-2)
-    np.testing.assert_allclose(again.scores, original.scores, atol=1e-5)
-    stored = np.concatenate([batch.images.numpy() for batch in attacked_batches(path, loader)])
-    assert np.array_equal(stored, images)
-
-
-def test_attacked_images_of_another_data_set_are_refused(tmp_path, dataset, loader, model):
-    path = tmp_path / "attacked.npy"
-    evaluate(
-        TorchRunner(model),
-        loader,
-        dataset,
-        attack=blacken,
-        attacked_model=model,
-        resamples=0,
-        save_attacked=path,
-    )
-    fewer = replace(dataset, images=dataset.images[:3])
-    other = replace(dataset, images=dataset.images[::-1])
-    for wrong, size in ((fewer, INPUT), (other, INPUT), (dataset, (32, 96))):
-        with pytest.raises(DataError, match="attacked images"):
-            list(attacked_batches(path, EvaluationLoader(wrong, size, batch_size=2)))
-    with pytest.raises(DataError, match="no readable attacked images"):
-        list(attacked_batches(tmp_path / "none.npy", loader))
-
-
-def test_failed_evaluation_leaves_no_attacked_images(tmp_path, dataset, loader, model):
-    calls = []
-
-    def break_down(attacked, images, targets):
-        calls.append(1)
-        if len(calls) == 2:
-            raise RuntimeError("lost power")
-        return images
-
-    runner = TorchRunner(model)
-    path = tmp_path / "out" / "attacked.npy"
-    with pytest.raises(RuntimeError, match="lost power"):
-        evaluate(runner, loader, dataset, attack=break_down, attacked_model=model, save_attacked=path)
-    assert list(path.parent.iterdir()) == []
-
-
 def test_images_left_out_by_the_loader_do_not_count_as_missed(folder, dataset, model):
     (folder / "images" / "12.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"12\.png"):
@@ -348,8 +296,8 @@ def test_images_left_out_by_the_loader_do_not_count_as_missed(folder, dataset, m
 
 def test_progress_counts_images(dataset, loader):
     calls = []
-    evaluate(TruthRunner(loader), loader, dataset, resamples=0, progress=lambda *state: calls.append(state))
-    assert calls == [(2, 5), (4, 5), (5, 5)]
+    evaluate(TruthRunner(loader), loader, dataset, resamples=0, progress=calls.append)
+    assert calls == [2, 2, 1]
 
 
 def test_csv_gives_the_same_measurement_as_the_evaluation(tmp_path, dataset, loader, model):
@@ -387,7 +335,6 @@ def test_attack_that_does_not_give_images_is_refused(dataset, loader, model, att
     ("wrong", "message"),
     [
         ({"attack": blacken}, "attacked_model"),
-        ({"save_attacked": "x.npy"}, "needs an attack"),
         ({"score_threshold": 0.6}, "got 0.6"),
     ],
 )

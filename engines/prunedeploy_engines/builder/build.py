@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,6 @@ class BuildSettings:
     sparse: bool = False
     tf32: bool = False
 
-    def to_dict(self) -> dict[str, Any]:
-        """For the key and the sidecar."""
-        return asdict(self)
-
 
 class EngineBuild:
     """Builder, network and configuration, which must live together.
@@ -66,9 +62,7 @@ class EngineBuild:
             what = " | ".join(_parser_error(error) for error in errors) or summarise(self._messages)
             unopened = [message for message in self._messages if "Failed to open file" in message]
             if unopened:
-                raise self.error(
-                    f"its weights are in another file: {unopened[0]}", "save it with its weights inside"
-                )
+                raise self.error(f"its weights are in another file: {unopened[0]}", "save it with its weights inside")
             if "zero point is not supported" in what:
                 raise self.error(UNSIGNED, SIGNED_FILE)
             raise self.error(f"{self._named} cannot parse it: {what}")
@@ -163,9 +157,7 @@ class EngineBuild:
 
     def _add_profile(self, batch: Batch) -> Profile:
         inputs = self._inputs()
-        shapes = {
-            tensor.name: self._profile_shapes(tensor.name, tuple(tensor.shape), batch) for tensor in inputs
-        }
+        shapes = {tensor.name: self._profile_shapes(tensor.name, tuple(tensor.shape), batch) for tensor in inputs}
         if any(-1 in tuple(tensor.shape) for tensor in inputs):
             profile = self._builder.create_optimization_profile()
             for tensor in inputs:
@@ -176,14 +168,10 @@ class EngineBuild:
 
     def _profile_shapes(self, name: str, shape: tuple[int, ...], batch: Batch) -> list[list[int]]:
         if -1 in shape[1:]:
-            raise self.error(
-                f"input {name} {shape} has a dynamic axis other than the batch", "export a fixed size"
-            )
+            raise self.error(f"input {name} {shape} has a dynamic axis other than the batch", "export a fixed size")
         if not shape or shape[0] != -1:
             if shape and not batch[0] <= shape[0] <= batch[2]:
-                raise self.error(
-                    f"input {name} has fixed batch {shape[0]}, outside {batch[0]} to {batch[2]}"
-                )
+                raise self.error(f"input {name} has fixed batch {shape[0]}, outside {batch[0]} to {batch[2]}")
             return [list(shape)] * 3
         return [[size, *shape[1:]] for size in batch]
 

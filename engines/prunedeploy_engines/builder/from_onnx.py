@@ -112,9 +112,12 @@ def engine_from_onnx(
     cache = None if timing_cache is None else _timing_cache(timing_cache, chosen, device)
     ordered = precision or header.metadata.get("precision")
     onnx_sha256 = hashlib.sha256(data).hexdigest()
-    key = engine_key(onnx_sha256, chosen, target, device, {**settings.to_dict(), "precision": ordered}, batch)
+    key = engine_key(onnx_sha256, chosen, target, device, {**asdict(settings), "precision": ordered}, batch)
     plan_path = out_folder / f"{onnx_path.stem}.{target}.{chosen.name}.plan"
-    _make_folder(out_folder)
+    try:
+        out_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EngineError(f"the folder cannot be made ({error.strerror})", where=out_folder) from error
     # Two builds into one folder follow each other, so that plan and sidecar always belong together.
     with locked(out_folder):
         cached = _cached(plan_path, key)
@@ -145,7 +148,7 @@ def engine_from_onnx(
             key=key,
             onnx_sha256=onnx_sha256,
             profile=profile,
-            flags={**settings.to_dict(), "builder_flags": build.builder_flags()},
+            flags={**asdict(settings), "builder_flags": build.builder_flags()},
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         write_engine_file(engine, plan)
@@ -153,24 +156,10 @@ def engine_from_onnx(
 
 
 def engine_key(
-    onnx_sha256: str,
-    library: TensorRTLibrary,
-    target: str,
-    device: str | None,
-    settings: dict[str, Any],
-    batch: Batch,
+    onnx_sha256: str, library: TensorRTLibrary, target: str, device: str | None, settings: dict[str, Any], batch: Batch
 ) -> str:
     """Sha256 of everything that decides what a plan computes and where it runs."""
-    parts = [
-        SCHEMA_VERSION,
-        onnx_sha256,
-        library.name,
-        library.version,
-        target,
-        device,
-        settings,
-        list(batch),
-    ]
+    parts = [SCHEMA_VERSION, onnx_sha256, library.name, library.version, target, device, settings, list(batch)]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -211,9 +200,7 @@ def _checked_network(
     return layers, ordered
 
 
-def _checked_engine(
-    build: EngineBuild, library: TensorRTLibrary, plan: bytes, precision: str
-) -> dict[str, str] | None:
+def _checked_engine(build: EngineBuild, library: TensorRTLibrary, plan: bytes, precision: str) -> dict[str, str] | None:
     """The same of the built engine, where it can be asked: with full TensorRT, which builds on the GPU."""
     if library.name != "tensorrt":
         return None
@@ -261,9 +248,7 @@ def _check_target(library: TensorRTLibrary, target: str) -> str | None:
     device = cuda_device()
     if device is None or device.target != target:
         here = "no GPU" if device is None else f"{device.name} ({device.target})"
-        raise EngineError(
-            f"tensorrt builds for the GPU it runs on, here {here}, not for {target!r}", fix=ON_DEVICE
-        )
+        raise EngineError(f"tensorrt builds for the GPU it runs on, here {here}, not for {target!r}", fix=ON_DEVICE)
     return device.name
 
 
@@ -273,10 +258,3 @@ def _cached(plan_path: Path, key: str) -> EngineFile | None:
     except EngineError:
         return None
     return replace(engine, cached=True) if engine.key == key else None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EngineError(f"the folder cannot be made ({error.strerror})", where=folder) from error

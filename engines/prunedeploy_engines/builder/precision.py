@@ -73,10 +73,7 @@ def network_precision(layers: Mapping[str, str], types: Collection[str]) -> str:
 
 
 def precision_problem(
-    ordered: str,
-    layers: Mapping[str, str],
-    types: Collection[str] = (),
-    skipped: Collection[str] | None = None,
+    ordered: str, layers: Mapping[str, str], types: Collection[str] = (), skipped: Collection[str] | None = None
 ) -> str | None:
     """Why these layers are not what was ordered, in one clause, or None.
 

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prunedeploy_engines.errors import EngineError, StoreError
+from prunedeploy_engines.errors import EngineError, store_errors_as
 from prunedeploy_engines.files import write_atomically
 from prunedeploy_engines.runtimes.tensorrt.library import TensorRTLibrary
 
@@ -61,11 +61,9 @@ class TimingCache:
         """
         content = bytes(config.get_timing_cache().serialize())
         note = {**self._origin, "sha256": hashlib.sha256(content).hexdigest()}
-        try:
+        with store_errors_as(EngineError):
             write_atomically(self.path, content)
             write_atomically(self.note_path, (json.dumps(note, indent=2) + "\n").encode())
-        except StoreError as error:
-            raise EngineError(error.what, error.where, error.fix) from error
 
     def _read(self) -> bytes:
         """Content of the file; empty if it is not there, damaged, or of another version or GPU."""

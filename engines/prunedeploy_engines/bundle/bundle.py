@@ -6,32 +6,19 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from prunedeploy_engines.bundle.files import (
-    BundleFile,
-    place_file,
-    refuse_unlisted,
-    verify_file,
-    write_file,
-    write_folder,
-)
-from prunedeploy_engines.bundle.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
-    Manifest,
-    parse_manifest,
-    read_manifest,
-)
+from prunedeploy_engines.bundle.files import BundleFile, place_file, refuse_unlisted, verify_file
+from prunedeploy_engines.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest, parse_manifest, read_manifest
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.images import read_image, to_greyscale
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry, letterbox, to_input, unletterbox_boxes
 from prunedeploy_engines.detection.nms import detections_from
-from prunedeploy_engines.errors import BundleError
+from prunedeploy_engines.errors import BundleError, store_errors_as
+from prunedeploy_engines.files import write_atomically, write_whole_folder
 from prunedeploy_engines.locks import locked
 from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
@@ -138,9 +125,7 @@ class Bundle:
         if opened.input_size != self.input_size:
             size = opened.input_size
             opened.close()
-            raise BundleError(
-                f"the model's input is {size}, {MANIFEST_NAME} says {self.input_size}", self.path
-            )
+            raise BundleError(f"the model's input is {size}, {MANIFEST_NAME} says {self.input_size}", self.path)
         return opened
 
     def prepare(
@@ -232,12 +217,12 @@ class Bundle:
             BundleError: A name leaves the bundle, or the disk refuses.
         """
         where = self.path / MANIFEST_NAME
-        with locked(self.path, waiting=f"{self.path} is being changed by another process; waiting"):
-            listed = read_manifest(where).model_dump(mode="json")  # another process may have added some
-            for name, file in files.items():
-                listed["files"][name] = place_file(self.path, name, file).model_dump(mode="json")
-            manifest = parse_manifest(listed, where)
-            write_file(where, manifest.to_json())
+        waiting = f"{self.path} is being changed by another process; waiting"
+        with locked(self.path, waiting=waiting), store_errors_as(BundleError):
+            manifest = read_manifest(where)  # another process may have added some
+            placed = {name: place_file(self.path, name, file) for name, file in files.items()}
+            manifest = manifest.model_copy(update={"files": {**manifest.files, **placed}})
+            write_atomically(where, manifest.to_json())
         return Bundle(self.path, manifest)
 
     def close(self) -> None:
@@ -250,9 +235,7 @@ class Bundle:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _own_runner(self) -> Runner:
@@ -313,6 +296,7 @@ def write_bundle(
     Raises:
         BundleError: The folder is not empty, a field is wrong (named), or the disk refuses; nothing is left behind.
     """
+    folder = Path(folder)
     content = {
         "schema_version": SCHEMA_VERSION,
         "created": created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -323,7 +307,15 @@ def write_bundle(
         "metrics": dict(metrics or {}),
         "provenance": dict(provenance or {}),
     }
-    return Bundle(Path(folder), write_folder(Path(folder), content, files, overwrite))
+
+    def fill(temporary: Path) -> Manifest:
+        entries = {name: place_file(temporary, name, file) for name, file in files.items()}
+        manifest = parse_manifest({**content, "files": entries}, folder / MANIFEST_NAME)
+        write_atomically(temporary / MANIFEST_NAME, manifest.to_json())
+        return manifest
+
+    with store_errors_as(BundleError):
+        return Bundle(folder, write_whole_folder(folder, fill, overwrite=overwrite))
 
 
 def load_bundle(path: str | Path, verify: bool = True) -> Bundle:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from prunedeploy_engines.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, check_name, parse_manifest
-from prunedeploy_engines.errors import BundleError, StoreError
-from prunedeploy_engines.files import file_sha256, write_atomically, write_whole_folder
+from prunedeploy_engines.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest, check_name, first_problem
+from prunedeploy_engines.errors import BundleError
+from prunedeploy_engines.files import file_sha256, write_atomically
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,7 @@ def verify_file(folder: Path, name: str, entry: FileEntry) -> None:
     """
     size = (folder / name).stat().st_size
     if size != entry.bytes:
-        raise BundleError(
-            f"{name} has {size} bytes, not {entry.bytes}", where=folder, fix="copy the bundle again"
-        )
+        raise BundleError(f"{name} has {size} bytes, not {entry.bytes}", where=folder, fix="copy the bundle again")
     if file_sha256(folder / name) != entry.sha256:
         raise BundleError(f"{name} was changed (SHA-256 differs)", where=folder, fix="copy the bundle again")
 
@@ -65,7 +61,8 @@ def place_file(folder: Path, name: str, file: BundleFile) -> FileEntry:
     """Write one file into the folder and describe what was written.
 
     Raises:
-        BundleError: The name leaves the bundle, the role is unknown, or a file cannot be read or written.
+        BundleError: The name leaves the bundle, the role is unknown, or a file cannot be read.
+        StoreError: It cannot be written.
     """
     try:
         check_name(name)
@@ -74,55 +71,13 @@ def place_file(folder: Path, name: str, file: BundleFile) -> FileEntry:
     destination = folder / name
     try:
         if isinstance(file.source, bytes):
-            write_file(destination, file.source)
+            write_atomically(destination, file.source)
         elif not (destination.exists() and destination.samefile(file.source)):  # an engine built in place
-            write_file(destination, Path(file.source).read_bytes())
+            write_atomically(destination, Path(file.source).read_bytes())
         entry = {"bytes": destination.stat().st_size, "sha256": file_sha256(destination), "role": file.role}
     except OSError as error:
         raise BundleError(f"cannot be read ({error.strerror})", where=str(file.source)) from error
     try:
         return FileEntry.model_validate({**entry, "precision": file.precision, "target": file.target})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"file {name}: {key!r}: {first['msg']}", where=folder) from None
-
-
-def write_file(path: Path, content: bytes) -> None:
-    """Write one file atomically.
-
-    Raises:
-        BundleError: The disk refuses.
-    """
-    try:
-        write_atomically(path, content)
-    except StoreError as error:
-        raise BundleError(error.what, error.where, error.fix) from error
-
-
-def write_folder(
-    folder: Path, content: dict[str, Any], files: Mapping[str, BundleFile], overwrite: bool
-) -> Manifest:
-    """Write a whole bundle beside its place and move it there.
-
-    Args:
-        folder: Its place.
-        content: The manifest without ``files``.
-        files: By their name in the bundle.
-        overwrite: Replace a folder that is not empty.
-
-    Raises:
-        BundleError: The folder is not empty, a field is wrong (named), or the disk refuses; nothing is left behind.
-    """
-
-    def fill(temporary: Path) -> Manifest:
-        entries = {name: place_file(temporary, name, file) for name, file in files.items()}
-        listed = {name: entry.model_dump(mode="json") for name, entry in entries.items()}
-        manifest = parse_manifest({**content, "files": listed}, folder / MANIFEST_NAME)
-        write_file(temporary / MANIFEST_NAME, manifest.to_json())
-        return manifest
-
-    try:
-        return write_whole_folder(folder, fill, overwrite=overwrite)
-    except StoreError as error:
-        raise BundleError(error.what, error.where, error.fix) from error
+        raise BundleError(f"file {name}: {first_problem(error)}", where=folder) from None

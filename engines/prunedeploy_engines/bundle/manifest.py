@@ -138,9 +138,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes(), object_pairs_hook=_unique)
     except FileNotFoundError:
-        raise BundleError(
-            f"there is no {MANIFEST_NAME}", where=path.parent, fix="give a bundle folder"
-        ) from None
+        raise BundleError(f"there is no {MANIFEST_NAME}", where=path.parent, fix="give a bundle folder") from None
     except OSError as error:
         raise BundleError(f"cannot be read ({error.strerror})", where=path) from error
     except (ValueError, RecursionError) as error:
@@ -166,9 +164,13 @@ def parse_manifest(content: dict[str, Any], where: Path) -> Manifest:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"key {key!r}: {first['msg']}", where=where, fix="build the bundle again") from None
+        raise BundleError(f"key {first_problem(error)}", where=where, fix="build the bundle again") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first key that is wrong, and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))!r}: {first['msg']}"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

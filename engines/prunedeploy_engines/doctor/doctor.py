@@ -11,25 +11,8 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from prunedeploy_engines.doctor import machine, runtimes, tensorrt
 from prunedeploy_engines.doctor.finding import Finding, install
-from prunedeploy_engines.doctor.machine import (
-    board_finding,
-    cpu_finding,
-    cuda_finding,
-    disk_finding,
-    memory_bytes,
-    memory_finding,
-    python_finding,
-    read_cpuinfo,
-    state_finding,
-)
-from prunedeploy_engines.doctor.runtimes import onnxruntime_conflict, onnxruntime_finding, openvino_finding
-from prunedeploy_engines.doctor.tensorrt import (
-    cuda_python_finding,
-    driver_cuda_version,
-    tensorrt_finding,
-    tensorrt_rtx_finding,
-)
 from prunedeploy_engines.machine.state import device_state
 from prunedeploy_engines.runtimes.tensorrt.library import cuda_driver_problem
 
@@ -40,19 +23,19 @@ def diagnose() -> list[Finding]:
     """Look at everything that prunedeploy can use, in the order from machine to libraries."""
     installed = installed_distributions()
     found = [
-        python_finding(sys.version_info[:3]),
-        board_finding(),
-        cpu_finding(read_cpuinfo()),
-        memory_finding(memory_bytes()),
-        disk_finding(Path.cwd()),
-        state_finding(device_state()),
-        cuda_finding(),
-        onnxruntime_conflict(installed),
-        onnxruntime_finding(),
-        openvino_finding(),
-        tensorrt_finding(),
-        tensorrt_rtx_finding(),
-        cuda_python_finding(installed, driver_cuda_version()),
+        machine.python_finding(sys.version_info[:3]),
+        machine.board_finding(),
+        machine.cpu_finding(machine.read_cpuinfo()),
+        machine.memory_finding(machine.memory_bytes()),
+        machine.disk_finding(Path.cwd()),
+        machine.state_finding(device_state()),
+        machine.cuda_finding(),
+        runtimes.onnxruntime_conflict(installed),
+        runtimes.onnxruntime_finding(),
+        runtimes.openvino_finding(),
+        tensorrt.tensorrt_finding(),
+        tensorrt.tensorrt_rtx_finding(),
+        tensorrt.cuda_python_finding(installed, tensorrt.driver_cuda_version()),
         torch_finding(),
         library_finding("onnx", "exports and checks ONNX files", "train"),
         library_finding("pycocotools", "computes mAP", "train"),
@@ -63,12 +46,8 @@ def diagnose() -> list[Finding]:
 
 def installed_distributions() -> dict[str, str]:
     """Name (lower case, hyphens) and version of every installed distribution."""
-    found = {}
-    for distribution in importlib.metadata.distributions():
-        name = distribution.metadata["Name"]
-        if name:
-            found[name.lower().replace("_", "-")] = distribution.version
-    return found
+    named = [(found.metadata["Name"], found.version) for found in importlib.metadata.distributions()]
+    return {name.lower().replace("_", "-"): version for name, version in named if name}
 
 
 def torch_finding() -> Finding:

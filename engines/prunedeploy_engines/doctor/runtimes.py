@@ -17,6 +17,7 @@ from prunedeploy_engines.errors import RuntimeUnavailableError
 from prunedeploy_engines.runtimes.onnxruntime.session import import_onnxruntime
 from prunedeploy_engines.runtimes.tensorrt.library import cuda_driver_problem
 
+_BUILDS = {f"onnxruntime{kind}" for kind in ("", "-gpu", "-directml", "-openvino", "-qnn", "-rocm", "-silicon")}
 _GPU = ("CUDA", "Tensorrt", "NvTensorRTRTX")
 
 
@@ -26,16 +27,12 @@ def onnxruntime_conflict(installed: Mapping[str, str]) -> Finding | None:
     Args:
         installed: Distribution names and versions, as from `doctor.installed_distributions`.
     """
-    builds = sorted(name for name in installed if name == "onnxruntime" or _is_other_onnxruntime(name))
+    builds = sorted(installed.keys() & _BUILDS)
     if len(builds) < 2:
         return None
     detail = f"{' and '.join(f'{name} {installed[name]}' for name in builds)} overwrite each other's files"
     advice = f"pip uninstall {' '.join(builds)}, then install one of prunedeploy[cpu] and prunedeploy[gpu]"
     return Finding("onnxruntime conflict", "limited", detail, advice)
-
-
-def _is_other_onnxruntime(name: str) -> bool:
-    return name in {f"onnxruntime-{kind}" for kind in ("gpu", "directml", "openvino", "qnn", "rocm", "silicon")}
 
 
 def onnxruntime_finding() -> Finding:

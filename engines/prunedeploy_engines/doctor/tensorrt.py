@@ -113,7 +113,10 @@ def cuda_python_finding(installed: Mapping[str, str], cuda: tuple[int, int] | No
         cuda: From `driver_cuda_version`.
     """
     version = installed.get("cuda-bindings") or installed.get("cuda-python")
-    fitting = "pip install cuda-python" if cuda is None else f"pip install '{_requirement(cuda[0])}'"
+    fitting = "pip install cuda-python"
+    if cuda is not None:  # 12.4 is what the extras ask for at least
+        oldest = "12.4" if cuda[0] == 12 else f"{cuda[0]}.0"
+        fitting = f"pip install 'cuda-python>={oldest},<{cuda[0] + 1}'"
     if version is None:
         where = "" if cuda_driver_problem() is None else ", on a machine with a GPU"
         return Finding("cuda-python", "missing", "TensorRT engines cannot run", fitting + where)
@@ -122,11 +125,6 @@ def cuda_python_finding(installed: Mapping[str, str], cuda: tuple[int, int] | No
         detail = f"{version}: is made for CUDA {major}, the driver has CUDA {cuda[0]}.{cuda[1]}"
         return Finding("cuda-python", "limited", detail, fitting)
     return Finding("cuda-python", "ok", f"{version}: moves images to the GPU for TensorRT")
-
-
-def _requirement(cuda_major: int) -> str:
-    oldest = "12.4" if cuda_major == 12 else f"{cuda_major}.0"  # 12.4 is what the extras ask for at least
-    return f"cuda-python>={oldest},<{cuda_major + 1}"
 
 
 def driver_cuda_version() -> tuple[int, int] | None:

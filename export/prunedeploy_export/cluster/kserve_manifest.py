@@ -60,7 +60,7 @@ def inference_service(bundle: Bundle, settings: KServeSettings) -> dict[str, Any
         predictor["model"] = _triton_model(settings)
     else:
         predictor["containers"] = [_container(settings)]
-    predictor["volumes"] = _volumes(settings)
+    predictor["volumes"] = [volume for volume, _ in _folders(settings)]
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -132,7 +132,6 @@ def _around(settings: KServeSettings, user: int) -> dict[str, Any]:
     amounts = {"cpu": settings.cpu, "memory": settings.memory}
     if settings.gpus:
         amounts["nvidia.com/gpu"] = str(settings.gpus)
-    mounts = [{"name": volume["name"], "mountPath": path} for volume, path in _folders(settings)]
     return {
         "resources": {"requests": dict(amounts), "limits": dict(amounts)},
         "readinessProbe": _probe(settings, "ready", periodSeconds=5, failureThreshold=3),
@@ -147,17 +146,13 @@ def _around(settings: KServeSettings, user: int) -> dict[str, Any]:
             "capabilities": {"drop": ["ALL"]},
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "volumeMounts": mounts,
+        "volumeMounts": [{"name": volume["name"], "mountPath": path} for volume, path in _folders(settings)],
     }
 
 
 def _probe(settings: KServeSettings, kind: str, **timing: int) -> dict[str, Any]:
     request = {"path": f"/v2/health/{kind}", "port": _PORTS[settings.server]}
     return {"httpGet": request, "timeoutSeconds": 3, **timing}
-
-
-def _volumes(settings: KServeSettings) -> list[dict[str, Any]]:
-    return [volume for volume, _ in _folders(settings)]
 
 
 def _folders(settings: KServeSettings) -> list[tuple[dict[str, Any], str]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from prunedeploy_engines.errors import ConfigError
 
-SERVERS = ("prunedeploy", "triton")
-METRICS = ("concurrency", "rps", "cpu")
 STORAGE_SCHEMES = ("gs", "s3", "pvc", "hdfs", "webhdfs", "https", "http", "oci", "hf")
 DEFAULT_TARGETS = {"concurrency": 8, "cpu": 80}
 
@@ -46,12 +45,12 @@ class KServeSettings:
 
     name: str
     namespace: str | None = None
-    server: str = "prunedeploy"
+    server: Literal["prunedeploy", "triton"] = "prunedeploy"
     image: str | None = None
     storage_uri: str | None = None
     min_replicas: int = 1
     max_replicas: int = 3
-    scale_metric: str = "concurrency"
+    scale_metric: Literal["concurrency", "rps", "cpu"] = "concurrency"
     scale_target: int | None = None
     concurrency: int | None = None
     timeout_s: int = 30
@@ -89,28 +88,23 @@ def check_settings(settings: KServeSettings) -> None:
 
 def _check_server(settings: KServeSettings) -> None:
     uri = settings.storage_uri
-    if settings.server not in SERVERS:
-        raise ConfigError(f"{settings.server!r} is not known", "--server", f"choose from {', '.join(SERVERS)}")
     if settings.server == "prunedeploy" and not settings.image:
-        raise ConfigError(
-            "is needed for prunedeploy's server", "--image", "build one, see --dockerfile, or take --server triton"
-        )
+        fix = "build one, see --dockerfile, or take --server triton"
+        raise ConfigError("is needed for prunedeploy's server", "--image", fix)
     if settings.image is not None and (not settings.image or re.search(r"\s", settings.image)):
         raise ConfigError(f"{settings.image!r} is no image", "--image")
     if settings.server == "triton" and uri is None:
         raise ConfigError("is needed for Triton: where its repository was copied to", "--storage-uri")
     scheme, separator, rest = (uri or "").partition("://")
     if uri is not None and (scheme not in STORAGE_SCHEMES or not separator or not rest or re.search(r"\s", uri)):
-        raise ConfigError(
-            f"{uri!r} is nothing that KServe fetches", "--storage-uri", f"begin with {', '.join(STORAGE_SCHEMES)} ://"
-        )
+        fix = f"begin with {', '.join(STORAGE_SCHEMES)} ://"
+        raise ConfigError(f"{uri!r} is nothing that KServe fetches", "--storage-uri", fix)
     secret = settings.token_secret
     if secret is not None and settings.server == "triton":
         raise ConfigError("is for prunedeploy's server; Triton knows no tokens", "--token-secret", "leave it out")
     if secret is not None and not _NAMESPACE.fullmatch(secret):
-        raise ConfigError(
-            f"{secret!r} is no name of a Secret", "--token-secret", "use lower-case letters, digits and '-'"
-        )
+        fix = "use lower-case letters, digits and '-'"
+        raise ConfigError(f"{secret!r} is no name of a Secret", "--token-secret", fix)
 
 
 def _check_scaling(settings: KServeSettings) -> None:
@@ -119,8 +113,6 @@ def _check_scaling(settings: KServeSettings) -> None:
         raise ConfigError(f"{low} is negative", "--min-replicas")
     if high < max(1, low):
         raise ConfigError(f"{high} is less than {'--min-replicas' if low else 'one'} {low or ''}", "--max-replicas")
-    if metric not in METRICS:
-        raise ConfigError(f"{metric!r} is not known", "--scale-metric", f"choose from {', '.join(METRICS)}")
     if metric == "cpu" and low == 0:
         raise ConfigError("0 needs Knative, which does not scale by cpu", "--min-replicas", "scale by concurrency")
     if metric == "cpu" and settings.concurrency is not None:

@@ -10,7 +10,9 @@ Value = Union[str, bool, int, float, "Symbol", "Message", Sequence["Value"]]
 Message = Mapping[str, Value]
 """Fields by name: a sequence is a repeated field, a mapping another message."""
 
-_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+# Control characters in octal, as the text format has bytes; all others are UTF-8 as they are.
+_OCTAL = {chr(number): f"\\{number:03o}" for number in (*range(32), 127)}
+_ESCAPES = str.maketrans({**_OCTAL, "\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"})
 
 
 class Symbol(str):
@@ -61,16 +63,9 @@ def _scalar(value: Value) -> str:
             raise ValueError(f"{value!r} is no name of an enumeration's value")
         return str(value)
     if isinstance(value, str):
-        return f'"{"".join(_escaped(character) for character in value)}"'
+        return f'"{value.translate(_ESCAPES)}"'
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)) and math.isfinite(value):
         return repr(value)
     raise ValueError(f"{value!r} has no place in a message")
-
-
-def _escaped(character: str) -> str:
-    if character in _ESCAPES:
-        return _ESCAPES[character]
-    # In octal, as the text format has bytes; all other characters are UTF-8 as they are.
-    return f"\\{ord(character):03o}" if ord(character) < 32 or ord(character) == 127 else character

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,29 +77,33 @@ def triton_configs(
     Returns:
         Content of ``config.pbtxt`` by model.
     """
-    where = f"Written by prunedeploy {__version__}"
+    written, plan = f"Written by prunedeploy {__version__}", detector.plan
     around = _python_parameters(bundle, detector, settings)
-    before, after = f"{name}-preprocess", f"{name}-postprocess"
-    return {
-        name: to_pbtxt(
-            _detector(name, detector, settings), [f"{where} from {detector.path.name}.", *_built_by(detector)]
+    before, after = (detector.input, IMAGE_SIZE), (*detector.outputs, IMAGE_SIZE)
+    commented: list[tuple[Message, list[str]]] = [
+        (_detector(name, detector, settings), [f"{written} from {detector.path.name}."]),
+        (
+            _python(f"{name}-preprocess", (ENCODED,), before, around, settings),
+            [f"{written}: encoded images to network input."],
         ),
-        before: to_pbtxt(
-            _python(before, [ENCODED], _before_outputs(detector), around, settings),
-            [f"{where}: encoded images to network input."],
+        (
+            _python(f"{name}-postprocess", after, DETECTIONS, around, settings),
+            [f"{written}: network output to detections in the client's images."],
         ),
-        after: to_pbtxt(
-            _python(after, [*_after_inputs(detector)], DETECTIONS, around, settings),
-            [f"{where}: network output to detections in the client's images."],
-        ),
-        f"{name}-detect": to_pbtxt(
-            _ensemble(name, bundle, detector, version), [f"{where}: encoded images to detections."]
-        ),
-    }
+        (_ensemble(name, bundle, detector, version), [f"{written}: encoded images to detections."]),
+    ]
+    if plan is not None:
+        needs = f"A plan of TensorRT {plan.version} for {plan.target}: Triton must have that TensorRT, and such a GPU."
+        commented[0][1].append(needs)
+    return {str(message["name"]): to_pbtxt(message, comments) for message, comments in commented}
 
 
 def _detector(name: str, detector: TritonDetector, settings: TritonSettings) -> Message:
     batching = detector.batch is None
+    gathering: Message = {
+        "preferred_batch_size": list(settings.preferred),
+        "max_queue_delay_microseconds": round(settings.max_delay_ms * 1e3),
+    }
     backend = ("onnxruntime", "onnxruntime_onnx") if detector.plan is None else ("tensorrt", "tensorrt_plan")
     fields: dict[str, Value] = {
         "name": name,
@@ -110,15 +115,9 @@ def _detector(name: str, detector: TritonDetector, settings: TritonSettings) -> 
         "input": [_of_network(detector.input, detector.batch)],
         "output": [_of_network(tensor, detector.batch) for tensor in detector.outputs],
         "instance_group": [
-            {"count": settings.instances, "kind": Symbol("KIND_GPU" if detector.on_gpu else "KIND_CPU")}
+            {"count": settings.instances, "kind": Symbol(f"KIND_{'GPU' if detector.on_gpu else 'CPU'}")}
         ],
-        "dynamic_batching": _queue(settings)
-        if not batching
-        else {
-            "preferred_batch_size": list(settings.preferred),
-            "max_queue_delay_microseconds": round(settings.max_delay_ms * 1e3),
-            **_queue(settings),
-        },
+        "dynamic_batching": {**(gathering if batching else {}), **_queue(settings)},
     }
     if settings.threads is not None and not detector.on_gpu:
         threads: Value = {"string_value": str(settings.threads)}
@@ -144,18 +143,12 @@ def _warmup(detector: TritonDetector, settings: TritonSettings) -> list[Value]:
     sizes = sorted({1, *settings.preferred}) if detector.batch is None else [0]
     dims = list(detector.input.dims) if detector.batch is None else [detector.batch, *detector.input.dims]
     black: Value = {"data_type": Symbol(detector.input.data_type), "dims": dims, "zero_data": True}
-    return [
-        {
-            "name": f"batch of {size or detector.batch}",
-            "batch_size": size,
-            "inputs": map_entries({detector.input.name: black}),
-        }
-        for size in sizes
-    ]
+    inputs = map_entries({detector.input.name: black})
+    return [{"name": f"batch of {size or detector.batch}", "batch_size": size, "inputs": inputs} for size in sizes]
 
 
 def _python(
-    name: str, inputs: list[Tensor], outputs: tuple[Tensor, ...], parameters: list[Message], settings: TritonSettings
+    name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], parameters: list[Message], settings: TritonSettings
 ) -> Message:
     """A Python model. It is given whole requests, so that a request keeps the shapes of the protocol."""
     return {
@@ -164,8 +157,8 @@ def _python(
         "default_model_filename": "model.py",
         "max_batch_size": 0,
         "version_policy": _NEWEST,
-        "input": [_of_requests(tensor) for tensor in inputs],
-        "output": [_of_requests(tensor) for tensor in outputs],
+        "input": [_declared(tensor, -1) for tensor in inputs],
+        "output": [_declared(tensor, -1) for tensor in outputs],
         "instance_group": [{"count": settings.python_instances, "kind": Symbol("KIND_CPU")}],
         "dynamic_batching": _queue(settings),
         "parameters": list(parameters),
@@ -173,19 +166,12 @@ def _python(
 
 
 def _ensemble(name: str, bundle: Bundle, detector: TritonDetector, version: int) -> Message:
-    before = [tensor.name for tensor in _before_outputs(detector)]
+    # The network's outputs have the names of the detections too.
+    inner = {tensor.name: f"network_{tensor.name}" for tensor in detector.outputs}
     steps = [
-        (f"{name}-preprocess", {ENCODED.name: ENCODED.name}, {output: output for output in before}),
-        (
-            name,
-            {detector.input.name: detector.input.name},
-            {output.name: _inner(output.name) for output in detector.outputs},
-        ),
-        (
-            f"{name}-postprocess",
-            {tensor.name: _inner(tensor.name) for tensor in detector.outputs} | {IMAGE_SIZE.name: IMAGE_SIZE.name},
-            {tensor.name: tensor.name for tensor in DETECTIONS},
-        ),
+        (f"{name}-preprocess", _as_it_is(ENCODED), _as_it_is(detector.input, IMAGE_SIZE)),
+        (name, _as_it_is(detector.input), inner),
+        (f"{name}-postprocess", inner | _as_it_is(IMAGE_SIZE), _as_it_is(*DETECTIONS)),
     ]
     names: Value = {"string_value": json.dumps(bundle.class_names, ensure_ascii=False)}
     return {
@@ -193,8 +179,8 @@ def _ensemble(name: str, bundle: Bundle, detector: TritonDetector, version: int)
         "platform": "ensemble",
         "max_batch_size": 0,
         "version_policy": _NEWEST,
-        "input": [_of_requests(ENCODED)],
-        "output": [_of_requests(tensor) for tensor in DETECTIONS],
+        "input": [_declared(ENCODED, -1)],
+        "output": [_declared(tensor, -1) for tensor in DETECTIONS],
         "ensemble_scheduling": {
             "step": [
                 {
@@ -210,43 +196,27 @@ def _ensemble(name: str, bundle: Bundle, detector: TritonDetector, version: int)
     }
 
 
-def _inner(output: str) -> str:
-    """An ensemble's tensor for an output of the network, whose names are those of the detections too."""
-    return f"network_{output}"
-
-
-def _before_outputs(detector: TritonDetector) -> tuple[Tensor, ...]:
-    return (detector.input, IMAGE_SIZE)
-
-
-def _after_inputs(detector: TritonDetector) -> tuple[Tensor, ...]:
-    return (*detector.outputs, IMAGE_SIZE)
+def _as_it_is(*tensors: Tensor) -> dict[str, str]:
+    """A map of names for tensors that an ensemble calls what its model calls them."""
+    return {tensor.name: tensor.name for tensor in tensors}
 
 
 def _of_network(tensor: Tensor, batch: int | None) -> Message:
     """An input or output of the detector; with a batch of its own, Triton does not batch."""
-    declared = _declared(tensor, [*tensor.dims] if batch is None else [batch, *tensor.dims])
-    if tensor.scalar:
-        return {**declared, "reshape": {"shape": [] if batch is None else [batch]}}
-    return declared
+    own = [] if batch is None else [batch]
+    declared = _declared(tensor, *own)
+    return {**declared, "reshape": {"shape": own}} if tensor.scalar else declared
 
 
-def _of_requests(tensor: Tensor) -> Message:
-    """An input or output of a model that is given whole requests: the batch is one of its dimensions."""
-    return _declared(tensor, [-1, *tensor.dims])
-
-
-def _declared(tensor: Tensor, dims: list[int]) -> Message:
-    return {"name": tensor.name, "data_type": Symbol(tensor.data_type), "dims": dims}
+def _declared(tensor: Tensor, *batch: int) -> Message:
+    """An input or output; of a model that is given whole requests the batch, -1, is one of its dimensions."""
+    return {"name": tensor.name, "data_type": Symbol(tensor.data_type), "dims": [*batch, *tensor.dims]}
 
 
 def _python_parameters(bundle: Bundle, detector: TritonDetector, settings: TritonSettings) -> list[Message]:
-    spec, thresholds = bundle.manifest.input, bundle.manifest.thresholds
+    thresholds = bundle.manifest.thresholds
     values: dict[str, Any] = {
-        "height": spec.height,
-        "width": spec.width,
-        "letterbox_colour": list(spec.letterbox_colour),
-        "greyscale": spec.greyscale,
+        **bundle.manifest.input.model_dump(),
         "uint8_input": detector.uint8_input,
         "batch": detector.batch,
         "max_batch": settings.max_batch if detector.batch is None else detector.batch,
@@ -255,13 +225,6 @@ def _python_parameters(bundle: Bundle, detector: TritonDetector, settings: Trito
         "iou_threshold": thresholds.iou,
     }
     return map_entries({"detector": {"string_value": json.dumps(values)}})
-
-
-def _built_by(detector: TritonDetector) -> list[str]:
-    if detector.plan is None:
-        return []
-    plan = detector.plan
-    return [f"A plan of TensorRT {plan.version} for {plan.target}: Triton must have that TensorRT, and such a GPU."]
 
 
 def model_filename(detector: TritonDetector) -> str:

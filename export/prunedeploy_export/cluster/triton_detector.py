@@ -49,7 +49,6 @@ class TritonDetector:
         outputs: ``boxes`` and ``scores``, or ``detections`` and ``num_detections``.
         batch: The only batch it takes; None if any up to `max_batch`.
         max_batch: The largest batch of a plan's profile; None if there is no limit.
-        input_size: (height, width) in pixels.
         nms_classes: Number of classes if suppression is in the graph; else None.
     """
 
@@ -60,7 +59,6 @@ class TritonDetector:
     outputs: tuple[Tensor, Tensor]
     batch: int | None
     max_batch: int | None
-    input_size: tuple[int, int]
     nms_classes: int | None
 
     @property
@@ -118,7 +116,6 @@ def _of_onnx(bundle: Bundle, path: Path, *, on_gpu: bool) -> TritonDetector:
         outputs=(first, second),
         batch=signature.batch,
         max_batch=None,
-        input_size=signature.input_size,
         nms_classes=signature.nms_classes,
     )
 
@@ -138,7 +135,7 @@ def _sizes(shape: list[int | str | None]) -> list[int | None]:
 def _plan(bundle: Bundle, target: str, precision: str) -> EngineFile:
     """The plan of full TensorRT for a target and precision."""
     entries = [(name, entry) for name, entry in bundle.manifest.files.items() if entry.role == "engine"]
-    there = [bundle.path / name for name, e in entries if (e.target, e.precision) == (target, precision)]
+    there = [bundle.path / name for name, entry in entries if (entry.target, entry.precision) == (target, precision)]
     if not there:
         plans = ", ".join(f"{entry.target} ({entry.precision})" for _, entry in entries) or "none"
         raise BundleError(

@@ -55,11 +55,6 @@ class TritonRepository:
     models: tuple[str, ...]
     version: int
 
-    @property
-    def ensemble(self) -> str:
-        """The model that takes encoded images and gives detections."""
-        return f"{self.models[0]}-detect"
-
 
 def write_triton_repository(
     bundle: Bundle,

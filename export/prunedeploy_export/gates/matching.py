@@ -62,9 +62,7 @@ class Detected:
             for class_id in np.unique(classes)
         }
 
-    def matches(
-        self, other: Detected, above_score: float, min_iou: float, score_tolerance: float
-    ) -> Iterator[Match]:
+    def matches(self, other: Detected, above_score: float, min_iou: float, score_tolerance: float) -> Iterator[Match]:
         """Match the detections above a score with what ``other`` has.
 
         A match is of the same class, its IoU is at least ``min_iou`` and its score within
@@ -112,10 +110,8 @@ def _best(
     differences = np.abs(scores.astype(np.float64)[:, None] - pool_scores)  # (K, P)
     ious = np.where(differences <= score_tolerance, _likeness(boxes_xyxy, pool_boxes_xyxy), -1.0)
     best = ious.argmax(axis=1)[:, None]
-    return (
-        np.take_along_axis(ious, best, 1)[:, 0].tolist(),
-        np.take_along_axis(differences, best, 1)[:, 0].tolist(),
-    )
+    iou, difference = (np.take_along_axis(values, best, 1)[:, 0].tolist() for values in (ious, differences))
+    return iou, difference
 
 
 def _likeness(a_xyxy: FloatArray, b_xyxy: FloatArray) -> npt.NDArray[np.float64]:

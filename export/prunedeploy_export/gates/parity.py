@@ -117,13 +117,11 @@ def check_tensor_parity(
         worst = float(difference.max(initial=0.0))
         if not worst <= tolerance * largest:
             at = np.unravel_index(int(difference.argmax()), difference.shape)
-            raise GateError(
-                f"tensor parity: {name}{_index(at)} is {candidate[at]:.7g}, "
-                f"the parent's {reference[at]:.7g}: max|a - b| = {worst:.3g} is more than "
-                f"{tolerance:g} * max|a| = {tolerance * largest:.3g}",
-                artefact,
-                _FIX,
+            what = (
+                f"tensor parity: {name}{_index(at)} is {candidate[at]:.7g}, the parent's {reference[at]:.7g}: "
+                f"max|a - b| = {worst:.3g} is more than {tolerance:g} * max|a| = {tolerance * largest:.3g}"
             )
+            raise GateError(what, artefact, _FIX)
         measured.append(worst / largest if largest else 0.0)
     return TensorParity(measured[0], measured[1], tolerance, len(reference_outputs[0]))
 
@@ -175,14 +173,12 @@ def check_detection_parity(
             for match in one.matches(other, score_threshold + score_tolerance, min_iou, score_tolerance):
                 if match.iou is None:
                     box = np.round(match.box_xyxy, 2).tolist()
-                    raise GateError(
-                        f"matched detections: image {image}: the {side}'s detection of class "
-                        f"{match.class_id}, box {box}, score {match.score:.4f} has no match with "
-                        f"IoU >= {min_iou:g} and a score within {score_tolerance:g}: "
-                        f"{other.nearest(match.box_xyxy, match.class_id)}",
-                        artefact,
-                        _FIX,
+                    what = (
+                        f"matched detections: image {image}: the {side}'s detection of class {match.class_id}, "
+                        f"box {box}, score {match.score:.4f} has no match with IoU >= {min_iou:g} and a score within "
+                        f"{score_tolerance:g}: {other.nearest(match.box_xyxy, match.class_id)}"
                     )
+                    raise GateError(what, artefact, _FIX)
                 detections += one is reference
                 coin_flips += match.dropped
                 lowest_iou = min(lowest_iou, match.iou)
@@ -222,12 +218,8 @@ def check_map_parity(
         return MapParity(None, None, 0.0, tolerance)
     deviation = math.nan if reference_map is None or candidate_map is None else candidate_map - reference_map
     if not abs(deviation) <= tolerance:
-        raise GateError(
-            f"mAP parity: mAP is {candidate_map}, the parent's {reference_map}, "
-            f"and they may differ by {tolerance:g}",
-            artefact,
-            _FIX,
-        )
+        what = f"mAP parity: mAP is {candidate_map}, the parent's {reference_map}, and they may differ by {tolerance:g}"
+        raise GateError(what, artefact, _FIX)
     return MapParity(reference_map, candidate_map, deviation, tolerance)
 
 
@@ -249,12 +241,9 @@ def _paired(
             wrong = np.argwhere(~np.isfinite(array))
             if len(wrong):
                 first = tuple(wrong[0])
-                raise GateError(
-                    f"{len(wrong)} values of the {side}'s {name} are not finite, the first one is "
-                    f"{name}{_index(first)} = {array[first]}",
-                    artefact,
-                    fix,
-                )
+                value = f"{name}{_index(first)} = {array[first]}"
+                what = f"{len(wrong)} values of the {side}'s {name} are not finite, the first one is {value}"
+                raise GateError(what, artefact, fix)
         yield name, reference, candidate
 
 

@@ -37,13 +37,13 @@ def add_decode(graph: GraphBuilder, cfg: Cfg, raw_heads: Sequence[str]) -> None:
         boxes, scores = _split_head(graph, raw, head, f"head{number}")
         box_parts.append(boxes)
         score_parts.append(scores)
-    graph.concat(score_parts, 1, SCORES)
+    graph.node("Concat", score_parts, SCORES, axis=1)  # of one head too, for the name
 
-    constants = (_constants(head, cfg.input_size) for head in cfg.heads)
+    constants = (_constants(head, cfg.input_shape[1:]) for head in cfg.heads)
     centre_scale, centre_shift, half_anchors = (
         np.concatenate(parts, axis=1) for parts in zip(*constants, strict=True)
     )  # (1, M, 2) each
-    predictions = graph.concat(box_parts, 1, "decode/predictions")  # (N, M, 4)
+    predictions = graph.node("Concat", box_parts, "decode/predictions", axis=1)  # (N, M, 4)
     txy, twh = graph.split(predictions, ["decode/txy", "decode/twh"], [2, 2], axis=2)
     centre = graph.node("Sigmoid", [txy], "decode/sigmoid")
     centre = graph.node("Mul", [centre, graph.constant("decode/centre_scale", centre_scale)], "decode/scaled")
@@ -52,7 +52,7 @@ def add_decode(graph: GraphBuilder, cfg: Cfg, raw_heads: Sequence[str]) -> None:
     half = graph.node("Mul", [half, graph.constant("decode/half_anchors", half_anchors)], "decode/half_size")
     low = graph.node("Sub", [centre, half], "decode/low")
     high = graph.node("Add", [centre, half], "decode/high")
-    graph.concat([low, high], 2, BOXES)
+    graph.node("Concat", [low, high], BOXES, axis=2)
 
 
 def _split_head(graph: GraphBuilder, raw: str, head: Yolo, name: str) -> tuple[str, str]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +95,7 @@ class GraphEditor:
 
     def __init__(self, graph: GraphProto) -> None:
         self.graph = graph
-        self.producers = {output: node for node in graph.node for output in node.output}
+        self.producers: dict[str | None, NodeProto] = {name: node for node in graph.node for name in node.output}
         self.constants = {tensor.name: tensor for tensor in graph.initializer}
         self._added: dict[str | None, list[NodeProto]] = {}
 
@@ -118,15 +119,23 @@ class GraphEditor:
         """Give a constant other values, which may be of another type."""
         self.constants[name].CopyFrom(numpy_helper.from_array(np.asarray(values, order="C"), name))
 
-    def insert_after(self, tensor: str | None, node: NodeProto) -> None:
-        """Place a node right behind the producer of a tensor (None, an input, a constant: at the front)."""
-        producer = self.producers.get(tensor) if tensor is not None else None
-        key = None if producer is None else producer.output[0]
-        self._added.setdefault(key, []).append(node)
+    def insert_after(self, tensor: str | None, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        """Place a node right behind the producer of a tensor (None, an input, a constant: at the front).
 
-    def insert_first(self, nodes: Iterable[NodeProto]) -> None:
-        """Place nodes before all others."""
-        self._added[None] = [*nodes, *self._added.get(None, [])]
+        Args:
+            tensor: Which.
+            op: Operator.
+            inputs: What the node reads.
+            output: What it gives; it is named after that.
+            **attributes: The operator's.
+
+        Returns:
+            The output.
+        """
+        key = self.producers[tensor].output[0] if tensor in self.producers else None
+        node = helper.make_node(op, inputs, [output], name=output, **attributes)
+        self._added.setdefault(key, []).append(node)
+        return output
 
     def commit(self) -> None:
         """Put the inserted nodes into the graph and drop constants that nobody reads."""
@@ -156,6 +165,13 @@ def _read_in(graph: GraphProto) -> Iterator[str]:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 yield from _read_in(attribute.g)
+
+
+def redirect(node: NodeProto, old: str, new: str) -> None:
+    """Have a node read another tensor instead of one."""
+    for position, name in enumerate(node.input):
+        if name == old:
+            node.input[position] = new
 
 
 def convolutions(graph: GraphProto) -> list[NodeProto]:

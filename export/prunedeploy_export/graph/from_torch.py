@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
@@ -34,7 +34,6 @@ def onnx_from_torch(
     path: str | Path,
     *,
     class_names: Sequence[str] | None = None,
-    metadata: Mapping[str, str] | None = None,
     opset: int = OPSET,
 ) -> OnnxFile:
     """Write a network with its decoding as a checked ONNX file.
@@ -47,21 +46,19 @@ def onnx_from_torch(
         network: The network with batch normalisation folded, e.g. `prunedeploy.models.FoldedDarknet`.
         path: The file; its folder is made if it is not there.
         class_names: Names of the C classes, in order; written to the file's metadata as JSON.
-        metadata: More entries for the file's metadata.
         opset: Operator set, at least 17.
 
     Returns:
         What was written.
 
     Raises:
-        ValueError: ``class_names`` are not C names, ``metadata`` has a key that is written anyway, or
-            ``opset`` is too old.
+        ValueError: ``class_names`` are not C names, or ``opset`` is too old.
         EngineError: The weights do not fit into one ONNX file (2 GB).
         StoreError: The file cannot be written; nothing is left behind.
     """
     if opset < OPSET:
         raise ValueError(f"opset must be at least {OPSET}, got {opset}")
-    entries = _metadata(network.cfg, class_names, metadata or {})
+    entries = _metadata(network.cfg, class_names)
     weight_bytes = 4 * sum(weight.numel() + bias.numel() for weight, bias in network.folded.values())
     if weight_bytes > _MAX_BYTES - _GRAPH_BYTES:
         what = f"the weights take {weight_bytes / 1e9:.1f} GB, and one ONNX file holds 2 GB"
@@ -70,11 +67,11 @@ def onnx_from_torch(
     return write_model(model, path)
 
 
-def _build_model(network: Network, entries: Mapping[str, str], opset: int) -> ModelProto:
+def _build_model(network: Network, entries: dict[str, str], opset: int) -> ModelProto:
     cfg = network.cfg
     model = ModelProto(ir_version=_IR_VERSION, producer_name="prunedeploy", producer_version=__version__)
     model.opset_import.append(helper.make_opsetid("", opset))
-    helper.set_model_props(model, dict(entries))
+    helper.set_model_props(model, entries)
     model.graph.name = "detector"
     predictions = sum(len(head.head_anchors_wh) * math.prod(head.out_shape[1:]) for head in cfg.heads)
     model.graph.input.append(_batch_of(IMAGES, *cfg.input_shape))
@@ -91,14 +88,11 @@ def _batch_of(name: str, *shape: int) -> ValueInfoProto:
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape])
 
 
-def _metadata(cfg: Cfg, class_names: Sequence[str] | None, more: Mapping[str, str]) -> dict[str, str]:
+def _metadata(cfg: Cfg, class_names: Sequence[str] | None) -> dict[str, str]:
     """The file's metadata, sorted by key."""
-    entries = {"input_size": json.dumps(list(cfg.input_size)), "precision": "fp32"}
+    entries = {"input_size": json.dumps(cfg.input_shape[1:]), "precision": "fp32"}
     if class_names is not None:
         if len(class_names) != cfg.classes:
             raise ValueError(f"the network has {cfg.classes} classes, got {len(class_names)} names")
         entries["class_names"] = json.dumps(list(class_names), ensure_ascii=False)
-    taken = sorted(entries.keys() & more.keys())
-    if taken:
-        raise ValueError(f"metadata must not contain {taken}, which the export writes itself")
-    return dict(sorted({**entries, **more}.items()))
+    return dict(sorted(entries.items()))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx import GraphProto, TensorProto, helper
+from onnx import GraphProto, TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from prunedeploy_export.graph.network import Convolutional, Layer, Maxpool, Network, Route, Shortcut, Upsample
@@ -44,28 +44,28 @@ class GraphBuilder:
 
     def node(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
         """Append a node with one output; it is named after the output, which is returned."""
-        self._graph.node.append(helper.make_node(op, list(inputs), [output], name=output, **attributes))
-        return output
+        return self.nodes(op, inputs, [output], output, **attributes)[0]
+
+    def nodes(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], name: str, **attributes: Any
+    ) -> Sequence[str]:
+        """Append a node with several outputs, which are returned."""
+        self._graph.node.append(helper.make_node(op, list(inputs), list(outputs), name=name, **attributes))
+        return outputs
 
     def split(self, source: str, outputs: Sequence[str], sizes: Sequence[int], axis: int) -> Sequence[str]:
         """Append a Split and return its outputs."""
-        lengths = self.integers(sizes)
-        node = helper.make_node("Split", [source, lengths], list(outputs), name=f"{source}/split", axis=axis)
-        self._graph.node.append(node)
-        return outputs
+        return self.nodes("Split", [source, self.integers(sizes)], outputs, f"{source}/split", axis=axis)
 
     def integers(self, values: Sequence[int]) -> str:
         """Return the name of a constant int64 vector; equal ones are stored once."""
         return self.constant("int64_" + "_".join(map(str, values)), np.array(values, dtype=np.int64))
 
-    def constant(self, name: str, values: npt.NDArray[np.float32] | npt.NDArray[np.int64]) -> str:
+    def constant(self, name: str, values: npt.NDArray) -> str:
         """Add a constant and return its name; a second one of the same name is the same one."""
         if name not in self._constants:
             self._constants.add(name)
-            is_float = values.dtype.kind == "f"
-            kind = TensorProto.FLOAT if is_float else TensorProto.INT64
-            tensor = self._graph.initializer.add(name=name, data_type=kind, dims=values.shape)
-            tensor.raw_data = values.astype("<f4" if is_float else "<i8", copy=False).tobytes()
+            self._graph.initializer.append(numpy_helper.from_array(values, name))
         return name
 
     def weight(self, name: str, values: Tensor) -> str:
@@ -83,10 +83,6 @@ class GraphBuilder:
     def reshape(self, source: str, shape: Sequence[int], output: str) -> str:
         """Append a Reshape; 0 in ``shape`` keeps that dimension."""
         return self.node("Reshape", [source, self.integers(shape)], output)
-
-    def concat(self, sources: Sequence[str], axis: int, output: str) -> str:
-        """Append a Concat, of one input too: the output has the name that was asked for."""
-        return self.node("Concat", sources, output, axis=axis)
 
 
 def add_layers(graph: GraphBuilder, network: Network) -> list[str]:
@@ -123,9 +119,7 @@ def _needed(layers: Sequence[Layer]) -> set[int]:
     return needed
 
 
-def _add_convolutional(
-    graph: GraphBuilder, layer: Convolutional, source: str, weight: Tensor, bias: Tensor
-) -> str:
+def _add_convolutional(graph: GraphBuilder, layer: Convolutional, source: str, weight: Tensor, bias: Tensor) -> str:
     name = f"layer{layer.index}"
     convolved = graph.node(
         "Conv",
@@ -159,8 +153,7 @@ def add_activation(graph: GraphBuilder, source: str, activation: str, output: st
     raise ValueError(f"unknown activation {activation!r}")
 
 
-def _add_maxpool(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) -> str:
-    layer = cast(Maxpool, layer)
+def _add_maxpool(graph: GraphBuilder, layer: Maxpool, inputs: Sequence[Value]) -> str:
     name, source, size = f"layer{layer.index}", inputs[0].name, layer.size
     before = layer.padding // 2
     # As much padding as the last window reads and no more: an even map at 2/2 needs none.
@@ -177,8 +170,7 @@ def _add_maxpool(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) -> 
     return graph.node("MaxPool", [source], name, pads=pads, **window)
 
 
-def _add_upsample(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) -> str:
-    layer = cast(Upsample, layer)
+def _add_upsample(graph: GraphBuilder, layer: Upsample, inputs: Sequence[Value]) -> str:
     factor = layer.stride
     scales = graph.constant(f"scales_{factor}", np.array([1, 1, factor, factor], dtype=np.float32))
     # Asymmetric and floor: output cell i reads input cell floor(i / factor), as Darknet and PyTorch do.
@@ -192,8 +184,7 @@ def _add_upsample(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) ->
     )
 
 
-def _add_route(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) -> str:
-    layer = cast(Route, layer)
+def _add_route(graph: GraphBuilder, layer: Route, inputs: Sequence[Value]) -> str:
     name = f"layer{layer.index}"
     parts = [value.name for value in inputs]
     if layer.groups > 1:
@@ -204,19 +195,16 @@ def _add_route(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) -> st
             bounds = [graph.integers([number]) for number in (start, end, 1)]
             output = name if len(inputs) == 1 else f"{name}/part{position}"
             parts.append(graph.node("Slice", [value.name, *bounds], output))
-    return parts[0] if len(parts) == 1 else graph.concat(parts, 1, name)
+    return parts[0] if len(parts) == 1 else graph.node("Concat", parts, name, axis=1)
 
 
-def _add_shortcut(graph: GraphBuilder, layer: Layer, inputs: Sequence[Value]) -> str:
-    layer = cast(Shortcut, layer)
+def _add_shortcut(graph: GraphBuilder, layer: Shortcut, inputs: Sequence[Value]) -> str:
     name = f"layer{layer.index}"
-    total = graph.node(
-        "Add", [value.name for value in inputs], name if layer.activation == "linear" else f"{name}/sum"
-    )
+    total = graph.node("Add", [value.name for value in inputs], name if layer.activation == "linear" else f"{name}/sum")
     return add_activation(graph, total, layer.activation, name)
 
 
-_RULES: dict[str, Callable[[GraphBuilder, Layer, Sequence[Value]], str]] = {
+_RULES: dict[str, Callable[[GraphBuilder, Any, Sequence[Value]], str]] = {
     "maxpool": _add_maxpool,
     "upsample": _add_upsample,
     "route": _add_route,

@@ -28,28 +28,28 @@ class Layer(Protocol):
         """Indices of the layers it reads; -1 is the image."""
 
     @property
-    def in_channels(self) -> tuple[int, ...]:
-        """Channels of each input."""
-
-    @property
     def out_shape(self) -> tuple[int, int, int]:
         """``(channels, height, width)``."""
 
 
-class Convolutional(Layer, Protocol):
-    """Convolution with bias, then an activation."""
+class Windowed(Layer, Protocol):
+    """A layer that moves a window over its input."""
 
     @property
     def size(self) -> int:
-        """Side of the kernel."""
+        """Side of the kernel or window."""
 
     @property
     def stride(self) -> int:
-        """Step of the kernel, both ways."""
+        """Its step, both ways."""
 
     @property
     def padding(self) -> int:
-        """Zeros on each side."""
+        """Of a convolution: zeros on each side. Of a pooling: cells of -inf in all, ``padding // 2`` left and top."""
+
+
+class Convolutional(Windowed, Protocol):
+    """Convolution with bias, then an activation."""
 
     @property
     def dilation(self) -> int:
@@ -64,20 +64,8 @@ class Convolutional(Layer, Protocol):
         """``linear``, ``leaky`` (slope 0.1), ``relu``, ``mish``, ``swish`` or ``logistic``."""
 
 
-class Maxpool(Layer, Protocol):
+class Maxpool(Windowed, Protocol):
     """Max pooling."""
-
-    @property
-    def size(self) -> int:
-        """Side of the window."""
-
-    @property
-    def stride(self) -> int:
-        """Step of the window, both ways."""
-
-    @property
-    def padding(self) -> int:
-        """Cells of -inf in all, ``padding // 2`` of them left and top."""
 
 
 class Upsample(Layer, Protocol):
@@ -138,10 +126,6 @@ class Cfg(Protocol):
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """``(channels, height, width)`` of the image."""
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """``(height, width)`` of the image in pixels."""
 
     @property
     def classes(self) -> int:

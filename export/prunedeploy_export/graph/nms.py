@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.runner import DETECTION_COLUMNS
 from prunedeploy_export.graph.decode import BOXES, SCORES
-from prunedeploy_export.graph.edit import GraphEditor, metadata_of, set_metadata
+from prunedeploy_export.graph.edit import metadata_of, set_metadata
+from prunedeploy_export.graph.layers import GraphBuilder
 
 DETECTIONS = "detections"
 NUM_DETECTIONS = "num_detections"
@@ -61,12 +62,8 @@ def with_nms(model: ModelProto, nms: NmsInGraph, max_candidates: int = MAX_CANDI
     _Suppression(copy.graph, classes, candidates, used).add()
     del copy.graph.output[:]
     table: list[str | int | None] = ["batch", used.max_detections, DETECTION_COLUMNS]
-    copy.graph.output.extend(
-        [
-            helper.make_tensor_value_info(DETECTIONS, TensorProto.FLOAT, table),
-            helper.make_tensor_value_info(NUM_DETECTIONS, TensorProto.INT32, ["batch"]),
-        ]
-    )
+    copy.graph.output.append(helper.make_tensor_value_info(DETECTIONS, TensorProto.FLOAT, table))
+    copy.graph.output.append(helper.make_tensor_value_info(NUM_DETECTIONS, TensorProto.INT32, ["batch"]))
     names = metadata_of(copy).get("class_names", json.dumps([f"class {number}" for number in range(classes)]))
     set_metadata(copy, class_names=names, nms=json.dumps(asdict(used)), nms_candidates=str(candidates))
     return copy
@@ -76,8 +73,8 @@ class _Suppression:
     """Appends the nodes; N is the batch, Q the number of candidates, K of detections."""
 
     def __init__(self, graph: GraphProto, classes: int, candidates: int, nms: NmsInGraph) -> None:
-        self._graph, self._classes, self._candidates, self._nms = graph, classes, candidates, nms
-        self._editor = GraphEditor(graph)
+        self._graph = GraphBuilder(graph)
+        self._classes, self._candidates, self._nms = classes, candidates, nms
 
     def add(self) -> None:
         """Append everything."""
@@ -112,12 +109,9 @@ class _Suppression:
 
     def _suppresses(self, boxes: str, class_ids: str) -> str:
         """``(N, Q, Q)``: 1 where the column's candidate would drop the row's: better, same class, overlapping."""
-        corners = ["x1", "y1", "x2", "y2"]
         ones = self._constant("ones", np.ones(4, np.int64))
-        self._graph.node.append(
-            helper.make_node("Split", [boxes, ones], [f"nms/{c}" for c in corners], name="nms/corners", axis=2)
-        )
-        x1, y1, x2, y2 = (f"nms/{corner}" for corner in corners)  # (N, Q, 1) each
+        outputs = [f"nms/{corner}" for corner in ("x1", "y1", "x2", "y2")]
+        x1, y1, x2, y2 = self._graph.nodes("Split", [boxes, ones], outputs, "nms/corners", axis=2)  # (N, Q, 1) each
         width = self._node("Relu", [self._node("Sub", [x2, x1], "width")], "width_or_0")
         height = self._node("Relu", [self._node("Sub", [y2, y1], "height")], "height_or_0")
         area = self._node("Mul", [width, height], "area")
@@ -156,19 +150,11 @@ class _Suppression:
             helper.make_node("ReduceMax", ["nms/changed"], ["nms/most_changed"], keepdims=0),
             helper.make_node("Greater", ["nms/most_changed", self._constant("half", 0.5)], ["nms/go_on"]),
         ]
-        graph = helper.make_graph(
-            body,
-            "nms_round",
-            [
-                helper.make_tensor_value_info("nms/round", TensorProto.INT64, []),
-                helper.make_tensor_value_info("nms/go_on_before", TensorProto.BOOL, []),
-                helper.make_tensor_value_info("nms/before", TensorProto.FLOAT, column),
-            ],
-            [
-                helper.make_tensor_value_info("nms/go_on", TensorProto.BOOL, []),
-                helper.make_tensor_value_info("nms/after", TensorProto.FLOAT, column),
-            ],
-        )
+        info = helper.make_tensor_value_info
+        before, after = (info(f"nms/{name}", TensorProto.FLOAT, column) for name in ("before", "after"))
+        go_on_before, go_on = (info(f"nms/{name}", _BOOL, []) for name in ("go_on_before", "go_on"))
+        inputs = [info("nms/round", TensorProto.INT64, []), go_on_before, before]
+        graph = helper.make_graph(body, "nms_round", inputs, [go_on, after])
         limit = self._constant("rounds", np.array(self._candidates))
         return self._node("Loop", [limit, self._constant("start", np.array(True)), valid], "stays", body=graph)
 
@@ -179,17 +165,15 @@ class _Suppression:
         zero = self._constant("zero", 0.0)
         found = self._node("Greater", [best, zero], "found")
         mask = self._node("Unsqueeze", [found, self._axis(2)], "found_column")
-        self._append("Where", [mask, rows, zero], DETECTIONS)
+        self._graph.node("Where", [mask, rows, zero], DETECTIONS)
         counted = self._node("Cast", [found], "counted", to=TensorProto.INT32)
-        self._append("ReduceSum", [counted, self._axis(1)], NUM_DETECTIONS, keepdims=0)
+        self._graph.node("ReduceSum", [counted, self._axis(1)], NUM_DETECTIONS, keepdims=0)
 
-    def _top(self, source: str, count: int, name: str) -> tuple[str, str]:
+    def _top(self, source: str, count: int, name: str) -> Sequence[str]:
+        """Names of the best scores, best first, and of their indices."""
+        inputs = [source, self._constant(f"{name}_count", np.array([count]))]
         outputs = [f"nms/{name}_score", f"nms/{name}_index"]
-        length = self._constant(f"{name}_count", np.array([count]))
-        self._graph.node.append(
-            helper.make_node("TopK", [source, length], outputs, name=f"nms/{name}", axis=1, largest=1, sorted=1)
-        )
-        return outputs[0], outputs[1]
+        return self._graph.nodes("TopK", inputs, outputs, f"nms/{name}", axis=1, largest=1, sorted=1)
 
     def _gather(self, source: str, rows: str, name: str) -> str:
         """Rows of ``(N, R, ...)`` by ``(N, Q)``."""
@@ -207,12 +191,7 @@ class _Suppression:
 
     def _constant(self, name: str, value: float | np.float32 | npt.NDArray) -> str:
         array = value if isinstance(value, np.ndarray) else np.asarray(value, np.float32)
-        return self._editor.constant(f"nms/{name}", array)
+        return self._graph.constant(f"nms/{name}", array)
 
     def _node(self, op: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        return self._append(op, inputs, f"nms/{name}", **attributes)
-
-    def _append(self, op: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        node: NodeProto = helper.make_node(op, list(inputs), [output], name=output, **attributes)
-        self._graph.node.append(node)
-        return output
+        return self._graph.node(op, inputs, f"nms/{name}", **attributes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
-from prunedeploy_export.graph.edit import GraphEditor, set_metadata
+from prunedeploy_export.graph.edit import GraphEditor, redirect, set_metadata
 from prunedeploy_export.graph.layers import IMAGES
 
 
@@ -20,24 +20,17 @@ def with_uint8_input(model: ModelProto) -> ModelProto:
     editor = GraphEditor(graph)
     normalised = f"{IMAGES}/normalised"
     for node in editor.consumers(IMAGES):
-        for position, name in enumerate(node.input):
-            if name == IMAGES:
-                node.input[position] = normalised
+        redirect(node, IMAGES, normalised)
     batch, channels, height, width = (
         dim.dim_param or dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim
     )
     shape = [batch, height, width, channels]
     graph.input[0].CopyFrom(helper.make_tensor_value_info(IMAGES, TensorProto.UINT8, shape))
     whole = editor.constant(f"{IMAGES}/255", np.asarray(255, np.float32))
-    single, nchw = f"{IMAGES}/float", f"{IMAGES}/nchw"
     # Cast first: TensorRT has uint8 at its input only.
-    editor.insert_first(
-        [
-            helper.make_node("Cast", [IMAGES], [single], name=single, to=TensorProto.FLOAT),
-            helper.make_node("Transpose", [single], [nchw], name=nchw, perm=[0, 3, 1, 2]),
-            helper.make_node("Div", [nchw, whole], [normalised], name=normalised),
-        ]
-    )
+    single = editor.insert_after(None, "Cast", [IMAGES], f"{IMAGES}/float", to=TensorProto.FLOAT)
+    nchw = editor.insert_after(None, "Transpose", [single], f"{IMAGES}/nchw", perm=[0, 3, 1, 2])
+    editor.insert_after(None, "Div", [nchw, whole], normalised)
     editor.commit()
     set_metadata(copy, uint8_input="true")
     return copy

@@ -6,7 +6,7 @@ tensor, the second fills a histogram between them. So the memory is that of one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,7 +62,6 @@ def collect_histograms(
     images: npt.NDArray[Any],
     *,
     threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Histogram]:
     """Run a network on images and count the values of its tensors.
 
@@ -71,7 +70,6 @@ def collect_histograms(
         tensors: Names of float32 tensors in it.
         images: ``(K, 3, H, W)`` float32 in [0, 1], or whatever kind the model takes; K >= 1.
         threads: Threads of ONNX Runtime.
-        progress: Called with 1 after each image of each of the two passes.
 
     Raises:
         DataError: There are no images, or a tensor takes a value that is not finite.
@@ -79,25 +77,12 @@ def collect_histograms(
     if not len(images):
         raise DataError("there are no images to calibrate with", fix="give at least one training image")
     wanted = list(dict.fromkeys(tensors))
-    session = open_session(
-        expose(model, wanted).SerializeToString(),
-        threads=threads,
-        providers=("CPUExecutionProvider",),
-        allow_spinning=True,
-    )
-    source = session.get_inputs()[0].name
-
-    def passes() -> Iterator[Mapping[str, Float32Array]]:
-        for image in images:
-            values = session.run(wanted, {source: image[None]})
-            yield dict(zip(wanted, values, strict=True))
-            if progress is not None:
-                progress(1)
+    run = outputs_of(expose(model, wanted), wanted, threads)
 
     low = dict.fromkeys(wanted, np.inf)
     high = dict.fromkeys(wanted, -np.inf)
-    for values in passes():
-        for name, array in values.items():
+    for image in images:
+        for name, array in zip(wanted, run(image), strict=True):
             # NumPy's, since Python's min and max lose a NaN.
             low[name] = float(np.minimum(low[name], array.min()))
             high[name] = float(np.maximum(high[name], array.max()))
@@ -105,19 +90,24 @@ def collect_histograms(
         if not np.isfinite([low[name], high[name]]).all():
             raise DataError(f"tensor {name} has values that are not finite", fix="train the network again")
     counts = {name: np.zeros(_BINS, np.int64) for name in wanted}
-    for values in passes():
-        for name, array in values.items():
+    for image in images:
+        for name, array in zip(wanted, run(image), strict=True):
             counts[name] += _bin_counts(array, low[name], high[name])
     return {name: Histogram(low[name], high[name], counts[name]) for name in wanted}
 
 
+def outputs_of(
+    model: ModelProto, outputs: Sequence[str], threads: int | None
+) -> Callable[[npt.NDArray[Any]], list[Float32Array]]:
+    """A function from one image ``(3, H, W)`` to these outputs of a network, by ONNX Runtime on the CPU."""
+    content = model.SerializeToString()
+    session = open_session(content, threads=threads, providers=("CPUExecutionProvider",), allow_spinning=True)
+    source = session.get_inputs()[0].name
+    return lambda image: session.run(list(outputs), {source: image[None]})
+
+
 def choose_range(
-    histogram: Histogram,
-    method: Method,
-    *,
-    levels: int = 255,
-    symmetric: bool = False,
-    negative_slope: float = 1.0,
+    histogram: Histogram, method: Method, *, levels: int = 255, symmetric: bool = False, negative_slope: float = 1.0
 ) -> Range:
     """What to keep of a tensor's values; 0 is always inside, so that padding is exact.
 

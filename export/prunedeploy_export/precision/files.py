@@ -6,9 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy.typing as npt
 from onnx import ModelProto
 
 from prunedeploy_engines.errors import DataError, EngineError
@@ -25,14 +23,13 @@ from prunedeploy_export.graph.edit import (
 from prunedeploy_export.precision.calibration import Method, Range, choose_range, collect_histograms
 from prunedeploy_export.precision.half import to_half_precision
 from prunedeploy_export.precision.quantisation import Activations, negative_slopes, plan_quantisation, quantise
-from prunedeploy_export.precision.sensitivity import ConvolutionCost, convolution_costs, skip_within_budget
+from prunedeploy_export.precision.sensitivity import Images, convolution_costs, skip_within_budget
 
 HARMLESS_ERROR = 1e-4
 """The first convolution becomes int8 only if that alone changes the heads by no more (40 dB)."""
 
 _OLDEST_OPSET = 13  # DequantizeLinear with a scale per channel
 
-Images = npt.NDArray[Any]
 Loss = Callable[[ModelProto], float]
 
 
@@ -88,7 +85,6 @@ class Quantiser:
         method: How ranges are chosen.
         sensitivity_images: How many of them are used to measure each convolution's cost.
         threads: Threads of ONNX Runtime.
-        progress: Called with a text and the number of steps done and in all.
 
     Raises:
         EngineError: The source cannot be used.
@@ -104,33 +100,25 @@ class Quantiser:
         method: Method = "percentile",
         sensitivity_images: int = 8,
         threads: int | None = None,
-        progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         self._model = _fp32(source)
         self._images, self._seed, self._method = calibration_images, seed, method
         self._few = calibration_images[: max(1, sensitivity_images)]
         self._threads = threads
-        self._progress = progress or (lambda text, done, total: None)
         self._heads = [node.name for node in head_convolutions(self._model.graph)]
         self._names = [node.name for node in convolutions(self._model.graph)]
         shape = [dim.dim_value for dim in self._model.graph.input[0].type.tensor_type.shape.dim][1:]
         if len(calibration_images) and list(calibration_images.shape[1:]) != shape:
-            raise DataError(f"calibration images must be (K, {', '.join(map(str, shape))}), "
-                            f"got {calibration_images.shape}")  # fmt: skip
+            expected = ", ".join(map(str, shape))
+            raise DataError(f"calibration images must be (K, {expected}), got {calibration_images.shape}")
         # The plan for CPUs that leaves nothing out has every tensor of any other plan. All of them are measured,
         # also those that take another one's scale: with that one left in fp32 they need a scale of their own.
         tensors = plan_quantisation(self._model, "uint8").tensors
-        step = self._counter("calibrate", 2 * len(calibration_images))
-        self._histograms = collect_histograms(self._model, tensors, calibration_images, threads=threads, progress=step)
+        self._histograms = collect_histograms(self._model, tensors, calibration_images, threads=threads)
         self._slopes = negative_slopes(self._model)
 
     def write(
-        self,
-        path: str | Path,
-        activations: Activations,
-        *,
-        loss: Loss | None = None,
-        budget: float | None = None,
+        self, path: str | Path, activations: Activations, *, loss: Loss | None = None, budget: float | None = None
     ) -> tuple[OnnxFile, Quantisation]:
         """Write an int8 file.
 
@@ -148,11 +136,10 @@ class Quantiser:
             GateError: The budget cannot be met, see `sensitivity.skip_within_budget`.
         """
         ranges = self._ranges(activations)
-        costs = convolution_costs(
-            self._model, ranges, self._few, activations=activations, threads=self._threads,
-            progress=self._counter(f"sensitivity, {activations}", len(self._names)),
-        )  # fmt: skip
-        always = self._always_in_fp32(costs)
+        costs = convolution_costs(self._model, ranges, self._few, activations=activations, threads=self._threads)
+        first = costs[0]
+        harmful = first.error > HARMLESS_ERROR and first.name not in self._heads
+        always = [first.name, *self._heads] if harmful else self._heads
         trials: tuple[tuple[int, float], ...] = ()
         skipped: Sequence[str] = always
         if loss is not None and budget is not None:
@@ -160,8 +147,7 @@ class Quantiser:
             def lost(names: Sequence[str]) -> float:
                 return loss(self._quantised(ranges, activations, names))
 
-            decided = skip_within_budget(costs, always, lost, budget)
-            skipped, trials = decided.skipped, decided.trials
+            skipped, trials = skip_within_budget(costs, always, lost, budget)
         model = self._quantised(ranges, activations, skipped)
         record = Quantisation(
             activations=activations,
@@ -194,21 +180,6 @@ class Quantiser:
 
     def _quantised(self, ranges: dict[str, Range], activations: Activations, skipped: Sequence[str]) -> ModelProto:
         return quantise(self._model, plan_quantisation(self._model, activations, skipped), ranges)
-
-    def _always_in_fp32(self, costs: Sequence[ConvolutionCost]) -> list[str]:
-        first = costs[0]
-        harmful = [first.name] if first.error > HARMLESS_ERROR and first.name not in self._heads else []
-        return [*harmful, *self._heads]
-
-    def _counter(self, text: str, total: int) -> Callable[[int], None]:
-        done = 0
-
-        def step(count: int) -> None:
-            nonlocal done
-            done += count
-            self._progress(text, done, total)
-
-        return step
 
 
 def _fp32(source: str | Path) -> ModelProto:

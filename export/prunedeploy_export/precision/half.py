@@ -7,10 +7,10 @@ heads are cast back before they are decoded. Input and outputs keep float32, and
 from __future__ import annotations
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto
 
 from prunedeploy_engines.errors import EngineError
-from prunedeploy_export.graph.edit import GraphEditor, head_convolutions
+from prunedeploy_export.graph.edit import GraphEditor, head_convolutions, redirect
 
 _LARGEST = float(np.finfo(np.float16).max)
 # Inputs that say how, and are not data: they keep their type.
@@ -39,22 +39,15 @@ def to_half_precision(model: ModelProto) -> ModelProto:
             node.input[position] = half = f"{name}/half"
             if name not in cast:
                 cast.add(name)
-                editor.insert_after(name, helper.make_node("Cast", [name], [half], name=half, to=TensorProto.FLOAT16))
+                editor.insert_after(name, "Cast", [name], half, to=TensorProto.FLOAT16)
     for tensor in [name for node in layers for name in node.output]:
         readers = [node for node in editor.consumers(tensor) if in_half.isdisjoint(node.output)]
         if readers:
-            _cast_back(editor, tensor, readers)
+            single = editor.insert_after(tensor, "Cast", [tensor], f"{tensor}/single", to=TensorProto.FLOAT)
+            for reader in readers:
+                redirect(reader, tensor, single)
     editor.commit()
     return copy
-
-
-def _cast_back(editor: GraphEditor, tensor: str, readers: list[NodeProto]) -> None:
-    single = f"{tensor}/single"
-    for reader in readers:
-        for position, name in enumerate(reader.input):
-            if name == tensor:
-                reader.input[position] = single
-    editor.insert_after(tensor, helper.make_node("Cast", [tensor], [single], name=single, to=TensorProto.FLOAT))
 
 
 def _layers(model: ModelProto) -> list[NodeProto]:

@@ -21,9 +21,9 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
-from prunedeploy_export.graph.edit import GraphEditor, convolutions
+from prunedeploy_export.graph.edit import GraphEditor, convolutions, redirect
 from prunedeploy_export.precision.calibration import Range
 
 Activations = Literal["uint8", "int8"]
@@ -64,20 +64,18 @@ def plan_quantisation(model: ModelProto, activations: Activations, skip: Collect
         skip: Names of convolutions that stay in fp32.
     """
     graph = model.graph
-    chosen = {node.name for node in convolutions(graph) if node.name not in skip}
+    chosen = {node.name: node for node in convolutions(graph) if node.name not in skip}
     outputs = {value.name for value in graph.output}
-    everywhere = activations == "uint8"
     quantised: set[str] = set()  # tensors that an 8-bit operator gives
     operators: list[str] = []
-    if everywhere:
-        for node in graph.node:
-            follows = node.op_type in FOLLOWING and outputs.isdisjoint(node.output)
-            if node.name in chosen:
-                quantised.add(node.output[0])
-            elif follows and all(name in quantised for name in _data_inputs(node)):
-                operators.append(node.name)
-                quantised.add(node.output[0])
-    needed = quantised | {node.input[0] for node in convolutions(graph) if node.name in chosen}
+    for node in graph.node if activations == "uint8" else ():
+        follows = node.op_type in FOLLOWING and outputs.isdisjoint(node.output)
+        if node.name in chosen:
+            quantised.add(node.output[0])
+        elif follows and quantised.issuperset(node.input[: _DATA_INPUTS.get(node.op_type)]):
+            operators.append(node.name)
+            quantised.add(node.output[0])
+    needed = quantised | {node.input[0] for node in chosen.values()}
     ordered = [graph.input[0].name, *(name for node in graph.node for name in node.output)]
     same_as = {
         node.output[0]: node.input[0]
@@ -86,7 +84,7 @@ def plan_quantisation(model: ModelProto, activations: Activations, skip: Collect
     }
     return QuantisationPlan(
         activations=activations,
-        convolutions=tuple(node.name for node in convolutions(graph) if node.name in chosen),
+        convolutions=tuple(chosen),
         operators=tuple(operators),
         tensors=tuple(name for name in ordered if name in needed),
         same_as=same_as,
@@ -111,12 +109,13 @@ def quantise(model: ModelProto, plan: QuantisationPlan, ranges: Mapping[str, Ran
     in_8_bits = {*plan.convolutions, *plan.operators}
     for name in plan.tensors:
         dequantised = _add_pair(editor, name, *scales[name])
-        integer = plan.activations == "uint8" and _gives_8_bits(editor, name, in_8_bits)
+        producer = editor.producers.get(name)
+        integer = plan.activations == "uint8" and producer is not None and producer.name in in_8_bits
         for node in readers[name]:
             # What an 8-bit operator gives exists in 8 bits only. What a float operator gives is there for
             # float readers as it is.
             if integer or node.name in in_8_bits or (plan.activations == "int8" and node.op_type in FOLLOWING):
-                _redirect(node, name, dequantised)
+                redirect(node, name, dequantised)
     for node in convolutions(copy.graph):
         if node.name in plan.convolutions:
             source = node.input[0].removesuffix(_DEQUANTISED)
@@ -128,18 +127,10 @@ def quantise(model: ModelProto, plan: QuantisationPlan, ranges: Mapping[str, Ran
 _DEQUANTISED = "/dequantised"
 
 
-def _data_inputs(node: NodeProto) -> list[str]:
-    return list(node.input[: _DATA_INPUTS.get(node.op_type)])
-
-
 def _root(name: str, same_as: Mapping[str, str]) -> str:
     while name in same_as:
         name = same_as[name]
     return name
-
-
-def _gives_8_bits(editor: GraphEditor, tensor: str, in_8_bits: Collection[str]) -> bool:
-    return tensor in editor.producers and editor.producers[tensor].name in in_8_bits
 
 
 def _scale(found: Range, activations: Activations) -> tuple[np.float32, npt.NDArray]:
@@ -152,21 +143,12 @@ def _scale(found: Range, activations: Activations) -> tuple[np.float32, npt.NDAr
 
 
 def _add_pair(editor: GraphEditor, tensor: str, scale: np.float32, zero_point: npt.NDArray) -> str:
-    scale_name = editor.constant(f"{tensor}/scale", np.asarray(scale, np.float32))
-    zero_name = editor.constant(f"{tensor}/zero_point", zero_point)
-    parameters = [scale_name, zero_name]
-    quantised, dequantised = f"{tensor}/quantised", f"{tensor}{_DEQUANTISED}"
-    editor.insert_after(tensor, helper.make_node("QuantizeLinear", [tensor, *parameters], [quantised], name=quantised))
-    editor.insert_after(
-        tensor, helper.make_node("DequantizeLinear", [quantised, *parameters], [dequantised], name=dequantised)
-    )
-    return dequantised
-
-
-def _redirect(node: NodeProto, old: str, new: str) -> None:
-    for position, name in enumerate(node.input):
-        if name == old:
-            node.input[position] = new
+    parameters = [
+        editor.constant(f"{tensor}/scale", np.asarray(scale)),
+        editor.constant(f"{tensor}/zero_point", zero_point),
+    ]
+    quantised = editor.insert_after(tensor, "QuantizeLinear", [tensor, *parameters], f"{tensor}/quantised")
+    return editor.insert_after(tensor, "DequantizeLinear", [quantised, *parameters], f"{tensor}{_DEQUANTISED}")
 
 
 def _quantise_weights(editor: GraphEditor, node: NodeProto, input_scale: np.float32 | None) -> None:
@@ -205,9 +187,7 @@ def negative_slopes(model: ModelProto) -> dict[str, float]:
     return slopes
 
 
-def weight_scales(
-    weight: npt.NDArray, smallest: npt.NDArray[np.float64] | float = 0.0
-) -> npt.NDArray[np.float32]:
+def weight_scales(weight: npt.NDArray, smallest: npt.NDArray[np.float64] | float = 0.0) -> npt.NDArray[np.float32]:
     """Scale of each output channel, ``(filters,)``, such that its largest weight is 127 steps.
 
     Args:
@@ -229,8 +209,5 @@ def _dequantised_constant(
 ) -> str:
     scale_name = editor.constant(f"{name}/scale", scales)
     zero_name = editor.constant(f"{name}/zero_point", np.zeros(len(scales), kind))
-    output = f"{name}{_DEQUANTISED}"
-    editor.insert_after(
-        None, helper.make_node("DequantizeLinear", [name, scale_name, zero_name], [output], name=output, axis=0)
-    )
-    return output
+    inputs = [name, scale_name, zero_name]
+    return editor.insert_after(None, "DequantizeLinear", inputs, f"{name}{_DEQUANTISED}", axis=0)

@@ -12,9 +12,8 @@ import numpy.typing as npt
 from onnx import ModelProto
 
 from prunedeploy_engines.errors import GateError
-from prunedeploy_engines.runtimes.onnxruntime.runner import open_session
 from prunedeploy_export.graph.edit import convolutions, expose, head_convolutions
-from prunedeploy_export.precision.calibration import Range
+from prunedeploy_export.precision.calibration import Range, outputs_of
 from prunedeploy_export.precision.quantisation import Activations, plan_quantisation, quantise
 
 Images = npt.NDArray[Any]
@@ -45,7 +44,6 @@ def convolution_costs(
     *,
     activations: Activations,
     threads: int | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> list[ConvolutionCost]:
     """Measure every convolution's cost in output error, one at a time.
 
@@ -55,7 +53,6 @@ def convolution_costs(
         images: ``(K, 3, H, W)``, a few suffice.
         activations: As in the file that is to be made.
         threads: Threads of ONNX Runtime.
-        progress: Called with 1 after each convolution.
 
     Returns:
         One row per convolution, in the order of the graph.
@@ -73,24 +70,7 @@ def convolution_costs(
             for a, b in zip(reference, found, strict=True)
         ]
         costs.append(ConvolutionCost(name, sum(errors) / len(errors)))
-        if progress is not None:
-            progress(1)
     return costs
-
-
-@dataclass(frozen=True)
-class Skipping:
-    """Which convolutions stay in fp32, and what that was decided by.
-
-    Attributes:
-        skipped: Their names.
-        trials: Each a number of skipped convolutions and the loss that was measured with it.
-        budget: Largest loss allowed.
-    """
-
-    skipped: tuple[str, ...]
-    trials: tuple[tuple[int, float], ...]
-    budget: float
 
 
 def skip_within_budget(
@@ -99,7 +79,7 @@ def skip_within_budget(
     loss: Callable[[Sequence[str]], float],
     budget: float,
     largest_share: float = 0.5,
-) -> Skipping:
+) -> tuple[tuple[str, ...], tuple[tuple[int, float], ...]]:
     """Leave out as few convolutions as keep the loss within the budget, those that cost most first.
 
     Tried are 0, 1, 2, 4, 8 and so on beside ``always``.
@@ -110,6 +90,10 @@ def skip_within_budget(
         loss: What is lost, e.g. in mAP, with these convolutions in fp32 and all others in int8.
         budget: Largest loss allowed.
         largest_share: Largest share of all convolutions that may be left out.
+
+    Returns:
+        Names of those that stay in fp32, and what was tried: each a number of skipped convolutions (beside
+        ``always``) and the loss that was measured with it.
 
     Raises:
         GateError: Even with the largest share left out the loss is larger.
@@ -124,7 +108,7 @@ def skip_within_budget(
         lost = loss(skipped)
         trials.append((count, lost))
         if lost <= budget:
-            return Skipping(skipped, tuple(trials), budget)
+            return skipped, tuple(trials)
     tried = ", ".join(f"{count}: {lost:.4f}" for count, lost in trials)
     raise GateError(
         f"int8 costs more than the budget of {budget:g}, also with convolutions left in fp32 ({tried})",
@@ -133,9 +117,5 @@ def skip_within_budget(
 
 
 def _run(model: ModelProto, outputs: Sequence[str], images: Images, threads: int | None) -> list[npt.NDArray]:
-    session = open_session(
-        model.SerializeToString(), threads=threads, providers=("CPUExecutionProvider",), allow_spinning=True
-    )
-    source = session.get_inputs()[0].name
-    rows = [session.run(list(outputs), {source: image[None]}) for image in images]
-    return [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+    run = outputs_of(model, outputs, threads)
+    return [np.concatenate(parts) for parts in zip(*map(run, images), strict=True)]

@@ -93,13 +93,6 @@ def evaluate_stage(
                 opened = open_runner(path, runtime, threads=context.threads, allow_spinning=False)
                 runners[name] = stack.enter_context(opened)
             advance = stack.enter_context(context.progress.task(f"evaluate {row}", len(context.test.images)))
-            seen = 0
-
-            def report(done: int, _total: int) -> None:
-                nonlocal seen
-                advance(done - seen)
-                seen = done
-
             results = evaluate(
                 runners,
                 loader,
@@ -110,7 +103,7 @@ def evaluate_stage(
                 score_threshold=config.evaluation.map_score_threshold,
                 resamples=config.evaluation.bootstrap,
                 seed=config.seed,
-                progress=report,
+                progress=advance,
             )
         clean = {name: result.clean.usual.result.map_50_95 for name, result in results.items()}
         gates = []

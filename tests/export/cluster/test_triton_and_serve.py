@@ -33,9 +33,9 @@ def of_the_server(bundle: Path, model: str) -> dict[str, Any]:
 def test_names_types_and_shapes_are_the_servers(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "bundle", save_uint8_detector(tmp_path / "source.onnx"))
     written = write_triton_repository(bundle, tmp_path / "models", name="tiny")
-    config = read_config(written.path, written.ensemble)
+    config = read_config(written.path, written.models[-1])
     kinds = {"TYPE_STRING": "BYTES"}
-    said = of_the_server(tmp_path / "bundle", written.ensemble)
+    said = of_the_server(tmp_path / "bundle", written.models[-1])
     for part, tensors in (("inputs", config.input), ("outputs", config.output)):
         ours = []
         for tensor in tensors:

@@ -105,7 +105,7 @@ def test_detector_is_batched_queued_and_warmed_up_as_asked(tmp_path: Path, bundl
         assert (list(warmup.inputs["images"].dims), warmup.inputs["images"].data_type) == ([3, HEIGHT, WIDTH], FLOAT)
     assert (tmp_path / "models" / "tiny" / "4" / "model.onnx").read_bytes() == (bundle.path / "model.onnx").read_bytes()
     assert written.models == ("tiny", "tiny-preprocess", "tiny-postprocess", "tiny-detect")
-    ensemble = read_config(tmp_path / "models", written.ensemble)
+    ensemble = read_config(tmp_path / "models", written.models[-1])
     assert {step.model_version for step in ensemble.ensemble_scheduling.step} == {4}
 
 
@@ -153,7 +153,7 @@ def test_tensors_of_the_steps_fit_each_other(tmp_path: Path, kind: str) -> None:
     """
     model = fixed_batch(tmp_path, 2) if kind == "fixed batch" else DETECTORS[kind](tmp_path / "source.onnx")
     written = write_triton_repository(bundle_of(tmp_path / "bundle", model), tmp_path / "models", name="tiny")
-    ensemble = read_config(written.path, written.ensemble)
+    ensemble = read_config(written.path, written.models[-1])
     known: dict[str, tuple[int, list[int]]] = {}
 
     def agree(tensor: str, declared: Any, batching: bool) -> None:
@@ -184,7 +184,7 @@ def test_tensors_of_the_steps_fit_each_other(tmp_path: Path, kind: str) -> None:
 
 def test_ensemble_takes_and_gives_what_the_server_does(tmp_path: Path, bundle: Bundle) -> None:
     written = write_triton_repository(bundle, tmp_path / "models", name="tiny")
-    ensemble = read_config(written.path, written.ensemble)
+    ensemble = read_config(written.path, written.models[-1])
     assert (ensemble.name, ensemble.platform, ensemble.max_batch_size) == ("tiny-detect", "ensemble", 0)
     assert tensors(ensemble.input) == {"image": (STRING, [-1])}
     assert tensors(ensemble.output) == {
@@ -194,7 +194,7 @@ def test_ensemble_takes_and_gives_what_the_server_does(tmp_path: Path, bundle: B
         "num_detections": (INT32, [-1]),
     }
     assert json.loads(ensemble.parameters["class_names"].string_value) == ["red", "green", "blue"]
-    assert any((written.path / written.ensemble / "1").iterdir()), "object stores keep no empty folder"
+    assert any((written.path / written.models[-1] / "1").iterdir()), "object stores keep no empty folder"
 
 
 def test_class_names_of_any_kind_survive(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_class_names_of_any_kind_survive(tmp_path: Path) -> None:
     files = {"model.onnx": BundleFile(model, "onnx", "fp32")}
     bundle = write_bundle(tmp_path / "b", files, class_names=names, input={"height": HEIGHT, "width": WIDTH})
     written = write_triton_repository(bundle, tmp_path / "models", name="tiny")
-    parameters = read_config(written.path, written.ensemble).parameters
+    parameters = read_config(written.path, written.models[-1]).parameters
     assert json.loads(parameters["class_names"].string_value) == names
 
 

@@ -95,15 +95,14 @@ def test_inserted_nodes_stand_where_their_inputs_are_ready():
     editor = GraphEditor(model.graph)
     two = editor.constant("two", np.float32(2))
     for name, source in (("later", "b"), ("first", None), ("sooner", "images"), ("middle", "a"), ("last", "boxes")):
-        editor.insert_after(source, helper.make_node("Mul", [source or "images", two], [name], name=name))
-    editor.insert_after("a", helper.make_node("Mul", ["middle", two], ["second"], name="second"))
-    editor.insert_first([helper.make_node("Neg", ["images"], [f"front{n}"], name=f"front{n}") for n in (0, 1)])
+        assert editor.insert_after(source, "Mul", [source or "images", two], name) == name
+    editor.insert_after("a", "Mul", ["middle", two], "second")
+    editor.insert_after(None, "Neg", ["images"], "third")
     editor.commit()
     assert [node.name for node in model.graph.node] == [
-        "front0",
-        "front1",
         "first",
         "sooner",
+        "third",
         "a",
         "middle",
         "second",

@@ -160,14 +160,12 @@ def test_graph_has_one_conv_per_needed_layer_and_no_batch_normalisation(odd):
 
 def test_metadata_names_classes_and_input(odd, tmp_path):
     model, _ = odd
-    file = onnx_from_torch(
-        folded(model), tmp_path / "model.onnx", class_names=["Äpfel", "pears"], metadata={"pruning": "{}"}
-    )
+    file = onnx_from_torch(folded(model), tmp_path / "model.onnx", class_names=["Äpfel", "pears"])
     session = onnxruntime.InferenceSession(file.path)
     entries = session.get_modelmeta().custom_metadata_map
     assert json.loads(entries["class_names"]) == ["Äpfel", "pears"]
     assert json.loads(entries["input_size"]) == [45, 63]
-    assert (entries["precision"], entries["pruning"]) == ("fp32", "{}")
+    assert entries["precision"] == "fp32"
     proto = onnx.load(file.path)
     assert (proto.producer_name, proto.producer_version) == ("prunedeploy", __version__)
 
@@ -176,8 +174,6 @@ def test_contradictory_metadata_is_refused(odd, tmp_path):
     network = folded(odd[0])
     with pytest.raises(ValueError, match="2 classes, got 1 names"):
         onnx_from_torch(network, tmp_path / "model.onnx", class_names=["one"])
-    with pytest.raises(ValueError, match="input_size"):
-        onnx_from_torch(network, tmp_path / "model.onnx", metadata={"input_size": "[1, 1]"})
     with pytest.raises(ValueError, match="opset must be at least 17, got 11"):
         onnx_from_torch(network, tmp_path / "model.onnx", opset=11)
     assert list(tmp_path.iterdir()) == []

@@ -108,12 +108,6 @@ def test_value_that_is_not_finite_is_refused_whichever_image_has_it(value, posit
         collect_histograms(negated_and_doubled(), ["negated"], images, threads=1)
 
 
-def test_progress_counts_the_images_of_both_passes():
-    steps: list[int] = []
-    collect_histograms(negated_and_doubled(), ["negated"], images_of(0), threads=1, progress=steps.append)
-    assert steps == [1] * 10
-
-
 def test_memory_does_not_grow_with_the_number_of_images():
     def peak(count: int) -> int:
         images = np.broadcast_to(images_of(0, 1), (count, 3, 8, 8))

@@ -175,16 +175,6 @@ def test_damping_of_negative_values_counts_for_unsigned_files_only(source, tmp_p
     assert with_slopes[1] == without[1]
 
 
-def test_progress_counts_to_its_total(source, tmp_path):
-    steps: dict[str, list[tuple[int, int]]] = {}
-    made = quantiser(source, progress=lambda text, done, total: steps.setdefault(text, []).append((done, total)))
-    made.write(tmp_path / "int8.onnx", "uint8")
-    assert steps == {
-        "calibrate": [(done, 10) for done in range(1, 11)],
-        "sensitivity, uint8": [(done, 9) for done in range(1, 10)],
-    }
-
-
 def test_file_that_takes_uint8_images_is_calibrated_with_them(source, tmp_path):
     model = read_model(source)
     write_model(with_uint8_input(model), tmp_path / "uint8.onnx")
