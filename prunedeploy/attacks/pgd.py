@@ -125,9 +125,7 @@ def _worse(kept: _Attempt | None, images: Tensor, losses: Tensor) -> _Attempt:
     if kept is None:
         return _Attempt(images, losses)
     worse = losses > kept.losses
-    return _Attempt(
-        torch.where(worse.view(-1, 1, 1, 1), images, kept.images), torch.where(worse, losses, kept.losses)
-    )
+    return _Attempt(torch.where(worse.view(-1, 1, 1, 1), images, kept.images), torch.where(worse, losses, kept.losses))
 
 
 def per_image_loss(network: FoldedDarknet, images: Tensor, targets: Tensor) -> Tensor:

@@ -148,9 +148,7 @@ class BuildContext:
             "greyscale": self.config.data.greyscale,
         }
 
-    def loader(
-        self, block: TrainingConfig, cfg: DarknetCfg, start_step: int, clean: bool = False
-    ) -> TrainingLoader:
+    def loader(self, block: TrainingConfig, cfg: DarknetCfg, start_step: int, clean: bool = False) -> TrainingLoader:
         """Batches of a training block from ``start_step`` on."""
         data = self.config.data
         # A clean and a robust training of one seed must not see the same draws in the same order.
@@ -286,9 +284,7 @@ def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:
         except (OSError, UnicodeDecodeError):
             raise ConfigError("cannot be read", path, "give a file with one class name per line") from None
         if len(names) != cfg.classes:
-            raise ConfigError(
-                f"has {len(names)} names, the network has {cfg.classes} classes", path, "correct it"
-            )
+            raise ConfigError(f"has {len(names)} names, the network has {cfg.classes} classes", path, "correct it")
         return names
     if config.data.path == BUNDLED and cfg.classes == len(CLASS_NAMES):
         return list(CLASS_NAMES)

@@ -210,9 +210,7 @@ def _parent_name(request: Request) -> str:
     return str(request.parent_cfg or request.source.cfg)
 
 
-def _runner(
-    name: str, request: Request, bundle: Bundle | None, parent: Darknet | None, threads: int | None
-) -> Runner:
+def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet | None, threads: int | None) -> Runner:
     source = request.source
     if name == "torch":
         assert parent is not None

@@ -25,9 +25,7 @@ MARKER = "build.json"
 LOCK = ".build.lock"
 KIND = "prunedeploy build"
 SCHEMA_VERSION = 1
-ENTRIES = frozenset(
-    {"bundle", "model.cfg", "model.weights", "results.json", "detections", "report.html", "log.jsonl"}
-)
+ENTRIES = frozenset({"bundle", "model.cfg", "model.weights", "results.json", "detections", "report.html", "log.jsonl"})
 """What a build writes beside its ``build.json``. Anything else in the folder is somebody else's."""
 
 UNFINISHED = re.compile(r"^\.(.+)\.[0-9a-f]{32}(\.old)?\.tmp$")
@@ -91,9 +89,7 @@ def open_output_folder(
     _earlier_build(path)  # before the lock's file is put into a folder that is none of our business
     lock = FileLock(path / LOCK)
     if not lock.acquire(wait=False):
-        raise StoreError(
-            "another process is building into this folder", out, "wait for it, or choose another --out"
-        )
+        raise StoreError("another process is building into this folder", out, "wait for it, or choose another --out")
     try:
         earlier = _earlier_build(path)
         resumed = earlier is not None and earlier["config_hash"] == config_hash and not overwrite

@@ -138,9 +138,7 @@ class BarProgress:
             return
         outermost = self._bars is None
         # With rich's redirection, what is printed on stdout (the document of --json) would go to the bars.
-        bars = self._bars or RichProgress(
-            *_columns(), console=self._console, transient=True, redirect_stdout=False
-        )
+        bars = self._bars or RichProgress(*_columns(), console=self._console, transient=True, redirect_stdout=False)
         if outermost:
             self._bars = bars
             bars.start()

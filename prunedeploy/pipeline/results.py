@@ -115,9 +115,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
     }
 
 
-def write_output(
-    context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]
-) -> None:
+def write_output(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
     """Write everything that a build leaves; ``results.json`` last, so that it stands for a whole folder."""
     out.file("results.json").unlink(missing_ok=True)
     pruned = built.models["pruned"]
@@ -150,15 +148,11 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
     except (ValueError, KeyError, TypeError, AttributeError, BundleError):
         return False
     pruned = next(result for result in reversed(context.results) if result.name in MAKE_THE_PRUNED).folder
-    whole = all(
-        file_sha256(out.path / name) == file_sha256(pruned / name) for name in ("model.cfg", "model.weights")
-    )
+    whole = all(file_sha256(out.path / name) == file_sha256(pruned / name) for name in ("model.cfg", "model.weights"))
     return whole and stored == {result.digest for result in context.results}
 
 
-def _write_bundle(
-    context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]
-) -> None:
+def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
     config = context.config
     height, width = load_stage_model(built.models["pruned"].folder).cfg.input_size
     files = {

@@ -184,9 +184,7 @@ def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult])
         (work / "comparison.json").write_text(json.dumps(document, indent=2))
 
     inputs = {row: evaluations[row].digest for row in ("robust", "pruned")}
-    return context.run(
-        "compare", 2, {"bootstrap": config.bootstrap}, {**inputs, "data": context.test_key}, compute
-    )
+    return context.run("compare", 2, {"bootstrap": config.bootstrap}, {**inputs, "data": context.test_key}, compute)
 
 
 def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> StageResult:
@@ -236,9 +234,7 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
 
 
 def _figures(result: Evaluation) -> dict[str, Any]:
-    intervals = {
-        name: None if one is None else [one.low, one.high] for name, one in result.intervals().items()
-    }
+    intervals = {name: None if one is None else [one.low, one.high] for name, one in result.intervals().items()}
     return {
         **result.metrics(),
         "intervals": intervals,

@@ -314,9 +314,7 @@ def _suppressed_on_the_host(outputs: Outputs, nms: NmsInGraph, rows: int) -> Out
     return boxes, scores
 
 
-def _quantise(
-    context: BuildContext, network: Darknet, source: Path, path: Path, activations: Activations
-) -> None:
+def _quantise(context: BuildContext, network: Darknet, source: Path, path: Path, activations: Activations) -> None:
     """Calibrate on training images and write an int8 file within its budget."""
     config, settings = context.config, context.config.export.int8
     drawn, rest = train_test_subset(context.training, settings.calibration_images, config.seed)

@@ -84,14 +84,10 @@ def latency_stage(
         for row in results
     }
     inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}
-    return context.run(
-        "latency", 3, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
-    )
+    return context.run("latency", 3, config, {**inputs, "data": context.test_key}, compute, machine=machine_id())
 
 
-def file_latency_stage(
-    context: BuildContext, network: StageResult, artefact: Artefact, runtime: str
-) -> StageResult:
+def file_latency_stage(context: BuildContext, network: StageResult, artefact: Artefact, runtime: str) -> StageResult:
     """Latency of one ONNX file alone, briefly and at batch 1: what a search for a ratio goes by.
 
     ``latency.json`` is the summary of its samples. A noisy measurement is taken again; of several noisy ones the one of

@@ -91,8 +91,14 @@ def finetune_stage(context: BuildContext, robust: StageResult, pruned: StageResu
         if block.bn_recalibration_images:
             _recalibrate(context, block.bn_recalibration_images, block, model)
         objective = robust_objective(
-            model, loop_settings(block), attack, config.seed, context.device,
-            teacher=teacher, distillation=block.distillation_weight, temperature=block.distillation_temperature,
+            model,
+            loop_settings(block),
+            attack,
+            config.seed,
+            context.device,
+            teacher=teacher,
+            distillation=block.distillation_weight,
+            temperature=block.distillation_temperature,
         )
         with _kept_weights_only(model, None if config.method == "structured" else pruned.folder):
             run_training(context, "finetune", block, model, model, objective, work, checkpoints)

@@ -55,8 +55,14 @@ def run_training(
             return iter(loader)
 
         train(
-            trained, sets, batches, objective, settings,
-            stage=stage, work=checkpoints, log=log,
+            trained,
+            sets,
+            batches,
+            objective,
+            settings,
+            stage=stage,
+            work=checkpoints,
+            log=log,
             advance=lambda count, loss: advance(count, loss=loss) if loss == loss else advance(count),
         )
     for path, reason in loader.skipped.items():

@@ -120,9 +120,7 @@ class Store:
         if content.get("schema_version") != SCHEMA_VERSION:
             raise StoreError(f"is of schema {content.get('schema_version')}, not {SCHEMA_VERSION}", marker)
 
-    def get_or_compute(
-        self, key: StageKey, compute: Callable[[Path], None], *, description: str = ""
-    ) -> Path:
+    def get_or_compute(self, key: StageKey, compute: Callable[[Path], None], *, description: str = "") -> Path:
         """Return the folder of a result, computing it if it is not there whole.
 
         A damaged result is thrown away with a warning and computed again: a stage is a pure function.
@@ -157,15 +155,11 @@ class Store:
         self._use(key.digest)
         folder = self.root / "results" / key.folder_name
         if not folder.is_dir():
-            raise StoreError(
-                f"has no result of {key.name} {key.digest[:12]}", self.root, "run the build that makes it"
-            )
+            raise StoreError(f"has no result of {key.name} {key.digest[:12]}", self.root, "run the build that makes it")
         try:
             check_result(folder, key.digest)
         except StoreError as error:
-            raise StoreError(
-                error.what, error.where, "run `prunedeploy store gc`, then the build again"
-            ) from None
+            raise StoreError(error.what, error.where, "run `prunedeploy store gc`, then the build again") from None
         return folder
 
     def has(self, key: StageKey) -> bool:
@@ -232,17 +226,13 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
     def _compute(self, key: StageKey, compute: Callable[[Path], None], description: str) -> Path:
         folder = self.root / "results" / key.folder_name
         work = self.root / "work" / f"{key.digest}.{uuid.uuid4().hex}"
-        for leftover in (self.root / "work").glob(
-            f"{key.digest}.*"
-        ):  # we have the lock, so its owner is dead
+        for leftover in (self.root / "work").glob(f"{key.digest}.*"):  # we have the lock, so its owner is dead
             shutil.rmtree(leftover, ignore_errors=True)
         started = time.monotonic()
         try:
@@ -449,7 +439,5 @@ def _as_store_error(root: Path, only_full_disk: bool = False) -> Iterator[None]:
             what = "no space is left on this disk (nothing half-written was kept)"
             raise StoreError(what, root, "free space, or choose another --store") from error
         if isinstance(error, OSError) and not only_full_disk:
-            raise StoreError(
-                f"the store cannot be used ({error.strerror})", error.filename or root
-            ) from error
+            raise StoreError(f"the store cannot be used ({error.strerror})", error.filename or root) from error
         raise
