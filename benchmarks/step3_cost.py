@@ -33,7 +33,7 @@ from prunedeploy.training.hydra import ScoredDarknet, score_objective  # noqa: E
 from prunedeploy.training.loop import Objective  # noqa: E402
 from prunedeploy.training.optimisation import LoopSettings, ParameterSet, make_optimizer  # noqa: E402
 
-ATTACK = ThreatModel(0.05, 0.04, 2, True)
+ATTACK = ThreatModel(eps=0.05, step_size=0.04, steps=2, random_start=True)
 SETTINGS = LoopSettings(steps=10**6, lr=1e-3, clip_norm=10.0)
 CPU = torch.device("cpu")
 KINDS = ("training step", "step 3, weights", "step 3, filters")

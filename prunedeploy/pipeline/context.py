@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from prunedeploy.attacks import ThreatModel
-from prunedeploy.config import BUNDLED, AttackConfig, BuildConfig, TrainingConfig
+from prunedeploy.config import BUNDLED, BuildConfig, TrainingConfig
 from prunedeploy.data import CocoDataset, content_key, find_splits, load_splits, measured_subset
 from prunedeploy.data.class_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
@@ -31,23 +32,36 @@ from prunedeploy_engines.errors import ConfigError, DataError
 from prunedeploy_engines.locks import FileLock
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageResult:
-    """A stored result.
+    """A result in the store, or one that is missing and being computed.
 
     Attributes:
         name: Name of the stage.
-        folder: Where its files are.
+        folder: Where its files are, or will be.
         digest: Digest of its key; what later stages take as their input.
         computed: False if it was there already.
-        seconds: What computing it took.
+        seconds: What computing it took; 0 until it is known.
+        work: Where its files are to be written by whoever computes it; None if there is nothing to compute.
+        checkpoints: Folder for checkpoints meanwhile; it outlives a killed process.
     """
 
     name: str
     folder: Path
     digest: str
-    computed: bool
-    seconds: float
+    computed: bool = False
+    seconds: float = 0.0
+    work: Path | None = None
+    checkpoints: Path | None = None
+
+    def read(self, name: str) -> Any:
+        """The content of one of its JSON files."""
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def write(self, name: str, document: Any) -> None:
+        """Write one of them, while the result is computed."""
+        assert self.work is not None, "the result is there already"
+        (self.work / name).write_text(json.dumps(document, indent=2))
 
 
 @dataclass
@@ -79,18 +93,25 @@ class BuildContext:
     test_key: str
     results: list[StageResult] = field(default_factory=list)
 
-    def run(
+    @contextmanager
+    def stage(
         self,
         name: str,
         version: int,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
-        compute: Callable[[Path, Path], None],
         *,
         machine: str | None = None,
         collective: bool = False,
-    ) -> StageResult:
-        """Return a stage's result, computing it if the store does not have it.
+    ) -> Iterator[StageResult]:
+        """Look a stage's result up; where the store does not have it, the block is to compute it.
+
+        For example::
+
+            with context.stage("score", 2, settings, inputs) as result:
+                if result.work:
+                    save_scores(result.work / "scores.safetensors", magnitude_scores(model))
+            return result
 
         Under a launcher with several processes the first one computes; a collective stage is computed by all of
         them together, of which only the first one's files count.
@@ -100,43 +121,30 @@ class BuildContext:
             version: Raised whenever its code changes its result.
             config: The settings it reads.
             inputs: Digests of what it reads.
-            compute: Called with the result's folder and the folder for checkpoints.
             machine: `machine_id` for a measurement.
             collective: All processes take part, i.e. a training.
         """
         key = StageKey(name, version, config, inputs, machine)
-        computed = False
-
-        def compute_here(work: Path) -> None:
-            nonlocal computed
-            computed = True
-            compute(work, self.store.checkpoint_dir(key))
-
-        def compute_first() -> Path:
-            return self.store.get_or_compute(key, compute_here, description=name)
-
-        _, count = world()
-        if count == 1:
-            folder = compute_first()
-        else:
-            missing = torch.tensor([not self.store.has(key)])
-            dist.broadcast(missing, 0)
+        result = StageResult(name, self.store.folder(key), key.digest)
+        several = world()[1] > 1
+        with ExitStack() as stack:
+            missing = torch.tensor([several and not self.store.has(key)])
+            if several:
+                dist.broadcast(missing, 0)
             if is_main_process():
-                compute_first()
+                result.work = stack.enter_context(self.store.computing(key, name))
+                result.computed = result.work is not None
             elif collective and bool(missing):
-                with tempfile.TemporaryDirectory() as scratch:
-                    compute(Path(scratch), self.store.checkpoint_dir(key))
+                result.work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if result.work is not None:
+                result.checkpoints = self.store.checkpoint_dir(key)
+            yield result
+        result.work = result.checkpoints = None
+        if several:
             dist.barrier()
-            folder = self.store.load(key)
-        record = read_record(folder)
-        result = StageResult(name, folder, key.digest, computed, float(record["seconds"]))
+            self.store.load(key)
+        result.seconds = float(read_record(result.folder)["seconds"])
         self.results.append(result)
-        return result
-
-    def threat_model(self, attack: AttackConfig | None = None) -> ThreatModel:
-        """The reported attack, or that of a training block."""
-        attack = attack or self.config.attack
-        return ThreatModel(**dict(attack))
 
     def training_settings(self) -> dict[str, Any]:
         """What every training's result depends on beside its own block."""
@@ -148,8 +156,8 @@ class BuildContext:
             "greyscale": self.config.data.greyscale,
         }
 
-    def loader(self, block: TrainingConfig, cfg: DarknetCfg, start_step: int, clean: bool = False) -> TrainingLoader:
-        """Batches of a training block from ``start_step`` on."""
+    def loader(self, block: TrainingConfig, cfg: DarknetCfg, clean: bool = False) -> TrainingLoader:
+        """Batches of a training block."""
         data = self.config.data
         # A clean and a robust training of one seed must not see the same draws in the same order.
         seed = self.config.seed * 2 + int(clean)
@@ -161,7 +169,6 @@ class BuildContext:
             block.augment,
             data.workers,
             data.greyscale,
-            start_step=start_step,
             cache_bytes=data.cache_mb << 20,
         )
 

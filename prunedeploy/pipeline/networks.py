@@ -30,6 +30,11 @@ class Networks:
     prune: StageResult
     pruned: StageResult
 
+    @property
+    def rows(self) -> dict[str, StageResult]:
+        """The three of every result, by name."""
+        return {"original": self.original, "robust": self.robust, "pruned": self.pruned}
+
 
 def unpruned_networks(context: BuildContext) -> tuple[StageResult, StageResult]:
     """Step 1: the original and the robust network, which do not depend on the ratio."""

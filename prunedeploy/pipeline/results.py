@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.engine_rows import engine_rows
+from prunedeploy.pipeline.networks import Networks
 from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
 from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
 from prunedeploy.pipeline.stages.evaluate import csv_name
@@ -32,43 +34,46 @@ TRAININGS = ("original", "pretrain", "optimise-scores", "finetune")
 MAKE_THE_PRUNED = ("finetune", DEAD_CHANNELS)
 
 
+@dataclass(frozen=True)
 class BuildResults:
     """The results of one build's stages, by what they are of.
 
     Attributes:
-        models: ``original``, ``robust`` and ``pruned``.
-        exports: ONNX of each row, in fp32.
+        networks: The three networks, and the cut.
+        exports: ONNX of each network, in fp32.
         artefacts: ONNX files of the bundle, in every precision.
-        evaluations: mAP of each row.
-        prune: The cut.
         pattern: The gate of n:m pruning; None for other methods.
-        comparison: Pruned against robust.
-        latency: All rows.
-        gallery: Pictures.
         engines: GPU engines.
         missing_engines: Target and reason of those that could not be built.
+        evaluations: mAP of each network.
+        comparison: Pruned against robust.
+        gallery: Pictures.
+        latency: All networks.
     """
 
-    def __init__(self) -> None:
-        self.models: dict[str, StageResult] = {}
-        self.exports: dict[str, StageResult] = {}
-        self.artefacts: list[Artefact] = []
-        self.evaluations: dict[str, StageResult] = {}
-        self.prune: StageResult
-        self.pattern: StageResult | None = None
-        self.comparison: StageResult
-        self.latency: StageResult
-        self.gallery: StageResult
-        self.engines: list[StageResult] = []
-        self.missing_engines: list[dict[str, str]] = []
+    networks: Networks
+    exports: dict[str, StageResult]
+    artefacts: list[Artefact]
+    pattern: StageResult | None
+    engines: list[StageResult]
+    missing_engines: list[dict[str, str]]
+    evaluations: dict[str, StageResult]
+    comparison: StageResult
+    gallery: StageResult
+    latency: StageResult
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The mAP of the pruned network and of its files."""
+        return self.evaluations["pruned"].read("evaluation.json")
 
 
 def collect_results(context: BuildContext, built: BuildResults, command: str | None) -> dict[str, Any]:
     """The document of ``results.json``."""
     config = context.config
-    pruning = _read(built.prune.folder / "pruning.json")
-    latency = _read(built.latency.folder / "latency.json")
-    rows = {row: _model_row(row, built, latency) for row in built.models}
+    pruning = built.networks.prune.read("pruning.json")
+    latency = built.latency.read("latency.json")
+    rows = {row: _model_row(row, built, latency) for row in built.exports}
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -85,21 +90,21 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
             built.artefacts,
             built.engines,
             built.missing_engines,
-            _read(built.evaluations["pruned"].folder / "evaluation.json"),
+            built.figures,
             latency["rows"],
         ),
-        "gates": [{"model": row, **gate} for row in built.models for gate in _gates(built, row)],
+        "gates": [{"model": row, **gate} for row in built.exports for gate in _gates(built, row)],
         "pruning": pruning,
         "dead_channels": _stage_document(context, DEAD_CHANNELS, "dead_channels.json"),
         "score_report": _stage_document(context, "score", "score.json"),
-        "comparisons": _read(built.comparison.folder / "comparison.json"),
+        "comparisons": built.comparison.read("comparison.json"),
         "attack": {"name": "pgd", **dict(config.attack), "precision": "fp32"},
         "data": {
             "path": config.data.path,
             "train_images": len(context.training.images),
             "test_images": len(context.test.images),
             "greyscale": config.data.greyscale,
-            "skipped": _read(built.evaluations["pruned"].folder / "evaluation.json")["skipped"],
+            "skipped": built.figures["skipped"],
         },
         "latency_method": _latency_method(context, latency),
         "environment": {
@@ -118,14 +123,14 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
 def write_output(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
     """Write everything that a build leaves; ``results.json`` last, so that it stands for a whole folder."""
     out.file("results.json").unlink(missing_ok=True)
-    pruned = built.models["pruned"]
+    pruned = built.networks.pruned
     for name in ("model.cfg", "model.weights"):
         write_atomically(out.file(name), (pruned.folder / name).read_bytes())
     for row, evaluation in built.evaluations.items():
         for kind in ("clean", "pgd"):
             source = evaluation.folder / csv_name("torch", kind)
             write_atomically(out.file(f"detections/{row}-{kind}.csv"), source.read_bytes())
-    figures = _read(built.evaluations["pruned"].folder / "evaluation.json")
+    figures = built.figures
     for engine in figures.keys() - {"torch", "gates", "skipped"}:
         for kind in ("clean", "pgd"):
             source = built.evaluations["pruned"].folder / csv_name(engine, kind)
@@ -143,7 +148,7 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
     if not all((out.path / name).exists() for name in ENTRIES):
         return False
     try:
-        stored = {stage["digest"] for stage in _read(out.path / "results.json")["stages"].values()}
+        stored = {stage["digest"] for stage in json.loads((out.path / "results.json").read_bytes())["stages"].values()}
         load_bundle(out.path / "bundle")
     except (ValueError, KeyError, TypeError, AttributeError, BundleError):
         return False
@@ -154,7 +159,7 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
 
 def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
     config = context.config
-    height, width = load_stage_model(built.models["pruned"].folder).cfg.input_size
+    height, width = load_stage_model(built.networks.pruned.folder).cfg.input_size
     files = {
         artefact.name: BundleFile(artefact.file, "onnx", artefact.precision, artefact.target)
         for artefact in built.artefacts
@@ -210,8 +215,8 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
 
 
 def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dict[str, Any]:
-    model = load_stage_model(built.models[row].folder)
-    figures = _read(built.evaluations[row].folder / "evaluation.json")
+    model = load_stage_model(built.networks.rows[row].folder)
+    figures = built.evaluations[row].read("evaluation.json")
     engine = {
         "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
         "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
@@ -251,15 +256,15 @@ def _speedup(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _gates(built: BuildResults, row: str) -> list[dict[str, Any]]:
-    gates: list[dict[str, Any]] = _read(built.exports[row].folder / "gates.json")
+    gates: list[dict[str, Any]] = built.exports[row].read("gates.json")
     if row == "pruned":
         for artefact in built.artefacts:
             if not artefact.is_plain:
-                own = _read(artefact.stage.folder / "gates.json")
+                own = artefact.stage.read("gates.json")
                 gates += [{"artefact": artefact.name, **gate} for gate in own]
     if row == "pruned" and built.pattern is not None:
-        gates += _read(built.pattern.folder / "pattern.json")
-    return gates + list(_read(built.evaluations[row].folder / "evaluation.json")["gates"])
+        gates += built.pattern.read("pattern.json")
+    return gates + list(built.evaluations[row].read("evaluation.json")["gates"])
 
 
 def _latency_method(context: BuildContext, latency: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,10 +296,7 @@ def _training_logs(context: BuildContext) -> list[str]:
 
 def _stage_document(context: BuildContext, stage: str, name: str) -> Any:
     """A JSON file of a stage; None if the build has no such stage."""
-    for result in reversed(context.results):
-        if result.name == stage:
-            return _read(result.folder / name)
-    return None
+    return next((result.read(name) for result in reversed(context.results) if result.name == stage), None)
 
 
 def _suffix(results: Sequence[StageResult], index: int) -> str:
@@ -315,7 +317,3 @@ def _commit() -> str | None:
         check=False,
     )
     return done.stdout.strip() or None
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -126,7 +126,8 @@ def test_every_result_is_in_the_ball_and_in_the_pixel_range(
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
     if extreme:
         images = images.round()
-    attack = Pgd.against(model, ThreatModel(eps, step_size, steps, random_start), seed=seed)
+    threat_model = ThreatModel(eps=eps, step_size=step_size, steps=steps, random_start=random_start)
+    attack = Pgd.against(model, threat_model, seed=seed)
     attacked = attack(images, TARGETS[TARGETS[:, 0] < 2]).double().numpy()
     assert np.abs(attacked - images.double().numpy()).max() <= eps + 2.4e-7
     assert attacked.min() >= 0
@@ -195,7 +196,7 @@ def test_restarts_keep_each_images_worst_attempt(model: Darknet, images: Tensor)
     losses = torch.stack(attempts)  # (restarts, B)
     assert len(set(losses.argmax(0).tolist())) > 1, "the example must have different winners"
     assert bool((losses.amax(0) > 1.005 * losses.median(0).values).any()), "and winners by a clear margin"
-    attack = Pgd.against(model, ThreatModel(0.4, 0.005, steps=1, random_start=True, restarts=3))
+    attack = Pgd.against(model, ThreatModel(eps=0.4, step_size=0.005, steps=1, random_start=True, restarts=3))
     kept = per_image_loss(network_, attack(images, TARGETS, image_ids=[0, 1, 2, 3]), TARGETS)
     torch.testing.assert_close(kept, losses.amax(0), rtol=1e-4, atol=1e-4)
 
@@ -203,7 +204,8 @@ def test_restarts_keep_each_images_worst_attempt(model: Darknet, images: Tensor)
 def test_more_restarts_never_lower_an_images_loss(model: Darknet, images: Tensor) -> None:
     network_, previous = FoldedDarknet(model), torch.full((4,), -torch.inf)
     for restarts in (1, 2, 4):
-        attack = Pgd.against(model, ThreatModel(0.4, 0.005, 1, random_start=True, restarts=restarts))
+        threat_model = ThreatModel(eps=0.4, step_size=0.005, steps=1, random_start=True, restarts=restarts)
+        attack = Pgd.against(model, threat_model)
         losses = per_image_loss(network_, attack(images, TARGETS), TARGETS)
         assert bool((losses >= previous).all())
         previous = losses

@@ -8,7 +8,6 @@ which layers give more), a trial has the trained scores. What was found is confi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -119,7 +118,7 @@ def final_value(context: BuildContext, built: BuildResults, target: RatioTarget)
         return _map_of(built.evaluations["pruned"], target.measure)
     if target.measure == "onnx_bytes":
         return _smallest(built.artefacts)
-    rows = json.loads((built.latency.folder / "latency.json").read_text())["rows"]
+    rows = built.latency.read("latency.json")["rows"]
     engine = runner_key(trial_runtime(context.config), _first_for_cpu(built.artefacts))
     row = rows.get(f"pruned|{engine}|1")
     return None if row is None else Measured(row["p50"], row["noisy"])
@@ -196,7 +195,7 @@ def _map(context: BuildContext, measure: str) -> Measured:
 
 
 def _map_of(evaluation: StageResult, measure: str) -> Measured:
-    value = json.loads((evaluation.folder / "evaluation.json").read_text())["torch"][measure]
+    value = evaluation.read("evaluation.json")["torch"][measure]
     if value is None:
         raise DataError("the test images have no boxes, so mAP is undefined", "--target-map", "give other images")
     return Measured(value)
@@ -209,8 +208,7 @@ def _onnx_bytes(context: BuildContext) -> Measured:
 
 def _latency_ms(context: BuildContext) -> Measured:
     network, artefact = _timed(context)
-    measured = file_latency_stage(context, network, artefact, trial_runtime(context.config))
-    summary = json.loads((measured.folder / "latency.json").read_text())
+    summary = file_latency_stage(context, network, artefact, trial_runtime(context.config)).read("latency.json")
     return Measured(summary["p50"], summary["noisy"])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,15 +93,6 @@ def export_stage(context: BuildContext, model: StageResult) -> StageResult:
     """Write ``model.onnx`` in fp32 and pass the gates of tensors and detections on test images."""
     settings = context.config.export
 
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(model.folder)
-        path = work / PLAIN
-        onnx_from_torch(FoldedDarknet(network), path, class_names=context.class_names, opset=settings.opset)
-        images = gate_images(context, network)
-        with TorchRunner(network) as parent:
-            gates = _gates(context, parent.infer(images), images, path, settings)
-        (work / "gates.json").write_text(json.dumps(gates, indent=2))
-
     config = {
         "opset": settings.opset,
         "gates": _gate_settings(settings),
@@ -110,7 +100,13 @@ def export_stage(context: BuildContext, model: StageResult) -> StageResult:
         "class_names": context.class_names,
         "greyscale": context.config.data.greyscale,
     }
-    return context.run("export", 2, config, {"model": model.digest, "data": context.test_key}, compute)
+    with context.stage("export", 2, config, {"model": model.digest, "data": context.test_key}) as result:
+        if result.work:
+            network = load_stage_model(model.folder)
+            path = result.work / PLAIN
+            onnx_from_torch(FoldedDarknet(network), path, class_names=context.class_names, opset=settings.opset)
+            result.write("gates.json", _gates(context, network, path, settings))
+    return result
 
 
 def check_calibration_images(context: BuildContext) -> None:
@@ -156,21 +152,19 @@ def engine_stages(
             if target == "cpu" or artefact.target == "cpu":
                 continue
 
-            def compute(work: Path, _: Path, target: str = target, artefact: Artefact = artefact) -> None:
-                onnx = work / artefact.name
-                onnx.write_bytes(artefact.file.read_bytes())  # the plan is named after its file
-                try:
-                    engine_from_onnx(onnx, work, target=target, sparse=sparse)
-                finally:
-                    onnx.unlink()
-
             versions = {name: installed_version(name) for name in ("tensorrt", "tensorrt_rtx")}
             settings = {"target": target, "sparse": sparse, "precision": artefact.precision, **versions}
             reason = _only_on_the_device(target, versions)
             try:
                 if reason is not None:
                     raise RuntimeUnavailableError(reason)
-                built.append(context.run("engine", 2, settings, {"onnx": artefact.stage.digest}, compute))
+                with context.stage("engine", 2, settings, {"onnx": artefact.stage.digest}) as result:
+                    if result.work:
+                        onnx = result.work / artefact.name
+                        onnx.write_bytes(artefact.file.read_bytes())  # the plan is named after its file
+                        engine_from_onnx(onnx, result.work, target=target, sparse=sparse)
+                        onnx.unlink()
+                built.append(result)
             except RuntimeUnavailableError as error:
                 missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
     return built, missing
@@ -212,27 +206,6 @@ def _artefact_stage(
         threshold = config.evaluation.score_threshold if threshold is None else threshold
         nms = NmsInGraph(threshold, config.evaluation.iou_threshold, settings.nms_max_detections)
 
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(model.folder)
-        path = work / (WITHOUT_NMS if nms is not None else PLAIN)
-        if precision == "fp32":
-            path.write_bytes((export.folder / PLAIN).read_bytes())
-        elif precision == "fp16":
-            fp16_from_fp32(export.folder / PLAIN, path)
-        else:
-            _quantise(context, network, export.folder / PLAIN, path, ACTIVATIONS[str(target)])
-        if settings.uint8_input:
-            write_model(with_uint8_input(read_model(path)), path)
-        images = gate_images(context, network)
-        with TorchRunner(network) as parent:
-            reference = parent.infer(images)
-        gates = _gates(context, reference, images, path, gates_config)
-        if nms is not None:
-            deployed = work / PLAIN
-            write_model(with_nms(read_model(path), nms), deployed)
-            gates.append(_nms_gate(context, images, path, deployed, nms))
-        (work / "gates.json").write_text(json.dumps(gates, indent=2))
-
     own = settings.int8.model_dump(mode="json") if precision == "int8" else {}
     key = {
         "precision": precision,
@@ -248,21 +221,32 @@ def _artefact_stage(
     inputs = {"model": model.digest, "export": export.digest, "data": context.test_key}
     if precision == "int8":
         inputs["training"] = context.training_key
-    stage = context.run("precision", 2, key, inputs, compute)
-    measured = stage.folder / (WITHOUT_NMS if nms is not None else PLAIN)
-    return Artefact(precision, target, stage, stage.folder / PLAIN, measured)
+    measured = WITHOUT_NMS if nms is not None else PLAIN
+    with context.stage("precision", 2, key, inputs) as stage:
+        if stage.work:
+            network = load_stage_model(model.folder)
+            source, path = export.folder / PLAIN, stage.work / measured
+            if precision == "fp32":
+                path.write_bytes(source.read_bytes())
+            elif precision == "fp16":
+                fp16_from_fp32(source, path)
+            else:
+                _quantise(context, network, source, path, ACTIVATIONS[str(target)])
+            if settings.uint8_input:
+                write_model(with_uint8_input(read_model(path)), path)
+            gates = _gates(context, network, path, gates_config)
+            if nms is not None:
+                write_model(with_nms(read_model(path), nms), stage.work / PLAIN)
+                gates.append(_nms_gate(context, network, path, stage.work / PLAIN, nms))
+            stage.write("gates.json", gates)
+    return Artefact(precision, target, stage, stage.folder / PLAIN, stage.folder / measured)
 
 
-def _gates(
-    context: BuildContext,
-    reference: Outputs,
-    images: npt.NDArray[np.float32],
-    path: Path,
-    settings: GatesConfig,
-) -> list[dict[str, Any]]:
-    """Gates 1 and 2, passed; what they measured."""
-    with OnnxRuntimeRunner(path, threads=context.threads) as engine:
-        candidate = engine.infer(images)
+def _gates(context: BuildContext, network: Darknet, path: Path, settings: GatesConfig) -> list[dict[str, Any]]:
+    """Gates 1 and 2 of a file against the network, passed; what they measured."""
+    images = gate_images(context, network)
+    with TorchRunner(network) as parent, OnnxRuntimeRunner(path, threads=context.threads) as engine:
+        reference, candidate = parent.infer(images), engine.infer(images)
     tensors = check_tensor_parity(reference, candidate, settings.parity_tolerance, artefact=path.name)
     found = check_detection_parity(
         reference,
@@ -276,10 +260,9 @@ def _gates(
     return [{"gate": "tensor", **asdict(tensors)}, {"gate": "detections", **asdict(found)}]
 
 
-def _nms_gate(
-    context: BuildContext, images: npt.NDArray[np.float32], plain: Path, path: Path, nms: NmsInGraph
-) -> dict[str, Any]:
+def _nms_gate(context: BuildContext, network: Darknet, plain: Path, path: Path, nms: NmsInGraph) -> dict[str, Any]:
     """Gate 2 of suppression in the graph: what it gives is what suppression on the host gives, box by box."""
+    images = gate_images(context, network)
     with (
         OnnxRuntimeRunner(plain, threads=context.threads) as without,
         OnnxRuntimeRunner(path, threads=context.threads) as engine,
@@ -353,7 +336,7 @@ class _MapLoss:
         self._context, self._network, self._held_out, self._trial = context, network, held_out, trial
         loader = evaluation_loader(context, held_out, network, context.config.evaluation.batch_size)
         self._batches: list[Batch] = list(loader)
-        pgd = Pgd.against(network, context.threat_model(), "fp32", context.config.seed)
+        pgd = Pgd.against(network, context.config.attack, "fp32", context.config.seed)
         self._attacked = [pgd(batch.images, batch.targets) for batch in self._batches]
         self._reference = self._maps(source)
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,43 +44,10 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
     """
     config = context.config
 
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(model.folder).to(context.device)
-        height, width = network.cfg.input_size
-        labelled = telling_images(context.test.images)
-        loader = evaluation_loader(context, replace(context.test, images=labelled), network, 1)
-        pgd = Pgd.against(network, context.threat_model(), "fp32", config.seed)
-        names = {record.image_id: record.path.name for record in labelled}
-        documents: list[dict[str, Any]] = []
-        with TorchRunner(network) as runner:
-            for number, batch in enumerate(islice(loader, images), 1):
-                inputs, targets = batch.images.to(context.device), batch.targets.to(context.device)
-                document: dict[str, Any] = {
-                    "image_id": batch.image_ids[0],
-                    "file_name": names[batch.image_ids[0]],
-                    "width": width,
-                    "height": height,
-                    "ground_truth": _ground_truth(batch.targets, width, height, context.class_names),
-                }
-                for kind, pixels in (("clean", batch.images), ("pgd", pgd(inputs, targets).cpu())):
-                    boxes, scores = runner.infer(pixels.numpy())
-                    found = detections_from(
-                        boxes[0],
-                        scores[0],
-                        score_threshold=config.evaluation.score_threshold,
-                        iou_threshold=config.evaluation.iou_threshold,
-                    )
-                    document[kind] = [
-                        {**_box(box, context.class_names[int(index)]), "score": round(float(score), 6)}
-                        for box, score, index in zip(*found, strict=True)
-                    ]
-                    Image.fromarray(to_uint8_input(pixels.numpy())[0]).save(work / picture_name(kind, number))
-                documents.append(document)
-        (work / DOCUMENT).write_text(json.dumps(documents, indent=1), encoding="utf-8")
-
+    thresholds = config.evaluation.model_dump(include=set(THRESHOLDS))
     settings = {
         "attack": config.attack.model_dump(),
-        "thresholds": config.evaluation.model_dump(include=set(THRESHOLDS)),
+        "thresholds": thresholds,
         "images": images,
         "objects": OBJECTS,
         "greyscale": config.data.greyscale,
@@ -90,7 +56,39 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
         "device": context.device.type,
         "class_names": context.class_names,
     }
-    return context.run("samples", 1, settings, {"model": model.digest, "data": context.test_key}, compute)
+    with context.stage("samples", 1, settings, {"model": model.digest, "data": context.test_key}) as result:
+        if result.work:
+            network = load_stage_model(model.folder).to(context.device)
+            height, width = network.cfg.input_size
+            labelled = telling_images(context.test.images)
+            loader = evaluation_loader(context, replace(context.test, images=labelled), network, 1)
+            pgd = Pgd.against(network, config.attack, "fp32", config.seed)
+            names = {record.image_id: record.path.name for record in labelled}
+            documents: list[dict[str, Any]] = []
+            with TorchRunner(network) as runner:
+                for number, batch in enumerate(islice(loader, images), 1):
+                    document: dict[str, Any] = {
+                        "image_id": batch.image_ids[0],
+                        "file_name": names[batch.image_ids[0]],
+                        "width": width,
+                        "height": height,
+                        "ground_truth": _ground_truth(batch.targets, width, height, context.class_names),
+                    }
+                    for kind, pixels in (
+                        ("clean", batch.images),
+                        ("pgd", pgd.of_model(network, batch.images, batch.targets)),
+                    ):
+                        boxes, scores = runner.infer(pixels.numpy())
+                        found = detections_from(boxes[0], scores[0], **thresholds)
+                        document[kind] = [
+                            {**_box(box, context.class_names[int(index)]), "score": round(float(score), 6)}
+                            for box, score, index in zip(*found, strict=True)
+                        ]
+                        picture = Image.fromarray(to_uint8_input(pixels.numpy())[0])
+                        picture.save(result.work / picture_name(kind, number))
+                    documents.append(document)
+            (result.work / DOCUMENT).write_text(json.dumps(documents, indent=1), encoding="utf-8")
+    return result
 
 
 def telling_images(records: Sequence[ImageRecord]) -> list[ImageRecord]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import BuildConfig, ScoresConfig, result_settings
@@ -24,6 +22,7 @@ from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, original_cfg_path
 from prunedeploy.scores import (
+    DeepLift,
     GivenScores,
     ScoreFunction,
     Scores,
@@ -82,27 +81,23 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
     if given is not None:
         inputs["file"] = given.sha256
 
-    def compute(work: Path, _: Path) -> None:
-        model = load_stage_model(robust.folder).to(context.device)
-        images = _ScoringImages(context, model)
-        scoring = _Scoring(context, model, images, given)
-        started = time.perf_counter()
-        scores = scoring()
-        seconds = time.perf_counter() - started
-        save_scores(work / "scores.safetensors", normalised_scores(scores, settings.normalise))
-        summation = scoring.summation
-        document = {
-            **score_settings(context),
-            "images": None if settings.name in WITHOUT_IMAGES else len(images.records.images),
-            "skipped": {str(path): reason for path, reason in images.skipped.items()},
-            "seconds": seconds,
-            "summation_to_delta": None
-            if summation is None
-            else {"worst_layer": summation.worst_layer, "target": summation.target},
-        }
-        (work / "score.json").write_text(json.dumps(document, indent=2))
-
-    return context.run("score", 2, score_settings(context), inputs, compute)
+    with context.stage("score", 2, score_settings(context), inputs) as result:
+        if result.work:
+            model = load_stage_model(robust.folder).to(context.device)
+            images = _ScoringImages(context, model)
+            started = time.perf_counter()
+            scores, summation = _scored(context.config, model, images, given)
+            seconds = time.perf_counter() - started
+            save_scores(result.work / "scores.safetensors", normalised_scores(scores, settings.normalise))
+            document = {
+                **score_settings(context),
+                "images": None if settings.name in WITHOUT_IMAGES else len(images.records.images),
+                "skipped": {str(path): reason for path, reason in images.skipped.items()},
+                "seconds": seconds,
+                "summation_to_delta": summation and {"worst_layer": summation.worst_layer, "target": summation.target},
+            }
+            result.write("score.json", document)
+    return result
 
 
 def check_scores(config: BuildConfig) -> GivenScores | None:
@@ -202,7 +197,7 @@ class _ScoringImages:
         config = self.context.config
         attack = None
         if config.scores.attacked:
-            attack = Pgd.against(self.model, self.context.threat_model(), "fp32", config.seed)
+            attack = Pgd.against(self.model, config.attack, "fp32", config.seed)
         for batch in self.clean():
             if attack is not None:
                 batch = replace(batch, images=attack(batch.images, batch.targets, batch.image_ids))
@@ -215,62 +210,44 @@ class _ScoringImages:
                 advance(len(batch.images))
 
 
-class _Scoring:
-    """The configured score, by the one interface; remembers DeepLIFT's summation-to-delta."""
+def _scored(
+    config: BuildConfig, model: Darknet, images: _ScoringImages, given: GivenScores | None
+) -> tuple[Scores, SummationToDelta | None]:
+    """The configured score, by the one interface; of DeepLIFT also how exactly contributions add up."""
+    settings = config.scores
+    if settings.name == "deeplift":
+        found = _deeplift(settings, model, images)
+        return found.scores, found.summation
+    functions: dict[str, ScoreFunction] = {
+        "scaled": scaled_scores,
+        "magnitude": magnitude_scores,
+        "random": partial(random_scores, seed=config.seed),
+        "bn-scale": bn_scale_scores,
+        "snip": snip_scores,
+        "taylor": taylor_scores,
+        "gradient-x-input": partial(gradient_x_input_scores, predictions=settings.predictions),
+    }
+    function = given or functions[settings.name]
+    batches = () if settings.name in WITHOUT_IMAGES else images
+    return function(model, batches, lambda heads, targets: yolo_loss(heads, targets, model.cfg).total), None
 
-    def __init__(
-        self, context: BuildContext, model: Darknet, images: _ScoringImages, given: GivenScores | None
-    ) -> None:
-        self.model = model
-        self.images = images
-        self.progress = context.progress
-        self.settings = context.config.scores
-        self.seed = context.config.seed
-        self.given = given
-        self.summation: SummationToDelta | None = None
 
-    def __call__(self) -> Scores:
-        functions: dict[str, ScoreFunction] = {
-            "scaled": scaled_scores,
-            "magnitude": magnitude_scores,
-            "random": partial(random_scores, seed=self.seed),
-            "bn-scale": bn_scale_scores,
-            "snip": snip_scores,
-            "taylor": taylor_scores,
-            "gradient-x-input": partial(gradient_x_input_scores, predictions=self.settings.predictions),
-            "deeplift": self._deeplift,
-        }
-        if self.given is not None:
-            functions["file"] = self.given
-        function = functions[self.settings.name]
-        batches = () if self.settings.name in WITHOUT_IMAGES else self.images
-        return function(self.model, batches, lambda heads, targets: yolo_loss(heads, targets, self.model.cfg).total)
+def _deeplift(settings: ScoresConfig, model: Darknet, images: _ScoringImages) -> DeepLift:
+    reference, predictions = _reference(settings, model, images), settings.predictions
+    if settings.backend == "own":
+        return deeplift(model, images, reference=reference, rule=settings.deeplift_rule, predictions=predictions)
+    passes = len(images.records.images) * len(model.cfg.convolutions)
+    with images.context.progress.task("score, layer by layer", passes) as advance:
+        return captum_deeplift(model, images.scored(), reference=reference, predictions=predictions, layer_done=advance)
 
-    def _deeplift(self, model: Darknet, batches: Any, loss: Any = None) -> Scores:
-        reference, predictions = self._reference(), self.settings.predictions
-        if self.settings.backend == "captum":
-            passes = len(self.images.records.images) * len(model.cfg.convolutions)
-            with self.progress.task("score, layer by layer", passes) as advance:
-                found = captum_deeplift(
-                    model, self.images.scored(), reference=reference, predictions=predictions, layer_done=advance
-                )
-        else:
-            rule = self.settings.deeplift_rule
-            found = deeplift(model, batches, reference=reference, rule=rule, predictions=predictions)
-        self.summation = found.summation
-        return found.scores
 
-    def _reference(self) -> ReferenceFunction:
-        if self.settings.reference == "zeros":
-            return zeros_reference
-        if self.settings.reference == "blur":
-            return partial(blurred_reference, sigma=self.settings.blur_sigma)
-        if self.settings.reference == "mean":
-            mean = mean_image(self.images.clean())
-        else:
-            mean = image_reference(Path(self.settings.reference), self.model.cfg.input_size)
-
-        def fixed(images: Tensor) -> Tensor:
-            return mean.to(images)
-
-        return fixed
+def _reference(settings: ScoresConfig, model: Darknet, images: _ScoringImages) -> ReferenceFunction:
+    if settings.reference == "zeros":
+        return zeros_reference
+    if settings.reference == "blur":
+        return partial(blurred_reference, sigma=settings.blur_sigma)
+    if settings.reference == "mean":
+        fixed = mean_image(images.clean())
+    else:
+        fixed = image_reference(Path(settings.reference), model.cfg.input_size)
+    return lambda batch: fixed.to(batch)

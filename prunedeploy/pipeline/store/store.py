@@ -24,7 +24,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -120,31 +120,36 @@ class Store:
         if content.get("schema_version") != SCHEMA_VERSION:
             raise StoreError(f"is of schema {content.get('schema_version')}, not {SCHEMA_VERSION}", marker)
 
-    def get_or_compute(self, key: StageKey, compute: Callable[[Path], None], *, description: str = "") -> Path:
-        """Return the folder of a result, computing it if it is not there whole.
+    def folder(self, key: StageKey) -> Path:
+        """Return where a result is or will be."""
+        return self.root / "results" / key.folder_name
 
-        A damaged result is thrown away with a warning and computed again: a stage is a pure function.
+    @contextmanager
+    def computing(self, key: StageKey, description: str = "") -> Iterator[Path | None]:
+        """Give an empty folder to write a result into, which is stored when the block ends; None if it is there whole.
+
+        A damaged result is thrown away with a warning and computed again: a stage is a pure function. While the block
+        runs, this process has the key's lock, and `checkpoint_dir` is its alone. If it raises, nothing of the result
+        is kept.
 
         Args:
             key: Key of the result.
-            compute: Called with an empty folder to write the result into. While it runs, this process has the
-                key's lock, and `checkpoint_dir` is its alone. What it raises is raised here, and nothing of
-                the result is kept.
             description: For ``store ls``.
 
         Raises:
             StoreError: The disk is full, or the store cannot be written.
         """
         self._use(key.digest)
-        found = self._whole(key)
-        if found is None:
-            with self._locked(key):
-                found = self._whole(key, repair=True) or self._compute(key, compute, description)
-        elif self._checkpoints(key).exists():  # killed between the end of the stage and the removal of these
-            self._remove_checkpoints(key)
+        is_there = self.has(key)
+        with ExitStack() as stack:
+            if not is_there:
+                stack.enter_context(self._locked(key))
+                is_there = self._is_whole(key, repair=True)
+            elif self._checkpoints(key).exists():  # killed between the end of the stage and the removal of these
+                self._remove_checkpoints(key)
+            yield None if is_there else stack.enter_context(self._stored(key, description))
         with _ignored_os_errors():
-            os.utime(found)  # when it was last used, for gc
-        return found
+            os.utime(self.folder(key))  # when it was last used, for gc
 
     def load(self, key: StageKey) -> Path:
         """Return the folder of a result that is there.
@@ -153,7 +158,7 @@ class Store:
             StoreError: It is not there or damaged.
         """
         self._use(key.digest)
-        folder = self.root / "results" / key.folder_name
+        folder = self.folder(key)
         if not folder.is_dir():
             raise StoreError(f"has no result of {key.name} {key.digest[:12]}", self.root, "run the build that makes it")
         try:
@@ -164,7 +169,7 @@ class Store:
 
     def has(self, key: StageKey) -> bool:
         """Return whether a result is there whole."""
-        return self._whole(key) is not None
+        return self._is_whole(key)
 
     def checkpoint_dir(self, key: StageKey) -> Path:
         """Return the folder for a stage's checkpoints, made if need be.
@@ -229,26 +234,28 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def _compute(self, key: StageKey, compute: Callable[[Path], None], description: str) -> Path:
-        folder = self.root / "results" / key.folder_name
-        work = self.root / "work" / f"{key.digest}.{uuid.uuid4().hex}"
-        for leftover in (self.root / "work").glob(f"{key.digest}.*"):  # we have the lock, so its owner is dead
+    @contextmanager
+    def _stored(self, key: StageKey, description: str) -> Iterator[Path]:
+        """Give a folder in ``work`` that becomes the result when the block ends well."""
+        room = self.root / "work"
+        work = room / f"{key.digest}.{uuid.uuid4().hex}"
+        for leftover in room.glob(f"{key.digest}.*"):  # we have the lock, so its owner is dead
             shutil.rmtree(leftover, ignore_errors=True)
         started = time.monotonic()
         try:
             with _as_store_error(self.root, only_full_disk=True):
                 work.mkdir()
-                compute(work)
+                yield work
             with _as_store_error(self.root):
                 write_record(work, key, description, time.monotonic() - started)
                 _fsync_tree(work)
-                self._publish(work, folder, key)
+                self._publish(work, key)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(self._checkpoints(key), ignore_errors=True)
-        return folder
 
-    def _publish(self, work: Path, folder: Path, key: StageKey) -> None:
+    def _publish(self, work: Path, key: StageKey) -> None:
+        folder = self.folder(key)
         try:
             work.rename(folder)
         except OSError as error:
@@ -259,18 +266,18 @@ class Store:
             check_result(folder, key.digest)
         _fsync(folder.parent)
 
-    def _whole(self, key: StageKey, repair: bool = False) -> Path | None:
-        folder = self.root / "results" / key.folder_name
+    def _is_whole(self, key: StageKey, repair: bool = False) -> bool:
+        folder = self.folder(key)
         if not folder.exists():
-            return None
+            return False
         try:
             check_result(folder, key.digest)
-            return folder
         except StoreError as error:
             if repair:
                 self._say(f"computing {key.name} again, its stored result is damaged: {error}")
                 self._discard(folder, key.digest)
-            return None
+            return False
+        return True
 
     def _discard(self, folder: Path, digest: str) -> None:
         """Remove a folder so that it is there whole or not at all: renamed first, then deleted."""
