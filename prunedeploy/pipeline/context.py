@@ -27,7 +27,6 @@ from prunedeploy.pipeline.store.key import StageKey, read_record
 from prunedeploy.pipeline.store.store import Store
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy.training.distributed import is_main_process, start_process_group, world
-from prunedeploy.training.optimisation import LoopSettings
 from prunedeploy_engines.errors import ConfigError, DataError
 from prunedeploy_engines.locks import FileLock
 
@@ -173,25 +172,6 @@ class BuildContext:
         )
 
 
-def loop_settings(block: TrainingConfig, steps: int | None = None) -> LoopSettings:
-    """A configuration block as the training loop takes it."""
-    return LoopSettings(
-        steps=block.steps if steps is None else steps,
-        lr=block.lr,
-        optimizer=block.optimizer,
-        momentum=block.momentum,
-        weight_decay=block.weight_decay,
-        schedule=block.schedule,
-        milestones=block.milestones,
-        step_factor=block.step_factor,
-        warmup_steps=block.warmup_steps,
-        clip_norm=block.clip_norm or 0.0,
-        ema_decay=block.ema,
-        precision=block.precision,
-        checkpoint_every=block.checkpoint_every,
-    )
-
-
 def open_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:
     """Resolve device and threads, read the data, and check that it fits the network.
 
@@ -224,19 +204,11 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     if _trains(config) and all(record.iscrowd.all() for record in training.images):
         what = f"not one of the {len(training.images)} training images has a box to learn from"
         raise DataError(what, training.json_path, "add their annotations")
-    test = _limited(test, config)
-    return BuildContext(
-        config,
-        store,
-        progress,
-        device,
-        torch.get_num_threads(),
-        names,
-        training,
-        test,
-        content_key(training),
-        content_key(test),
-    )
+    count = config.data.eval_images
+    if count is not None and count < len(test.images):
+        test = measured_subset(test, count)
+    keys, threads = (content_key(training), content_key(test)), torch.get_num_threads()
+    return BuildContext(config, store, progress, device, threads, names, training, test, *keys)
 
 
 def original_cfg_path(config: BuildConfig) -> Path:
@@ -303,25 +275,21 @@ def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:
 def _data_folder(config: BuildConfig, store: Store, progress: Progress) -> Path:
     if config.data.path != BUNDLED:
         return Path(config.data.path)
-    folder = store.root.parent / f"{store.root.name}-demo-data"
-    if not is_main_process():
-        dist.barrier()
-        return folder
-    settings = DemoSettings()
-    # Composing replaces the folder: of two builds that start at once, the second one waits and finds it.
-    with FileLock(store.root / "locks" / "demo-data"):
-        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed build
-            shutil.rmtree(leftover, ignore_errors=True)
-        if not holds_demo(folder, settings):
-            with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
-                write_demo(folder, settings, lambda done: advance(1))
+    if is_main_process():
+        # Composing replaces the folder: of two builds that start at once, the second one waits and finds it.
+        with FileLock(store.root / "locks" / "demo-data"):
+            for leftover in store.root.parent.glob(f".{store.root.name}-demo-data.*.tmp"):  # of a killed build
+                shutil.rmtree(leftover, ignore_errors=True)
+            composed_demo(store.root, progress)
     if world()[1] > 1:
         dist.barrier()
+    return composed_demo(store.root, progress)
+
+
+def composed_demo(store: Path, progress: Progress) -> Path:
+    """The folder of the demo set beside a store, composed unless it is there."""
+    folder, settings = store.parent / f"{store.name}-demo-data", DemoSettings()
+    if not holds_demo(folder, settings):
+        with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
+            write_demo(folder, settings, lambda done: advance(1))
     return folder
-
-
-def _limited(test: CocoDataset, config: BuildConfig) -> CocoDataset:
-    count = config.data.eval_images
-    if count is None or count >= len(test.images):
-        return test
-    return measured_subset(test, count)

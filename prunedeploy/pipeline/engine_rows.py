@@ -40,12 +40,13 @@ def engine_rows(
                 **unknown,
                 "note": f"built ahead of time with {about.library} {about.version}; not run: no such GPU here",
             })  # fmt: skip
-    for one in missing:
-        rows.append({
+    return rows + [
+        {
             "runtime": "tensorrt", "target": one["target"], "precision": one["precision"], "file": None, "bytes": None,
             **unknown, "note": one["reason"],
-        })  # fmt: skip
-    return rows
+        }
+        for one in missing
+    ]  # fmt: skip
 
 
 def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

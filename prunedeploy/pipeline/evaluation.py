@@ -17,11 +17,12 @@ from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.config import BUNDLED, EvaluationConfig
 from prunedeploy.data.class_names import COCO_NAMES, read_names
 from prunedeploy.data.coco import load_test_split, measured_subset
-from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
+from prunedeploy.data.demo import CLASS_NAMES
 from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, write_detections
 from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.pipeline.context import composed_demo
 from prunedeploy.pipeline.progress import Progress, counted
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.bundle.source import ModelSource, find_model
@@ -239,23 +240,12 @@ def _dataset(
     divided = own if path == own.get("path") else {}
     folder = Path(path)
     if path == BUNDLED and not folder.is_dir():
-        folder = demo_folder(request.store, progress)
+        folder = composed_demo(request.store, progress)
     dataset = load_test_split(folder, class_names, divided.get("train_images"), int(configuration.get("seed", 0)))
     limit = request.limit or divided.get("eval_images")
     if limit is not None and limit < len(dataset.images):
         dataset = measured_subset(dataset, limit)
     return dataset, str(path)
-
-
-def demo_folder(store: Path, progress: Progress) -> Path:
-    """Compose the demo set where a build keeps it, unless it is there."""
-    folder = store.parent / f"{store.name}-demo-data"
-    settings = DemoSettings()
-    if (folder / "demo.json").is_file():
-        return write_demo(folder, settings)
-    with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
-        write_demo(folder, settings, lambda done: advance(1))
-    return folder
 
 
 def _write_csvs(folder: Path, results: dict[str, Evaluation], dataset: CocoDataset) -> None:

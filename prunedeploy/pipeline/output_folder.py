@@ -56,10 +56,8 @@ class OutputFolder:
         if name.split("/")[0] not in ENTRIES or ".." in Path(name).parts:
             raise ValueError(f"{name!r} is not below one of {sorted(ENTRIES)}")
         path = self.path / name
-        try:
+        with _usable(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unusable(path.parent, error) from None
         return path
 
 
@@ -109,7 +107,7 @@ def open_output_folder(
 
 def _made(out: Path) -> Path:
     """Return the folder with links resolved, made if need be."""
-    try:
+    with _usable(out):
         if out.exists() and not out.is_dir():
             raise StoreError("is a file, not a folder", out, "choose another --out")
         if out.is_symlink() and not out.exists():
@@ -118,9 +116,7 @@ def _made(out: Path) -> Path:
         path = out.resolve()
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "not allowed to write in it")
-    except OSError as error:
-        raise _unusable(out, error) from None
-    return path
+        return path
 
 
 def _earlier_build(path: Path) -> dict[str, Any] | None:
@@ -129,10 +125,8 @@ def _earlier_build(path: Path) -> dict[str, Any] | None:
     Raises:
         StoreError: The folder holds something that is not a build.
     """
-    try:
+    with _usable(path):
         names = sorted(os.listdir(path))
-    except OSError as error:
-        raise _unusable(path, error) from None
     if MARKER in names:
         document = read_json(path / MARKER)
         if isinstance(document, dict) and document.get("kind") == KIND and "config_hash" in document:
@@ -149,14 +143,9 @@ def _clear(path: Path) -> None:
     if foreign := [name for name in names if name not in ENTRIES and not _is_ours_unfinished(name)]:
         what = f"holds {foreign[0]}, which no build wrote"
         raise StoreError(what, path, "move it away, or choose another --out; nothing was changed")
-    try:
-        for entry in [path / name for name in names]:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-    except OSError as error:
-        raise _unusable(path, error) from None
+    with _usable(path):
+        for name in names:
+            _remove(path / name)
 
 
 def _is_ours_unfinished(name: str) -> bool:
@@ -170,21 +159,27 @@ def _remove_unfinished(path: Path) -> None:
 
     What it was replacing stays if the new one did not get into its place.
     """
-    try:
+    with _usable(path):
         for name in ENTRIES:
             recover_folder(path / name)
         for entry in path.iterdir():
             if _is_ours_unfinished(entry.name):
-                if entry.is_dir() and not entry.is_symlink():  # a bundle in the making
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
+                _remove(entry)
             elif entry.name in ENTRIES and entry.is_dir() and not entry.is_symlink():
                 for file in [file for file in entry.rglob(".*.tmp") if UNFINISHED.match(file.name)]:
                     file.unlink()
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unusable(path, error) from None
-
-
-def _unusable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot be used ({error.strerror})", path, "choose another --out")
+        raise StoreError(f"cannot be used ({error.strerror})", path, "choose another --out") from None

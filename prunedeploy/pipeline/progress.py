@@ -103,7 +103,9 @@ class Progress:
         task = bars.add_task(description, total=total, values="")
 
         def show(now: int, values: list[str]) -> None:
-            bars.update(task, completed=now, **({"values": " ".join(values)} if values else {}))
+            if values:
+                bars.update(task, values=" ".join(values))
+            bars.update(task, completed=now)
 
         try:
             yield show

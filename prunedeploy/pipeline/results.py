@@ -135,7 +135,8 @@ def write_output(context: BuildContext, built: BuildResults, out: OutputFolder, 
         for kind in ("clean", "pgd"):
             source = built.evaluations["pruned"].folder / csv_name(engine, kind)
             write_atomically(out.file(f"detections/pruned-{source.name}"), source.read_bytes())
-    log = "".join(_training_logs(context))
+    logs = [result.folder / "log.jsonl" for result in context.results if result.name in TRAININGS]
+    log = "".join(path.read_text(encoding="utf-8") for path in logs if path.is_file())
     write_atomically(out.file("log.jsonl"), log.encode())
     _write_bundle(context, built, out, results)
     rows = [json.loads(line) for line in log.splitlines()]
@@ -171,8 +172,7 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
             files[name] = BundleFile(plan, "engine", about.precision, about.target)
             files[f"{name}.json"] = BundleFile(sidecar_path(plan), "metadata", None, about.target)
     rows = {model["name"]: model for model in results["models"]}
-    row = rows["pruned"]
-    layers = results["pruning"].get("layers")
+    deployed = [engine for engine in results["engines"] if engine["file"] is not None]
     write_bundle(
         out.file("bundle"),
         files,
@@ -189,18 +189,13 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
             "scores": config.scores.name,
             # Beside the metrics' ``filters`` it says how many left, the dead ones too, which ``layers`` do not know.
             "filters_before": rows["robust"]["filters"],
-            "layers": layers,
+            "layers": results["pruning"].get("layers"),
         },
         metrics={
-            **{key: value for key, value in row.items() if key != "name"},
+            **_without("name", rows["pruned"]),
+            # The file's SHA-256 stands under ``files`` and nowhere else.
             "engines": [
-                # The file's SHA-256 stands under ``files`` and nowhere else.
-                {
-                    **{key: value for key, value in engine.items() if key != "sha256"},
-                    "file": str(engine["file"]).removeprefix("bundle/"),
-                }
-                for engine in results["engines"]
-                if engine["file"] is not None
+                {**_without("sha256", engine), "file": engine["file"].removeprefix("bundle/")} for engine in deployed
             ],
         },
         provenance={
@@ -214,13 +209,13 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
     )
 
 
+def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}
+
+
 def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dict[str, Any]:
     model = load_stage_model(built.networks.rows[row].folder)
     figures = built.evaluations[row].read("evaluation.json")
-    engine = {
-        "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
-        "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
-    }
     times: dict[str, Any] = dict.fromkeys(("onnxruntime", "openvino", "torch", "tensorrt"))
     for name, summary in latency["rows"].items():
         of, *engine_name, batch = name.split("|")
@@ -228,51 +223,40 @@ def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dic
         # An engine of more than the runtime's name is another file than the plain fp32 one.
         if of == row and len(engine_name) == 1 and (times[runtime] is None or batch == "1"):
             times[runtime] = summary
-    own = {key: value for key, value in figures["torch"].items() if key != "transfer"}
-    weights = sum(model.conv(layer.index).weight.numel() for layer in model.cfg.convolutions)
-    zeros = sum(int((model.conv(layer.index).weight == 0).sum()) for layer in model.cfg.convolutions)
+    weights = [model.conv(layer.index).weight for layer in model.cfg.convolutions]
     return {
         "name": row,
         "params": count_parameters(model),
         "filters": sum(layer.out_channels for layer in model.cfg.convolutions),
-        "zero_weights": zeros,
-        "weights": weights,
+        "zero_weights": sum(int((weight == 0).sum()) for weight in weights),
+        "weights": sum(weight.numel() for weight in weights),
         "macs": model.cfg.macs,
         "onnx_bytes": (built.exports[row].folder / "model.onnx").stat().st_size,
-        **own,
-        **engine,
+        **_without("transfer", figures["torch"]),
+        "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
+        "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
         "latency_ms": times,
     }
 
 
 def _speedup(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Median of the original over the median of the pruned network, by runtime."""
-    found = {}
-    for runtime, dense in rows["original"]["latency_ms"].items():
-        pruned = rows["pruned"]["latency_ms"][runtime]
-        if dense is not None and pruned is not None:
-            found[runtime] = dense["p50"] / pruned["p50"]
-    return found
+    dense, pruned = rows["original"]["latency_ms"], rows["pruned"]["latency_ms"]
+    return {name: dense[name]["p50"] / pruned[name]["p50"] for name in dense if dense[name] and pruned[name]}
 
 
 def _gates(built: BuildResults, row: str) -> list[dict[str, Any]]:
     gates: list[dict[str, Any]] = built.exports[row].read("gates.json")
     if row == "pruned":
-        for artefact in built.artefacts:
-            if not artefact.is_plain:
-                own = artefact.stage.read("gates.json")
-                gates += [{"artefact": artefact.name, **gate} for gate in own]
-    if row == "pruned" and built.pattern is not None:
-        gates += built.pattern.read("pattern.json")
+        made = [artefact for artefact in built.artefacts if not artefact.is_plain]
+        gates += [{"artefact": one.name, **gate} for one in made for gate in one.stage.read("gates.json")]
+        gates += [] if built.pattern is None else built.pattern.read("pattern.json")
     return gates + list(built.evaluations[row].read("evaluation.json")["gates"])
 
 
 def _latency_method(context: BuildContext, latency: Mapping[str, Any]) -> dict[str, Any]:
-    peaks = {}
-    for runtime in ("onnxruntime", "openvino"):
-        peak = latency["rows"].get(PEAK.format(runtime=runtime))
-        if peak is not None:
-            peaks[runtime] = 2 * peak["engine"]["macs"] / peak["p50"] / 1e6
+    found = {runtime: latency["rows"].get(PEAK.format(runtime=runtime)) for runtime in ("onnxruntime", "openvino")}
+    peaks = {name: 2 * peak["engine"]["macs"] / peak["p50"] / 1e6 for name, peak in found.items() if peak is not None}
     return {
         **context.config.latency.model_dump(mode="json"),
         "threads": latency["threads"],
@@ -283,15 +267,6 @@ def _latency_method(context: BuildContext, latency: Mapping[str, Any]) -> dict[s
         "peaks_matmul_gflops": peaks,
         "machine": latency["machine"],
     }
-
-
-def _training_logs(context: BuildContext) -> list[str]:
-    logs = []
-    for result in context.results:
-        path = result.folder / "log.jsonl"
-        if result.name in TRAININGS and path.is_file():
-            logs.append(path.read_text(encoding="utf-8"))
-    return logs
 
 
 def _stage_document(context: BuildContext, stage: str, name: str) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from prunedeploy.config.ratio_target import RatioTarget
@@ -53,9 +53,8 @@ class Trial:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        row = {"ratio": self.ratio, "value": self.value, "meets": self.meets}
-        row |= {"noisy": True} if self.noisy else {}
-        return row if self.reason is None else {**row, "reason": self.reason}
+        always = ("ratio", "value", "meets")
+        return {name: value for name, value in asdict(self).items() if name in always or value}
 
 
 @dataclass(frozen=True)

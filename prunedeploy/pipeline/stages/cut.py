@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, loop_settings
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.convolution_times import convolution_times_stage, load_convolution_times
 from prunedeploy.pipeline.stages.granularity import cut_settings, granularity_of
 from prunedeploy.pipeline.stages.score import load_scores, save_scores
@@ -55,7 +55,7 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
             allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
             model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
             scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
-            objective = score_objective(scored, loop_settings(block), block.attack, config.seed, context.device)
+            objective = score_objective(scored, block, block.attack, config.seed, context.device)
             with training_run(context, result, "optimise-scores", block, model) as train:
                 train(scored, sets=scored.parameter_sets(block.bn_lr), objective=objective)
             save_scores(result.work / "scores.safetensors", scored.score_tensors())
@@ -77,7 +77,9 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
     inputs = {"robust": robust.digest, "scores": scores.digest, **_times_input(times)}
     with context.stage("prune", 2, cut_settings(config), inputs) as result:
         if result.work:
-            model, values = _network_that_is_cut(robust, scores), load_scores(scores.folder)
+            model, values = load_stage_model(robust.folder), load_scores(scores.folder)
+            if (scores.folder / NORMALISATION).is_file():
+                model.load_state_dict(model.state_dict() | load_file(scores.folder / NORMALISATION))
             if (scores.folder / ALLOCATION).is_file():
                 allocation = Allocation.from_json(scores.read(ALLOCATION))
             else:
@@ -97,14 +99,6 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
             result.write("pruning.json", record)
             cut.network.save(result.work / "model.cfg", result.work / "model.weights")
     return result
-
-
-def _network_that_is_cut(robust: StageResult, scores: StageResult) -> Darknet:
-    """The robust network, with the normalisation that optimising the scores has left."""
-    model = load_stage_model(robust.folder)
-    if (scores.folder / NORMALISATION).is_file():
-        model.load_state_dict(model.state_dict() | load_file(scores.folder / NORMALISATION))
-    return model
 
 
 def _times(context: BuildContext, robust: StageResult) -> StageResult | None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import GatesConfig, result_settings
+from prunedeploy.data.loader import Batch
 from prunedeploy.data.reading import check_header
 from prunedeploy.evaluation import (
     Evaluation,
@@ -203,16 +206,27 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
                 loader = evaluation_loader(context, context.test, network, max(1, config.report.grid_images))
                 batch = next(iter(loader))
                 rows = rows or [{"image_id": one, "file_name": names[one]} for one in batch.image_ids]
-                attacked = Pgd.against(network, config.attack, "fp32", config.seed)(batch.images, batch.targets)
+                pgd = Pgd.against(network, config.attack, "fp32", config.seed)
                 with TorchRunner(network) as runner:
-                    for kind, images in (("clean", batch.images), ("pgd", attacked)):
-                        boxes, scores = runner.infer(images.numpy())
-                        for number, pixels in enumerate(to_uint8_input(images.numpy())):
-                            kept = detections_from(boxes[number], scores[number], **thresholds)
-                            scale = max(1, round(480 / max(pixels.shape[:2])))
-                            drawn = draw_detections(pixels, Detections(*kept, tuple(context.class_names)), scale=scale)
-                            file = f"{number:02d}-{row}-{kind}.png"
-                            Image.fromarray(drawn).save(result.work / file)
-                            rows[number][f"{row}_{kind}"] = file
+                    for kind, number, pixels, found in detected(batch, pgd, runner, thresholds, context.class_names):
+                        scale = max(1, round(480 / max(pixels.shape[:2])))
+                        file = f"{number:02d}-{row}-{kind}.png"
+                        Image.fromarray(draw_detections(pixels, found, scale=scale)).save(result.work / file)
+                        rows[number][f"{row}_{kind}"] = file
             result.write("gallery.json", rows)
     return result
+
+
+def detected(
+    batch: Batch, pgd: Pgd, runner: Runner, thresholds: Mapping[str, float], class_names: Sequence[str]
+) -> Iterator[tuple[str, int, npt.NDArray[np.uint8], Detections]]:
+    """What a network finds in a batch: ``clean`` or ``pgd``, number in the batch, ``(H, W, 3)`` pixels, detections.
+
+    Detections are those of the exact attack, whose pixels a picture rounds to 8 bits.
+    """
+    attacked = pgd.of_model(pgd.model, batch.images, batch.targets)
+    for kind, images in (("clean", batch.images), ("pgd", attacked)):
+        boxes, scores = runner.infer(images.numpy())
+        for number, pixels in enumerate(to_uint8_input(images.numpy())):
+            found = detections_from(boxes[number], scores[number], **thresholds)
+            yield kind, number, pixels, Detections(*found, tuple(class_names))

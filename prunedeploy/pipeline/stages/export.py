@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from onnx import ModelProto
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import GatesConfig
 from prunedeploy.data import CocoDataset, train_test_subset
-from prunedeploy.data.loader import Batch, EvaluationLoader
+from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.evaluation import TorchRunner, evaluate
 from prunedeploy.models import Darknet, FoldedDarknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
@@ -147,26 +148,22 @@ def engine_stages(
     """TensorRT engines for the GPU targets; and which could not be built here, and why."""
     built, missing = [], []
     sparse = context.config.sparse_weights
-    for target in context.config.targets:
-        for artefact in artefacts:
-            if target == "cpu" or artefact.target == "cpu":
-                continue
-
-            versions = {name: installed_version(name) for name in ("tensorrt", "tensorrt_rtx")}
-            settings = {"target": target, "sparse": sparse, "precision": artefact.precision, **versions}
-            reason = _only_on_the_device(target, versions)
-            try:
-                if reason is not None:
-                    raise RuntimeUnavailableError(reason)
-                with context.stage("engine", 2, settings, {"onnx": artefact.stage.digest}) as result:
-                    if result.work:
-                        onnx = result.work / artefact.name
-                        onnx.write_bytes(artefact.file.read_bytes())  # the plan is named after its file
-                        engine_from_onnx(onnx, result.work, target=target, sparse=sparse)
-                        onnx.unlink()
-                built.append(result)
-            except RuntimeUnavailableError as error:
-                missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
+    versions = {name: installed_version(name) for name in ("tensorrt", "tensorrt_rtx")}
+    for target, artefact in itertools.product(context.config.targets, artefacts):
+        if target == "cpu" or artefact.target == "cpu":
+            continue
+        settings = {"target": target, "sparse": sparse, "precision": artefact.precision, **versions}
+        try:
+            _check_it_is_built_here(target, versions)
+            with context.stage("engine", 2, settings, {"onnx": artefact.stage.digest}) as result:
+                if result.work:
+                    onnx = result.work / artefact.name
+                    onnx.write_bytes(artefact.file.read_bytes())  # the plan is named after its file
+                    engine_from_onnx(onnx, result.work, target=target, sparse=sparse)
+                    onnx.unlink()
+            built.append(result)
+        except RuntimeUnavailableError as error:
+            missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
     return built, missing
 
 
@@ -180,19 +177,14 @@ def evaluation_loader(
 ) -> EvaluationLoader:
     """Letterboxed images of a data set, not augmented."""
     data = context.config.data
-    return EvaluationLoader(
-        dataset,
-        network.cfg.input_size,
-        batch_size,
-        data.greyscale,
-        allow_bad_images=data.allow_bad_images,
-    )
+    return EvaluationLoader(dataset, network.cfg.input_size, batch_size, data.greyscale, data.allow_bad_images)
 
 
-def _only_on_the_device(target: str, versions: dict[str, str | None]) -> str | None:
+def _check_it_is_built_here(target: str, versions: dict[str, str | None]) -> None:
     if versions["tensorrt"] is None and versions["tensorrt_rtx"] is not None and target not in rtx_targets():
-        return f"no engine ahead of time for {target}; build it on the device with `prunedeploy engine`"
-    return None
+        raise RuntimeUnavailableError(
+            f"no engine ahead of time for {target}; build it on the device with `prunedeploy engine`"
+        )
 
 
 def _artefact_stage(
@@ -314,12 +306,14 @@ def _quantise(context: BuildContext, network: Darknet, source: Path, path: Path,
         loss = None
         if settings.map_budget is not None:
             held_out = train_test_subset(rest, settings.budget_images, config.seed)[0]
-            loss = _MapLoss(context, network, source, held_out, path.with_name("trial.onnx"))
+            loss = _map_loss(context, network, source, held_out, path.with_name("trial.onnx"))
         quantiser.write(path, activations, loss=loss, budget=settings.map_budget)
         advance(1)
 
 
-class _MapLoss:
+def _map_loss(
+    context: BuildContext, network: Darknet, source: Path, held_out: CocoDataset, trial: Path
+) -> Callable[[ModelProto], float]:
     """How much mAP an int8 network loses against the fp32 file, clean or attacked, whichever is more.
 
     Args:
@@ -328,42 +322,40 @@ class _MapLoss:
         source: The fp32 file.
         held_out: Training images, not those of the calibration.
         trial: Where networks that are tried are written meanwhile.
+
+    Returns:
+        A function of a network: the larger of the two losses, negative if both mAPs rose.
     """
+    settings = context.config.evaluation
+    batches = list(evaluation_loader(context, held_out, network, settings.batch_size))
+    pgd = Pgd.against(network, context.config.attack, "fp32", context.config.seed)
+    attacked = [pgd(batch.images, batch.targets) for batch in batches]
 
-    def __init__(
-        self, context: BuildContext, network: Darknet, source: Path, held_out: CocoDataset, trial: Path
-    ) -> None:
-        self._context, self._network, self._held_out, self._trial = context, network, held_out, trial
-        loader = evaluation_loader(context, held_out, network, context.config.evaluation.batch_size)
-        self._batches: list[Batch] = list(loader)
-        pgd = Pgd.against(network, context.config.attack, "fp32", context.config.seed)
-        self._attacked = [pgd(batch.images, batch.targets) for batch in self._batches]
-        self._reference = self._maps(source)
-
-    def __call__(self, model: ModelProto) -> float:
-        """The larger of the two losses; negative if both mAPs rose."""
-        write_model(model, self._trial)
-        try:
-            found = self._maps(self._trial)
-        finally:
-            self._trial.unlink()
-        return max(before - after for before, after in zip(self._reference, found, strict=True))
-
-    def _maps(self, path: Path) -> tuple[float, float]:
-        attacked = iter(self._attacked)
-        evaluation = self._context.config.evaluation
-        with OnnxRuntimeRunner(path, threads=self._context.threads) as engine:
+    def maps(path: Path) -> tuple[float, float]:
+        in_turn = iter(attacked)
+        with OnnxRuntimeRunner(path, threads=context.threads) as engine:
             result = evaluate(
                 {"int8": engine},
-                self._batches,
-                self._held_out,
-                attack=lambda model, images, targets: next(attacked),
-                attacked_model=self._network,
-                iou_threshold=evaluation.iou_threshold,
-                score_threshold=evaluation.map_score_threshold,
+                batches,
+                held_out,
+                attack=lambda model, images, targets: next(in_turn),
+                attacked_model=network,
+                iou_threshold=settings.iou_threshold,
+                score_threshold=settings.map_score_threshold,
                 resamples=0,
             )["int8"].metrics()
         return result["map_clean"] or 0.0, result["map_pgd"] or 0.0
+
+    reference = maps(source)
+
+    def loss(model: ModelProto) -> float:
+        write_model(model, trial)
+        try:
+            return max(before - after for before, after in zip(reference, maps(trial), strict=True))
+        finally:
+            trial.unlink()
+
+    return loss
 
 
 def _gate_settings(settings: GatesConfig) -> dict[str, Any]:

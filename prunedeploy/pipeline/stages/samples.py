@@ -16,9 +16,8 @@ from prunedeploy.attacks import Pgd
 from prunedeploy.data.records import ImageRecord
 from prunedeploy.evaluation import TorchRunner
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.stages.evaluate import detected
 from prunedeploy.pipeline.stages.export import evaluation_loader
-from prunedeploy_engines.detection.letterbox import to_uint8_input
-from prunedeploy_engines.detection.nms import detections_from
 
 DOCUMENT = "samples.json"
 OBJECTS = (2, 5)
@@ -74,18 +73,9 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
                         "height": height,
                         "ground_truth": _ground_truth(batch.targets, width, height, context.class_names),
                     }
-                    for kind, pixels in (
-                        ("clean", batch.images),
-                        ("pgd", pgd.of_model(network, batch.images, batch.targets)),
-                    ):
-                        boxes, scores = runner.infer(pixels.numpy())
-                        found = detections_from(boxes[0], scores[0], **thresholds)
-                        document[kind] = [
-                            {**_box(box, context.class_names[int(index)]), "score": round(float(score), 6)}
-                            for box, score, index in zip(*found, strict=True)
-                        ]
-                        picture = Image.fromarray(to_uint8_input(pixels.numpy())[0])
-                        picture.save(result.work / picture_name(kind, number))
+                    for kind, _, pixels, found in detected(batch, pgd, runner, thresholds, context.class_names):
+                        document[kind] = [{**_box(box, name), "score": round(score, 6)} for box, score, name in found]
+                        Image.fromarray(pixels).save(result.work / picture_name(kind, number))
                     documents.append(document)
             (result.work / DOCUMENT).write_text(json.dumps(documents, indent=1), encoding="utf-8")
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import BuildConfig, ScoresConfig, result_settings
-from prunedeploy.data import CocoDataset, train_test_subset
+from prunedeploy.data import train_test_subset
 from prunedeploy.data.batches import Batch
 from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.models import Darknet
@@ -155,7 +155,6 @@ def _reads_an_image(settings: ScoresConfig) -> bool:
     return settings.name == "deeplift" and settings.reference not in ("zeros", "mean", "blur")
 
 
-@dataclass
 class _ScoringImages:
     """The batches that a score is taken on; every iteration gives the same.
 
@@ -166,15 +165,12 @@ class _ScoringImages:
         skipped: Path and reason of every image that could not be used.
     """
 
-    context: BuildContext
-    model: Darknet
-    skipped: dict[Path, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        training, count = self.context.training, self.context.config.scores.images
-        self.records: CocoDataset = training
-        if count < len(training.images):
-            self.records = train_test_subset(training, count, self.context.config.seed)[0]
+    def __init__(self, context: BuildContext, model: Darknet) -> None:
+        self.context, self.model, self.records = context, model, context.training
+        self.skipped: dict[Path, str] = {}
+        if context.config.scores.images < len(context.training.images):
+            drawn, _ = train_test_subset(context.training, context.config.scores.images, context.config.seed)
+            self.records = drawn
 
     def clean(self) -> Iterator[Batch]:
         """Letterboxed images, not augmented."""
@@ -186,22 +182,20 @@ class _ScoringImages:
             config.data.greyscale,
             allow_bad_images=True,
         )
+        device = self.context.device
         for batch in loader:
-            yield replace(
-                batch, images=batch.images.to(self.context.device), targets=batch.targets.to(self.context.device)
-            )
+            yield replace(batch, images=batch.images.to(device), targets=batch.targets.to(device))
         self.skipped |= loader.skipped
 
     def scored(self) -> Iterator[Batch]:
         """What is scored: the same, attacked if that is asked for."""
         config = self.context.config
-        attack = None
-        if config.scores.attacked:
-            attack = Pgd.against(self.model, config.attack, "fp32", config.seed)
+        if not config.scores.attacked:
+            yield from self.clean()
+            return
+        attack = Pgd.against(self.model, config.attack, "fp32", config.seed)
         for batch in self.clean():
-            if attack is not None:
-                batch = replace(batch, images=attack(batch.images, batch.targets, batch.image_ids))
-            yield batch
+            yield replace(batch, images=attack(batch.images, batch.targets, batch.image_ids))
 
     def __iter__(self) -> Iterator[Batch]:
         with self.context.progress.task("score", len(self.records.images)) as advance:

@@ -16,7 +16,6 @@ from prunedeploy.pipeline.context import (
     BuildContext,
     StageResult,
     load_stage_model,
-    loop_settings,
     original_cfg_path,
     original_weights_path,
 )
@@ -45,9 +44,9 @@ def original_stage(context: BuildContext) -> StageResult:
     with context.stage("original", 1, settings, inputs, collective=True) as result:
         if result.work:
             model = load_darknet(cfg, seed=config.seed).to(context.device)
-            loop = loop_settings(block, block.clean_steps)
-            objective = robust_objective(model, loop, None, config.seed, context.device)
-            with training_run(context, result, "clean", block, model, block.clean_steps) as train:
+            block = block.model_copy(update={"steps": block.clean_steps})
+            objective = robust_objective(model, block, None, config.seed, context.device)
+            with training_run(context, result, "clean", block, model) as train:
                 train(model, objective=objective)
             model.save(result.work / "model.cfg", result.work / "model.weights")
     return result
@@ -68,8 +67,7 @@ def pretrain_stage(context: BuildContext, original: StageResult) -> StageResult:
     with context.stage("pretrain", 1, settings, {**inputs, "data": context.training_key}, collective=True) as result:
         if result.work:
             model = load_stage_model(original.folder).to(context.device)
-            seed = context.config.seed
-            objective = robust_objective(model, loop_settings(block), block.attack, seed, context.device)
+            objective = robust_objective(model, block, block.attack, context.config.seed, context.device)
             with training_run(context, result, "pretrain", block, model) as train:
                 train(model, objective=objective)
             model.save(result.work / "model.cfg", result.work / "model.weights")
@@ -90,7 +88,7 @@ def finetune_stage(context: BuildContext, robust: StageResult, pruned: StageResu
             if block.bn_recalibration_images:
                 _recalibrate(context, block, model)
             objective = robust_objective(
-                model, loop_settings(block), block.attack, config.seed, context.device,
+                model, block, block.attack, config.seed, context.device,
                 teacher=teacher, distillation=block.distillation_weight, temperature=block.distillation_temperature,
             )  # fmt: skip
             kept = None if config.method == "structured" else pruned.folder

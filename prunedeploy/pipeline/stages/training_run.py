@@ -13,19 +13,14 @@ import torch
 from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models import Darknet
-from prunedeploy.pipeline.context import BuildContext, StageResult, loop_settings
+from prunedeploy.pipeline.context import BuildContext, StageResult
 from prunedeploy.training.loop import train
 from prunedeploy.training.optimisation import ParameterSet
 
 
 @contextmanager
 def training_run(
-    context: BuildContext,
-    result: StageResult,
-    name: str,
-    block: TrainingConfig,
-    model: Darknet,
-    steps: int | None = None,
+    context: BuildContext, result: StageResult, name: str, block: TrainingConfig, model: Darknet
 ) -> Iterator[Callable[..., Any]]:
     """Prepare `train` for a stage: the block calls it with the module and the ``objective``.
 
@@ -38,11 +33,9 @@ def training_run(
         name: Name in the log and of the bar; ``clean`` for a training without attack.
         block: The training's settings.
         model: The network.
-        steps: In the place of those of ``block``.
     """
     assert result.work is not None, "nothing is trained for a result that is there"
     assert result.checkpoints is not None, "they come with the work"
-    settings = loop_settings(block, steps)
     log = result.checkpoints / "log.jsonl"
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
     loader = context.loader(block, model.cfg, clean=name == "clean")
@@ -52,9 +45,9 @@ def training_run(
         return loader
 
     every_parameter = ParameterSet(tuple(p for p in model.parameters() if p.requires_grad))
-    with context.progress.task(name, settings.steps) as advance:
+    with context.progress.task(name, block.steps) as advance:
         yield partial(
-            train, sets=[every_parameter], batches=batches, settings=settings,
+            train, sets=[every_parameter], batches=batches, settings=block,
             stage=name, work=result.checkpoints, log=log,
             advance=lambda count, loss: advance(count, loss=loss) if loss == loss else advance(count),
         )  # fmt: skip

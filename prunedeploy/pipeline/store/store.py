@@ -24,31 +24,27 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from prunedeploy.pipeline.store.key import StageKey, check_result, walk_files, write_record
 from prunedeploy_engines.errors import StoreError
-from prunedeploy_engines.files import write_atomically
+from prunedeploy_engines.files import flush, write_atomically
 from prunedeploy_engines.locks import FileLock
 
 MARKER = "store.json"
 SCHEMA_VERSION = 1
 ROOMS = ("results", "work", "checkpoints", "locks")
 Kind = Literal["result", "damaged", "work", "checkpoint"]
-_PROTECTED_BY = {
+_PROTECTED_BY: dict[Kind, tuple[str, ...]] = {
     "result": ("compute", "use"),
     "damaged": ("compute", "use"),
     "work": ("compute",),
     "checkpoint": ("compute",),
 }
-
-
-def _log(line: str) -> None:
-    logging.getLogger(__name__).warning(line)
+_log = logging.getLogger(__name__).warning
 
 
 @dataclass(frozen=True)
@@ -107,13 +103,11 @@ class Store:
     def _claim(self) -> None:
         marker = self.root / MARKER
         if not marker.exists():
-            if others := [name for name in os.listdir(self.root) if not name.startswith(f".{MARKER}.")]:
-                if not marker.exists():  # made meanwhile by another process
-                    raise StoreError(
-                        f"is not a store, it holds {sorted(others)[0]}", self.root, "choose another --store"
-                    )
-            else:
+            others = [name for name in os.listdir(self.root) if not name.startswith(f".{MARKER}.")]
+            if not others:
                 write_json(marker, {"kind": "prunedeploy store", "schema_version": SCHEMA_VERSION})
+            elif not marker.exists():  # not made meanwhile by another process
+                raise StoreError(f"is not a store, it holds {sorted(others)[0]}", self.root, "choose another --store")
         content = read_json(marker)
         if not isinstance(content, dict) or content.get("kind") != "prunedeploy store":
             raise StoreError("is not a store's", marker, "choose another --store")
@@ -148,7 +142,7 @@ class Store:
             elif self._checkpoints(key).exists():  # killed between the end of the stage and the removal of these
                 self._remove_checkpoints(key)
             yield None if is_there else stack.enter_context(self._stored(key, description))
-        with _ignored_os_errors():
+        with suppress(OSError):
             os.utime(self.folder(key))  # when it was last used, for gc
 
     def load(self, key: StageKey) -> Path:
@@ -192,7 +186,7 @@ class Store:
             rows = [self._result_row(folder, hashed) for folder in self._folders("results")]
             rows += [self._row("work", folder) for folder in self._folders("work")]
             rows += [self._row("checkpoint", folder) for folder in self._folders("checkpoints")]
-        order = ("result", "damaged", "work", "checkpoint")
+        order = list(_PROTECTED_BY)
         return sorted(rows, key=lambda row: (order.index(row.kind), row.name, row.last_used))
 
     def gc(
@@ -231,7 +225,7 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @contextmanager
@@ -248,7 +242,8 @@ class Store:
                 yield work
             with _as_store_error(self.root):
                 write_record(work, key, description, time.monotonic() - started)
-                _fsync_tree(work)
+                for path in [*work.rglob("*"), work]:
+                    flush(path)  # before it gets its name
                 self._publish(work, key)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -264,7 +259,7 @@ class Store:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise
             check_result(folder, key.digest)
-        _fsync(folder.parent)
+        flush(folder.parent)
 
     def _is_whole(self, key: StageKey, repair: bool = False) -> bool:
         folder = self.folder(key)
@@ -284,7 +279,7 @@ class Store:
         grave = self.root / "work" / f"{digest}.{uuid.uuid4().hex}"
         with _as_store_error(self.root):
             folder.rename(grave)
-            _fsync(folder.parent)
+            flush(folder.parent)
         shutil.rmtree(grave, ignore_errors=True)
 
     def _checkpoints(self, key: StageKey) -> Path:
@@ -293,10 +288,8 @@ class Store:
     def _remove_checkpoints(self, key: StageKey) -> None:
         lock = self._lock(key.digest, "compute")
         if lock.acquire(wait=False):
-            try:
-                shutil.rmtree(self._checkpoints(key), ignore_errors=True)
-            finally:
-                lock.release()
+            shutil.rmtree(self._checkpoints(key), ignore_errors=True)
+            lock.release()
 
     def _lock(self, digest: str, purpose: str, shared: bool = False) -> FileLock:
         return FileLock(self.root / "locks" / f"{digest}.{purpose}", shared)
@@ -333,7 +326,7 @@ class Store:
     def _row(self, kind: Kind, folder: Path, **more: Any) -> StoreRow:
         digest = _digest_of(folder)
         size, used = 0, 0.0
-        with _ignored_os_errors():  # it may be renamed or removed while we look
+        with suppress(OSError, ValueError):  # it may be renamed or removed while we look
             used = folder.stat().st_mtime
             for path in walk_files(folder):
                 status = path.stat()
@@ -395,29 +388,6 @@ def _digest_of(folder: Path) -> str:
     """Return the digest in a folder's name, empty if there is none."""
     found = re.search(r"(?:^|-)([0-9a-f]{64})(?:\.[0-9a-f]{32})?$", folder.name)
     return found[1] if found else ""
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in walk_files(folder):
-        _fsync(path)
-    for path in sorted({folder, *(entry for entry in folder.rglob("*") if entry.is_dir())}, reverse=True):
-        _fsync(path)
-
-
-@contextmanager
-def _ignored_os_errors() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError):
-        return
 
 
 def is_disk_full(error: BaseException) -> bool:
