@@ -13,7 +13,7 @@ from typing import Any
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
 from prunedeploy.config.ratio_target import RatioTarget
 from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
-from prunedeploy.pipeline.networks import Networks, check_reachable, pruned_networks
+from prunedeploy.pipeline.networks import Networks, pruned_networks
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.ratio.search import RatioSearch
@@ -21,6 +21,7 @@ from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ra
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
 from prunedeploy.pipeline.stages.evaluate import check_images_stage, compare_stage, evaluate_stage, gallery_stage
 from prunedeploy.pipeline.stages.export import artefact_stages, check_calibration_images, engine_stages, export_stage
+from prunedeploy.pipeline.stages.granularity import check_reachable
 from prunedeploy.pipeline.stages.latency import latency_stage
 from prunedeploy.pipeline.stages.pattern import pattern_stage
 from prunedeploy.pipeline.stages.score import check_scores

@@ -228,10 +228,7 @@ def _greyscale(configuration: dict[str, Any], bundle: Bundle | None) -> bool:
 
 
 def _dataset(
-    request: Request,
-    configuration: dict[str, Any],
-    class_names: list[str] | None,
-    progress: Progress,
+    request: Request, configuration: dict[str, Any], class_names: list[str] | None, progress: Progress
 ) -> tuple[CocoDataset, str]:
     """The test images, and what they are called."""
     own = configuration.get("data") or {}

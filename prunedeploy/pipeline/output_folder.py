@@ -63,11 +63,7 @@ class OutputFolder:
 
 @contextmanager
 def open_output_folder(
-    out: str | Path,
-    config_hash: str,
-    *,
-    provenance: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+    out: str | Path, config_hash: str, *, provenance: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Iterator[OutputFolder]:
     """Claim an output folder for the time of the ``with`` block; the claim dies with the process.
 

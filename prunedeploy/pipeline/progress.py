@@ -37,11 +37,7 @@ class Progress:
     """
 
     def __init__(
-        self,
-        stream: TextIO | None = None,
-        *,
-        quiet: bool = False,
-        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
+        self, stream: TextIO | None = None, *, quiet: bool = False, seconds_between_lines: float = SECONDS_BETWEEN_LINES
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._quiet = quiet

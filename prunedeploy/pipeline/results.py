@@ -86,13 +86,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "seed": config.seed,
         "models": list(rows.values()),
         "speedup": _speedup(rows),
-        "engines": engine_rows(
-            built.artefacts,
-            built.engines,
-            built.missing_engines,
-            built.figures,
-            latency["rows"],
-        ),
+        "engines": engine_rows(built.artefacts, built.engines, built.missing_engines, built.figures, latency["rows"]),
         "gates": [{"model": row, **gate} for row in built.exports for gate in _gates(built, row)],
         "pruning": pruning,
         "dead_channels": _stage_document(context, DEAD_CHANNELS, "dead_channels.json"),
@@ -107,11 +101,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
             "skipped": built.figures["skipped"],
         },
         "latency_method": _latency_method(context, latency),
-        "environment": {
-            **machine_info(),
-            "training_device": context.device.type,
-            "training_threads": context.threads,
-        },
+        "environment": {**machine_info(), "training_device": context.device.type, "training_threads": context.threads},
         "configuration": as_dict(config),
         "stages": {
             result.name + _suffix(context.results, i): {"digest": result.digest, "seconds": result.seconds}
@@ -177,12 +167,7 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
         out.file("bundle"),
         files,
         class_names=context.class_names,
-        input={
-            "height": height,
-            "width": width,
-            "letterbox_colour": list(GREY),
-            "greyscale": config.data.greyscale,
-        },
+        input={"height": height, "width": width, "letterbox_colour": list(GREY), "greyscale": config.data.greyscale},
         thresholds={"score": config.evaluation.score_threshold, "iou": config.evaluation.iou_threshold},
         pruning={
             **results["pruning"],

@@ -202,11 +202,7 @@ class ScoredDarknet(nn.Module):
 
 
 def score_objective(
-    scored: ScoredDarknet,
-    settings: TrainingConfig,
-    threat_model: ThreatModel,
-    seed: int,
-    device: torch.device,
+    scored: ScoredDarknet, settings: TrainingConfig, threat_model: ThreatModel, seed: int, device: torch.device
 ) -> Objective:
     """The objective of score optimisation for `train`: the robust loss of the selected subnetwork.
 

@@ -13,12 +13,7 @@ from torch import Tensor, nn
 
 from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
-from prunedeploy.training.checkpoint import (
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from prunedeploy.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from prunedeploy.training.distributed import average_buffers, average_gradients, is_main_process
 from prunedeploy.training.optimisation import ParameterSet, WeightAverage, learning_rate, make_optimizer
 from prunedeploy_engines.errors import PrunedeployError

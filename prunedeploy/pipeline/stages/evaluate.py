@@ -28,14 +28,7 @@ from prunedeploy.evaluation import (
 )
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.progress import counted
-from prunedeploy.pipeline.stages.export import (
-    ENGINE,
-    PLAIN,
-    Artefact,
-    cpu_runtimes,
-    evaluation_loader,
-    runner_key,
-)
+from prunedeploy.pipeline.stages.export import ENGINE, PLAIN, Artefact, cpu_runtimes, evaluation_loader, runner_key
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
 from prunedeploy_engines.detection.letterbox import to_uint8_input
@@ -63,11 +56,7 @@ def check_images_stage(context: BuildContext) -> StageResult | None:
 
 
 def evaluate_stage(
-    context: BuildContext,
-    row: str,
-    model: StageResult,
-    export: StageResult,
-    artefacts: Sequence[Artefact] = (),
+    context: BuildContext, row: str, model: StageResult, export: StageResult, artefacts: Sequence[Artefact] = ()
 ) -> StageResult:
     """MAP of a network and of its exported files, clean and under PGD, with every detection as CSV.
 
@@ -218,7 +207,7 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
 
 
 def detected(
-    batch: Batch, pgd: Pgd, runner: Runner, thresholds: Mapping[str, float], class_names: Sequence[str]
+    batch: Batch, pgd: Pgd, runner: Runner, thresholds: Mapping[str, Any], class_names: Sequence[str]
 ) -> Iterator[tuple[str, int, npt.NDArray[np.uint8], Detections]]:
     """What a network finds in a batch: ``clean`` or ``pgd``, number in the batch, ``(H, W, 3)`` pixels, detections.
 

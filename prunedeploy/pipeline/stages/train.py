@@ -19,9 +19,8 @@ from prunedeploy.pipeline.context import (
     original_cfg_path,
     original_weights_path,
 )
-from prunedeploy.pipeline.stages.granularity import nm_pattern
 from prunedeploy.pipeline.stages.training_run import training_run
-from prunedeploy.pruning.semi_structured import check_pattern, patterned_convolutions
+from prunedeploy.pruning.semi_structured import NmPattern, check_pattern, patterned_convolutions
 from prunedeploy.resources import asset_path
 from prunedeploy.training.adversarial import recalibrate_normalisation, robust_objective
 from prunedeploy_engines.files import file_sha256
@@ -95,7 +94,7 @@ def finetune_stage(context: BuildContext, robust: StageResult, pruned: StageResu
             with _kept_weights_only(model, kept), training_run(context, result, "finetune", block, model) as train:
                 train(model, objective=objective)
             if config.method == "nm":
-                pattern = nm_pattern(config)
+                pattern = NmPattern(config.nm.n, config.nm.m)
                 for layer in patterned_convolutions(model.cfg, pattern):
                     check_pattern(model.conv(layer.index).weight, pattern, f"layer {layer.index} after fine-tuning")
             model.save(result.work / "model.cfg", result.work / "model.weights")
