@@ -19,7 +19,7 @@ from prunedeploy.config import BUNDLED, BuildConfig, TrainingConfig
 from prunedeploy.data import CocoDataset, content_key, find_splits, load_splits, measured_subset
 from prunedeploy.data.class_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
-from prunedeploy.data.loader import TrainingLoader
+from prunedeploy.data.loader import EvaluationLoader, TrainingLoader
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
 from prunedeploy.pipeline.progress import Progress
@@ -170,6 +170,14 @@ class BuildContext:
             data.greyscale,
             cache_bytes=data.cache_mb << 20,
         )
+
+    def evaluation_loader(
+        self, dataset: CocoDataset, network: Darknet, batch_size: int, allow_bad_images: bool = False
+    ) -> EvaluationLoader:
+        """Letterboxed images of a data set, not augmented; bad ones are left out where the configuration says so too."""
+        data = self.config.data
+        allowed = allow_bad_images or data.allow_bad_images
+        return EvaluationLoader(dataset, network.cfg.input_size, batch_size, data.greyscale, allowed)
 
 
 def open_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:

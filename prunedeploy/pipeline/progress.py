@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-SECONDS_BETWEEN_LINES = 5.0
-
 Advance = Callable[..., None]
 """``advance(n, **values)``: ``n`` more units are done; ``values``, such as a loss, are shown beside the bar."""
 
@@ -37,7 +35,7 @@ class Progress:
     """
 
     def __init__(
-        self, stream: TextIO | None = None, *, quiet: bool = False, seconds_between_lines: float = SECONDS_BETWEEN_LINES
+        self, stream: TextIO | None = None, *, quiet: bool = False, seconds_between_lines: float = 5.0
     ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._quiet = quiet

@@ -116,15 +116,14 @@ def write_output(context: BuildContext, built: BuildResults, out: OutputFolder, 
     pruned = built.networks.pruned
     for name in ("model.cfg", "model.weights"):
         write_atomically(out.file(name), (pruned.folder / name).read_bytes())
-    for row, evaluation in built.evaluations.items():
-        for kind in ("clean", "pgd"):
+    engines = built.figures.keys() - {"torch", "gates", "skipped"}
+    for kind in ("clean", "pgd"):
+        for row, evaluation in built.evaluations.items():
             source = evaluation.folder / csv_name("torch", kind)
             write_atomically(out.file(f"detections/{row}-{kind}.csv"), source.read_bytes())
-    figures = built.figures
-    for engine in figures.keys() - {"torch", "gates", "skipped"}:
-        for kind in ("clean", "pgd"):
-            source = built.evaluations["pruned"].folder / csv_name(engine, kind)
-            write_atomically(out.file(f"detections/pruned-{source.name}"), source.read_bytes())
+        for name in (csv_name(engine, kind) for engine in engines):
+            source = built.evaluations["pruned"].folder / name
+            write_atomically(out.file(f"detections/pruned-{name}"), source.read_bytes())
     logs = [result.folder / "log.jsonl" for result in context.results if result.name in TRAININGS]
     log = "".join(path.read_text(encoding="utf-8") for path in logs if path.is_file())
     write_atomically(out.file("log.jsonl"), log.encode())

@@ -28,7 +28,7 @@ from prunedeploy.evaluation import (
 )
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.progress import counted
-from prunedeploy.pipeline.stages.export import ENGINE, PLAIN, Artefact, cpu_runtimes, evaluation_loader, runner_key
+from prunedeploy.pipeline.stages.export import ENGINE, PLAIN, Artefact, cpu_runtimes, runner_key
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
 from prunedeploy_engines.detection.letterbox import to_uint8_input
@@ -81,7 +81,7 @@ def evaluate_stage(
         if result.work:
             network = load_stage_model(model.folder).to(context.device)
             pgd = Pgd.against(network, config.attack, "fp32", config.seed)
-            loader = evaluation_loader(context, context.test, network, config.evaluation.batch_size)
+            loader = context.evaluation_loader(context.test, network, config.evaluation.batch_size)
             with ExitStack() as stack:
                 runners: dict[str, Runner] = {"torch": stack.enter_context(TorchRunner(network))}
                 for name, (runtime, path, _file, _allowed) in engines.items():
@@ -192,7 +192,7 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
             names = {record.image_id: record.path.name for record in context.test.images}
             for row in models:
                 network = load_stage_model(models[row].folder)
-                loader = evaluation_loader(context, context.test, network, max(1, config.report.grid_images))
+                loader = context.evaluation_loader(context.test, network, max(1, config.report.grid_images))
                 batch = next(iter(loader))
                 rows = rows or [{"image_id": one, "file_name": names[one]} for one in batch.image_ids]
                 pgd = Pgd.against(network, config.attack, "fp32", config.seed)

@@ -15,7 +15,6 @@ from onnx import ModelProto
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import GatesConfig
 from prunedeploy.data import CocoDataset, train_test_subset
-from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.evaluation import TorchRunner, evaluate
 from prunedeploy.models import Darknet, FoldedDarknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
@@ -169,15 +168,7 @@ def engine_stages(
 
 def gate_images(context: BuildContext, network: Darknet) -> npt.NDArray[np.float32]:
     """The test images that an artefact is compared with its parent on."""
-    return next(iter(evaluation_loader(context, context.test, network, GATE_IMAGES))).images.numpy()
-
-
-def evaluation_loader(
-    context: BuildContext, dataset: CocoDataset, network: Darknet, batch_size: int
-) -> EvaluationLoader:
-    """Letterboxed images of a data set, not augmented."""
-    data = context.config.data
-    return EvaluationLoader(dataset, network.cfg.input_size, batch_size, data.greyscale, data.allow_bad_images)
+    return next(iter(context.evaluation_loader(context.test, network, GATE_IMAGES))).images.numpy()
 
 
 def _check_it_is_built_here(target: str, versions: dict[str, str | None]) -> None:
@@ -293,7 +284,7 @@ def _quantise(context: BuildContext, network: Darknet, source: Path, path: Path,
     """Calibrate on training images and write an int8 file within its budget."""
     config, settings = context.config, context.config.export.int8
     drawn, rest = train_test_subset(context.training, settings.calibration_images, config.seed)
-    images = np.concatenate([batch.images.numpy() for batch in evaluation_loader(context, drawn, network, 32)])
+    images = np.concatenate([batch.images.numpy() for batch in context.evaluation_loader(drawn, network, 32)])
     with context.progress.task(f"int8 for {activations}", 1) as advance:
         quantiser = Quantiser(
             source,
@@ -327,7 +318,7 @@ def _map_loss(
         A function of a network: the larger of the two losses, negative if both mAPs rose.
     """
     settings = context.config.evaluation
-    batches = list(evaluation_loader(context, held_out, network, settings.batch_size))
+    batches = list(context.evaluation_loader(held_out, network, settings.batch_size))
     pgd = Pgd.against(network, context.config.attack, "fp32", context.config.seed)
     attacked = [pgd(batch.images, batch.targets) for batch in batches]
 

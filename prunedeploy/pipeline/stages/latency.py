@@ -12,7 +12,7 @@ import numpy as np
 from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, evaluation_loader, runner_key
+from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, runner_key
 from prunedeploy.pipeline.store.key import machine_id
 from prunedeploy_engines.bench.rounds import bench_models
 from prunedeploy_engines.detection.letterbox import to_uint8_input
@@ -128,7 +128,7 @@ def file_latency_stage(context: BuildContext, network: StageResult, artefact: Ar
 
 def _save_images(context: BuildContext, network: Darknet, folder: Path) -> Path:
     """Write the first test images, letterboxed, ``(N, H, W, 3)`` uint8, for the processes that are timed."""
-    loader = evaluation_loader(context, context.test, network, LATENCY_IMAGES)
+    loader = context.evaluation_loader(context.test, network, LATENCY_IMAGES)
     images = folder / "images.npy"
     np.save(images, to_uint8_input(next(iter(loader)).images.numpy()), allow_pickle=False)
     return images

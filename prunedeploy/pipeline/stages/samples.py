@@ -8,16 +8,16 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd
 from prunedeploy.data.records import ImageRecord
 from prunedeploy.evaluation import TorchRunner
+from prunedeploy.models.decode import cxcywh_to_xyxy
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.evaluate import detected
-from prunedeploy.pipeline.stages.export import evaluation_loader
 
 DOCUMENT = "samples.json"
 OBJECTS = (2, 5)
@@ -60,7 +60,7 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
             network = load_stage_model(model.folder).to(context.device)
             height, width = network.cfg.input_size
             labelled = telling_images(context.test.images)
-            loader = evaluation_loader(context, replace(context.test, images=labelled), network, 1)
+            loader = context.evaluation_loader(replace(context.test, images=labelled), network, 1)
             pgd = Pgd.against(network, config.attack, "fp32", config.seed)
             names = {record.image_id: record.path.name for record in labelled}
             documents: list[dict[str, Any]] = []
@@ -93,12 +93,8 @@ def telling_images(records: Sequence[ImageRecord]) -> list[ImageRecord]:
 
 def _ground_truth(targets: Tensor, width: int, height: int, class_names: list[str]) -> list[dict[str, Any]]:
     """Boxes of one image from ``(T, 6)`` targets, of which the last four are cxcywh as fractions of the input."""
-    sides = np.array([width, height], np.float64)
-    rows = []
-    for _, index, *cxcywh in targets.tolist():
-        centre, size = np.array(cxcywh[:2]) * sides, np.array(cxcywh[2:]) * sides
-        rows.append(_box(np.concatenate([centre - size / 2, centre + size / 2]), class_names[int(index)]))
-    return rows
+    boxes = cxcywh_to_xyxy(targets[:, 2:].double() * torch.tensor([width, height] * 2)).tolist()
+    return [_box(box, class_names[int(index)]) for index, box in zip(targets[:, 1], boxes, strict=True)]
 
 
 def _box(box_xyxy: Any, class_name: str) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from prunedeploy.attacks import Pgd
 from prunedeploy.config import BuildConfig, ScoresConfig, result_settings
 from prunedeploy.data import train_test_subset
 from prunedeploy.data.batches import Batch
-from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.models import Darknet
 from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.models.loss import yolo_loss
@@ -175,12 +174,8 @@ class _ScoringImages:
     def clean(self) -> Iterator[Batch]:
         """Letterboxed images, not augmented."""
         config = self.context.config
-        loader = EvaluationLoader(
-            self.records,
-            self.model.cfg.input_size,
-            config.scores.batch_size,
-            config.data.greyscale,
-            allow_bad_images=True,
+        loader = self.context.evaluation_loader(
+            self.records, self.model, config.scores.batch_size, allow_bad_images=True
         )
         device = self.context.device
         for batch in loader:

@@ -138,7 +138,7 @@ class Store:
         with ExitStack() as stack:
             if not is_there:
                 stack.enter_context(self._locked(key))
-                is_there = self._is_whole(key, repair=True)
+                is_there = self.has(key, repair=True)
             elif self._checkpoints(key).exists():  # killed between the end of the stage and the removal of these
                 self._remove_checkpoints(key)
             yield None if is_there else stack.enter_context(self._stored(key, description))
@@ -161,9 +161,19 @@ class Store:
             raise StoreError(error.what, error.where, "run `prunedeploy store gc`, then the build again") from None
         return folder
 
-    def has(self, key: StageKey) -> bool:
-        """Return whether a result is there whole."""
-        return self._is_whole(key)
+    def has(self, key: StageKey, repair: bool = False) -> bool:
+        """Return whether a result is there whole; one that is damaged is removed, with a warning, to ``repair`` it."""
+        folder = self.folder(key)
+        if not folder.exists():
+            return False
+        try:
+            check_result(folder, key.digest)
+        except StoreError as error:
+            if repair:
+                self._say(f"computing {key.name} again, its stored result is damaged: {error}")
+                self._discard(folder, key.digest)
+            return False
+        return True
 
     def checkpoint_dir(self, key: StageKey) -> Path:
         """Return the folder for a stage's checkpoints, made if need be.
@@ -260,19 +270,6 @@ class Store:
                 raise
             check_result(folder, key.digest)
         flush(folder.parent)
-
-    def _is_whole(self, key: StageKey, repair: bool = False) -> bool:
-        folder = self.folder(key)
-        if not folder.exists():
-            return False
-        try:
-            check_result(folder, key.digest)
-        except StoreError as error:
-            if repair:
-                self._say(f"computing {key.name} again, its stored result is damaged: {error}")
-                self._discard(folder, key.digest)
-            return False
-        return True
 
     def _discard(self, folder: Path, digest: str) -> None:
         """Remove a folder so that it is there whole or not at all: renamed first, then deleted."""
