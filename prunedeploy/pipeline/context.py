@@ -174,7 +174,7 @@ class BuildContext:
     def evaluation_loader(
         self, dataset: CocoDataset, network: Darknet, batch_size: int, allow_bad_images: bool = False
     ) -> EvaluationLoader:
-        """Letterboxed images of a data set, not augmented; bad ones are left out where the configuration says so too."""
+        """Letterboxed images of a data set, not augmented; bad ones are left out if the configuration says so too."""
         data = self.config.data
         allowed = allow_bad_images or data.allow_bad_images
         return EvaluationLoader(dataset, network.cfg.input_size, batch_size, data.greyscale, allowed)

@@ -90,17 +90,17 @@ def run(request: Request) -> dict[str, Any]:
                     "parent and engine have inputs of different sizes", source.given, "give its own parent"
                 )
         dataset, path = _dataset(request, configuration, _class_names(request, bundle, parent), progress)
+        own = None if bundle is None else bundle.manifest.input
         loader = EvaluationLoader(
             dataset,
             first.input_size,
             batch,
-            _greyscale(configuration, bundle),
+            (configuration.get("data") or {}).get("greyscale", False) if own is None else own.greyscale,
             allow_bad_images=request.allow_bad_images,
-            letterbox_colour=GREY if bundle is None else bundle.manifest.input.letterbox_colour,
+            letterbox_colour=GREY if own is None else own.letterbox_colour,
         )
-        attack = None
-        if threat_model is not None and parent is not None:  # random starts are keyed by pixels, as in a build
-            attack = Pgd.against(parent, threat_model, "fp32", seed).of_model
+        # Random starts are keyed by pixels, as in a build.
+        attack = Pgd.against(parent, threat_model, "fp32", seed).of_model if threat_model and parent else None
         with progress.task("evaluate", len(dataset.images)) as advance:
             results = evaluate(
                 runners,
@@ -219,12 +219,6 @@ def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None
     if classes == len(COCO_NAMES):
         return list(COCO_NAMES)
     return list(CLASS_NAMES) if classes == len(CLASS_NAMES) and (request.data or BUNDLED) == BUNDLED else None
-
-
-def _greyscale(configuration: dict[str, Any], bundle: Bundle | None) -> bool:
-    if bundle is not None:
-        return bundle.manifest.input.greyscale
-    return bool((configuration.get("data") or {}).get("greyscale", False))
 
 
 def _dataset(

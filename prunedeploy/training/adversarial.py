@@ -59,8 +59,7 @@ def robust_objective(
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             heads = model(images)
         heads = [head.float() for head in heads]
-        terms = yolo_loss(heads, targets, model.cfg)
-        named = loss_terms(terms)
+        named = loss_terms(yolo_loss(heads, targets, model.cfg))
         if teacher is not None and distillation > 0:
             with torch.no_grad():
                 taught = teacher(clean)

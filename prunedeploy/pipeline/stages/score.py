@@ -115,7 +115,7 @@ def check_scores(config: BuildConfig) -> GivenScores | None:
         check_captum_is_right(read_cfg(original_cfg_path(config)))
     if _reads_an_image(settings):
         image_reference(Path(settings.reference), read_cfg(original_cfg_path(config)).input_size)
-    if settings.name != "file" or settings.file is None:
+    if settings.file is None:
         return None
     return read_given_scores(Path(settings.file), read_cfg(original_cfg_path(config)))
 
@@ -174,10 +174,8 @@ class _ScoringImages:
     def clean(self) -> Iterator[Batch]:
         """Letterboxed images, not augmented."""
         config = self.context.config
-        loader = self.context.evaluation_loader(
-            self.records, self.model, config.scores.batch_size, allow_bad_images=True
-        )
-        device = self.context.device
+        batch_size, device = config.scores.batch_size, self.context.device
+        loader = self.context.evaluation_loader(self.records, self.model, batch_size, allow_bad_images=True)
         for batch in loader:
             yield replace(batch, images=batch.images.to(device), targets=batch.targets.to(device))
         self.skipped |= loader.skipped

@@ -140,7 +140,10 @@ class Store:
                 stack.enter_context(self._locked(key))
                 is_there = self.has(key, repair=True)
             elif self._checkpoints(key).exists():  # killed between the end of the stage and the removal of these
-                self._remove_checkpoints(key)
+                lock = self._lock(key.digest, "compute")
+                if lock.acquire(wait=False):
+                    shutil.rmtree(self._checkpoints(key), ignore_errors=True)
+                    lock.release()
             yield None if is_there else stack.enter_context(self._stored(key, description))
         with suppress(OSError):
             os.utime(self.folder(key))  # when it was last used, for gc
@@ -281,12 +284,6 @@ class Store:
 
     def _checkpoints(self, key: StageKey) -> Path:
         return self.root / "checkpoints" / key.folder_name
-
-    def _remove_checkpoints(self, key: StageKey) -> None:
-        lock = self._lock(key.digest, "compute")
-        if lock.acquire(wait=False):
-            shutil.rmtree(self._checkpoints(key), ignore_errors=True)
-            lock.release()
 
     def _lock(self, digest: str, purpose: str, shared: bool = False) -> FileLock:
         return FileLock(self.root / "locks" / f"{digest}.{purpose}", shared)
