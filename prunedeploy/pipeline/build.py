@@ -79,7 +79,10 @@ def build(
             folder = stack.enter_context(_claimed(out, config, target, command, overwrite))
         stages = stack.enter_context(Store(store, progress.message))
         check_reachable(config if target is None else config.model_copy(update={"ratio": 0.0}))
-        context = _checked_context(config, stages, progress)
+        check_scores(config)
+        context = open_context(config, stages, progress)
+        check_calibration_images(context)
+        check_images_stage(context)
         search: RatioSearch | None = None
         tried: list[StageResult] = []
         if target is not None:
@@ -106,15 +109,6 @@ def build(
             results["search"] = found
         write_output(context, built, folder, results)
         return BuildOutcome(folder.path, results, computed)
-
-
-def _checked_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:
-    """Read what a build reads, and refuse what it cannot use before anything is trained."""
-    check_scores(config)
-    context = open_context(config, store, progress)
-    check_calibration_images(context)
-    check_images_stage(context)
-    return context
 
 
 def _measured(context: BuildContext, networks: Networks) -> BuildResults:

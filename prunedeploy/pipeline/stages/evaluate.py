@@ -17,7 +17,6 @@ from prunedeploy.config import GatesConfig, result_settings
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.reading import check_header
 from prunedeploy.evaluation import (
-    Evaluation,
     TorchRunner,
     evaluate,
     matches_from,
@@ -109,23 +108,14 @@ def evaluate_stage(
             skipped = {str(path): reason for path, reason in loader.skipped.items()}
             document: dict[str, Any] = {"gates": gates, "skipped": skipped}
             for name, one in found.items():
-                intervals, transfer = interval_bounds(one), one.transfer
-                document[name] = {
-                    **one.metrics(),
-                    "intervals": intervals,
-                    "n_images": one.n_images,
-                    "transfer": transfer,
-                }
+                bounds = {of: None if each is None else [each.low, each.high] for of, each in one.intervals().items()}
+                about = {"intervals": bounds, "n_images": one.n_images, "transfer": one.transfer}
+                document[name] = {**one.metrics(), **about}
                 write_detections(result.work / csv_name(name, "clean"), one.clean.detections, context.test)
                 assert one.attacked is not None
                 write_detections(result.work / csv_name(name, "pgd"), one.attacked.detections, context.test)
             result.write("evaluation.json", document)
     return result
-
-
-def interval_bounds(result: Evaluation) -> dict[str, list[float] | None]:
-    """Both ends of the interval of every figure; None where there is none."""
-    return {name: None if one is None else [one.low, one.high] for name, one in result.intervals().items()}
 
 
 def csv_name(engine: str, kind: str) -> str:

@@ -34,7 +34,8 @@ def training_run(
         block: The training's settings.
         model: The network.
     """
-    assert result.work and result.checkpoints, "nothing is trained for a result that is there"
+    assert result.work is not None, "nothing is trained for a result that is there"
+    assert result.checkpoints is not None, "they come with the work"
     log = result.checkpoints / "log.jsonl"
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
     loader = context.loader(block, model.cfg, clean=name == "clean")
