@@ -54,7 +54,6 @@ def convolution_times_stage(context: BuildContext, robust: StageResult) -> Stage
     grids = measuring_grid(read_cfg(robust.folder / "model.cfg"))
     threads = context.config.latency.threads or context.threads
     points = sum(len(grid.filters) * len(grid.inputs) for grid in grids.values())
-
     settings = {
         "grids": [{"shape": asdict(shape), **asdict(grid)} for shape, grid in grids.items()],
         "threads": threads,

@@ -73,7 +73,6 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
     zeroed, in the shapes of the network that is left.
     """
     config, granularity, times = context.config, granularity_of(context.config), _times(context, robust)
-
     inputs = {"robust": robust.digest, "scores": scores.digest, **_times_input(times)}
     with context.stage("prune", 2, cut_settings(config), inputs) as result:
         if result.work:

@@ -64,7 +64,6 @@ def evaluate_stage(
     """
     config = context.config
     engines = _engines(context, export, artefacts)
-
     settings = {
         "attack": config.attack.model_dump(),
         "evaluation": result_settings(config.evaluation),
@@ -140,7 +139,6 @@ def _engines(
 def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult]) -> StageResult:
     """How much of the robust network's mAP the pruned one keeps, with paired bootstrap intervals."""
     config = context.config.evaluation
-
     inputs = {row: evaluations[row].digest for row in ("robust", "pruned")}
     inputs["data"] = context.test_key
     with context.stage("compare", 2, {"bootstrap": config.bootstrap}, inputs) as result:
@@ -165,7 +163,6 @@ def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult])
 def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> StageResult:
     """Test images with boxes, clean and attacked, for each of the three networks."""
     config = context.config
-
     thresholds = config.evaluation.model_dump(include={"score_threshold", "iou_threshold"})
     settings = {
         "attack": config.attack.model_dump(),

@@ -92,7 +92,6 @@ def runner_key(runtime: str, artefact: Artefact) -> str:
 def export_stage(context: BuildContext, model: StageResult) -> StageResult:
     """Write ``model.onnx`` in fp32 and pass the gates of tensors and detections on test images."""
     settings = context.config.export
-
     config = {
         "opset": settings.opset,
         "gates": _gate_settings(settings),

@@ -41,7 +41,6 @@ def latency_stage(
     settings = context.config.latency
     threads = settings.threads or context.threads
     runtimes = cpu_runtimes(context)
-
     config = {"latency": result_settings(settings), "threads": threads, "here": list(runtimes)}
     inputs = {
         f"{row}-{kind}": results[row].digest
@@ -109,7 +108,6 @@ def file_latency_stage(context: BuildContext, network: StageResult, artefact: Ar
         "warmup_calls": settings.warmup_calls,
         "rounds": BRIEF_ROUNDS,
     }
-
     config = {**brief, "attempts": BRIEF_ATTEMPTS, "threads": threads, "runtime": runtime}
     inputs = {"network": network.digest, "file": artefact.stage.digest, "data": context.test_key}
     with context.stage("file-latency", 1, config, inputs, machine=machine_id()) as result:

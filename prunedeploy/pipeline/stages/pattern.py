@@ -26,7 +26,6 @@ def pattern_stage(context: BuildContext, prune: StageResult, artefacts: Sequence
     config = context.config
     if config.method != "nm":
         return None
-
     inputs = {artefact.name: artefact.stage.digest for artefact in artefacts}
     with context.stage("pattern", 1, config.nm.model_dump(), {**inputs, "prune": prune.digest}) as result:
         if result.work:

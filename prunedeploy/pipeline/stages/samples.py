@@ -42,7 +42,6 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
         images: How many; fewer where not so many have boxes.
     """
     config = context.config
-
     thresholds = config.evaluation.model_dump(include=set(THRESHOLDS))
     settings = {
         "attack": config.attack.model_dump(),
