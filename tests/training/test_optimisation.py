@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -27,7 +26,7 @@ def test_steps_and_constant_worked_by_hand() -> None:
     settings = loop_settings(steps=10, lr=1.0, schedule="step", milestones=(0.5, 0.8), step_factor=0.1)
     expected = [1.0] * 5 + [0.1] * 3 + [0.01] * 2
     assert [learning_rate(settings, step) for step in range(10)] == pytest.approx(expected)
-    constant = replace(settings, schedule="constant", warmup_steps=2)
+    constant = settings.model_copy(update={"schedule": "constant", "warmup_steps": 2})
     assert [learning_rate(constant, step) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
 
 
