@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from _common import in_turns, median, say_machine, scenes  # noqa: E402
 from torch import nn  # noqa: E402
 
+from prunedeploy.config import TrainingConfig  # noqa: E402
 from prunedeploy.data.batches import Batch  # noqa: E402
 from prunedeploy.models import Darknet, load_darknet  # noqa: E402
 from prunedeploy.models.darknet_cfg import parse_cfg  # noqa: E402
@@ -37,7 +38,7 @@ from prunedeploy.scores import choose_target, deeplift  # noqa: E402
 from prunedeploy.scores.captum_deeplift import captum_multipliers  # noqa: E402
 from prunedeploy.scores.reference import blurred_reference, zeros_reference  # noqa: E402
 from prunedeploy.training.adversarial import recalibrate_normalisation, robust_objective  # noqa: E402
-from prunedeploy.training.optimisation import LoopSettings, make_optimizer  # noqa: E402
+from prunedeploy.training.optimisation import make_optimizer  # noqa: E402
 
 BLUR_SIGMA = 8.0
 PREDICTIONS = 10
@@ -61,7 +62,7 @@ def training_step(model: Darknet, batch: Batch) -> Call:
     trained = copy.deepcopy(model)
     trained.to(memory_format=torch.channels_last)
     # A rate so small that the network stays what it is, however often the step is taken.
-    settings = LoopSettings(steps=1, lr=1e-9)
+    settings = TrainingConfig(steps=1, lr=1e-9, clip_norm=None)
     objective = robust_objective(trained, settings, None, 0, torch.device("cpu"))
     parameters = list(trained.parameters())
     optimizer = make_optimizer(parameters, settings)

@@ -32,7 +32,7 @@ from prunedeploy.pipeline.context import (  # noqa: E402
     load_stage_model,
     open_context,
 )
-from prunedeploy.pipeline.progress import make_progress  # noqa: E402
+from prunedeploy.pipeline.progress import Progress  # noqa: E402
 from prunedeploy.pipeline.stages.cut import optimise_stage, prune_stage  # noqa: E402
 from prunedeploy.pipeline.stages.score import score_stage  # noqa: E402
 from prunedeploy.pipeline.stages.train import (  # noqa: E402
@@ -70,20 +70,16 @@ def pruned_stage(context: BuildContext, name: str) -> tuple[StageResult, StageRe
     pruned = prune_stage(context, robust, scores)
     if name == "from-scratch":
         cut = pruned
-
-        def random_weights(work: Path, _: Path) -> None:
-            model = load_darknet(cut.folder / "model.cfg", seed=context.config.seed)
-            model.save(work / "model.cfg", work / "model.weights")
-
-        pruned = context.run(
-            "random-weights", 1, {"seed": context.config.seed}, {"cfg": cut.digest}, random_weights
-        )
+        with context.stage("random-weights", 1, {"seed": context.config.seed}, {"cfg": cut.digest}) as pruned:
+            if pruned.work:
+                model = load_darknet(cut.folder / "model.cfg", seed=context.config.seed)
+                model.save(pruned.work / "model.cfg", pruned.work / "model.weights")
     return robust, finetune_stage(context, robust, pruned)
 
 
 def measure(context: BuildContext, model: Darknet) -> Evaluation:
     """Clean and robust mAP."""
-    pgd = Pgd.against(model, context.threat_model(), "fp32", context.config.seed)
+    pgd = Pgd.against(model, context.config.attack, "fp32", context.config.seed)
 
     def attack(_: Darknet, images: Tensor, targets: Tensor) -> Tensor:
         return pgd(images, targets)
@@ -116,7 +112,7 @@ def main() -> None:
         ]
         config = load_config("demo", [*arguments.set, *changes])
         with Store(arguments.store) as store:
-            context = open_context(config, store, make_progress())
+            context = open_context(config, store, Progress())
             robust, pruned = pruned_stage(context, name)
             if reference is None:
                 reference = measure(context, load_stage_model(robust.folder))

@@ -20,35 +20,34 @@ keep_freed_memory()
 import torch  # noqa: E402
 
 from prunedeploy.attacks import ThreatModel  # noqa: E402
-from prunedeploy.config import AugmentConfig  # noqa: E402
+from prunedeploy.config import AugmentConfig, TrainingConfig  # noqa: E402
 from prunedeploy.data import load_splits  # noqa: E402
 from prunedeploy.data.demo import write_demo  # noqa: E402
 from prunedeploy.data.loader import TrainingLoader  # noqa: E402
 from prunedeploy.models import load_darknet  # noqa: E402
 from prunedeploy.training.adversarial import robust_objective  # noqa: E402
 from prunedeploy.training.loop import train  # noqa: E402
-from prunedeploy.training.optimisation import LoopSettings  # noqa: E402
 
 CFG = Path(__file__).parents[1] / "configs" / "darknet" / "yolov3-slim.cfg"
 AUGMENT = AugmentConfig(hue=0.02, saturation=1.3, exposure=1.2)
 BATCH_SIZE = 32
-CLEAN = LoopSettings(
+CLEAN = TrainingConfig(
     steps=1400,
     lr=2e-3,
     optimizer="adamw",
     weight_decay=0.02,
     warmup_steps=100,
     clip_norm=50.0,
-    ema_decay=0.998,
+    ema=0.998,
 )
-ROBUST = LoopSettings(
+ROBUST = TrainingConfig(
     steps=1800,
     lr=1.5e-3,
     optimizer="adamw",
     weight_decay=0.02,
     warmup_steps=100,
     clip_norm=50.0,
-    ema_decay=0.998,
+    ema=0.998,
 )
 # Two long random-start steps cost half of the five short ones that the evaluation uses and find nearly the same loss.
 TRAINING_ATTACK = ThreatModel(eps=0.05, step_size=0.04, steps=2, random_start=True)

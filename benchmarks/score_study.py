@@ -37,7 +37,7 @@ from prunedeploy.data.loader import EvaluationLoader  # noqa: E402
 from prunedeploy.evaluation import TorchRunner, evaluate  # noqa: E402
 from prunedeploy.models import Darknet  # noqa: E402
 from prunedeploy.pipeline.context import BuildContext, load_stage_model, open_context  # noqa: E402
-from prunedeploy.pipeline.progress import make_progress  # noqa: E402
+from prunedeploy.pipeline.progress import Progress  # noqa: E402
 from prunedeploy.pipeline.stages.cut import optimise_stage, prune_stage  # noqa: E402
 from prunedeploy.pipeline.stages.score import score_stage  # noqa: E402
 from prunedeploy.pipeline.stages.train import finetune_stage, original_stage, pretrain_stage  # noqa: E402
@@ -149,7 +149,7 @@ def cells(parts: Iterable[str]) -> Iterator[Cell]:
 
 def measure(context: BuildContext, model: Darknet) -> dict[str, Any]:
     """Clean and robust mAP, PGD in fp32 with the network's own gradients."""
-    pgd = Pgd.against(model, context.threat_model(), "fp32", context.config.seed)
+    pgd = Pgd.against(model, context.config.attack, "fp32", context.config.seed)
 
     def attack(_: Darknet, images: Tensor, targets: Tensor) -> Tensor:
         return pgd(images, targets)
@@ -167,7 +167,7 @@ def run_cell(cell: Cell, store: Path, tune: bool) -> dict[str, Any]:
     """Score, prune and measure one network, and fine-tune and measure it again unless that is not wanted."""
     config = load_config("demo", cell.settings())
     with Store(store) as stages:
-        context = open_context(config, stages, make_progress(quiet=True))
+        context = open_context(config, stages, Progress(quiet=True))
         robust = pretrain_stage(context, original_stage(context))
         scores = score_stage(context, robust)
         optimised = optimise_stage(context, robust, scores)

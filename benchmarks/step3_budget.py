@@ -30,7 +30,7 @@ from score_study import measure, read_rows  # noqa: E402
 
 from prunedeploy.config import load_config  # noqa: E402
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, open_context  # noqa: E402
-from prunedeploy.pipeline.progress import make_progress  # noqa: E402
+from prunedeploy.pipeline.progress import Progress  # noqa: E402
 from prunedeploy.pipeline.stages.cut import optimise_stage, prune_stage  # noqa: E402
 from prunedeploy.pipeline.stages.score import score_stage  # noqa: E402
 from prunedeploy.pipeline.stages.train import finetune_stage, original_stage, pretrain_stage  # noqa: E402
@@ -172,7 +172,7 @@ def networks(context: BuildContext, cuts: int) -> tuple[StageResult, StageResult
 def run_cell(cell: Cell, store: Path) -> dict[str, Any]:
     """Score, prune, fine-tune and measure one network."""
     with Store(store) as stages:
-        context = open_context(load_config("demo", cell.settings()), stages, make_progress(quiet=True))
+        context = open_context(load_config("demo", cell.settings()), stages, Progress(quiet=True))
         cut, tuned, achieved = networks(context, CUTS.get(cell.variant, 1))
         row = {**asdict(cell), **measure(context, load_stage_model(tuned.folder))}
         # What is cut without step 3 sees nothing, which is not measured again and again.

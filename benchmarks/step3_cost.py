@@ -24,6 +24,7 @@ import torch  # noqa: E402
 from _common import in_turns, median, random_yolov3, say_machine, scenes  # noqa: E402
 
 from prunedeploy.attacks import ThreatModel  # noqa: E402
+from prunedeploy.config import TrainingConfig  # noqa: E402
 from prunedeploy.data.loader import Batch  # noqa: E402
 from prunedeploy.models import Darknet  # noqa: E402
 from prunedeploy.pruning.granularity import Filters, Granularity, Weights  # noqa: E402
@@ -31,10 +32,10 @@ from prunedeploy.scores import scaled_scores  # noqa: E402
 from prunedeploy.training.adversarial import robust_objective  # noqa: E402
 from prunedeploy.training.hydra import ScoredDarknet, score_objective  # noqa: E402
 from prunedeploy.training.loop import Objective  # noqa: E402
-from prunedeploy.training.optimisation import LoopSettings, ParameterSet, make_optimizer  # noqa: E402
+from prunedeploy.training.optimisation import ParameterSet, make_optimizer  # noqa: E402
 
-ATTACK = ThreatModel(0.05, 0.04, 2, True)
-SETTINGS = LoopSettings(steps=10**6, lr=1e-3, clip_norm=10.0)
+ATTACK = ThreatModel(eps=0.05, step_size=0.04, steps=2, random_start=True)
+SETTINGS = TrainingConfig(steps=10**6, lr=1e-3, clip_norm=10.0)
 CPU = torch.device("cpu")
 KINDS = ("training step", "step 3, weights", "step 3, filters")
 

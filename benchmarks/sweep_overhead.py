@@ -65,7 +65,7 @@ seeds: [0, 1]
 LOOP = """
 import json, sys, time
 from pathlib import Path
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.store.store import Store
 from prunedeploy.process_setup import keep_freed_memory
 from prunedeploy.study.statistics.design import REFERENCES
@@ -78,7 +78,7 @@ def observe(result):
     if result.computed:
         events.append([time.time(), result.name, result.seconds])
 cells = [cell for cell in load_sweep(sys.argv[1]).cells if cell.key[0] not in REFERENCES]
-contexts = Contexts(make_progress(quiet=True))
+contexts = Contexts(Progress(quiet=True))
 for cell in cells:
     with Store(Path(sys.argv[2]) / "store") as store:
         context = ObservedContext(**contexts.fields(cell.config, store), observe=observe)
@@ -90,7 +90,7 @@ SWEEP = """
 import json, sys, time
 from functools import cache
 from pathlib import Path
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy.process_setup import keep_freed_memory
 from prunedeploy.study.statistics.design import REFERENCES
 keep_freed_memory()
@@ -111,7 +111,7 @@ folder = Path(sys.argv[2])
 local = cache(lambda log: Observed(int(sys.argv[3]), log))
 outcome = run_sweep(
     sweep, cells, store=folder / "store", out=folder / "out", executors=lambda phase, log: local(log),
-    progress=make_progress(quiet=True),
+    progress=Progress(quiet=True),
 )
 assert (outcome.trained, outcome.timed) == (len(cells), len(cells)), "every model is made"
 print(json.dumps({"events": events, "cells": len(cells)}))

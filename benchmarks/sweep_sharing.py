@@ -13,7 +13,7 @@ import argparse
 from collections import defaultdict
 from pathlib import Path
 
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.store.store import Store
 from prunedeploy.study.sweep.grid import load_sweep
 from prunedeploy.study.sweep.plan import plan_sweep
@@ -33,7 +33,7 @@ def main() -> None:
     shared: dict[str, dict[str, float]] = defaultdict(dict)
     separate: dict[str, float] = defaultdict(float)
     with Store(arguments.store) as store:
-        plan = plan_sweep(cells, store, make_progress())
+        plan = plan_sweep(cells, store, Progress())
         for planned in plan.cells:
             for stage in planned.training:
                 seconds = stage.seconds

@@ -45,9 +45,7 @@ def asset_path(name: str) -> Path:
     """
     path = _PACKAGE / "assets" / name
     if not path.is_file():
-        raise ConfigError(
-            "this file should have come with prunedeploy", where=path, fix="install prunedeploy again"
-        )
+        raise ConfigError("this file should have come with prunedeploy", where=path, fix="install prunedeploy again")
     return path
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prunedeploy.data.demo import DemoSettings, write_demo
 from prunedeploy.models import load_darknet
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy.study.sweep.driver import SweepOutcome, run_sweep
 from prunedeploy.study.sweep.grid import Cell, Sweep, load_sweep
 from prunedeploy.study.sweep.local_executor import LocalExecutor
@@ -108,7 +108,7 @@ def run_tiny(
         out=out,
         executors=executors or (lambda phase, log: LocalExecutor(workers if phase == "train" else 1, log)),
         retry=retry,
-        progress=make_progress(quiet=True),
+        progress=Progress(quiet=True),
     )
 
 

@@ -71,45 +71,49 @@ class Pgd:
         Raises:
             AttackInvariantError: The result left the ball or the range, or the network changed meanwhile.
         """
-        versions = _versions(self.model)
+        versions, attack = _versions(self.model), self.threat_model
         images = images.contiguous(memory_format=torch.channels_last)
         attacked, kept = images, None
-        for restart in range(self.threat_model.restarts):
-            start = images
-            if self.threat_model.random_start:
-                ids = _pixel_keys(images) if image_ids is None else image_ids
-                # Python integers may be negative; a key may not.
-                keys = [(self.seed, epoch, image_id % 2**63, restart) for image_id in ids]
-                noise = start_noise(tuple(images.shape), self.threat_model.eps, keys).to(images.device)
-                start = project_linf(images + noise, images, self.threat_model.eps)
-            attacked, kept = self._ascend(images, start, targets, kept)
-            if self.threat_model.restarts > 1 or self.threat_model.iterate == "best":
+        for restart in range(attack.restarts):
+            attacked = self._start(images, image_ids, epoch, restart)
+            for _ in range(attack.steps):
+                gradient, losses = self._gradient(attacked, targets)
+                if attack.iterate == "best":
+                    kept = _worse(kept, attacked, losses)
+                # x_{t+1} = clip(x_t + step * sign(grad)), Madry et al. 2018, equation in section 2.1.
+                attacked = project_linf(attacked + attack.step_size * gradient.sign(), images, attack.eps)
+            if attack.restarts > 1 or attack.iterate == "best":
                 kept = _worse(kept, attacked, per_image_loss(self.network, attacked, targets))
         if kept is not None:
             attacked = kept.images
-        check_invariants(attacked, images, self.threat_model.eps)
+        check_invariants(attacked, images, attack.eps)
         if _versions(self.model) != versions:
             raise AttackInvariantError("the attacked network changed during the attack")
         return attacked.contiguous()
 
-    def _ascend(
-        self, images: Tensor, start: Tensor, targets: Tensor, kept: _Attempt | None
-    ) -> tuple[Tensor, _Attempt | None]:
-        """Return the last iterate, and ``kept`` with the others in it if it is the best that is reported."""
-        x_adv = start
-        for _ in range(self.threat_model.steps):
-            x_adv = x_adv.detach().requires_grad_(True)
-            # The sum, not the mean: a quotient would round each gradient by the size of the batch.
-            losses = yolo_losses(self.network(x_adv), targets, self.model.cfg)
-            (gradient,) = torch.autograd.grad(losses.sum(), x_adv)
-            _check_gradient(gradient)
-            if self.threat_model.iterate == "best":
-                kept = _worse(kept, x_adv.detach(), losses.detach())
-            # x_{t+1} = clip(x_t + step * sign(grad)), Madry et al. 2018, equation in section 2.1.
-            x_adv = project_linf(
-                x_adv.detach() + self.threat_model.step_size * gradient.sign(), images, self.threat_model.eps
-            )
-        return x_adv.detach(), kept
+    def of_model(self, model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
+        """Attack a batch as `prunedeploy.evaluation.evaluate` asks for it: of ``model``, wherever the batch lies."""
+        device = next(self.model.parameters()).device
+        return self(images.to(device), targets.to(device)).to(images.device)
+
+    def _start(self, images: Tensor, image_ids: list[int] | None, epoch: int, restart: int) -> Tensor:
+        """Where an attempt starts: the images, or with random starts points of the ball."""
+        if not self.threat_model.random_start:
+            return images
+        ids = _pixel_keys(images) if image_ids is None else image_ids
+        # Python integers may be negative; a key may not.
+        keys = [(self.seed, epoch, image_id % 2**63, restart) for image_id in ids]
+        noise = start_noise(tuple(images.shape), self.threat_model.eps, keys).to(images.device)
+        return project_linf(images + noise, images, self.threat_model.eps)
+
+    def _gradient(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient of the loss by the images, ``(B, 3, H, W)``, and the loss of each, ``(B,)``."""
+        images = images.detach().requires_grad_(True)
+        # The sum, not the mean: a quotient would round each gradient by the size of the batch.
+        losses = yolo_losses(self.network(images), targets, self.model.cfg)
+        (gradient,) = torch.autograd.grad(losses.sum(), images)
+        _check_gradient(gradient)
+        return gradient, losses.detach()
 
 
 @dataclass(frozen=True)
@@ -125,9 +129,7 @@ def _worse(kept: _Attempt | None, images: Tensor, losses: Tensor) -> _Attempt:
     if kept is None:
         return _Attempt(images, losses)
     worse = losses > kept.losses
-    return _Attempt(
-        torch.where(worse.view(-1, 1, 1, 1), images, kept.images), torch.where(worse, losses, kept.losses)
-    )
+    return _Attempt(torch.where(worse.view(-1, 1, 1, 1), images, kept.images), torch.where(worse, losses, kept.losses))
 
 
 def per_image_loss(network: FoldedDarknet, images: Tensor, targets: Tensor) -> Tensor:

@@ -1,49 +1,19 @@
-"""What an attacker may do: the L-inf ball, and how hard it is searched."""
+"""What an attacker may do: the L-inf ball, and how hard it is searched.
+
+`ThreatModel` is the configuration's block ``attack`` itself, `prunedeploy.config.AttackConfig`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Iterate = Literal["last", "best"]
+from prunedeploy.config import AttackConfig as ThreatModel
 
-
-@dataclass(frozen=True)
-class ThreatModel:
-    """An L-inf attack by projected gradient descent; the defaults are the paper's (section III-B).
-
-    Attributes:
-        eps: Radius of the ball in pixel units of [0, 1].
-        step_size: Length of one step, same unit.
-        steps: Number of steps.
-        random_start: Start from a uniform point of the ball rather than the clean image.
-        restarts: Attempts per image; the one with the largest loss is kept. More than one needs random
-            starts.
-        iterate: What an attempt gives: where its ``last`` step ended, or of all places it came through, the start
-            among them, each image's ``best`` (with the largest loss).
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-
-    eps: float = 0.05
-    step_size: float = 0.02
-    steps: int = 5
-    random_start: bool = False
-    restarts: int = 1
-    iterate: Iterate = "last"
-
-    def __post_init__(self) -> None:
-        counts = self.steps >= 1 and self.restarts >= 1
-        if not (0 <= self.eps <= 1 and self.step_size > 0 and counts and self.iterate in get_args(Iterate)):
-            raise ValueError(f"threat model out of range: {self}")
-        if self.restarts > 1 and not self.random_start:
-            raise ValueError("restarts > 1 repeats the same attack unless random_start is on")
+__all__ = ["ThreatModel", "project_linf", "start_noise"]
 
 
 def project_linf(x_adv: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -150,7 +150,7 @@ def command(
     keep_freed_memory()
     from prunedeploy.config import load_config
     from prunedeploy.config.ratio_target import target_from_options
-    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.pipeline.progress import Progress
 
     main_process = os.environ.get("RANK", "0") == "0"  # set by launchers of several processes
     set_ratio = next((text for text in sets if text.partition("=")[0].strip() == "ratio"), options["ratio"])
@@ -165,7 +165,7 @@ def command(
             out=out,
             overwrite=overwrite,
             command=session.command,
-            progress=make_progress(quiet=not main_process),
+            progress=Progress(quiet=not main_process),
             target=target,
         )
     if not main_process:

@@ -35,11 +35,11 @@ def demo(folder: Path, as_json: bool) -> None:
     as it is, one that holds something else is refused.
     """
     from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
-    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.pipeline.progress import Progress
 
     settings = DemoSettings()
     scenes = settings.train_scenes + settings.test_scenes
-    with quiet_stdout(), make_progress().task("compose the demo set", scenes) as advance:
+    with quiet_stdout(), Progress().task("compose the demo set", scenes) as advance:
         write_demo(folder, settings, lambda done: advance(1))
     if as_json:
         print_json(

@@ -139,9 +139,9 @@ def command(
     if dry_run:
         _show_plan(sweep, cells, store, out, workers or default_workers(threads), retry, as_json)
         return
-    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.pipeline.progress import Progress
 
-    progress = make_progress()
+    progress = Progress()
     with quiet_stdout(), _executors(executor, threads, workers, ray_address, gpus_per_task, progress) as executors:
         from prunedeploy.study.sweep.driver import run_sweep
 
@@ -226,14 +226,14 @@ def _executors(
 def _show_plan(
     sweep: Sweep, cells: list[Cell], store: Path, out: Path, workers: int, retry: bool, as_json: bool
 ) -> None:
-    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.pipeline.progress import Progress
     from prunedeploy.pipeline.store.store import Store
     from prunedeploy.study.sweep.driver import read_standings
     from prunedeploy.study.sweep.plan import plan_sweep
 
     there = read_standings(sweep, out)
     with quiet_stdout(), Store(store) as stages:
-        progress = make_progress()
+        progress = Progress()
         plan = plan_sweep(cells, stages, progress)
         left = plan_sweep([cell for cell in cells if there[cell.key].is_open(retry)], stages, progress)
     show = print_json if as_json else print_plan

@@ -22,13 +22,13 @@ def command(name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     right; one that is there and right is not fetched again. Sizes: yolov3 248 MB, yolov3-tiny 35 MB,
     yolov3-spp 252 MB.
     """
-    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.pipeline.progress import Progress
     from prunedeploy.public_weights import WEIGHTS, fetch_weights
 
     with quiet_stdout():
         if name in WEIGHTS:
             before = 0
-            with make_progress().task(f"{name}.weights, bytes", WEIGHTS[name].size) as advance:
+            with Progress().task(f"{name}.weights, bytes", WEIGHTS[name].size) as advance:
 
                 def report(done: int, total: int) -> None:
                     nonlocal before

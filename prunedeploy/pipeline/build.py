@@ -13,28 +13,19 @@ from typing import Any
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
 from prunedeploy.config.ratio_target import RatioTarget
 from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
-from prunedeploy.pipeline.networks import all_networks, check_reachable
+from prunedeploy.pipeline.networks import Networks, pruned_networks
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.ratio.search import RatioSearch
 from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ratio
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
-from prunedeploy.pipeline.stages.evaluate import (
-    ROWS,
-    check_images_stage,
-    compare_stage,
-    evaluate_stage,
-    gallery_stage,
-)
-from prunedeploy.pipeline.stages.export import (
-    artefact_stages,
-    check_calibration_images,
-    engine_stages,
-    export_stage,
-)
+from prunedeploy.pipeline.stages.evaluate import check_images_stage, compare_stage, evaluate_stage, gallery_stage
+from prunedeploy.pipeline.stages.export import artefact_stages, check_calibration_images, engine_stages, export_stage
+from prunedeploy.pipeline.stages.granularity import check_reachable
 from prunedeploy.pipeline.stages.latency import latency_stage
 from prunedeploy.pipeline.stages.pattern import pattern_stage
 from prunedeploy.pipeline.stages.score import check_scores
+from prunedeploy.pipeline.stages.train import original_stage, pretrain_stage
 from prunedeploy.pipeline.store.key import canonical_json
 from prunedeploy.pipeline.store.store import Store, read_json
 from prunedeploy.training.distributed import is_main_process
@@ -99,7 +90,9 @@ def build(
             context = replace(context, config=config.model_copy(update={"ratio": search.chosen}))
         if folder is None:
             folder = stack.enter_context(_claimed(None, context.config, None, command, overwrite))
-        built = _run_stages(context)
+        original = original_stage(context)
+        robust = pretrain_stage(context, original)
+        built = _measured(context, pruned_networks(context, original, robust))
         computed = tuple(result.name for result in (*tried, *context.results) if result.computed)
         if not is_main_process():
             return BuildOutcome(folder.path, {}, computed)
@@ -118,24 +111,23 @@ def build(
         return BuildOutcome(folder.path, results, computed)
 
 
-def _run_stages(context: BuildContext) -> BuildResults:
-    """Every stage from the network as given to the last measurement, at the configuration's ratio."""
-    built = BuildResults()
-    networks = all_networks(context)
-    built.prune, pruned = networks.prune, networks.pruned
-    built.models = dict(zip(ROWS, (networks.original, networks.robust, pruned), strict=True))
-    built.exports = {row: export_stage(context, model) for row, model in built.models.items()}
-    built.artefacts = artefact_stages(context, pruned, built.exports["pruned"])
-    built.pattern = pattern_stage(context, built.prune, built.artefacts)
-    built.engines, built.missing_engines = engine_stages(context, built.artefacts)
-    built.evaluations = {
-        row: evaluate_stage(context, row, model, built.exports[row], built.artefacts if row == "pruned" else ())
-        for row, model in built.models.items()
+def _measured(context: BuildContext, networks: Networks) -> BuildResults:
+    """The stages from the finished networks to the last measurement."""
+    rows = networks.rows
+    exports = {row: export_stage(context, model) for row, model in rows.items()}
+    artefacts = artefact_stages(context, networks.pruned, exports["pruned"])
+    pattern = pattern_stage(context, networks.prune, artefacts)
+    engines, missing_engines = engine_stages(context, artefacts)
+    evaluations = {
+        row: evaluate_stage(context, row, model, exports[row], artefacts if row == "pruned" else ())
+        for row, model in rows.items()
     }
-    built.comparison = compare_stage(context, built.evaluations)
-    built.gallery = gallery_stage(context, built.models)
-    built.latency = latency_stage(context, built.models, built.exports, built.artefacts)
-    return built
+    comparison = compare_stage(context, evaluations)
+    gallery = gallery_stage(context, rows)
+    latency = latency_stage(context, rows, exports, artefacts)
+    return BuildResults(
+        networks, exports, artefacts, pattern, engines, missing_engines, evaluations, comparison, gallery, latency
+    )
 
 
 def _say_if_missed(search: RatioSearch, found: dict[str, Any], progress: Progress) -> None:

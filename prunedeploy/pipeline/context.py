@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from prunedeploy.attacks import ThreatModel
-from prunedeploy.config import BUNDLED, AttackConfig, BuildConfig, TrainingConfig
+from prunedeploy.config import BUNDLED, BuildConfig, TrainingConfig
 from prunedeploy.data import CocoDataset, content_key, find_splits, load_splits, measured_subset
 from prunedeploy.data.class_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
-from prunedeploy.data.loader import TrainingLoader
+from prunedeploy.data.loader import EvaluationLoader, TrainingLoader
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
 from prunedeploy.pipeline.progress import Progress
@@ -26,28 +27,40 @@ from prunedeploy.pipeline.store.key import StageKey, read_record
 from prunedeploy.pipeline.store.store import Store
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy.training.distributed import is_main_process, start_process_group, world
-from prunedeploy.training.optimisation import LoopSettings
 from prunedeploy_engines.errors import ConfigError, DataError
 from prunedeploy_engines.locks import FileLock
 
 
-@dataclass(frozen=True)
+@dataclass
 class StageResult:
-    """A stored result.
+    """A result in the store, or one that is missing and being computed.
 
     Attributes:
         name: Name of the stage.
-        folder: Where its files are.
+        folder: Where its files are, or will be.
         digest: Digest of its key; what later stages take as their input.
         computed: False if it was there already.
-        seconds: What computing it took.
+        seconds: What computing it took; 0 until it is known.
+        work: Where its files are to be written by whoever computes it; None if there is nothing to compute.
+        checkpoints: Folder for checkpoints meanwhile; it outlives a killed process.
     """
 
     name: str
     folder: Path
     digest: str
-    computed: bool
-    seconds: float
+    computed: bool = False
+    seconds: float = 0.0
+    work: Path | None = None
+    checkpoints: Path | None = None
+
+    def read(self, name: str) -> Any:
+        """The content of one of its JSON files."""
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def write(self, name: str, document: Any) -> None:
+        """Write one of them, while the result is computed."""
+        assert self.work is not None, "the result is there already"
+        (self.work / name).write_text(json.dumps(document, indent=2))
 
 
 @dataclass
@@ -79,18 +92,25 @@ class BuildContext:
     test_key: str
     results: list[StageResult] = field(default_factory=list)
 
-    def run(
+    @contextmanager
+    def stage(
         self,
         name: str,
         version: int,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
-        compute: Callable[[Path, Path], None],
         *,
         machine: str | None = None,
         collective: bool = False,
-    ) -> StageResult:
-        """Return a stage's result, computing it if the store does not have it.
+    ) -> Iterator[StageResult]:
+        """Look a stage's result up; where the store does not have it, the block is to compute it.
+
+        For example::
+
+            with context.stage("score", 2, settings, inputs) as result:
+                if result.work:
+                    save_scores(result.work / "scores.safetensors", magnitude_scores(model))
+            return result
 
         Under a launcher with several processes the first one computes; a collective stage is computed by all of
         them together, of which only the first one's files count.
@@ -100,43 +120,30 @@ class BuildContext:
             version: Raised whenever its code changes its result.
             config: The settings it reads.
             inputs: Digests of what it reads.
-            compute: Called with the result's folder and the folder for checkpoints.
             machine: `machine_id` for a measurement.
             collective: All processes take part, i.e. a training.
         """
         key = StageKey(name, version, config, inputs, machine)
-        computed = False
-
-        def compute_here(work: Path) -> None:
-            nonlocal computed
-            computed = True
-            compute(work, self.store.checkpoint_dir(key))
-
-        def compute_first() -> Path:
-            return self.store.get_or_compute(key, compute_here, description=name)
-
-        _, count = world()
-        if count == 1:
-            folder = compute_first()
-        else:
-            missing = torch.tensor([not self.store.has(key)])
-            dist.broadcast(missing, 0)
+        result = StageResult(name, self.store.folder(key), key.digest)
+        several = world()[1] > 1
+        with ExitStack() as stack:
+            missing = torch.tensor([several and not self.store.has(key)])
+            if several:
+                dist.broadcast(missing, 0)
             if is_main_process():
-                compute_first()
+                result.work = stack.enter_context(self.store.computing(key, name))
+                result.computed = result.work is not None
             elif collective and bool(missing):
-                with tempfile.TemporaryDirectory() as scratch:
-                    compute(Path(scratch), self.store.checkpoint_dir(key))
+                result.work = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            if result.work is not None:
+                result.checkpoints = self.store.checkpoint_dir(key)
+            yield result
+        result.work = result.checkpoints = None
+        if several:
             dist.barrier()
-            folder = self.store.load(key)
-        record = read_record(folder)
-        result = StageResult(name, folder, key.digest, computed, float(record["seconds"]))
+            self.store.load(key)
+        result.seconds = float(read_record(result.folder)["seconds"])
         self.results.append(result)
-        return result
-
-    def threat_model(self, attack: AttackConfig | None = None) -> ThreatModel:
-        """The reported attack, or that of a training block."""
-        attack = attack or self.config.attack
-        return ThreatModel(**dict(attack))
 
     def training_settings(self) -> dict[str, Any]:
         """What every training's result depends on beside its own block."""
@@ -148,10 +155,8 @@ class BuildContext:
             "greyscale": self.config.data.greyscale,
         }
 
-    def loader(
-        self, block: TrainingConfig, cfg: DarknetCfg, start_step: int, clean: bool = False
-    ) -> TrainingLoader:
-        """Batches of a training block from ``start_step`` on."""
+    def loader(self, block: TrainingConfig, cfg: DarknetCfg, clean: bool = False) -> TrainingLoader:
+        """Batches of a training block."""
         data = self.config.data
         # A clean and a robust training of one seed must not see the same draws in the same order.
         seed = self.config.seed * 2 + int(clean)
@@ -163,28 +168,16 @@ class BuildContext:
             block.augment,
             data.workers,
             data.greyscale,
-            start_step=start_step,
             cache_bytes=data.cache_mb << 20,
         )
 
-
-def loop_settings(block: TrainingConfig, steps: int | None = None) -> LoopSettings:
-    """A configuration block as the training loop takes it."""
-    return LoopSettings(
-        steps=block.steps if steps is None else steps,
-        lr=block.lr,
-        optimizer=block.optimizer,
-        momentum=block.momentum,
-        weight_decay=block.weight_decay,
-        schedule=block.schedule,
-        milestones=block.milestones,
-        step_factor=block.step_factor,
-        warmup_steps=block.warmup_steps,
-        clip_norm=block.clip_norm or 0.0,
-        ema_decay=block.ema,
-        precision=block.precision,
-        checkpoint_every=block.checkpoint_every,
-    )
+    def evaluation_loader(
+        self, dataset: CocoDataset, network: Darknet, batch_size: int, allow_bad_images: bool = False
+    ) -> EvaluationLoader:
+        """Letterboxed images of a data set, not augmented; bad ones are left out if the configuration says so too."""
+        data = self.config.data
+        allowed = allow_bad_images or data.allow_bad_images
+        return EvaluationLoader(dataset, network.cfg.input_size, batch_size, data.greyscale, allowed)
 
 
 def open_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:
@@ -219,19 +212,11 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     if _trains(config) and all(record.iscrowd.all() for record in training.images):
         what = f"not one of the {len(training.images)} training images has a box to learn from"
         raise DataError(what, training.json_path, "add their annotations")
-    test = _limited(test, config)
-    return BuildContext(
-        config,
-        store,
-        progress,
-        device,
-        torch.get_num_threads(),
-        names,
-        training,
-        test,
-        content_key(training),
-        content_key(test),
-    )
+    count = config.data.eval_images
+    if count is not None and count < len(test.images):
+        test = measured_subset(test, count)
+    keys, threads = (content_key(training), content_key(test)), torch.get_num_threads()
+    return BuildContext(config, store, progress, device, threads, names, training, test, *keys)
 
 
 def original_cfg_path(config: BuildConfig) -> Path:
@@ -286,9 +271,7 @@ def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:
         except (OSError, UnicodeDecodeError):
             raise ConfigError("cannot be read", path, "give a file with one class name per line") from None
         if len(names) != cfg.classes:
-            raise ConfigError(
-                f"has {len(names)} names, the network has {cfg.classes} classes", path, "correct it"
-            )
+            raise ConfigError(f"has {len(names)} names, the network has {cfg.classes} classes", path, "correct it")
         return names
     if config.data.path == BUNDLED and cfg.classes == len(CLASS_NAMES):
         return list(CLASS_NAMES)
@@ -300,25 +283,21 @@ def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:
 def _data_folder(config: BuildConfig, store: Store, progress: Progress) -> Path:
     if config.data.path != BUNDLED:
         return Path(config.data.path)
-    folder = store.root.parent / f"{store.root.name}-demo-data"
-    if not is_main_process():
-        dist.barrier()
-        return folder
-    settings = DemoSettings()
-    # Composing replaces the folder: of two builds that start at once, the second one waits and finds it.
-    with FileLock(store.root / "locks" / "demo-data"):
-        for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):  # of a killed build
-            shutil.rmtree(leftover, ignore_errors=True)
-        if not holds_demo(folder, settings):
-            with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
-                write_demo(folder, settings, lambda done: advance(1))
+    if is_main_process():
+        # Composing replaces the folder: of two builds that start at once, the second one waits and finds it.
+        with FileLock(store.root / "locks" / "demo-data"):
+            for leftover in store.root.parent.glob(f".{store.root.name}-demo-data.*.tmp"):  # of a killed build
+                shutil.rmtree(leftover, ignore_errors=True)
+            composed_demo(store.root, progress)
     if world()[1] > 1:
         dist.barrier()
+    return composed_demo(store.root, progress)
+
+
+def composed_demo(store: Path, progress: Progress) -> Path:
+    """The folder of the demo set beside a store, composed unless it is there."""
+    folder, settings = store.parent / f"{store.name}-demo-data", DemoSettings()
+    if not holds_demo(folder, settings):
+        with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
+            write_demo(folder, settings, lambda done: advance(1))
     return folder
-
-
-def _limited(test: CocoDataset, config: BuildConfig) -> CocoDataset:
-    count = config.data.eval_images
-    if count is None or count >= len(test.images):
-        return test
-    return measured_subset(test, count)

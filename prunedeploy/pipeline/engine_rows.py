@@ -12,6 +12,8 @@ from prunedeploy_engines.builder.from_onnx import read_engine_file
 from prunedeploy_engines.files import file_sha256
 from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
 
+FIGURES = ("map_clean", "map_pgd_transfer", "map50_clean", "map50_pgd_transfer", "intervals")
+
 
 def engine_rows(
     artefacts: Sequence[Artefact],
@@ -40,12 +42,13 @@ def engine_rows(
                 **unknown,
                 "note": f"built ahead of time with {about.library} {about.version}; not run: no such GPU here",
             })  # fmt: skip
-    for one in missing:
-        rows.append({
+    return rows + [
+        {
             "runtime": "tensorrt", "target": one["target"], "precision": one["precision"], "file": None, "bytes": None,
             **unknown, "note": one["reason"],
-        })  # fmt: skip
-    return rows
+        }
+        for one in missing
+    ]  # fmt: skip
 
 
 def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -66,11 +69,7 @@ def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[
             "file": f"bundle/{artefact.name}",
             "bytes": artefact.file.stat().st_size,
             "sha256": file_sha256(artefact.file),
-            "map_clean": found.get("map_clean"),
-            "map_pgd_transfer": found.get("map_pgd"),
-            "map50_clean": found.get("map50_clean"),
-            "map50_pgd_transfer": found.get("map50_pgd"),
-            "intervals": found.get("intervals"),
+            **{name: found.get(name.removesuffix("_transfer")) for name in FIGURES},
             "computes_in": None if measured is None else measured["engine"].get("computes_in"),
             "latency_ms": measured,
             "quantisation": _quantisation(artefact.file),

@@ -6,24 +6,24 @@ Imports torch; the command loads it when it is used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from prunedeploy.attacks import Pgd, ThreatModel
-from prunedeploy.config import BUNDLED, AttackConfig, EvaluationConfig
+from prunedeploy.config import BUNDLED, EvaluationConfig
 from prunedeploy.data.class_names import COCO_NAMES, read_names
 from prunedeploy.data.coco import load_test_split, measured_subset
-from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
+from prunedeploy.data.demo import CLASS_NAMES
 from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, write_detections
 from prunedeploy.models import Darknet, load_darknet
-from prunedeploy.pipeline.progress import Progress, make_progress
+from prunedeploy.pipeline.context import composed_demo
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.bundle.source import ModelSource, find_model
 from prunedeploy_engines.detection.letterbox import GREY
@@ -67,7 +67,7 @@ def run(request: Request) -> dict[str, Any]:
     Raises:
         PrunedeployError: Anything that the user can mend.
     """
-    source, progress = request.source, make_progress()
+    source, progress = request.source, Progress()
     configuration = source.configuration()
     seed = int(configuration.get("seed", 0)) if request.seed is None else request.seed
     bundle = None if source.bundle is None else source.load_bundle()
@@ -90,20 +90,23 @@ def run(request: Request) -> dict[str, Any]:
                     "parent and engine have inputs of different sizes", source.given, "give its own parent"
                 )
         dataset, path = _dataset(request, configuration, _class_names(request, bundle, parent), progress)
+        own = None if bundle is None else bundle.manifest.input
         loader = EvaluationLoader(
             dataset,
             first.input_size,
             batch,
-            _greyscale(configuration, bundle),
+            (configuration.get("data") or {}).get("greyscale", False) if own is None else own.greyscale,
             allow_bad_images=request.allow_bad_images,
-            letterbox_colour=GREY if bundle is None else bundle.manifest.input.letterbox_colour,
+            letterbox_colour=GREY if own is None else own.letterbox_colour,
         )
+        # Random starts are keyed by pixels, as in a build.
+        attack = Pgd.against(parent, threat_model, "fp32", seed).of_model if threat_model and parent else None
         with progress.task("evaluate", len(dataset.images)) as advance:
             results = evaluate(
                 runners,
                 loader,
                 dataset,
-                attack=None if threat_model is None else folded_once(threat_model, seed),
+                attack=attack,
                 attacked_model=None if threat_model is None else parent,
                 iou_threshold=settings.iou_threshold,
                 score_threshold=settings.map_score_threshold,
@@ -113,15 +116,10 @@ def run(request: Request) -> dict[str, Any]:
             )
     if request.csv_folder is not None:
         _write_csvs(request.csv_folder, results, dataset)
-    attack = None
+    used = None
     if threat_model is not None:
-        attack = {
-            "name": "pgd",
-            **asdict(threat_model),
-            "precision": "fp32",
-            "seed": seed,
-            "parent": _parent_name(request),
-        }
+        parent_name = str(request.parent_cfg or source.cfg)
+        used = {"name": "pgd", **dict(threat_model), "precision": "fp32", "seed": seed, "parent": parent_name}
     return {
         "model": str(source.given),
         "kind": source.kind,
@@ -130,26 +128,10 @@ def run(request: Request) -> dict[str, Any]:
             "images": next(iter(results.values())).n_images,
             "skipped": {str(file): reason for file, reason in loader.skipped.items()},
         },
-        "attack": attack,
+        "attack": used,
         "thresholds": {"map_score": settings.map_score_threshold, "iou": settings.iou_threshold},
         "results": [result_row(name, result) for name, result in results.items()],
     }
-
-
-def folded_once(threat_model: ThreatModel, seed: int) -> Callable[[Darknet, Tensor, Tensor], Tensor]:
-    """PGD as `prunedeploy.evaluation.evaluate` calls it; the network is folded at the first batch.
-
-    Random starts are keyed by the images' pixels, as in a build.
-    """
-    prepared: list[Pgd] = []
-
-    def attack(model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
-        if not prepared:
-            prepared.append(Pgd.against(model, threat_model, "fp32", seed))
-        device = next(model.parameters()).device
-        return prepared[0](images.to(device), targets.to(device)).to(images.device)
-
-    return attack
 
 
 def result_row(name: str, result: Evaluation) -> dict[str, Any]:
@@ -171,9 +153,9 @@ def result_row(name: str, result: Evaluation) -> dict[str, Any]:
 
 def _threat_model(request: Request, configuration: dict[str, Any]) -> ThreatModel:
     """The build's attack, or the paper's, changed by what was given."""
-    given = {field.name: getattr(request, field.name) for field in fields(ThreatModel)}
+    given = {name: getattr(request, name) for name in ThreatModel.model_fields}
     given = {name: value for name, value in given.items() if value is not None}
-    values = {**AttackConfig().model_dump(), **(configuration.get("attack") or {}), **given}
+    values = {**dict(ThreatModel()), **(configuration.get("attack") or {}), **given}
     if values["restarts"] > 1 and not values["random_start"]:
         raise ConfigError("are all the same without --random-start", "--restarts", "add it")
     return ThreatModel(**values)
@@ -206,13 +188,7 @@ def _parent(request: Request, configuration: dict[str, Any]) -> Darknet:
     return load_darknet(cfg, weights).to(device).eval()
 
 
-def _parent_name(request: Request) -> str:
-    return str(request.parent_cfg or request.source.cfg)
-
-
-def _runner(
-    name: str, request: Request, bundle: Bundle | None, parent: Darknet | None, threads: int | None
-) -> Runner:
+def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet | None, threads: int | None) -> Runner:
     source = request.source
     if name == "torch":
         assert parent is not None
@@ -245,17 +221,8 @@ def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None
     return list(CLASS_NAMES) if classes == len(CLASS_NAMES) and (request.data or BUNDLED) == BUNDLED else None
 
 
-def _greyscale(configuration: dict[str, Any], bundle: Bundle | None) -> bool:
-    if bundle is not None:
-        return bundle.manifest.input.greyscale
-    return bool((configuration.get("data") or {}).get("greyscale", False))
-
-
 def _dataset(
-    request: Request,
-    configuration: dict[str, Any],
-    class_names: list[str] | None,
-    progress: Progress,
+    request: Request, configuration: dict[str, Any], class_names: list[str] | None, progress: Progress
 ) -> tuple[CocoDataset, str]:
     """The test images, and what they are called."""
     own = configuration.get("data") or {}
@@ -264,23 +231,12 @@ def _dataset(
     divided = own if path == own.get("path") else {}
     folder = Path(path)
     if path == BUNDLED and not folder.is_dir():
-        folder = demo_folder(request.store, progress)
+        folder = composed_demo(request.store, progress)
     dataset = load_test_split(folder, class_names, divided.get("train_images"), int(configuration.get("seed", 0)))
     limit = request.limit or divided.get("eval_images")
     if limit is not None and limit < len(dataset.images):
         dataset = measured_subset(dataset, limit)
     return dataset, str(path)
-
-
-def demo_folder(store: Path, progress: Progress) -> Path:
-    """Compose the demo set where a build keeps it, unless it is there."""
-    folder = store.parent / f"{store.name}-demo-data"
-    settings = DemoSettings()
-    if (folder / "demo.json").is_file():
-        return write_demo(folder, settings)
-    with progress.task("compose the demo set", settings.train_scenes + settings.test_scenes) as advance:
-        write_demo(folder, settings, lambda done: advance(1))
-    return folder
 
 
 def _write_csvs(folder: Path, results: dict[str, Evaluation], dataset: CocoDataset) -> None:

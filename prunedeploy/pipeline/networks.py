@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunedeploy.config import BuildConfig
-from prunedeploy.models.darknet_cfg import read_cfg
-from prunedeploy.pipeline.context import BuildContext, StageResult, original_cfg_path
+from prunedeploy.pipeline.context import BuildContext, StageResult
 from prunedeploy.pipeline.stages.cut import optimise_stage, prune_stage
 from prunedeploy.pipeline.stages.dead_channels import dead_channel_stage
-from prunedeploy.pipeline.stages.granularity import check_cut
 from prunedeploy.pipeline.stages.score import score_stage
 from prunedeploy.pipeline.stages.train import finetune_stage, original_stage, pretrain_stage
 
@@ -29,6 +26,11 @@ class Networks:
     robust: StageResult
     prune: StageResult
     pruned: StageResult
+
+    @property
+    def rows(self) -> dict[str, StageResult]:
+        """The three of every result, by name."""
+        return {"original": self.original, "robust": self.robust, "pruned": self.pruned}
 
 
 def unpruned_networks(context: BuildContext) -> tuple[StageResult, StageResult]:
@@ -56,13 +58,3 @@ def pruned_networks(context: BuildContext, original: StageResult, robust: StageR
     cut = prune_stage(context, robust, scores)
     pruned = dead_channel_stage(context, finetune_stage(context, robust, cut))
     return Networks(original, robust, cut, pruned)
-
-
-def check_reachable(config: BuildConfig) -> None:
-    """Refuse an unreachable ratio, or an allocation that makes no sense, before anything is read or trained.
-
-    Raises:
-        ConfigError: As `check_cut`.
-        PruningError: The message says what can be reached.
-    """
-    check_cut(config, read_cfg(original_cfg_path(config)))

@@ -25,9 +25,7 @@ MARKER = "build.json"
 LOCK = ".build.lock"
 KIND = "prunedeploy build"
 SCHEMA_VERSION = 1
-ENTRIES = frozenset(
-    {"bundle", "model.cfg", "model.weights", "results.json", "detections", "report.html", "log.jsonl"}
-)
+ENTRIES = frozenset({"bundle", "model.cfg", "model.weights", "results.json", "detections", "report.html", "log.jsonl"})
 """What a build writes beside its ``build.json``. Anything else in the folder is somebody else's."""
 
 UNFINISHED = re.compile(r"^\.(.+)\.[0-9a-f]{32}(\.old)?\.tmp$")
@@ -58,20 +56,14 @@ class OutputFolder:
         if name.split("/")[0] not in ENTRIES or ".." in Path(name).parts:
             raise ValueError(f"{name!r} is not below one of {sorted(ENTRIES)}")
         path = self.path / name
-        try:
+        with _usable(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unusable(path.parent, error) from None
         return path
 
 
 @contextmanager
 def open_output_folder(
-    out: str | Path,
-    config_hash: str,
-    *,
-    provenance: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
+    out: str | Path, config_hash: str, *, provenance: Mapping[str, Any] | None = None, overwrite: bool = False
 ) -> Iterator[OutputFolder]:
     """Claim an output folder for the time of the ``with`` block; the claim dies with the process.
 
@@ -91,9 +83,7 @@ def open_output_folder(
     _earlier_build(path)  # before the lock's file is put into a folder that is none of our business
     lock = FileLock(path / LOCK)
     if not lock.acquire(wait=False):
-        raise StoreError(
-            "another process is building into this folder", out, "wait for it, or choose another --out"
-        )
+        raise StoreError("another process is building into this folder", out, "wait for it, or choose another --out")
     try:
         earlier = _earlier_build(path)
         resumed = earlier is not None and earlier["config_hash"] == config_hash and not overwrite
@@ -113,7 +103,7 @@ def open_output_folder(
 
 def _made(out: Path) -> Path:
     """Return the folder with links resolved, made if need be."""
-    try:
+    with _usable(out):
         if out.exists() and not out.is_dir():
             raise StoreError("is a file, not a folder", out, "choose another --out")
         if out.is_symlink() and not out.exists():
@@ -122,9 +112,7 @@ def _made(out: Path) -> Path:
         path = out.resolve()
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "not allowed to write in it")
-    except OSError as error:
-        raise _unusable(out, error) from None
-    return path
+        return path
 
 
 def _earlier_build(path: Path) -> dict[str, Any] | None:
@@ -133,10 +121,8 @@ def _earlier_build(path: Path) -> dict[str, Any] | None:
     Raises:
         StoreError: The folder holds something that is not a build.
     """
-    try:
+    with _usable(path):
         names = sorted(os.listdir(path))
-    except OSError as error:
-        raise _unusable(path, error) from None
     if MARKER in names:
         document = read_json(path / MARKER)
         if isinstance(document, dict) and document.get("kind") == KIND and "config_hash" in document:
@@ -153,14 +139,9 @@ def _clear(path: Path) -> None:
     if foreign := [name for name in names if name not in ENTRIES and not _is_ours_unfinished(name)]:
         what = f"holds {foreign[0]}, which no build wrote"
         raise StoreError(what, path, "move it away, or choose another --out; nothing was changed")
-    try:
-        for entry in [path / name for name in names]:
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-    except OSError as error:
-        raise _unusable(path, error) from None
+    with _usable(path):
+        for name in names:
+            _remove(path / name)
 
 
 def _is_ours_unfinished(name: str) -> bool:
@@ -174,21 +155,27 @@ def _remove_unfinished(path: Path) -> None:
 
     What it was replacing stays if the new one did not get into its place.
     """
-    try:
+    with _usable(path):
         for name in ENTRIES:
             recover_folder(path / name)
         for entry in path.iterdir():
             if _is_ours_unfinished(entry.name):
-                if entry.is_dir() and not entry.is_symlink():  # a bundle in the making
-                    shutil.rmtree(entry)
-                else:
-                    entry.unlink()
+                _remove(entry)
             elif entry.name in ENTRIES and entry.is_dir() and not entry.is_symlink():
                 for file in [file for file in entry.rglob(".*.tmp") if UNFINISHED.match(file.name)]:
                     file.unlink()
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise _unusable(path, error) from None
-
-
-def _unusable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"cannot be used ({error.strerror})", path, "choose another --out")
+        raise StoreError(f"cannot be used ({error.strerror})", path, "choose another --out") from None

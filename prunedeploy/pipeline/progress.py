@@ -12,178 +12,119 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Protocol, TextIO
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import ProgressColumn
+    from rich.progress import Progress as Bars
 
-SECONDS_BETWEEN_LINES = 5.0
-
-
-class Advance(Protocol):
-    """What a task hands out to be called whenever something of it is done."""
-
-    def __call__(self, n: int = 1, /, **values: float) -> None:
-        """Report that ``n`` more units are done; ``values``, such as a loss, are shown beside the bar."""
-        ...
+Advance = Callable[..., None]
+"""``advance(n, **values)``: ``n`` more units are done; ``values``, such as a loss, are shown beside the bar."""
 
 
-class Progress(Protocol):
-    """Where long work says how far it is."""
+class Progress:
+    """Where long work says how far it is: bars if the stream is a terminal, lines if not.
 
-    def task(self, description: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
+    A bar has the time left, and goes when its task ends. Lines say that a task starts, and every few seconds how far it
+    is. Either way a line stays that says what a finished task took.
+
+    Args:
+        stream: Standard error if None.
+        quiet: No tasks, only messages.
+        seconds_between_lines: Seconds between the lines of one task.
+    """
+
+    def __init__(
+        self, stream: TextIO | None = None, *, quiet: bool = False, seconds_between_lines: float = 5.0
+    ) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet = quiet
+        self._interval = seconds_between_lines
+        self._on_terminal = not quiet and self._stream.isatty()
+        self._bars: Bars | None = None
+
+    @contextmanager
+    def task(self, description: str, total: int) -> Iterator[Advance]:
         """Show a task while the ``with`` block runs.
 
         Args:
             description: Two or three words.
             total: Units in all; 0 if there is nothing to do, of which nothing is shown.
-            done: Units that an earlier run has done; they do not count for the speed.
         """
-        ...
+        if total == 0 or self._quiet:
+            yield lambda n=1, /, **values: None
+            return
+        started, now = time.monotonic(), 0
+        with self._bar(description, total) if self._on_terminal else self._lines(description, total) as show:
+
+            def advance(n: int = 1, /, **values: float) -> None:
+                nonlocal now
+                now += n
+                show(now, [f"{name} {value:.4g}" for name, value in values.items()])
+
+            yield advance
+        self.message(f"{description}: {now}/{total} in {duration(time.monotonic() - started)}")
 
     def message(self, text: str) -> None:
         """Show one line that stays."""
-        ...
-
-
-def make_progress(stream: TextIO | None = None, *, quiet: bool = False) -> Progress:
-    """Return what suits a stream: bars if it is a terminal, lines if not, nothing but messages if quiet.
-
-    Args:
-        stream: Standard error if None.
-        quiet: No tasks, only messages.
-    """
-    stream = sys.stderr if stream is None else stream
-    if quiet:
-        return LineProgress(stream, seconds_between_lines=float("inf"), announce=False)
-    return BarProgress(stream) if stream.isatty() else LineProgress(stream)
-
-
-class LineProgress:
-    """Log lines: one when a task starts, one when it ends, and in between at most one every few seconds.
-
-    Args:
-        stream: To write to.
-        seconds_between_lines: Seconds between the lines of one task.
-        announce: Write the first and the last line of a task.
-        clock: Seconds, rising; replaced in tests.
-    """
-
-    def __init__(
-        self,
-        stream: TextIO,
-        seconds_between_lines: float = SECONDS_BETWEEN_LINES,
-        announce: bool = True,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._stream = stream
-        self._interval = seconds_between_lines
-        self._announce = announce
-        self._clock = clock
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
 
     @contextmanager
-    def task(self, description: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """Show a task; see `Progress.task`."""
-        if total == 0:
-            yield _nothing_to_report
-            return
-        started = last = self._clock()
-        first, now = done, done
-        if self._announce:
-            self.message(f"{description}: {total - done} to do" + (f", {done} done before" if done else ""))
+    def _lines(self, description: str, total: int) -> Iterator[Callable[[int, list[str]], None]]:
+        started = last = time.monotonic()
+        self.message(f"{description}: {total} to do")
 
-        def advance(n: int = 1, /, **values: float) -> None:
-            nonlocal now, last
-            now += n
-            time_now = self._clock()
+        def show(now: int, values: list[str]) -> None:
+            nonlocal last
+            time_now = time.monotonic()
             if time_now - last < self._interval or now >= total:
                 return
             last = time_now
-            left = (time_now - started) / max(1, now - first) * (total - now)
-            share = f"{now}/{total} ({100 * now // max(1, total)} %)"
-            shown = "".join(f", {name} {value:.4g}" for name, value in values.items())
-            self.message(f"{description}: {share}, {duration(left)} left{shown}")
+            left = duration((time_now - started) / max(1, now) * (total - now))
+            self.message(", ".join([f"{description}: {now}/{total} ({100 * now // total} %)", f"{left} left", *values]))
 
-        yield advance
-        if self._announce:
-            self.message(f"{description}: {now}/{total} in {duration(self._clock() - started)}")
-
-    def message(self, text: str) -> None:
-        """Write one line."""
-        print(text, file=self._stream, flush=True)
-
-
-class BarProgress:
-    """Bars on a terminal, one per task that runs, with the time left.
-
-    Args:
-        stream: A terminal.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-
-        self._console = Console(file=stream)
-        self._bars: RichProgress | None = None
+        yield show
 
     @contextmanager
-    def task(self, description: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """Show a task; see `Progress.task`."""
-        from rich.progress import Progress as RichProgress
-
-        if total == 0:
-            yield _nothing_to_report
-            return
+    def _bar(self, description: str, total: int) -> Iterator[Callable[[int, list[str]], None]]:
         outermost = self._bars is None
-        # With rich's redirection, what is printed on stdout (the document of --json) would go to the bars.
-        bars = self._bars or RichProgress(
-            *_columns(), console=self._console, transient=True, redirect_stdout=False
-        )
+        bars = self._bars = self._bars or _bars(self._stream)
         if outermost:
-            self._bars = bars
             bars.start()
-        task = bars.add_task(description, total=total, completed=done, values="")
-        started, now = time.monotonic(), done
+        task = bars.add_task(description, total=total, values="")
 
-        def advance(n: int = 1, /, **values: float) -> None:
-            nonlocal now
-            now += n
-            shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
-            bars.update(task, completed=now, values=shown) if shown else bars.update(task, completed=now)
+        def show(now: int, values: list[str]) -> None:
+            if values:
+                bars.update(task, values=" ".join(values))
+            bars.update(task, completed=now)
 
-        finished = False
         try:
-            yield advance
-            finished = True
+            yield show
         finally:
             bars.remove_task(task)
             if outermost:
                 bars.stop()
                 self._bars = None
-            if finished:
-                self.message(f"{description}: {now}/{total} in {duration(time.monotonic() - started)}")
-
-    def message(self, text: str) -> None:
-        """Write one line above the bars."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _nothing_to_report(n: int = 1, /, **values: float) -> None:
-    """Be the `Advance` of a task of no units."""
+def _bars(stream: TextIO) -> Bars:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-
-def _columns() -> list[ProgressColumn]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    return [
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
         TextColumn("{task.fields[values]}", markup=False),
-    ]
+        console=Console(file=stream),
+        transient=True,
+        # With rich's redirection, what is printed on stdout (the document of --json) would go to the bars.
+        redirect_stdout=False,
+    )
 
 
 def duration(seconds: float) -> str:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.engine_rows import engine_rows
+from prunedeploy.pipeline.networks import Networks
 from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
 from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
 from prunedeploy.pipeline.stages.evaluate import csv_name
@@ -32,43 +34,46 @@ TRAININGS = ("original", "pretrain", "optimise-scores", "finetune")
 MAKE_THE_PRUNED = ("finetune", DEAD_CHANNELS)
 
 
+@dataclass(frozen=True)
 class BuildResults:
     """The results of one build's stages, by what they are of.
 
     Attributes:
-        models: ``original``, ``robust`` and ``pruned``.
-        exports: ONNX of each row, in fp32.
+        networks: The three networks, and the cut.
+        exports: ONNX of each network, in fp32.
         artefacts: ONNX files of the bundle, in every precision.
-        evaluations: mAP of each row.
-        prune: The cut.
         pattern: The gate of n:m pruning; None for other methods.
-        comparison: Pruned against robust.
-        latency: All rows.
-        gallery: Pictures.
         engines: GPU engines.
         missing_engines: Target and reason of those that could not be built.
+        evaluations: mAP of each network.
+        comparison: Pruned against robust.
+        gallery: Pictures.
+        latency: All networks.
     """
 
-    def __init__(self) -> None:
-        self.models: dict[str, StageResult] = {}
-        self.exports: dict[str, StageResult] = {}
-        self.artefacts: list[Artefact] = []
-        self.evaluations: dict[str, StageResult] = {}
-        self.prune: StageResult
-        self.pattern: StageResult | None = None
-        self.comparison: StageResult
-        self.latency: StageResult
-        self.gallery: StageResult
-        self.engines: list[StageResult] = []
-        self.missing_engines: list[dict[str, str]] = []
+    networks: Networks
+    exports: dict[str, StageResult]
+    artefacts: list[Artefact]
+    pattern: StageResult | None
+    engines: list[StageResult]
+    missing_engines: list[dict[str, str]]
+    evaluations: dict[str, StageResult]
+    comparison: StageResult
+    gallery: StageResult
+    latency: StageResult
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The mAP of the pruned network and of its files."""
+        return self.evaluations["pruned"].read("evaluation.json")
 
 
 def collect_results(context: BuildContext, built: BuildResults, command: str | None) -> dict[str, Any]:
     """The document of ``results.json``."""
     config = context.config
-    pruning = _read(built.prune.folder / "pruning.json")
-    latency = _read(built.latency.folder / "latency.json")
-    rows = {row: _model_row(row, built, latency) for row in built.models}
+    pruning = built.networks.prune.read("pruning.json")
+    latency = built.latency.read("latency.json")
+    rows = {row: _model_row(row, built, latency) for row in built.exports}
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -81,32 +86,22 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "seed": config.seed,
         "models": list(rows.values()),
         "speedup": _speedup(rows),
-        "engines": engine_rows(
-            built.artefacts,
-            built.engines,
-            built.missing_engines,
-            _read(built.evaluations["pruned"].folder / "evaluation.json"),
-            latency["rows"],
-        ),
-        "gates": [{"model": row, **gate} for row in built.models for gate in _gates(built, row)],
+        "engines": engine_rows(built.artefacts, built.engines, built.missing_engines, built.figures, latency["rows"]),
+        "gates": [{"model": row, **gate} for row in built.exports for gate in _gates(built, row)],
         "pruning": pruning,
         "dead_channels": _stage_document(context, DEAD_CHANNELS, "dead_channels.json"),
         "score_report": _stage_document(context, "score", "score.json"),
-        "comparisons": _read(built.comparison.folder / "comparison.json"),
+        "comparisons": built.comparison.read("comparison.json"),
         "attack": {"name": "pgd", **dict(config.attack), "precision": "fp32"},
         "data": {
             "path": config.data.path,
             "train_images": len(context.training.images),
             "test_images": len(context.test.images),
             "greyscale": config.data.greyscale,
-            "skipped": _read(built.evaluations["pruned"].folder / "evaluation.json")["skipped"],
+            "skipped": built.figures["skipped"],
         },
         "latency_method": _latency_method(context, latency),
-        "environment": {
-            **machine_info(),
-            "training_device": context.device.type,
-            "training_threads": context.threads,
-        },
+        "environment": {**machine_info(), "training_device": context.device.type, "training_threads": context.threads},
         "configuration": as_dict(config),
         "stages": {
             result.name + _suffix(context.results, i): {"digest": result.digest, "seconds": result.seconds}
@@ -115,24 +110,22 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
     }
 
 
-def write_output(
-    context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]
-) -> None:
+def write_output(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
     """Write everything that a build leaves; ``results.json`` last, so that it stands for a whole folder."""
     out.file("results.json").unlink(missing_ok=True)
-    pruned = built.models["pruned"]
+    pruned = built.networks.pruned
     for name in ("model.cfg", "model.weights"):
         write_atomically(out.file(name), (pruned.folder / name).read_bytes())
-    for row, evaluation in built.evaluations.items():
-        for kind in ("clean", "pgd"):
+    engines = built.figures.keys() - {"torch", "gates", "skipped"}
+    for kind in ("clean", "pgd"):
+        for row, evaluation in built.evaluations.items():
             source = evaluation.folder / csv_name("torch", kind)
             write_atomically(out.file(f"detections/{row}-{kind}.csv"), source.read_bytes())
-    figures = _read(built.evaluations["pruned"].folder / "evaluation.json")
-    for engine in figures.keys() - {"torch", "gates", "skipped"}:
-        for kind in ("clean", "pgd"):
-            source = built.evaluations["pruned"].folder / csv_name(engine, kind)
-            write_atomically(out.file(f"detections/pruned-{source.name}"), source.read_bytes())
-    log = "".join(_training_logs(context))
+        for name in (csv_name(engine, kind) for engine in engines):
+            source = built.evaluations["pruned"].folder / name
+            write_atomically(out.file(f"detections/pruned-{name}"), source.read_bytes())
+    logs = [result.folder / "log.jsonl" for result in context.results if result.name in TRAININGS]
+    log = "".join(path.read_text(encoding="utf-8") for path in logs if path.is_file())
     write_atomically(out.file("log.jsonl"), log.encode())
     _write_bundle(context, built, out, results)
     rows = [json.loads(line) for line in log.splitlines()]
@@ -145,22 +138,18 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
     if not all((out.path / name).exists() for name in ENTRIES):
         return False
     try:
-        stored = {stage["digest"] for stage in _read(out.path / "results.json")["stages"].values()}
+        stored = {stage["digest"] for stage in json.loads((out.path / "results.json").read_bytes())["stages"].values()}
         load_bundle(out.path / "bundle")
     except (ValueError, KeyError, TypeError, AttributeError, BundleError):
         return False
     pruned = next(result for result in reversed(context.results) if result.name in MAKE_THE_PRUNED).folder
-    whole = all(
-        file_sha256(out.path / name) == file_sha256(pruned / name) for name in ("model.cfg", "model.weights")
-    )
+    whole = all(file_sha256(out.path / name) == file_sha256(pruned / name) for name in ("model.cfg", "model.weights"))
     return whole and stored == {result.digest for result in context.results}
 
 
-def _write_bundle(
-    context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]
-) -> None:
+def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
     config = context.config
-    height, width = load_stage_model(built.models["pruned"].folder).cfg.input_size
+    height, width = load_stage_model(built.networks.pruned.folder).cfg.input_size
     files = {
         artefact.name: BundleFile(artefact.file, "onnx", artefact.precision, artefact.target)
         for artefact in built.artefacts
@@ -172,36 +161,25 @@ def _write_bundle(
             files[name] = BundleFile(plan, "engine", about.precision, about.target)
             files[f"{name}.json"] = BundleFile(sidecar_path(plan), "metadata", None, about.target)
     rows = {model["name"]: model for model in results["models"]}
-    row = rows["pruned"]
-    layers = results["pruning"].get("layers")
+    deployed = [engine for engine in results["engines"] if engine["file"] is not None]
     write_bundle(
         out.file("bundle"),
         files,
         class_names=context.class_names,
-        input={
-            "height": height,
-            "width": width,
-            "letterbox_colour": list(GREY),
-            "greyscale": config.data.greyscale,
-        },
+        input={"height": height, "width": width, "letterbox_colour": list(GREY), "greyscale": config.data.greyscale},
         thresholds={"score": config.evaluation.score_threshold, "iou": config.evaluation.iou_threshold},
         pruning={
             **results["pruning"],
             "scores": config.scores.name,
             # Beside the metrics' ``filters`` it says how many left, the dead ones too, which ``layers`` do not know.
             "filters_before": rows["robust"]["filters"],
-            "layers": layers,
+            "layers": results["pruning"].get("layers"),
         },
         metrics={
-            **{key: value for key, value in row.items() if key != "name"},
+            **_without("name", rows["pruned"]),
+            # The file's SHA-256 stands under ``files`` and nowhere else.
             "engines": [
-                # The file's SHA-256 stands under ``files`` and nowhere else.
-                {
-                    **{key: value for key, value in engine.items() if key != "sha256"},
-                    "file": str(engine["file"]).removeprefix("bundle/"),
-                }
-                for engine in results["engines"]
-                if engine["file"] is not None
+                {**_without("sha256", engine), "file": engine["file"].removeprefix("bundle/")} for engine in deployed
             ],
         },
         provenance={
@@ -215,13 +193,13 @@ def _write_bundle(
     )
 
 
+def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}
+
+
 def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dict[str, Any]:
-    model = load_stage_model(built.models[row].folder)
-    figures = _read(built.evaluations[row].folder / "evaluation.json")
-    engine = {
-        "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
-        "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
-    }
+    model = load_stage_model(built.networks.rows[row].folder)
+    figures = built.evaluations[row].read("evaluation.json")
     times: dict[str, Any] = dict.fromkeys(("onnxruntime", "openvino", "torch", "tensorrt"))
     for name, summary in latency["rows"].items():
         of, *engine_name, batch = name.split("|")
@@ -229,51 +207,40 @@ def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dic
         # An engine of more than the runtime's name is another file than the plain fp32 one.
         if of == row and len(engine_name) == 1 and (times[runtime] is None or batch == "1"):
             times[runtime] = summary
-    own = {key: value for key, value in figures["torch"].items() if key != "transfer"}
-    weights = sum(model.conv(layer.index).weight.numel() for layer in model.cfg.convolutions)
-    zeros = sum(int((model.conv(layer.index).weight == 0).sum()) for layer in model.cfg.convolutions)
+    weights = [model.conv(layer.index).weight for layer in model.cfg.convolutions]
     return {
         "name": row,
         "params": count_parameters(model),
         "filters": sum(layer.out_channels for layer in model.cfg.convolutions),
-        "zero_weights": zeros,
-        "weights": weights,
+        "zero_weights": sum(int((weight == 0).sum()) for weight in weights),
+        "weights": sum(weight.numel() for weight in weights),
         "macs": model.cfg.macs,
         "onnx_bytes": (built.exports[row].folder / "model.onnx").stat().st_size,
-        **own,
-        **engine,
+        **_without("transfer", figures["torch"]),
+        "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
+        "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
         "latency_ms": times,
     }
 
 
 def _speedup(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Median of the original over the median of the pruned network, by runtime."""
-    found = {}
-    for runtime, dense in rows["original"]["latency_ms"].items():
-        pruned = rows["pruned"]["latency_ms"][runtime]
-        if dense is not None and pruned is not None:
-            found[runtime] = dense["p50"] / pruned["p50"]
-    return found
+    dense, pruned = rows["original"]["latency_ms"], rows["pruned"]["latency_ms"]
+    return {name: dense[name]["p50"] / pruned[name]["p50"] for name in dense if dense[name] and pruned[name]}
 
 
 def _gates(built: BuildResults, row: str) -> list[dict[str, Any]]:
-    gates: list[dict[str, Any]] = _read(built.exports[row].folder / "gates.json")
+    gates: list[dict[str, Any]] = built.exports[row].read("gates.json")
     if row == "pruned":
-        for artefact in built.artefacts:
-            if not artefact.is_plain:
-                own = _read(artefact.stage.folder / "gates.json")
-                gates += [{"artefact": artefact.name, **gate} for gate in own]
-    if row == "pruned" and built.pattern is not None:
-        gates += _read(built.pattern.folder / "pattern.json")
-    return gates + list(_read(built.evaluations[row].folder / "evaluation.json")["gates"])
+        made = [artefact for artefact in built.artefacts if not artefact.is_plain]
+        gates += [{"artefact": one.name, **gate} for one in made for gate in one.stage.read("gates.json")]
+        gates += [] if built.pattern is None else built.pattern.read("pattern.json")
+    return gates + list(built.evaluations[row].read("evaluation.json")["gates"])
 
 
 def _latency_method(context: BuildContext, latency: Mapping[str, Any]) -> dict[str, Any]:
-    peaks = {}
-    for runtime in ("onnxruntime", "openvino"):
-        peak = latency["rows"].get(PEAK.format(runtime=runtime))
-        if peak is not None:
-            peaks[runtime] = 2 * peak["engine"]["macs"] / peak["p50"] / 1e6
+    found = {runtime: latency["rows"].get(PEAK.format(runtime=runtime)) for runtime in ("onnxruntime", "openvino")}
+    peaks = {name: 2 * peak["engine"]["macs"] / peak["p50"] / 1e6 for name, peak in found.items() if peak is not None}
     return {
         **context.config.latency.model_dump(mode="json"),
         "threads": latency["threads"],
@@ -286,21 +253,9 @@ def _latency_method(context: BuildContext, latency: Mapping[str, Any]) -> dict[s
     }
 
 
-def _training_logs(context: BuildContext) -> list[str]:
-    logs = []
-    for result in context.results:
-        path = result.folder / "log.jsonl"
-        if result.name in TRAININGS and path.is_file():
-            logs.append(path.read_text(encoding="utf-8"))
-    return logs
-
-
 def _stage_document(context: BuildContext, stage: str, name: str) -> Any:
     """A JSON file of a stage; None if the build has no such stage."""
-    for result in reversed(context.results):
-        if result.name == stage:
-            return _read(result.folder / name)
-    return None
+    return next((result.read(name) for result in reversed(context.results) if result.name == stage), None)
 
 
 def _suffix(results: Sequence[StageResult], index: int) -> str:
@@ -314,14 +269,6 @@ def _commit() -> str | None:
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return None
-    done = subprocess.run(
-        ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

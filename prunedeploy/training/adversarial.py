@@ -7,18 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd, ThreatModel
+from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models.darknet import BN_MOMENTUM, Darknet, FoldedDarknet
 from prunedeploy.models.decode import split_head
 from prunedeploy.models.loss import LossTerms, yolo_loss
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.loop import Objective
-from prunedeploy.training.optimisation import LoopSettings
 
 
 def robust_objective(
     model: Darknet,
-    settings: LoopSettings,
+    settings: TrainingConfig,
     threat_model: ThreatModel | None,
     seed: int,
     device: torch.device,
@@ -59,8 +59,7 @@ def robust_objective(
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             heads = model(images)
         heads = [head.float() for head in heads]
-        terms = yolo_loss(heads, targets, model.cfg)
-        named = loss_terms(terms)
+        named = loss_terms(yolo_loss(heads, targets, model.cfg))
         if teacher is not None and distillation > 0:
             with torch.no_grad():
                 taught = teacher(clean)

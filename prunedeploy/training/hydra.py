@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.attacks.pgd import DTYPES
+from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models.darknet import Darknet, DarknetConv, FoldedDarknet, check_images, run_layers
 from prunedeploy.models.darknet_cfg import Convolutional
@@ -31,7 +32,7 @@ from prunedeploy.scores.interface import Scores
 from prunedeploy.training.adversarial import loss_terms
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.loop import Objective
-from prunedeploy.training.optimisation import LoopSettings, ParameterSet
+from prunedeploy.training.optimisation import ParameterSet
 
 STEP_3_BN_MOMENTUM = 0.1
 """PyTorch's own, which the authors use: statistics must follow a network that changes with every step."""
@@ -201,11 +202,7 @@ class ScoredDarknet(nn.Module):
 
 
 def score_objective(
-    scored: ScoredDarknet,
-    settings: LoopSettings,
-    threat_model: ThreatModel,
-    seed: int,
-    device: torch.device,
+    scored: ScoredDarknet, settings: TrainingConfig, threat_model: ThreatModel, seed: int, device: torch.device
 ) -> Objective:
     """The objective of score optimisation for `train`: the robust loss of the selected subnetwork.
 

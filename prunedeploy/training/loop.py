@@ -11,15 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
-from prunedeploy.training.checkpoint import (
-    load_checkpoint,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
-)
+from prunedeploy.training.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from prunedeploy.training.distributed import average_buffers, average_gradients, is_main_process
-from prunedeploy.training.optimisation import LoopSettings, ParameterSet, WeightAverage, learning_rate, make_optimizer
+from prunedeploy.training.optimisation import ParameterSet, WeightAverage, learning_rate, make_optimizer
 from prunedeploy_engines.errors import PrunedeployError
 from prunedeploy_engines.files import write_atomically
 
@@ -36,12 +32,12 @@ def train(
     sets: Sequence[ParameterSet],
     batches: Batches,
     objective: Objective,
-    settings: LoopSettings,
+    settings: TrainingConfig,
     *,
     stage: str,
     work: Path,
     log: Path,
-    advance: Callable[[int, float], object] | None = None,
+    advance: Callable[[int, float], object] = lambda count, loss: None,
 ) -> nn.Module:
     """Minimise an objective, checkpointing so that a killed run goes on bit for bit.
 
@@ -58,7 +54,7 @@ def train(
         advance: Called after every step with 1 and the loss.
 
     Returns:
-        ``module``, holding the average of weights if ``settings.ema_decay`` is above 0.
+        ``module``, holding the average of weights if ``settings.ema`` is above 0.
 
     Raises:
         DivergedError: The loss is not finite.
@@ -66,11 +62,11 @@ def train(
     """
     trained = [parameter for part in sets for parameter in part.tensors]
     optimizer = make_optimizer(sets, settings)
-    average = WeightAverage(module, settings.ema_decay) if settings.ema_decay > 0 else None
+    average = WeightAverage(module, settings.ema) if settings.ema > 0 else None
     checkpoint = work / "checkpoint.safetensors"
     done = _resume(checkpoint, module, optimizer, average)
     _cut_log(log, stage, done)
-    if advance is not None and done:
+    if done:
         advance(done, math.nan)
     with log.open("a", encoding="utf-8") if is_main_process() else contextlib.nullcontext() as lines:
         for step, batch in _numbered(batches, done, settings.steps):
@@ -90,15 +86,9 @@ def train(
             if average is not None:
                 average.update(module, step)
             if lines is not None:
-                row = {
-                    "stage": stage,
-                    "step": step,
-                    "lr": optimizer.param_groups[0]["lr"],
-                    "grad_norm": norm,
-                }
+                row = {"stage": stage, "step": step, "lr": optimizer.param_groups[0]["lr"], "grad_norm": norm}
                 lines.write(json.dumps({**row, **values}) + "\n")
-            if advance is not None:
-                advance(1, values["loss"])
+            advance(1, values["loss"])
             if (step + 1) % settings.checkpoint_every == 0 and step + 1 < settings.steps and lines is not None:
                 # The log first: a checkpoint never knows more steps than the log holds.
                 lines.flush()

@@ -5,53 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Optimizer = Literal["sgd", "adamw"]
-Schedule = Literal["cosine", "step", "constant"]
+from prunedeploy.config import TrainingConfig
 
 
-@dataclass(frozen=True)
-class LoopSettings:
-    """How one training stage runs; every length is in steps.
-
-    A configuration block has more, the data and the attack among it, and a stage may run it for other steps: hence two.
-
-    Attributes:
-        steps: Optimiser steps.
-        lr: Peak learning rate.
-        optimizer: ``sgd`` (plain momentum) or ``adamw``.
-        momentum: Momentum of SGD, or beta1 of AdamW.
-        weight_decay: On convolution weights only, never on biases and normalisation.
-        schedule: ``cosine`` to zero, ``step`` (times ``step_factor`` at each milestone), ``constant``.
-        milestones: For ``step``: fractions of all steps after the warm-up.
-        step_factor: For ``step``: what the learning rate is multiplied by at a milestone.
-        warmup_steps: Linear warm-up from zero.
-        clip_norm: Largest norm of the gradient; 0 is no limit.
-        ema_decay: Decay of the exponential average of weights that the stage returns; 0 returns the last weights.
-        precision: Precision of forward and backward pass, ``bf16`` under autocast.
-        checkpoint_every: Steps between checkpoints.
-    """
-
-    steps: int
-    lr: float
-    optimizer: Optimizer = "sgd"
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    schedule: Schedule = "cosine"
-    warmup_steps: int = 0
-    clip_norm: float = 0.0
-    ema_decay: float = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    checkpoint_every: int = 200
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    step_factor: float = 0.1
-
-
-def learning_rate(settings: LoopSettings, step: int) -> float:
+def learning_rate(settings: TrainingConfig, step: int) -> float:
     """Learning rate of step ``step``, counted from 0.
 
     The cosine is that of Loshchilov and Hutter, SGDR, 2017, equation 5, without restarts.
@@ -80,7 +41,7 @@ class ParameterSet:
     lr: float | None = None
 
 
-def make_optimizer(sets: Sequence[ParameterSet], settings: LoopSettings) -> torch.optim.Optimizer:
+def make_optimizer(sets: Sequence[ParameterSet], settings: TrainingConfig) -> torch.optim.Optimizer:
     """Optimiser over ``sets``; only parameters of rank 4 (convolution weights, scores) decay."""
     groups = []
     for part in sets:

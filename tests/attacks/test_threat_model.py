@@ -52,7 +52,7 @@ def test_projection_refuses_other_shapes_and_a_negative_radius() -> None:
      {"restarts": 2}, {"iterate": "first"}],
 )  # fmt: skip
 def test_a_threat_model_out_of_range_is_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match=r"out of range|random_start"):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
         ThreatModel(**wrong)
 
 

@@ -18,7 +18,7 @@ from prunedeploy.config import load_config
 from prunedeploy.data.demo import DemoSettings, write_demo
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.build import BuildOutcome, build
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -129,7 +129,7 @@ class TinyCase:
 
     def build(self, store: Path, out: Path, *sets: str, **more: Any) -> BuildOutcome:
         config = load_config("smoke", self.arguments(*sets))
-        return build(config, store=store, out=out, progress=make_progress(quiet=True), **more)
+        return build(config, store=store, out=out, progress=Progress(quiet=True), **more)
 
 
 @pytest.fixture(scope="session")
@@ -173,7 +173,7 @@ import json, os, resource, sys
 from pathlib import Path
 from prunedeploy.config import load_config
 from prunedeploy.pipeline.build import build
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines.errors import PrunedeployError
 import onnx, onnxruntime, pycocotools.cocoeval, prunedeploy.pipeline.stages.evaluate
 
@@ -182,7 +182,7 @@ def run(order):
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["file_limit"],) * 2)
     config = load_config("smoke", order["sets"])
     try:
-        outcome = build(config, store=Path(order["store"]), out=Path(order["out"]), progress=make_progress(quiet=True))
+        outcome = build(config, store=Path(order["store"]), out=Path(order["out"]), progress=Progress(quiet=True))
         answer, code = {"computed": outcome.computed}, 0
     except PrunedeployError as error:
         answer, code = {"error": str(error)}, 2

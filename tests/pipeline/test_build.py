@@ -27,7 +27,7 @@ from prunedeploy.models import decode, load_darknet
 from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pipeline.build import BuildOutcome, build
 from prunedeploy.pipeline.output_folder import open_output_folder
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.store.key import check_result
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy_engines import load_bundle
@@ -54,7 +54,7 @@ def outcome(
 ) -> BuildOutcome:
     config = load_config("smoke", [f"data.path={tiny_data}", f"method={request.param}", *SMOKE])
     out = tmp_path_factory.mktemp("builds") / request.param
-    return build(config, store=demo_store, out=out, progress=make_progress(quiet=True))
+    return build(config, store=demo_store, out=out, progress=Progress(quiet=True))
 
 
 def row_of(results: dict[str, Any], name: str) -> dict[str, Any]:
@@ -608,7 +608,7 @@ def test_genuine_yolov3_tiny_is_built_from_a_coco_folder(shared: Path, tmp_path:
         ],
         {"cfg": real / "yolov3-tiny.cfg", "weights": real / "yolov3-tiny.weights"},
     )  # fmt: skip
-    outcome = build(config, store=tmp_path / "store", out=tmp_path / "out", progress=make_progress(quiet=True))
+    outcome = build(config, store=tmp_path / "store", out=tmp_path / "out", progress=Progress(quiet=True))
     original = row_of(outcome.results, "original")
     assert original["params"] == 8_858_734 - running_statistics(real), "as many as there are floats in the file"
     assert original["map50_clean"] > 0.3, "it finds most of dog, bicycle and car"

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from prunedeploy.config import load_config
 from prunedeploy.pipeline.build import BuildOutcome, build
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.builder.from_onnx import read_engine_file
 from prunedeploy_engines.errors import DataError, GateError
@@ -44,7 +44,7 @@ EVERYTHING = ("export.uint8_input=true", "export.nms=true", "export.nms_score_th
 
 def built(store: Path, out: Path, data: Path, *sets: str) -> BuildOutcome:
     config = load_config("smoke", [f"data.path={data}", *SETS, *sets])
-    return build(config, store=store, out=out, progress=make_progress(quiet=True))
+    return build(config, store=store, out=out, progress=Progress(quiet=True))
 
 
 @pytest.fixture(scope="module")

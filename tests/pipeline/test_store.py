@@ -33,10 +33,23 @@ from prunedeploy.pipeline.store.store import Store
 from prunedeploy_engines.locks import FileLock
 from prunedeploy_engines.errors import StoreError
 KEY = StageKey("finetune", 1, {"lr": 0.01}, {"weights": "abc"}, torch="2.0")
+def computed(store, key, compute, description=""):
+    with store.computing(key, description) as work:
+        if work is not None:
+            compute(work)
+    return store.folder(key)
 def wait_for(path):
     while not path.exists():
         time.sleep(0.01)
 """
+
+
+def computed(store: Store, key: StageKey, compute: Callable[[Path], object], description: str = "") -> Path:
+    """Compute a result unless it is there; return its folder."""
+    with store.computing(key, description) as work:
+        if work is not None:
+            compute(work)
+    return store.folder(key)
 
 
 def start(program: str, *arguments: object) -> subprocess.Popen[str]:
@@ -136,9 +149,9 @@ def test_key_states_the_installed_torch() -> None:
 def test_result_is_computed_once_and_found_again(tmp_path: Path) -> None:
     with Store(tmp_path / "store") as store:
         assert not store.has(KEY)
-        first = store.get_or_compute(KEY, two_files, description="fine-tuning at 0.75")
+        first = computed(store, KEY, two_files, description="fine-tuning at 0.75")
     with Store(tmp_path / "store") as store:
-        assert store.get_or_compute(KEY, never) == first == store.load(KEY)
+        assert computed(store, KEY, never) == first == store.load(KEY)
         assert store.has(KEY)
     assert (first / "model.weights").read_bytes() == bytes(range(200))
     assert read_json(first / "curves" / "loss.json") == [1.0, 0.5]
@@ -146,7 +159,7 @@ def test_result_is_computed_once_and_found_again(tmp_path: Path) -> None:
 
 def test_record_names_key_inputs_and_every_file(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        folder = store.get_or_compute(KEY, two_files, description="at 0.75")
+        folder = computed(store, KEY, two_files, description="at 0.75")
     record = json.loads((folder / "stage.json").read_text())
     assert record["key"] == KEY.as_dict()
     assert record["digest"] == KEY.digest
@@ -166,20 +179,20 @@ def test_failed_stage_leaves_its_checkpoints_and_nothing_else(tmp_path: Path) ->
 
     with Store(tmp_path) as store:
         with pytest.raises(KeyboardInterrupt):
-            store.get_or_compute(KEY, fails)
+            computed(store, KEY, fails)
         assert not store.has(KEY)
         assert in_room(tmp_path, "work") == []
         assert (store.checkpoint_dir(KEY) / "step-3").read_text() == "3"
-        store.get_or_compute(KEY, two_files)
+        computed(store, KEY, two_files)
         assert in_room(tmp_path, "checkpoints") == []
 
 
 def test_result_may_hold_only_files_and_folders_and_no_record_of_its_own(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         with pytest.raises(ValueError, match="link is neither file nor folder"):
-            store.get_or_compute(KEY, lambda work: (work / "link").symlink_to("/"))
+            computed(store, KEY, lambda work: (work / "link").symlink_to("/"))
         with pytest.raises(ValueError, match=r"stage finetune wrote a file called stage\.json"):
-            store.get_or_compute(KEY, lambda work: write_json(work / "stage.json", {}))
+            computed(store, KEY, lambda work: write_json(work / "stage.json", {}))
         assert in_room(tmp_path, "results") == in_room(tmp_path, "work") == []
 
 
@@ -192,7 +205,7 @@ def compute(work):
     (work / "result").write_text(name)
     wait_for(root.parent / "go")
 with Store(root, say=print) as store:
-    print(store.get_or_compute(KEY, compute))
+    print(computed(store, KEY, compute))
 """
     first = start(program, tmp_path / "store", "A")
     wait_for(lambda: (tmp_path / "computed").exists())
@@ -217,12 +230,12 @@ def test_where_locks_do_not_work_the_second_to_finish_discards_its_own(
             other.root.joinpath("work", leftovers[0]).rename(
                 tmp_path / "aside"
             )  # it would clear what it takes for dead
-            other.get_or_compute(KEY, lambda inner: write_json(inner / "by.json", "fast"))
+            computed(other, KEY, lambda inner: write_json(inner / "by.json", "fast"))
             (tmp_path / "aside").rename(tmp_path / "work" / leftovers[0])
         write_json(work / "by.json", "slow")
 
     with Store(tmp_path) as store:
-        folder = store.get_or_compute(KEY, slow)
+        folder = computed(store, KEY, slow)
     assert read_json(folder / "by.json") == "fast"
     assert in_room(tmp_path, "work") == []
     assert in_room(tmp_path, "results") == [KEY.folder_name]
@@ -254,7 +267,7 @@ def compute(work):
 
 def build():
     with Store(root) as store:
-        store.get_or_compute(KEY, compute)
+        computed(store, KEY, compute)
 
 def gc():
     with Store(root) as store:
@@ -317,7 +330,7 @@ def compute(work):
         time.sleep(600)
     print(worker)
     time.sleep(600)
-Store(Path(sys.argv[1])).get_or_compute(KEY, compute)
+computed(Store(Path(sys.argv[1])), KEY, compute)
 """
     process = start(program, tmp_path)
     assert process.stdout is not None
@@ -333,7 +346,7 @@ Store(Path(sys.argv[1])).get_or_compute(KEY, compute)
             (row,) = store.ls()
             assert (row.kind, row.in_use, row.bytes) == ("work", False, 1000)
             assert not store.has(KEY)
-            store.get_or_compute(KEY, two_files)
+            computed(store, KEY, two_files)
             assert [row.kind for row in store.ls()] == ["result"]
     finally:
         os.kill(worker, signal.SIGKILL)
@@ -399,13 +412,13 @@ def test_damaged_result_is_refused_and_computed_again_with_a_warning(
 ) -> None:
     said: list[str] = []
     with Store(tmp_path, say=said.append) as store:
-        folder = store.get_or_compute(KEY, two_files)
+        folder = computed(store, KEY, two_files)
         damage(folder)
         assert not store.has(KEY)
         with pytest.raises(StoreError, match=f"{message}.*; run `prunedeploy store gc`"):
             store.load(KEY)
         assert said == []
-        assert store.get_or_compute(KEY, two_files) == folder
+        assert computed(store, KEY, two_files) == folder
         assert len(said) == 1
         assert "computing finetune again, its stored result is damaged" in said[0]
         assert store.load(KEY) == folder
@@ -414,7 +427,7 @@ def test_damaged_result_is_refused_and_computed_again_with_a_warning(
 
 def test_gc_removes_a_result_with_one_byte_changed(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        flip_a_byte(store.get_or_compute(KEY, two_files) / "model.weights")
+        flip_a_byte(computed(store, KEY, two_files) / "model.weights")
     with Store(tmp_path) as store:
         assert [row.kind for row in store.ls()] == ["result"]  # by size only
         (row,) = store.gc()
@@ -426,7 +439,7 @@ def test_gc_removes_a_result_with_one_byte_changed(tmp_path: Path) -> None:
 def test_large_file_is_hashed_only_if_it_was_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "ALWAYS_HASHED_BYTES", 100)
     with Store(tmp_path / "a") as store:
-        folder = store.get_or_compute(KEY, two_files)
+        folder = computed(store, KEY, two_files)
     hashed: list[str] = []
     monkeypatch.setattr(
         stages,
@@ -459,7 +472,7 @@ def test_missing_result_is_an_error_when_loaded(tmp_path: Path) -> None:
 def test_gc_keeps_results_and_resume_points_unless_they_are_old(tmp_path: Path) -> None:
     other = StageKey("pretrain", 1, torch="2.0")
     with Store(tmp_path) as store:
-        store.get_or_compute(KEY, two_files)
+        computed(store, KEY, two_files)
         (store.checkpoint_dir(other) / "step-3").write_text("3")
     day = 86400
     for path in [*(tmp_path / "results").iterdir(), *(tmp_path / "checkpoints").rglob("*")]:
@@ -478,19 +491,19 @@ def test_gc_keeps_results_and_resume_points_unless_they_are_old(tmp_path: Path) 
 
 def test_using_a_result_makes_it_young(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        folder = store.get_or_compute(KEY, two_files)
+        folder = computed(store, KEY, two_files)
         os.utime(folder, (0, 0))
-        store.get_or_compute(KEY, never)
+        computed(store, KEY, never)
     with Store(tmp_path) as store:
         assert store.gc(older_than_days=1) == []
 
 
 def test_gc_never_removes_what_a_live_process_uses(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store.get_or_compute(KEY, two_files)
+        computed(store, KEY, two_files)
     program = """
 store = Store(Path(sys.argv[1]))
-print(store.get_or_compute(KEY, None))
+print(computed(store, KEY, None))
 sys.stdin.readline()
 """
     words = [sys.executable, "-u", "-c", PRELUDE + program, str(tmp_path)]
@@ -511,7 +524,7 @@ sys.stdin.readline()
 
 def test_gc_removes_checkpoints_of_an_ended_stage_though_its_result_is_in_use(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        store.get_or_compute(KEY, two_files)
+        computed(store, KEY, two_files)
         store.checkpoint_dir(KEY)
         assert [row.kind for row in store.gc()] == ["checkpoint"]
         assert store.has(KEY)
@@ -519,7 +532,7 @@ def test_gc_removes_checkpoints_of_an_ended_stage_though_its_result_is_in_use(tm
 
 def test_ls_says_what_is_there(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
-        folder = store.get_or_compute(KEY, two_files, description="at 0.75")
+        folder = computed(store, KEY, two_files, description="at 0.75")
         (row,) = store.ls()
     assert (row.kind, row.name, row.digest, row.path) == ("result", "finetune", KEY.digest, folder)
     assert row.description == "at 0.75"
@@ -614,11 +627,11 @@ def compute(work):
         save_file({"blob": blob}, work / "big.safetensors")
 with Store(root) as store:
     try:
-        store.get_or_compute(KEY, compute)
+        computed(store, KEY, compute)
     except StoreError as error:
         print(error)
     print(list((root / "work").iterdir()), list((root / "results").iterdir()))
-    store.get_or_compute(KEY, lambda work: (work / "small").write_text("fits") and None)
+    computed(store, KEY, lambda work: (work / "small").write_text("fits") and None)
     print([row.kind for row in store.ls()])
 """
 WRITERS = ["bytes", "numpy", "tofile", "json", "safetensors"]
@@ -674,7 +687,7 @@ def test_other_errors_of_a_stage_are_not_taken_for_a_full_disk(tmp_path: Path) -
         (work / "nothing" / "there").write_text("x")
 
     with Store(tmp_path) as store, pytest.raises(FileNotFoundError):
-        store.get_or_compute(KEY, fails)
+        computed(store, KEY, fails)
     assert not is_disk_full(ValueError("28"))
     assert is_disk_full(
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
+from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models import Darknet
 from prunedeploy.training.optimisation import ParameterSet
@@ -46,3 +48,8 @@ def batches(start: int) -> Iterator[Batch]:
 def whole(module: nn.Module) -> list[ParameterSet]:
     """All parameters in one set."""
     return [ParameterSet(tuple(module.parameters()))]
+
+
+def loop_settings(steps: int, lr: float, **more: Any) -> TrainingConfig:
+    """A training block whose gradient is not clipped unless that is asked for."""
+    return TrainingConfig(**{"steps": steps, "lr": lr, "clip_norm": None, **more})

@@ -13,12 +13,11 @@ from torch import Tensor
 from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.models import FoldedDarknet, yolo_loss
 from prunedeploy.training.adversarial import distillation_loss, recalibrate_normalisation, robust_objective
-from prunedeploy.training.optimisation import LoopSettings
 from pruning.darknets import conv, network, random_network
-from training.small import batch_of, small_model
+from training.small import batch_of, loop_settings, small_model
 
 CPU = torch.device("cpu")
-SETTINGS = LoopSettings(steps=1, lr=0.1)
+SETTINGS = loop_settings(steps=1, lr=0.1)
 
 
 def test_the_objective_is_the_training_mode_loss_on_images_attacked_in_evaluation_mode() -> None:

@@ -15,7 +15,8 @@ from prunedeploy.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from prunedeploy.training.optimisation import LoopSettings, ParameterSet, make_optimizer
+from prunedeploy.training.optimisation import ParameterSet, make_optimizer
+from training.small import loop_settings
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -53,7 +54,7 @@ def test_a_restored_optimiser_takes_the_same_steps(
     optimizer: str, memory_format: torch.memory_format, tmp_path: Path
 ) -> None:
     # With a channels-last weight, fused AdamW once read restored moments in the wrong order.
-    settings = LoopSettings(steps=6, lr=0.01, optimizer=optimizer)
+    settings = loop_settings(steps=6, lr=0.01, optimizer=optimizer)
 
     def make() -> tuple[nn.Module, torch.optim.Optimizer]:
         torch.manual_seed(1)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd, ThreatModel
+from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models import Darknet, FoldedDarknet, yolo_loss
 from prunedeploy.pruning.coupling import coupling_groups
@@ -25,9 +26,8 @@ from prunedeploy.pruning.semi_structured import NmPattern
 from prunedeploy.scores import magnitude_scores, random_scores, scaled_scores
 from prunedeploy.training.hydra import ScoredDarknet, score_objective, starting_scores
 from prunedeploy.training.loop import train
-from prunedeploy.training.optimisation import LoopSettings
 from pruning.darknets import conv, network, random_network
-from training.small import batch_of, batches
+from training.small import batch_of, batches, loop_settings
 
 SECTIONS = (
     conv(8, size=3),
@@ -166,7 +166,7 @@ def test_only_scores_and_normalisation_learn(model: Darknet, method: str, freeze
     model.train()  # as a training stage may have left it
     before = {key: value.clone() for key, value in model.state_dict().items()}
     scored = scored_of(model, method, freeze_bn)
-    objective = score_objective(scored, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)
+    objective = score_objective(scored, loop_settings(1, 0.1), ThreatModel(steps=2), 0, CPU)
     objective(batch_of(0), 0)["loss"].backward()
     trained = {name for name, _ in scored.named_parameters() if not name.startswith("scores.")}
     normalised = ("0", "1", "5")  # layers 2 and 6 have no normalisation
@@ -227,7 +227,7 @@ def test_ten_steps_equal_a_plain_loop(method: str, tmp_path: Path) -> None:
     scores = scaled_scores(model)
     counts = {i: CHAIN_COUNTS[i] if method == "structured" else scores[i].numel() // 3 for i in CHAIN_COUNTS}
     attack = ThreatModel(eps=eps, step_size=0.03, steps=2)
-    settings = LoopSettings(steps, 0.1, weight_decay=0.0, clip_norm=10.0)
+    settings = loop_settings(steps, 0.1, weight_decay=0.0, clip_norm=10.0)
 
     plain = copy.deepcopy(model)
     trained = {i: value.clone().requires_grad_() for i, value in scores.items() if i in counts}
@@ -331,7 +331,7 @@ def test_the_objective_attacks_the_selected_subnetwork(model: Darknet) -> None:
     attacked = Pgd.against(cut, attack, seed=6)(batch.images, batch.targets, batch.image_ids, 2)
     with torch.no_grad():
         expected = float(yolo_loss(cut.train()(attacked), batch.targets, cut.cfg).total)
-    loss = score_objective(scored, LoopSettings(1, 0.1), attack, 6, CPU)(batch, 2)["loss"]
+    loss = score_objective(scored, loop_settings(1, 0.1), attack, 6, CPU)(batch, 2)["loss"]
     assert loss.item() == pytest.approx(expected, rel=1e-4)
 
 
@@ -339,7 +339,7 @@ def test_bf16_is_close_to_fp32_and_gradients_still_reach_the_scores(model: Darkn
     losses = {}
     for precision in ("fp32", "bf16"):
         scored, attack = scored_of(model, "structured"), ThreatModel(steps=2)
-        settings = LoopSettings(1, 0.1, precision=precision)
+        settings = loop_settings(1, 0.1, precision=precision)
         loss = score_objective(scored, settings, attack, 0, CPU)(batch_of(0), 0)["loss"]
         loss.backward()
         assert float(scored.scores["1"].grad.abs().sum()) > 0
@@ -351,7 +351,7 @@ def test_bf16_is_close_to_fp32_and_gradients_still_reach_the_scores(model: Darkn
 @pytest.mark.parametrize("method", METHODS)
 def test_optimising_scores_lowers_the_robust_loss_of_a_fixed_batch(model: Darknet, method: str) -> None:
     scored, batch = scored_of(model, method), batch_of(1)
-    objective = score_objective(scored, LoopSettings(1, 0.1), ThreatModel(steps=2), 0, CPU)
+    objective = score_objective(scored, loop_settings(1, 0.1), ThreatModel(steps=2), 0, CPU)
     optimizer = torch.optim.Adam(scored.parameters(), lr=0.02)
     losses = []
     for _ in range(60):
@@ -526,7 +526,7 @@ def test_a_dead_filter_learns_from_the_weights_it_would_have() -> None:
 
 def test_flips_are_counted_and_logged_for_every_step(model: Darknet, tmp_path: Path) -> None:
     scored, selection, seen = scored_of(model, "hybrid"), selection_of(model, "hybrid"), []
-    objective = score_objective(scored, LoopSettings(4, 2.0), ThreatModel(steps=1), 0, CPU)
+    objective = score_objective(scored, loop_settings(4, 2.0), ThreatModel(steps=1), 0, CPU)
 
     def watched(batch: Batch, step: int) -> dict[str, Tensor]:
         masks = selection(scored.score_tensors()).as_bool()
@@ -534,7 +534,7 @@ def test_flips_are_counted_and_logged_for_every_step(model: Darknet, tmp_path: P
         return objective(batch, step)
 
     train(
-        scored, scored.parameter_sets(1e-3), batches, watched, LoopSettings(4, 2.0, schedule="constant"),
+        scored, scored.parameter_sets(1e-3), batches, watched, loop_settings(4, 2.0, schedule="constant"),
         stage="s", work=tmp_path, log=tmp_path / "log.jsonl",
     )  # fmt: skip
     logged = [json.loads(line)["flips"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -548,9 +548,9 @@ def test_flips_are_counted_and_logged_for_every_step(model: Darknet, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "settings", [LoopSettings(7, 0.5, checkpoint_every=3, ema_decay=0.5), LoopSettings(7, 0.5, checkpoint_every=3)]
+    "settings", [loop_settings(7, 0.5, checkpoint_every=3, ema=0.5), loop_settings(7, 0.5, checkpoint_every=3)]
 )
-def test_a_killed_optimisation_goes_on_bit_for_bit(model: Darknet, settings: LoopSettings, tmp_path: Path) -> None:
+def test_a_killed_optimisation_goes_on_bit_for_bit(model: Darknet, settings: TrainingConfig, tmp_path: Path) -> None:
     def run(work: Path, stop_after: int = 0) -> ScoredDarknet:
         work.mkdir(exist_ok=True)
         scored, taken = scored_of(model, "hybrid"), 0

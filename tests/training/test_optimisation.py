@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from prunedeploy.training.optimisation import LoopSettings, ParameterSet, WeightAverage, learning_rate, make_optimizer
+from prunedeploy.training.optimisation import ParameterSet, WeightAverage, learning_rate, make_optimizer
+from training.small import loop_settings
 
 
 def test_cosine_worked_by_hand() -> None:
-    settings = LoopSettings(steps=12, lr=0.4, schedule="cosine", warmup_steps=4)
+    settings = loop_settings(steps=12, lr=0.4, schedule="cosine", warmup_steps=4)
     # Warm-up: a quarter more each step. Then 8 steps of 0.2 (1 + cos(pi k / 8)).
     assert [learning_rate(settings, step) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert learning_rate(settings, 4) == pytest.approx(0.4)
@@ -23,22 +23,22 @@ def test_cosine_worked_by_hand() -> None:
 
 
 def test_steps_and_constant_worked_by_hand() -> None:
-    settings = LoopSettings(steps=10, lr=1.0, schedule="step", milestones=(0.5, 0.8), step_factor=0.1)
+    settings = loop_settings(steps=10, lr=1.0, schedule="step", milestones=(0.5, 0.8), step_factor=0.1)
     expected = [1.0] * 5 + [0.1] * 3 + [0.01] * 2
     assert [learning_rate(settings, step) for step in range(10)] == pytest.approx(expected)
-    constant = replace(settings, schedule="constant", warmup_steps=2)
+    constant = settings.model_copy(update={"schedule": "constant", "warmup_steps": 2})
     assert [learning_rate(constant, step) for step in range(4)] == [0.5, 1.0, 1.0, 1.0]
 
 
 def test_a_warm_up_longer_than_the_training_is_no_error() -> None:
-    settings = LoopSettings(steps=3, lr=1.0, warmup_steps=10)
+    settings = loop_settings(steps=3, lr=1.0, warmup_steps=10)
     assert [learning_rate(settings, step) for step in range(3)] == pytest.approx([0.1, 0.2, 0.3])
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_only_convolution_weights_decay(optimizer: str) -> None:
     weight, bias = nn.Parameter(torch.ones(2, 2, 1, 1)), nn.Parameter(torch.ones(2))
-    settings = LoopSettings(steps=1, lr=0.1, optimizer=optimizer, weight_decay=0.5)
+    settings = loop_settings(steps=1, lr=0.1, optimizer=optimizer, weight_decay=0.5)
     made = make_optimizer([ParameterSet((weight, bias))], settings)
     weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
     made.step()
@@ -49,10 +49,10 @@ def test_only_convolution_weights_decay(optimizer: str) -> None:
 
 def test_settings_reach_the_optimiser() -> None:
     parameter = nn.Parameter(torch.ones(1, 1, 1, 1))
-    sgd = make_optimizer([ParameterSet((parameter,))], LoopSettings(steps=1, lr=0.1, momentum=0.8))
+    sgd = make_optimizer([ParameterSet((parameter,))], loop_settings(steps=1, lr=0.1, momentum=0.8))
     assert isinstance(sgd, torch.optim.SGD)
     assert (sgd.param_groups[0]["momentum"], sgd.param_groups[0]["nesterov"]) == (0.8, False)
-    settings = LoopSettings(steps=1, lr=0.1, optimizer="adamw", momentum=0.85)
+    settings = loop_settings(steps=1, lr=0.1, optimizer="adamw", momentum=0.85)
     adamw = make_optimizer([ParameterSet((parameter,))], settings)
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.param_groups[0]["betas"] == (0.85, 0.999)

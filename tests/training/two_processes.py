@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunedeploy.attacks import ThreatModel
+from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models import Darknet, yolo_loss
 from prunedeploy.pruning.granularity import Weights
@@ -20,15 +21,14 @@ from prunedeploy.training.adversarial import robust_objective
 from prunedeploy.training.distributed import is_main_process, shard, start_process_group, world
 from prunedeploy.training.hydra import ScoredDarknet, score_objective
 from prunedeploy.training.loop import Objective, train
-from prunedeploy.training.optimisation import LoopSettings
-from training.small import batch_of, small_model, whole
+from training.small import batch_of, loop_settings, small_model, whole
 
-SETTINGS = LoopSettings(
-    steps=4, lr=1e-3, optimizer="adamw", ema_decay=0.5, checkpoint_every=2, clip_norm=5.0, schedule="constant"
+SETTINGS = loop_settings(
+    steps=4, lr=1e-3, optimizer="adamw", ema=0.5, checkpoint_every=2, clip_norm=5.0, schedule="constant"
 )
 # One plain step of descent, which can be followed by hand.
-ONE_STEP = LoopSettings(steps=1, lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="constant")
-SCORE_STEPS = LoopSettings(steps=5, lr=0.5, checkpoint_every=2)
+ONE_STEP = loop_settings(steps=1, lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="constant")
+SCORE_STEPS = loop_settings(steps=5, lr=0.5, checkpoint_every=2)
 IMAGES = 4
 
 
@@ -49,7 +49,7 @@ def evaluation_objective(model: Darknet) -> Objective:
     return objective
 
 
-def run(work: Path, training_mode: bool, stop_after: int = 0, settings: LoopSettings = SETTINGS) -> Darknet:
+def run(work: Path, training_mode: bool, stop_after: int = 0, settings: TrainingConfig = SETTINGS) -> Darknet:
     """Train the small network; stop by an exception after so many steps."""
     model = small_model()
     objective = (

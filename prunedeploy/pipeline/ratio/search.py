@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from prunedeploy.config.ratio_target import RatioTarget
@@ -53,9 +53,8 @@ class Trial:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
-        row = {"ratio": self.ratio, "value": self.value, "meets": self.meets}
-        row |= {"noisy": True} if self.noisy else {}
-        return row if self.reason is None else {**row, "reason": self.reason}
+        always = ("ratio", "value", "meets")
+        return {name: value for name, value in asdict(self).items() if name in always or value}
 
 
 @dataclass(frozen=True)
@@ -172,61 +171,60 @@ def search_ratio(
     return RatioSearch(target, tuple(trials.tried.values()), chosen, tuple(rejected))
 
 
+@dataclass
 class _Trials:
     """Trials of one search, none of them made twice.
 
-    Args:
+    Attributes:
         target: See `search_ratio`, also for the others.
         measure: What a network has.
         ratios: Ascending.
         say: Called with a line for every trial.
+        tried: By ratio.
+        left_out: Ratios without a network, and why.
     """
 
-    def __init__(
-        self,
-        target: RatioTarget,
-        measure: Callable[[float], Measured],
-        ratios: Sequence[float],
-        say: Callable[[str], None],
-    ) -> None:
-        self.tried: dict[float, Trial] = {}
-        self.left_out: dict[float, str] = {}
-        self._target, self._measure, self._say = target, measure, say
-        self._easiest_first = list(ratios) if target.is_accuracy else list(reversed(ratios))
+    target: RatioTarget
+    measure: Callable[[float], Measured]
+    ratios: Sequence[float]
+    say: Callable[[str], None]
+    tried: dict[float, Trial] = field(default_factory=dict)
+    left_out: dict[float, str] = field(default_factory=dict)
 
     def last_within(self, bound: float) -> float | None:
         """Bisect for a target of this value; ratios that turn out to have no network are left out on the way."""
-        target = replace(self._target, value=bound)
+        target = replace(self.target, value=bound)
 
         def meets(ratio: float) -> bool:
             value = self._trial(ratio).value
             return value is not None and target.is_met_by(value)
 
+        easiest_first = self.ratios if target.is_accuracy else self.ratios[::-1]
         while True:
             try:
-                return bisect_ratio([ratio for ratio in self._easiest_first if ratio not in self.left_out], meets)
+                return bisect_ratio([ratio for ratio in easiest_first if ratio not in self.left_out], meets)
             except _LeftOutError:
                 continue
 
     def _trial(self, ratio: float) -> Trial:
         if ratio not in self.tried:
             self.tried[ratio] = self._made(ratio)
-            self._say(_line(self._target, len(self.tried), self.tried[ratio]))
+            self.say(_line(self.target, len(self.tried), self.tried[ratio]))
         return self.tried[ratio]
 
     def _made(self, ratio: float) -> Trial:
         try:
-            found = self._measure(ratio)
+            found = self.measure(ratio)
         except (PruningError, GateError) as error:
             if ratio == 0:
                 raise  # nothing was pruned: this is wrong with every ratio
-            if self._target.is_accuracy and isinstance(error, GateError):
+            if self.target.is_accuracy and isinstance(error, GateError):
                 return Trial(ratio, None, False, reason=error.what)
             if not self.left_out:
-                self._say(f"search: ratio {ratio:g} is left out, as others may be: {error.what}")
+                self.say(f"search: ratio {ratio:g} is left out, as others may be: {error.what}")
             self.left_out[ratio] = error.what
             raise _LeftOutError from None
-        return Trial(ratio, found.value, self._target.is_met_by(found.value), found.noisy)
+        return Trial(ratio, found.value, self.target.is_met_by(found.value), found.noisy)
 
 
 class _LeftOutError(Exception):

@@ -8,8 +8,6 @@ which layers give more), a trial has the trained scores. What was found is confi
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -17,11 +15,12 @@ from typing import Any
 from prunedeploy.config import BuildConfig
 from prunedeploy.config.ratio_target import RatioTarget
 from prunedeploy.pipeline.context import BuildContext, StageResult
-from prunedeploy.pipeline.networks import all_networks, check_reachable, unpruned_networks
+from prunedeploy.pipeline.networks import all_networks, unpruned_networks
 from prunedeploy.pipeline.ratio.search import Measured, RatioSearch, search_ratio
 from prunedeploy.pipeline.results import BuildResults
 from prunedeploy.pipeline.stages.evaluate import evaluate_stage
 from prunedeploy.pipeline.stages.export import Artefact, artefact_stages, export_stage, runner_key
+from prunedeploy.pipeline.stages.granularity import check_reachable
 from prunedeploy.pipeline.stages.latency import file_latency_stage
 from prunedeploy.pipeline.stages.score import score_stage
 from prunedeploy_engines.errors import ConfigError, DataError, PruningError
@@ -72,12 +71,11 @@ def find_ratio(context: BuildContext, target: RatioTarget) -> tuple[RatioSearch,
         DataError: An mAP is searched for and the test images have no boxes.
     """
     stages: list[StageResult] = []
-    measure_of: dict[str, Callable[[BuildContext], Measured]] = {
-        "latency_ms": _latency_ms,
-        "onnx_bytes": _onnx_bytes,
-        "map_pgd": lambda trial: _map(trial, target.measure),
-        "map_clean": lambda trial: _map(trial, target.measure),
-    }
+
+    def value_of(trial: BuildContext) -> Measured:
+        if target.is_accuracy:
+            return _map(trial, target.measure)
+        return _latency_ms(trial) if target.measure == "latency_ms" else _smallest(_files(trial)[1])
 
     def trained(ratio: float) -> BuildContext:
         config = context.config.model_copy(update={"ratio": ratio})
@@ -96,12 +94,12 @@ def find_ratio(context: BuildContext, target: RatioTarget) -> tuple[RatioSearch,
 
     def measure(ratio: float) -> Measured:
         check_reachable(trained(ratio).config)
-        return measure_of[target.measure](trained(ratio) if target.is_accuracy else untrained(ratio))
+        return value_of(trained(ratio) if target.is_accuracy else untrained(ratio))
 
     def confirm(ratio: float) -> Measured:
         if target.measure == "latency_ms" and _same_shape(_timed(trained(ratio)), _timed(untrained(ratio))):
             return measure(ratio)  # stored: there is nothing new to measure
-        return measure_of[target.measure](trained(ratio))
+        return value_of(trained(ratio))
 
     search = search_ratio(
         target,
@@ -119,7 +117,7 @@ def final_value(context: BuildContext, built: BuildResults, target: RatioTarget)
         return _map_of(built.evaluations["pruned"], target.measure)
     if target.measure == "onnx_bytes":
         return _smallest(built.artefacts)
-    rows = json.loads((built.latency.folder / "latency.json").read_text())["rows"]
+    rows = built.latency.read("latency.json")["rows"]
     engine = runner_key(trial_runtime(context.config), _first_for_cpu(built.artefacts))
     row = rows.get(f"pruned|{engine}|1")
     return None if row is None else Measured(row["p50"], row["noisy"])
@@ -196,21 +194,21 @@ def _map(context: BuildContext, measure: str) -> Measured:
 
 
 def _map_of(evaluation: StageResult, measure: str) -> Measured:
-    value = json.loads((evaluation.folder / "evaluation.json").read_text())["torch"][measure]
+    value = evaluation.read("evaluation.json")["torch"][measure]
     if value is None:
         raise DataError("the test images have no boxes, so mAP is undefined", "--target-map", "give other images")
     return Measured(value)
 
 
-def _onnx_bytes(context: BuildContext) -> Measured:
+def _files(context: BuildContext) -> tuple[StageResult, list[Artefact]]:
+    """The pruned network, and the files that are deployed of it."""
     pruned = all_networks(context).pruned
-    return _smallest(artefact_stages(context, pruned, export_stage(context, pruned)))
+    return pruned, artefact_stages(context, pruned, export_stage(context, pruned))
 
 
 def _latency_ms(context: BuildContext) -> Measured:
     network, artefact = _timed(context)
-    measured = file_latency_stage(context, network, artefact, trial_runtime(context.config))
-    summary = json.loads((measured.folder / "latency.json").read_text())
+    summary = file_latency_stage(context, network, artefact, trial_runtime(context.config)).read("latency.json")
     return Measured(summary["p50"], summary["noisy"])
 
 
@@ -218,9 +216,8 @@ def _timed(context: BuildContext) -> tuple[StageResult, Artefact]:
     """The pruned network, and of its files the one whose latency counts; the others are not made."""
     export = context.config.export
     first = export.model_copy(update={"precisions": export.precisions[:1]})
-    context = replace(context, config=context.config.model_copy(update={"export": first}))
-    pruned = all_networks(context).pruned
-    return pruned, _first_for_cpu(artefact_stages(context, pruned, export_stage(context, pruned)))
+    network, artefacts = _files(replace(context, config=context.config.model_copy(update={"export": first})))
+    return network, _first_for_cpu(artefacts)
 
 
 def _same_shape(one: tuple[StageResult, Artefact], other: tuple[StageResult, Artefact]) -> bool:

@@ -54,25 +54,23 @@ def convolution_times_stage(context: BuildContext, robust: StageResult) -> Stage
     grids = measuring_grid(read_cfg(robust.folder / "model.cfg"))
     threads = context.config.latency.threads or context.threads
     points = sum(len(grid.filters) * len(grid.inputs) for grid in grids.values())
-
-    def compute(work: Path, _: Path) -> None:
-        with context.progress.task("measure convolutions", SWEEPS * points) as advance, measuring_lock():
-            measured = measure_convolutions(grids, threads, advance)
-        document = {"times": times_as_json(measured), "threads": threads, "machine": machine_info()}
-        (work / FILE).write_text(json.dumps(document))
-
     settings = {
         "grids": [{"shape": asdict(shape), **asdict(grid)} for shape, grid in grids.items()],
         "threads": threads,
         "runtime": RUNTIME,
     }
-    return context.run("convolution-times", 1, json.loads(json.dumps(settings)), {}, compute, machine=machine_id())
+    with context.stage("convolution-times", 1, json.loads(json.dumps(settings)), {}, machine=machine_id()) as result:
+        if result.work:
+            with context.progress.task("measure convolutions", SWEEPS * points) as advance, measuring_lock():
+                measured = measure_convolutions(grids, threads, advance)
+            document = {"times": times_as_json(measured), "threads": threads, "machine": machine_info()}
+            (result.work / FILE).write_text(json.dumps(document))
+    return result
 
 
 def load_convolution_times(cfg: DarknetCfg, result: StageResult) -> ConvolutionTimes:
     """The table that the stage has written, for a network."""
-    document = json.loads((result.folder / FILE).read_text())
-    return ConvolutionTimes(cfg, times_from_json(document["times"]))
+    return ConvolutionTimes(cfg, times_from_json(result.read(FILE)["times"]))
 
 
 def measure_convolutions(

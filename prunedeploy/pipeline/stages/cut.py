@@ -10,7 +10,6 @@ which is what is cut.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,11 +17,11 @@ from safetensors.torch import load_file, save_file
 from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, loop_settings
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.convolution_times import convolution_times_stage, load_convolution_times
 from prunedeploy.pipeline.stages.granularity import cut_settings, granularity_of
 from prunedeploy.pipeline.stages.score import load_scores, save_scores
-from prunedeploy.pipeline.stages.training_run import run_training
+from prunedeploy.pipeline.stages.training_run import training_run
 from prunedeploy.pruning.cut import make_cut
 from prunedeploy.pruning.deviation import largest_deviation
 from prunedeploy.pruning.granularity import Allocation, Evidence
@@ -46,26 +45,25 @@ def optimise_stage(context: BuildContext, robust: StageResult, scores: StageResu
         return scores
     granularity, times = granularity_of(config), _times(context, robust)
 
-    def compute(work: Path, checkpoints: Path) -> None:
-        model, values = load_stage_model(robust.folder), load_scores(scores.folder)
-        start = {index: value.to(context.device) for index, value in starting_scores(values, model).items()}
-        allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
-        model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # stubs do not know it
-        scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
-        attack = context.threat_model(block.attack)
-        objective = score_objective(scored, loop_settings(block), attack, config.seed, context.device)
-        sets = scored.parameter_sets(block.bn_lr)
-        run_training(context, "optimise-scores", block, model, scored, objective, work, checkpoints, sets=sets)
-        optimised = scored.score_tensors()
-        save_scores(work / "scores.safetensors", optimised)
-        alive = {name: value for name, value in scored.network.state_dict().items() if not name.endswith(".weight")}
-        save_file(alive, work / NORMALISATION)
-        (work / ALLOCATION).write_text(json.dumps(allocation.as_json()))
-
     trained = {key: value for key, value in result_settings(block).items() if key != "enabled"}
     settings = {**context.training_settings(), "block": trained, **cut_settings(config)}
     inputs = {"robust": robust.digest, "scores": scores.digest, "data": context.training_key, **_times_input(times)}
-    return context.run("optimise-scores", 4, settings, inputs, compute, collective=True)
+    with context.stage("optimise-scores", 4, settings, inputs, collective=True) as result:
+        if result.work:
+            model, values = load_stage_model(robust.folder), load_scores(scores.folder)
+            start = {index: value.to(context.device) for index, value in starting_scores(values, model).items()}
+            allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
+            model.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+            scored = ScoredDarknet(model, start, granularity.selection(model.cfg, allocation), block.freeze_bn)
+            objective = score_objective(scored, block, block.attack, config.seed, context.device)
+            with training_run(context, result, "optimise-scores", block, model) as train:
+                train(scored, sets=scored.parameter_sets(block.bn_lr), objective=objective)
+            save_scores(result.work / "scores.safetensors", scored.score_tensors())
+            state = scored.network.state_dict()
+            alive = {name: value for name, value in state.items() if not name.endswith(".weight")}
+            save_file(alive, result.work / NORMALISATION)
+            (result.work / ALLOCATION).write_text(json.dumps(allocation.as_json()))
+    return result
 
 
 def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult) -> StageResult:
@@ -75,39 +73,31 @@ def prune_stage(context: BuildContext, robust: StageResult, scores: StageResult)
     zeroed, in the shapes of the network that is left.
     """
     config, granularity, times = context.config, granularity_of(context.config), _times(context, robust)
-
-    def compute(work: Path, _: Path) -> None:
-        model = _network_that_is_cut(robust, scores)
-        values = load_scores(scores.folder)
-        optimised = scores.folder / ALLOCATION
-        if optimised.is_file():
-            allocation = Allocation.from_json(json.loads(optimised.read_text()))
-        else:
-            allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
-        masks = granularity.selection(model.cfg, allocation)(values).as_bool()
-        cut = make_cut(model, masks)
-        record = granularity.record(model.cfg, cut, allocation)
-        if config.allocation != "uniform":
-            record["allocation"] = config.allocation
-        if config.method == "nm":
-            record["sparse_weights"] = config.sparse_weights
-        if masks.filters:
-            record["shrunk_deviation"] = check_shrunk(cut.masked, cut.network)
-        keep = cut.filters if config.method == "structured" else cut.weights
-        save_file({str(index): mask.contiguous() for index, mask in keep.items()}, work / "keep.safetensors")
-        (work / "pruning.json").write_text(json.dumps(record, indent=2))
-        cut.network.save(work / "model.cfg", work / "model.weights")
-
     inputs = {"robust": robust.digest, "scores": scores.digest, **_times_input(times)}
-    return context.run("prune", 2, cut_settings(config), inputs, compute)
-
-
-def _network_that_is_cut(robust: StageResult, scores: StageResult) -> Darknet:
-    """The robust network, with the normalisation that optimising the scores has left."""
-    model = load_stage_model(robust.folder)
-    if (scores.folder / NORMALISATION).is_file():
-        model.load_state_dict(model.state_dict() | load_file(scores.folder / NORMALISATION))
-    return model
+    with context.stage("prune", 2, cut_settings(config), inputs) as result:
+        if result.work:
+            model, values = load_stage_model(robust.folder), load_scores(scores.folder)
+            if (scores.folder / NORMALISATION).is_file():
+                model.load_state_dict(model.state_dict() | load_file(scores.folder / NORMALISATION))
+            if (scores.folder / ALLOCATION).is_file():
+                allocation = Allocation.from_json(scores.read(ALLOCATION))
+            else:
+                allocation = granularity.allocate(model.cfg, _evidence(model.cfg, values, times))
+            masks = granularity.selection(model.cfg, allocation)(values).as_bool()
+            cut = make_cut(model, masks)
+            record = granularity.record(model.cfg, cut, allocation)
+            if config.allocation != "uniform":
+                record["allocation"] = config.allocation
+            if config.method == "nm":
+                record["sparse_weights"] = config.sparse_weights
+            if masks.filters:
+                record["shrunk_deviation"] = check_shrunk(cut.masked, cut.network)
+            keep = cut.filters if config.method == "structured" else cut.weights
+            masks_kept = {str(index): mask.contiguous() for index, mask in keep.items()}
+            save_file(masks_kept, result.work / "keep.safetensors")
+            result.write("pruning.json", record)
+            cut.network.save(result.work / "model.cfg", result.work / "model.weights")
+    return result
 
 
 def _times(context: BuildContext, robust: StageResult) -> StageResult | None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pruning.dead_channels import remove_dead_channels
 from prunedeploy_engines.errors import GateError
@@ -30,15 +27,15 @@ def dead_channel_stage(context: BuildContext, finetuned: StageResult) -> StageRe
     if not config.remove_dead_channels or config.method not in METHODS or config.ratio == 0:
         return finetuned
 
-    def compute(work: Path, _: Path) -> None:
-        small, record = remove_dead_channels(load_stage_model(finetuned.folder), MULTIPLE)
-        if not record.deviation <= TOLERANCE:
-            raise GateError(
-                f"the network without dead channels deviates from the one with them by {record.deviation:.2e}",
-                NAME,
-                "build with --set remove_dead_channels=false, and please report it",
-            )
-        (work / "dead_channels.json").write_text(json.dumps(record.as_dict(), indent=2))
-        small.save(work / "model.cfg", work / "model.weights")
-
-    return context.run(NAME, 2, {"multiple": MULTIPLE}, {"finetuned": finetuned.digest}, compute)
+    with context.stage(NAME, 2, {"multiple": MULTIPLE}, {"finetuned": finetuned.digest}) as result:
+        if result.work:
+            small, record = remove_dead_channels(load_stage_model(finetuned.folder), MULTIPLE)
+            if not record.deviation <= TOLERANCE:
+                raise GateError(
+                    f"the network without dead channels deviates from the one with them by {record.deviation:.2e}",
+                    NAME,
+                    "build with --set remove_dead_channels=false, and please report it",
+                )
+            result.write("dead_channels.json", record.as_dict())
+            small.save(result.work / "model.cfg", result.work / "model.weights")
+    return result

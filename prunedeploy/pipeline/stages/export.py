@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from onnx import ModelProto
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import GatesConfig
 from prunedeploy.data import CocoDataset, train_test_subset
-from prunedeploy.data.loader import Batch, EvaluationLoader
 from prunedeploy.evaluation import TorchRunner, evaluate
 from prunedeploy.models import Darknet, FoldedDarknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
@@ -93,16 +92,6 @@ def runner_key(runtime: str, artefact: Artefact) -> str:
 def export_stage(context: BuildContext, model: StageResult) -> StageResult:
     """Write ``model.onnx`` in fp32 and pass the gates of tensors and detections on test images."""
     settings = context.config.export
-
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(model.folder)
-        path = work / PLAIN
-        onnx_from_torch(FoldedDarknet(network), path, class_names=context.class_names, opset=settings.opset)
-        images = gate_images(context, network)
-        with TorchRunner(network) as parent:
-            gates = _gates(context, parent.infer(images), images, path, settings)
-        (work / "gates.json").write_text(json.dumps(gates, indent=2))
-
     config = {
         "opset": settings.opset,
         "gates": _gate_settings(settings),
@@ -110,7 +99,13 @@ def export_stage(context: BuildContext, model: StageResult) -> StageResult:
         "class_names": context.class_names,
         "greyscale": context.config.data.greyscale,
     }
-    return context.run("export", 2, config, {"model": model.digest, "data": context.test_key}, compute)
+    with context.stage("export", 2, config, {"model": model.digest, "data": context.test_key}) as result:
+        if result.work:
+            network = load_stage_model(model.folder)
+            path = result.work / PLAIN
+            onnx_from_torch(FoldedDarknet(network), path, class_names=context.class_names, opset=settings.opset)
+            result.write("gates.json", _gates(context, network, path, settings))
+    return result
 
 
 def check_calibration_images(context: BuildContext) -> None:
@@ -151,54 +146,35 @@ def engine_stages(
     """TensorRT engines for the GPU targets; and which could not be built here, and why."""
     built, missing = [], []
     sparse = context.config.sparse_weights
-    for target in context.config.targets:
-        for artefact in artefacts:
-            if target == "cpu" or artefact.target == "cpu":
-                continue
-
-            def compute(work: Path, _: Path, target: str = target, artefact: Artefact = artefact) -> None:
-                onnx = work / artefact.name
-                onnx.write_bytes(artefact.file.read_bytes())  # the plan is named after its file
-                try:
-                    engine_from_onnx(onnx, work, target=target, sparse=sparse)
-                finally:
+    versions = {name: installed_version(name) for name in ("tensorrt", "tensorrt_rtx")}
+    for target, artefact in itertools.product(context.config.targets, artefacts):
+        if target == "cpu" or artefact.target == "cpu":
+            continue
+        settings = {"target": target, "sparse": sparse, "precision": artefact.precision, **versions}
+        try:
+            _check_it_is_built_here(target, versions)
+            with context.stage("engine", 2, settings, {"onnx": artefact.stage.digest}) as result:
+                if result.work:
+                    onnx = result.work / artefact.name
+                    onnx.write_bytes(artefact.file.read_bytes())  # the plan is named after its file
+                    engine_from_onnx(onnx, result.work, target=target, sparse=sparse)
                     onnx.unlink()
-
-            versions = {name: installed_version(name) for name in ("tensorrt", "tensorrt_rtx")}
-            settings = {"target": target, "sparse": sparse, "precision": artefact.precision, **versions}
-            reason = _only_on_the_device(target, versions)
-            try:
-                if reason is not None:
-                    raise RuntimeUnavailableError(reason)
-                built.append(context.run("engine", 2, settings, {"onnx": artefact.stage.digest}, compute))
-            except RuntimeUnavailableError as error:
-                missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
+            built.append(result)
+        except RuntimeUnavailableError as error:
+            missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
     return built, missing
 
 
 def gate_images(context: BuildContext, network: Darknet) -> npt.NDArray[np.float32]:
     """The test images that an artefact is compared with its parent on."""
-    return next(iter(evaluation_loader(context, context.test, network, GATE_IMAGES))).images.numpy()
+    return next(iter(context.evaluation_loader(context.test, network, GATE_IMAGES))).images.numpy()
 
 
-def evaluation_loader(
-    context: BuildContext, dataset: CocoDataset, network: Darknet, batch_size: int
-) -> EvaluationLoader:
-    """Letterboxed images of a data set, not augmented."""
-    data = context.config.data
-    return EvaluationLoader(
-        dataset,
-        network.cfg.input_size,
-        batch_size,
-        data.greyscale,
-        allow_bad_images=data.allow_bad_images,
-    )
-
-
-def _only_on_the_device(target: str, versions: dict[str, str | None]) -> str | None:
+def _check_it_is_built_here(target: str, versions: dict[str, str | None]) -> None:
     if versions["tensorrt"] is None and versions["tensorrt_rtx"] is not None and target not in rtx_targets():
-        return f"no engine ahead of time for {target}; build it on the device with `prunedeploy engine`"
-    return None
+        raise RuntimeUnavailableError(
+            f"no engine ahead of time for {target}; build it on the device with `prunedeploy engine`"
+        )
 
 
 def _artefact_stage(
@@ -211,27 +187,6 @@ def _artefact_stage(
         threshold = settings.nms_score_threshold
         threshold = config.evaluation.score_threshold if threshold is None else threshold
         nms = NmsInGraph(threshold, config.evaluation.iou_threshold, settings.nms_max_detections)
-
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(model.folder)
-        path = work / (WITHOUT_NMS if nms is not None else PLAIN)
-        if precision == "fp32":
-            path.write_bytes((export.folder / PLAIN).read_bytes())
-        elif precision == "fp16":
-            fp16_from_fp32(export.folder / PLAIN, path)
-        else:
-            _quantise(context, network, export.folder / PLAIN, path, ACTIVATIONS[str(target)])
-        if settings.uint8_input:
-            write_model(with_uint8_input(read_model(path)), path)
-        images = gate_images(context, network)
-        with TorchRunner(network) as parent:
-            reference = parent.infer(images)
-        gates = _gates(context, reference, images, path, gates_config)
-        if nms is not None:
-            deployed = work / PLAIN
-            write_model(with_nms(read_model(path), nms), deployed)
-            gates.append(_nms_gate(context, images, path, deployed, nms))
-        (work / "gates.json").write_text(json.dumps(gates, indent=2))
 
     own = settings.int8.model_dump(mode="json") if precision == "int8" else {}
     key = {
@@ -248,21 +203,32 @@ def _artefact_stage(
     inputs = {"model": model.digest, "export": export.digest, "data": context.test_key}
     if precision == "int8":
         inputs["training"] = context.training_key
-    stage = context.run("precision", 2, key, inputs, compute)
-    measured = stage.folder / (WITHOUT_NMS if nms is not None else PLAIN)
-    return Artefact(precision, target, stage, stage.folder / PLAIN, measured)
+    measured = WITHOUT_NMS if nms is not None else PLAIN
+    with context.stage("precision", 2, key, inputs) as stage:
+        if stage.work:
+            network = load_stage_model(model.folder)
+            source, path = export.folder / PLAIN, stage.work / measured
+            if precision == "fp32":
+                path.write_bytes(source.read_bytes())
+            elif precision == "fp16":
+                fp16_from_fp32(source, path)
+            else:
+                _quantise(context, network, source, path, ACTIVATIONS[str(target)])
+            if settings.uint8_input:
+                write_model(with_uint8_input(read_model(path)), path)
+            gates = _gates(context, network, path, gates_config)
+            if nms is not None:
+                write_model(with_nms(read_model(path), nms), stage.work / PLAIN)
+                gates.append(_nms_gate(context, network, path, stage.work / PLAIN, nms))
+            stage.write("gates.json", gates)
+    return Artefact(precision, target, stage, stage.folder / PLAIN, stage.folder / measured)
 
 
-def _gates(
-    context: BuildContext,
-    reference: Outputs,
-    images: npt.NDArray[np.float32],
-    path: Path,
-    settings: GatesConfig,
-) -> list[dict[str, Any]]:
-    """Gates 1 and 2, passed; what they measured."""
-    with OnnxRuntimeRunner(path, threads=context.threads) as engine:
-        candidate = engine.infer(images)
+def _gates(context: BuildContext, network: Darknet, path: Path, settings: GatesConfig) -> list[dict[str, Any]]:
+    """Gates 1 and 2 of a file against the network, passed; what they measured."""
+    images = gate_images(context, network)
+    with TorchRunner(network) as parent, OnnxRuntimeRunner(path, threads=context.threads) as engine:
+        reference, candidate = parent.infer(images), engine.infer(images)
     tensors = check_tensor_parity(reference, candidate, settings.parity_tolerance, artefact=path.name)
     found = check_detection_parity(
         reference,
@@ -276,10 +242,9 @@ def _gates(
     return [{"gate": "tensor", **asdict(tensors)}, {"gate": "detections", **asdict(found)}]
 
 
-def _nms_gate(
-    context: BuildContext, images: npt.NDArray[np.float32], plain: Path, path: Path, nms: NmsInGraph
-) -> dict[str, Any]:
+def _nms_gate(context: BuildContext, network: Darknet, plain: Path, path: Path, nms: NmsInGraph) -> dict[str, Any]:
     """Gate 2 of suppression in the graph: what it gives is what suppression on the host gives, box by box."""
+    images = gate_images(context, network)
     with (
         OnnxRuntimeRunner(plain, threads=context.threads) as without,
         OnnxRuntimeRunner(path, threads=context.threads) as engine,
@@ -314,13 +279,11 @@ def _suppressed_on_the_host(outputs: Outputs, nms: NmsInGraph, rows: int) -> Out
     return boxes, scores
 
 
-def _quantise(
-    context: BuildContext, network: Darknet, source: Path, path: Path, activations: Activations
-) -> None:
+def _quantise(context: BuildContext, network: Darknet, source: Path, path: Path, activations: Activations) -> None:
     """Calibrate on training images and write an int8 file within its budget."""
     config, settings = context.config, context.config.export.int8
     drawn, rest = train_test_subset(context.training, settings.calibration_images, config.seed)
-    images = np.concatenate([batch.images.numpy() for batch in evaluation_loader(context, drawn, network, 32)])
+    images = np.concatenate([batch.images.numpy() for batch in context.evaluation_loader(drawn, network, 32)])
     with context.progress.task(f"int8 for {activations}", 1) as advance:
         quantiser = Quantiser(
             source,
@@ -333,12 +296,14 @@ def _quantise(
         loss = None
         if settings.map_budget is not None:
             held_out = train_test_subset(rest, settings.budget_images, config.seed)[0]
-            loss = _MapLoss(context, network, source, held_out, path.with_name("trial.onnx"))
+            loss = _map_loss(context, network, source, held_out, path.with_name("trial.onnx"))
         quantiser.write(path, activations, loss=loss, budget=settings.map_budget)
         advance(1)
 
 
-class _MapLoss:
+def _map_loss(
+    context: BuildContext, network: Darknet, source: Path, held_out: CocoDataset, trial: Path
+) -> Callable[[ModelProto], float]:
     """How much mAP an int8 network loses against the fp32 file, clean or attacked, whichever is more.
 
     Args:
@@ -347,42 +312,40 @@ class _MapLoss:
         source: The fp32 file.
         held_out: Training images, not those of the calibration.
         trial: Where networks that are tried are written meanwhile.
+
+    Returns:
+        A function of a network: the larger of the two losses, negative if both mAPs rose.
     """
+    settings = context.config.evaluation
+    batches = list(context.evaluation_loader(held_out, network, settings.batch_size))
+    pgd = Pgd.against(network, context.config.attack, "fp32", context.config.seed)
+    attacked = [pgd(batch.images, batch.targets) for batch in batches]
 
-    def __init__(
-        self, context: BuildContext, network: Darknet, source: Path, held_out: CocoDataset, trial: Path
-    ) -> None:
-        self._context, self._network, self._held_out, self._trial = context, network, held_out, trial
-        loader = evaluation_loader(context, held_out, network, context.config.evaluation.batch_size)
-        self._batches: list[Batch] = list(loader)
-        pgd = Pgd.against(network, context.threat_model(), "fp32", context.config.seed)
-        self._attacked = [pgd(batch.images, batch.targets) for batch in self._batches]
-        self._reference = self._maps(source)
-
-    def __call__(self, model: ModelProto) -> float:
-        """The larger of the two losses; negative if both mAPs rose."""
-        write_model(model, self._trial)
-        try:
-            found = self._maps(self._trial)
-        finally:
-            self._trial.unlink()
-        return max(before - after for before, after in zip(self._reference, found, strict=True))
-
-    def _maps(self, path: Path) -> tuple[float, float]:
-        attacked = iter(self._attacked)
-        evaluation = self._context.config.evaluation
-        with OnnxRuntimeRunner(path, threads=self._context.threads) as engine:
+    def maps(path: Path) -> tuple[float, float]:
+        in_turn = iter(attacked)
+        with OnnxRuntimeRunner(path, threads=context.threads) as engine:
             result = evaluate(
                 {"int8": engine},
-                self._batches,
-                self._held_out,
-                attack=lambda model, images, targets: next(attacked),
-                attacked_model=self._network,
-                iou_threshold=evaluation.iou_threshold,
-                score_threshold=evaluation.map_score_threshold,
+                batches,
+                held_out,
+                attack=lambda model, images, targets: next(in_turn),
+                attacked_model=network,
+                iou_threshold=settings.iou_threshold,
+                score_threshold=settings.map_score_threshold,
                 resamples=0,
             )["int8"].metrics()
         return result["map_clean"] or 0.0, result["map_pgd"] or 0.0
+
+    reference = maps(source)
+
+    def loss(model: ModelProto) -> float:
+        write_model(model, trial)
+        try:
+            return max(before - after for before, after in zip(reference, maps(trial), strict=True))
+        finally:
+            trial.unlink()
+
+    return loss
 
 
 def _gate_settings(settings: GatesConfig) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from prunedeploy.config import BuildConfig
-from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.darknet_cfg import read_cfg
+from prunedeploy.pipeline.context import original_cfg_path
 from prunedeploy.pruning.convolution_times import measuring_grid
 from prunedeploy.pruning.granularity import Filters, FiltersThenWeights, Granularity, Kernels, Pattern, Weights
 from prunedeploy.pruning.ratio import check_ratio
@@ -13,25 +14,17 @@ from prunedeploy.pruning.semi_structured import NmPattern
 from prunedeploy_engines.errors import ConfigError
 
 
-def granularity_of(config: BuildConfig) -> Granularity:
-    """What the configured method removes, and how much of it."""
-    return _granularity(config, config.allocation)
-
-
-def _granularity(config: BuildConfig, allocation: str) -> Granularity:
-    shared, channels = (config.ratio, allocation), (config.channels.minimum, config.channels.multiple)
+def granularity_of(config: BuildConfig, allocation: str | None = None) -> Granularity:
+    """What the configured method removes, and how much of it; ``allocation`` in the place of the configured one."""
+    shared = (config.ratio, allocation or config.allocation)
+    channels = (config.channels.minimum, config.channels.multiple)
     if config.method == "structured":
         return Filters(*shared, *channels)
     if config.method == "hybrid":
         return FiltersThenWeights(*shared, *channels, config.hybrid.filter_share)
     if config.method == "nm":
-        return Pattern(*shared, nm_pattern(config))
+        return Pattern(*shared, NmPattern(config.nm.n, config.nm.m))
     return {"unstructured": Weights, "kernel": Kernels}[config.method](*shared)
-
-
-def nm_pattern(config: BuildConfig) -> NmPattern:
-    """The pattern that a configuration asks for."""
-    return NmPattern(config.nm.n, config.nm.m)
 
 
 def cut_settings(config: BuildConfig) -> dict[str, Any]:
@@ -47,17 +40,14 @@ def cut_settings(config: BuildConfig) -> dict[str, Any]:
     return settings
 
 
-def check_cut(config: BuildConfig, cfg: DarknetCfg) -> None:
-    """Refuse what cannot be cut, before anything is read or trained.
-
-    Args:
-        config: Says what.
-        cfg: The network.
+def check_reachable(config: BuildConfig) -> None:
+    """Refuse an unreachable ratio, or an allocation that makes no sense, before anything is read or trained.
 
     Raises:
-        ConfigError: The allocation makes no sense for the method or cannot be measured, or as `check_nm_ratio`.
+        ConfigError: The allocation makes no sense for the method, or cannot be measured.
         PruningError: The ratio cannot be reached; the message says what can.
     """
+    cfg = read_cfg(original_cfg_path(config))
     check_ratio(config.ratio)
     granularity = granularity_of(config)
     if config.allocation not in granularity.allocations:
@@ -68,4 +58,4 @@ def check_cut(config: BuildConfig, cfg: DarknetCfg) -> None:
         measuring_grid(cfg)
     # What is known only from scores or times is shared out evenly here: the extremes are the same.
     known = config.allocation if config.allocation in ("uniform", "erk") else "uniform"
-    _granularity(config, known).allocate(cfg)
+    granularity_of(config, known).allocate(cfg)

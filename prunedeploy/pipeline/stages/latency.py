@@ -12,7 +12,7 @@ import numpy as np
 from prunedeploy.config import result_settings
 from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, evaluation_loader, runner_key
+from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, runner_key
 from prunedeploy.pipeline.store.key import machine_id
 from prunedeploy_engines.bench.rounds import bench_models
 from prunedeploy_engines.detection.letterbox import to_uint8_input
@@ -41,42 +41,6 @@ def latency_stage(
     settings = context.config.latency
     threads = settings.threads or context.threads
     runtimes = cpu_runtimes(context)
-
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(models["pruned"].folder)
-        images = _save_images(context, network, work)
-        common = {"threads": threads, "images": str(images), "kind": "host"}
-        specs: dict[str, dict[str, Any]] = {
-            f"{name}|{batch}": {**common, **spec, "batch": batch}
-            for batch in settings.batch
-            for name, spec in _specs(models, exports, artefacts, runtimes, threads)
-            if spec["runtime"] in settings.runtimes
-        }
-        for runtime in runtimes:
-            if any(spec["runtime"] == runtime for spec in specs.values()):
-                specs[PEAK.format(runtime=runtime)] = {"runtime": "matmul", "on": runtime, "threads": threads}
-        results = {}
-        with context.progress.task("measure latency", ROUNDS * len(specs)) as advance:
-            if specs:  # with nothing to measure here, it does not wait for others that measure
-                results = bench_models(
-                    specs,
-                    seconds=settings.seconds,
-                    min_calls=settings.min_calls,
-                    warmup_s=settings.warmup_seconds,
-                    warmup_calls=settings.warmup_calls,
-                    rounds=ROUNDS,
-                    progress=lambda name: advance(1),
-                )
-        images.unlink()
-        document = {
-            "rows": {name: result.summary() for name, result in results.items()},
-            "samples_ms": {name: result.latency.samples_ms for name, result in results.items()},
-            "machine": machine_info(),
-            "input_size": list(network.cfg.input_size),
-            "threads": threads,
-        }
-        (work / "latency.json").write_text(json.dumps(document))
-
     config = {"latency": result_settings(settings), "threads": threads, "here": list(runtimes)}
     inputs = {
         f"{row}-{kind}": results[row].digest
@@ -84,14 +48,46 @@ def latency_stage(
         for row in results
     }
     inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}
-    return context.run(
-        "latency", 3, config, {**inputs, "data": context.test_key}, compute, machine=machine_id()
-    )
+    inputs["data"] = context.test_key
+    with context.stage("latency", 3, config, inputs, machine=machine_id()) as result:
+        if result.work:
+            network = load_stage_model(models["pruned"].folder)
+            images = _save_images(context, network, result.work)
+            common = {"threads": threads, "images": str(images), "kind": "host"}
+            specs: dict[str, dict[str, Any]] = {
+                f"{name}|{batch}": {**common, **spec, "batch": batch}
+                for batch in settings.batch
+                for name, spec in _specs(models, exports, artefacts, runtimes, threads)
+                if spec["runtime"] in settings.runtimes
+            }
+            for runtime in runtimes:
+                if any(spec["runtime"] == runtime for spec in specs.values()):
+                    specs[PEAK.format(runtime=runtime)] = {"runtime": "matmul", "on": runtime, "threads": threads}
+            measured = {}
+            with context.progress.task("measure latency", ROUNDS * len(specs)) as advance:
+                if specs:  # with nothing to measure here, it does not wait for others that measure
+                    measured = bench_models(
+                        specs,
+                        seconds=settings.seconds,
+                        min_calls=settings.min_calls,
+                        warmup_s=settings.warmup_seconds,
+                        warmup_calls=settings.warmup_calls,
+                        rounds=ROUNDS,
+                        progress=lambda name: advance(1),
+                    )
+            images.unlink()
+            document = {
+                "rows": {name: one.summary() for name, one in measured.items()},
+                "samples_ms": {name: one.latency.samples_ms for name, one in measured.items()},
+                "machine": machine_info(),
+                "input_size": list(network.cfg.input_size),
+                "threads": threads,
+            }
+            (result.work / "latency.json").write_text(json.dumps(document))
+    return result
 
 
-def file_latency_stage(
-    context: BuildContext, network: StageResult, artefact: Artefact, runtime: str
-) -> StageResult:
+def file_latency_stage(context: BuildContext, network: StageResult, artefact: Artefact, runtime: str) -> StageResult:
     """Latency of one ONNX file alone, briefly and at batch 1: what a search for a ratio goes by.
 
     ``latency.json`` is the summary of its samples. A noisy measurement is taken again; of several noisy ones the one of
@@ -112,26 +108,25 @@ def file_latency_stage(
         "warmup_calls": settings.warmup_calls,
         "rounds": BRIEF_ROUNDS,
     }
-
-    def compute(work: Path, _: Path) -> None:
-        images = _save_images(context, load_stage_model(network.folder), work)
-        common = {"threads": threads, "images": str(images), "kind": "host", "batch": 1}
-        specs = {"file": {**common, **_file_spec(runtime, artefact.file)}}
-        attempts: list[dict[str, Any]] = []
-        while len(attempts) < BRIEF_ATTEMPTS and (not attempts or attempts[-1]["noisy"]):
-            attempts.append(bench_models(specs, **brief)["file"].summary())
-        images.unlink()
-        best = min(attempts, key=lambda summary: (summary["noisy"], summary["p50"]))
-        (work / "latency.json").write_text(json.dumps({**best, "attempts": len(attempts)}))
-
     config = {**brief, "attempts": BRIEF_ATTEMPTS, "threads": threads, "runtime": runtime}
     inputs = {"network": network.digest, "file": artefact.stage.digest, "data": context.test_key}
-    return context.run("file-latency", 1, config, inputs, compute, machine=machine_id())
+    with context.stage("file-latency", 1, config, inputs, machine=machine_id()) as result:
+        if result.work:
+            images = _save_images(context, load_stage_model(network.folder), result.work)
+            common = {"threads": threads, "images": str(images), "kind": "host", "batch": 1}
+            specs = {"file": {**common, **_file_spec(runtime, artefact.file)}}
+            attempts: list[dict[str, Any]] = []
+            while len(attempts) < BRIEF_ATTEMPTS and (not attempts or attempts[-1]["noisy"]):
+                attempts.append(bench_models(specs, **brief)["file"].summary())
+            images.unlink()
+            best = min(attempts, key=lambda summary: (summary["noisy"], summary["p50"]))
+            (result.work / "latency.json").write_text(json.dumps({**best, "attempts": len(attempts)}))
+    return result
 
 
 def _save_images(context: BuildContext, network: Darknet, folder: Path) -> Path:
     """Write the first test images, letterboxed, ``(N, H, W, 3)`` uint8, for the processes that are timed."""
-    loader = evaluation_loader(context, context.test, network, LATENCY_IMAGES)
+    loader = context.evaluation_loader(context.test, network, LATENCY_IMAGES)
     images = folder / "images.npy"
     np.save(images, to_uint8_input(next(iter(loader)).images.numpy()), allow_pickle=False)
     return images
@@ -148,16 +143,13 @@ def _specs(
     for row, model in models.items():
         for runtime in runtimes:
             yield f"{row}|{runtime}", _file_spec(runtime, exports[row].folder / PLAIN)
+        cfg, weights = str(model.folder / "model.cfg"), str(model.folder / "model.weights")
         yield (
             f"{row}|torch",
             {
                 "runtime": "torch",
                 "factory": "prunedeploy.evaluation.torch_runner:open_torch_runner",
-                "arguments": {
-                    "cfg": str(model.folder / "model.cfg"),
-                    "weights": str(model.folder / "model.weights"),
-                    "threads": threads,
-                },
+                "arguments": {"cfg": cfg, "weights": weights, "threads": threads},
             },
         )
     for artefact in artefacts:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from prunedeploy.pipeline.context import BuildContext, StageResult
 from prunedeploy.pipeline.stages.export import Artefact
@@ -28,16 +26,16 @@ def pattern_stage(context: BuildContext, prune: StageResult, artefacts: Sequence
     config = context.config
     if config.method != "nm":
         return None
-
-    def compute(work: Path, _: Path) -> None:
-        record = json.loads((prune.folder / "pruning.json").read_text())
-        dense = {f"layer{row['layer']}" for row in record["dense_layers"]}
-        gates = []
-        for artefact in artefacts:
-            counts = check_onnx_pattern(artefact.file, config.nm.n, config.nm.m, dense=dense)
-            patterned = [count for name, count in counts.items() if name not in dense]
-            gates.append(
-                {
+    inputs = {artefact.name: artefact.stage.digest for artefact in artefacts}
+    with context.stage("pattern", 1, config.nm.model_dump(), {**inputs, "prune": prune.digest}) as result:
+        if result.work:
+            record = prune.read("pruning.json")
+            dense = {f"layer{row['layer']}" for row in record["dense_layers"]}
+            gates = []
+            for artefact in artefacts:
+                counts = check_onnx_pattern(artefact.file, config.nm.n, config.nm.m, dense=dense)
+                patterned = [count for name, count in counts.items() if name not in dense]
+                gates.append({
                     "gate": "pattern",
                     "pattern": record["pattern"],
                     "artefact": artefact.name,
@@ -45,9 +43,6 @@ def pattern_stage(context: BuildContext, prune: StageResult, artefacts: Sequence
                     "dense_convolutions": len(counts) - len(patterned),
                     "blocks": sum(count.blocks for count in patterned),
                     "broken": sum(count.broken for count in patterned),
-                }
-            )
-        (work / "pattern.json").write_text(json.dumps(gates, indent=2))
-
-    inputs = {artefact.name: artefact.stage.digest for artefact in artefacts}
-    return context.run("pattern", 1, config.nm.model_dump(), {**inputs, "prune": prune.digest}, compute)
+                })  # fmt: skip
+            result.write("pattern.json", gates)
+    return result

@@ -6,20 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from prunedeploy.attacks import Pgd
 from prunedeploy.data.records import ImageRecord
 from prunedeploy.evaluation import TorchRunner
+from prunedeploy.models.decode import cxcywh_to_xyxy
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
-from prunedeploy.pipeline.stages.export import evaluation_loader
-from prunedeploy_engines.detection.letterbox import to_uint8_input
-from prunedeploy_engines.detection.nms import detections_from
+from prunedeploy.pipeline.stages.evaluate import detected
 
 DOCUMENT = "samples.json"
 OBJECTS = (2, 5)
@@ -44,44 +42,10 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
         images: How many; fewer where not so many have boxes.
     """
     config = context.config
-
-    def compute(work: Path, _: Path) -> None:
-        network = load_stage_model(model.folder).to(context.device)
-        height, width = network.cfg.input_size
-        labelled = telling_images(context.test.images)
-        loader = evaluation_loader(context, replace(context.test, images=labelled), network, 1)
-        pgd = Pgd.against(network, context.threat_model(), "fp32", config.seed)
-        names = {record.image_id: record.path.name for record in labelled}
-        documents: list[dict[str, Any]] = []
-        with TorchRunner(network) as runner:
-            for number, batch in enumerate(islice(loader, images), 1):
-                inputs, targets = batch.images.to(context.device), batch.targets.to(context.device)
-                document: dict[str, Any] = {
-                    "image_id": batch.image_ids[0],
-                    "file_name": names[batch.image_ids[0]],
-                    "width": width,
-                    "height": height,
-                    "ground_truth": _ground_truth(batch.targets, width, height, context.class_names),
-                }
-                for kind, pixels in (("clean", batch.images), ("pgd", pgd(inputs, targets).cpu())):
-                    boxes, scores = runner.infer(pixels.numpy())
-                    found = detections_from(
-                        boxes[0],
-                        scores[0],
-                        score_threshold=config.evaluation.score_threshold,
-                        iou_threshold=config.evaluation.iou_threshold,
-                    )
-                    document[kind] = [
-                        {**_box(box, context.class_names[int(index)]), "score": round(float(score), 6)}
-                        for box, score, index in zip(*found, strict=True)
-                    ]
-                    Image.fromarray(to_uint8_input(pixels.numpy())[0]).save(work / picture_name(kind, number))
-                documents.append(document)
-        (work / DOCUMENT).write_text(json.dumps(documents, indent=1), encoding="utf-8")
-
+    thresholds = config.evaluation.model_dump(include=set(THRESHOLDS))
     settings = {
         "attack": config.attack.model_dump(),
-        "thresholds": config.evaluation.model_dump(include=set(THRESHOLDS)),
+        "thresholds": thresholds,
         "images": images,
         "objects": OBJECTS,
         "greyscale": config.data.greyscale,
@@ -90,7 +54,30 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
         "device": context.device.type,
         "class_names": context.class_names,
     }
-    return context.run("samples", 1, settings, {"model": model.digest, "data": context.test_key}, compute)
+    with context.stage("samples", 1, settings, {"model": model.digest, "data": context.test_key}) as result:
+        if result.work:
+            network = load_stage_model(model.folder).to(context.device)
+            height, width = network.cfg.input_size
+            labelled = telling_images(context.test.images)
+            loader = context.evaluation_loader(replace(context.test, images=labelled), network, 1)
+            pgd = Pgd.against(network, config.attack, "fp32", config.seed)
+            names = {record.image_id: record.path.name for record in labelled}
+            documents: list[dict[str, Any]] = []
+            with TorchRunner(network) as runner:
+                for number, batch in enumerate(islice(loader, images), 1):
+                    document: dict[str, Any] = {
+                        "image_id": batch.image_ids[0],
+                        "file_name": names[batch.image_ids[0]],
+                        "width": width,
+                        "height": height,
+                        "ground_truth": _ground_truth(batch.targets, width, height, context.class_names),
+                    }
+                    for kind, _, pixels, found in detected(batch, pgd, runner, thresholds, context.class_names):
+                        document[kind] = [{**_box(box, name), "score": round(score, 6)} for box, score, name in found]
+                        Image.fromarray(pixels).save(result.work / picture_name(kind, number))
+                    documents.append(document)
+            (result.work / DOCUMENT).write_text(json.dumps(documents, indent=1), encoding="utf-8")
+    return result
 
 
 def telling_images(records: Sequence[ImageRecord]) -> list[ImageRecord]:
@@ -105,12 +92,8 @@ def telling_images(records: Sequence[ImageRecord]) -> list[ImageRecord]:
 
 def _ground_truth(targets: Tensor, width: int, height: int, class_names: list[str]) -> list[dict[str, Any]]:
     """Boxes of one image from ``(T, 6)`` targets, of which the last four are cxcywh as fractions of the input."""
-    sides = np.array([width, height], np.float64)
-    rows = []
-    for _, index, *cxcywh in targets.tolist():
-        centre, size = np.array(cxcywh[:2]) * sides, np.array(cxcywh[2:]) * sides
-        rows.append(_box(np.concatenate([centre - size / 2, centre + size / 2]), class_names[int(index)]))
-    return rows
+    boxes = cxcywh_to_xyxy(targets[:, 2:].double() * torch.tensor([width, height] * 2)).tolist()
+    return [_box(box, class_names[int(index)]) for index, box in zip(targets[:, 1], boxes, strict=True)]
 
 
 def _box(box_xyxy: Any, class_name: str) -> dict[str, Any]:

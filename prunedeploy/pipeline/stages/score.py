@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import BuildConfig, ScoresConfig, result_settings
-from prunedeploy.data import CocoDataset, train_test_subset
+from prunedeploy.data import train_test_subset
 from prunedeploy.data.batches import Batch
-from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.models import Darknet
 from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, original_cfg_path
 from prunedeploy.scores import (
+    DeepLift,
     GivenScores,
     ScoreFunction,
     Scores,
@@ -82,27 +80,23 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
     if given is not None:
         inputs["file"] = given.sha256
 
-    def compute(work: Path, _: Path) -> None:
-        model = load_stage_model(robust.folder).to(context.device)
-        images = _ScoringImages(context, model)
-        scoring = _Scoring(context, model, images, given)
-        started = time.perf_counter()
-        scores = scoring()
-        seconds = time.perf_counter() - started
-        save_scores(work / "scores.safetensors", normalised_scores(scores, settings.normalise))
-        summation = scoring.summation
-        document = {
-            **score_settings(context),
-            "images": None if settings.name in WITHOUT_IMAGES else len(images.records.images),
-            "skipped": {str(path): reason for path, reason in images.skipped.items()},
-            "seconds": seconds,
-            "summation_to_delta": None
-            if summation is None
-            else {"worst_layer": summation.worst_layer, "target": summation.target},
-        }
-        (work / "score.json").write_text(json.dumps(document, indent=2))
-
-    return context.run("score", 2, score_settings(context), inputs, compute)
+    with context.stage("score", 2, score_settings(context), inputs) as result:
+        if result.work:
+            model = load_stage_model(robust.folder).to(context.device)
+            images = _ScoringImages(context, model)
+            started = time.perf_counter()
+            scores, summation = _scored(context.config, model, images, given)
+            seconds = time.perf_counter() - started
+            save_scores(result.work / "scores.safetensors", normalised_scores(scores, settings.normalise))
+            document = {
+                **score_settings(context),
+                "images": None if settings.name in WITHOUT_IMAGES else len(images.records.images),
+                "skipped": {str(path): reason for path, reason in images.skipped.items()},
+                "seconds": seconds,
+                "summation_to_delta": summation and {"worst_layer": summation.worst_layer, "target": summation.target},
+            }
+            result.write("score.json", document)
+    return result
 
 
 def check_scores(config: BuildConfig) -> GivenScores | None:
@@ -121,7 +115,7 @@ def check_scores(config: BuildConfig) -> GivenScores | None:
         check_captum_is_right(read_cfg(original_cfg_path(config)))
     if _reads_an_image(settings):
         image_reference(Path(settings.reference), read_cfg(original_cfg_path(config)).input_size)
-    if settings.name != "file" or settings.file is None:
+    if settings.file is None:
         return None
     return read_given_scores(Path(settings.file), read_cfg(original_cfg_path(config)))
 
@@ -160,7 +154,6 @@ def _reads_an_image(settings: ScoresConfig) -> bool:
     return settings.name == "deeplift" and settings.reference not in ("zeros", "mean", "blur")
 
 
-@dataclass
 class _ScoringImages:
     """The batches that a score is taken on; every iteration gives the same.
 
@@ -171,42 +164,31 @@ class _ScoringImages:
         skipped: Path and reason of every image that could not be used.
     """
 
-    context: BuildContext
-    model: Darknet
-    skipped: dict[Path, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        training, count = self.context.training, self.context.config.scores.images
-        self.records: CocoDataset = training
-        if count < len(training.images):
-            self.records = train_test_subset(training, count, self.context.config.seed)[0]
+    def __init__(self, context: BuildContext, model: Darknet) -> None:
+        self.context, self.model, self.records = context, model, context.training
+        self.skipped: dict[Path, str] = {}
+        if context.config.scores.images < len(context.training.images):
+            drawn, _ = train_test_subset(context.training, context.config.scores.images, context.config.seed)
+            self.records = drawn
 
     def clean(self) -> Iterator[Batch]:
         """Letterboxed images, not augmented."""
         config = self.context.config
-        loader = EvaluationLoader(
-            self.records,
-            self.model.cfg.input_size,
-            config.scores.batch_size,
-            config.data.greyscale,
-            allow_bad_images=True,
-        )
+        batch_size, device = config.scores.batch_size, self.context.device
+        loader = self.context.evaluation_loader(self.records, self.model, batch_size, allow_bad_images=True)
         for batch in loader:
-            yield replace(
-                batch, images=batch.images.to(self.context.device), targets=batch.targets.to(self.context.device)
-            )
+            yield replace(batch, images=batch.images.to(device), targets=batch.targets.to(device))
         self.skipped |= loader.skipped
 
     def scored(self) -> Iterator[Batch]:
         """What is scored: the same, attacked if that is asked for."""
         config = self.context.config
-        attack = None
-        if config.scores.attacked:
-            attack = Pgd.against(self.model, self.context.threat_model(), "fp32", config.seed)
+        if not config.scores.attacked:
+            yield from self.clean()
+            return
+        attack = Pgd.against(self.model, config.attack, "fp32", config.seed)
         for batch in self.clean():
-            if attack is not None:
-                batch = replace(batch, images=attack(batch.images, batch.targets, batch.image_ids))
-            yield batch
+            yield replace(batch, images=attack(batch.images, batch.targets, batch.image_ids))
 
     def __iter__(self) -> Iterator[Batch]:
         with self.context.progress.task("score", len(self.records.images)) as advance:
@@ -215,62 +197,44 @@ class _ScoringImages:
                 advance(len(batch.images))
 
 
-class _Scoring:
-    """The configured score, by the one interface; remembers DeepLIFT's summation-to-delta."""
+def _scored(
+    config: BuildConfig, model: Darknet, images: _ScoringImages, given: GivenScores | None
+) -> tuple[Scores, SummationToDelta | None]:
+    """The configured score, by the one interface; of DeepLIFT also how exactly contributions add up."""
+    settings = config.scores
+    if settings.name == "deeplift":
+        found = _deeplift(settings, model, images)
+        return found.scores, found.summation
+    functions: dict[str, ScoreFunction] = {
+        "scaled": scaled_scores,
+        "magnitude": magnitude_scores,
+        "random": partial(random_scores, seed=config.seed),
+        "bn-scale": bn_scale_scores,
+        "snip": snip_scores,
+        "taylor": taylor_scores,
+        "gradient-x-input": partial(gradient_x_input_scores, predictions=settings.predictions),
+    }
+    function = given or functions[settings.name]
+    batches = () if settings.name in WITHOUT_IMAGES else images
+    return function(model, batches, lambda heads, targets: yolo_loss(heads, targets, model.cfg).total), None
 
-    def __init__(
-        self, context: BuildContext, model: Darknet, images: _ScoringImages, given: GivenScores | None
-    ) -> None:
-        self.model = model
-        self.images = images
-        self.progress = context.progress
-        self.settings = context.config.scores
-        self.seed = context.config.seed
-        self.given = given
-        self.summation: SummationToDelta | None = None
 
-    def __call__(self) -> Scores:
-        functions: dict[str, ScoreFunction] = {
-            "scaled": scaled_scores,
-            "magnitude": magnitude_scores,
-            "random": partial(random_scores, seed=self.seed),
-            "bn-scale": bn_scale_scores,
-            "snip": snip_scores,
-            "taylor": taylor_scores,
-            "gradient-x-input": partial(gradient_x_input_scores, predictions=self.settings.predictions),
-            "deeplift": self._deeplift,
-        }
-        if self.given is not None:
-            functions["file"] = self.given
-        function = functions[self.settings.name]
-        batches = () if self.settings.name in WITHOUT_IMAGES else self.images
-        return function(self.model, batches, lambda heads, targets: yolo_loss(heads, targets, self.model.cfg).total)
+def _deeplift(settings: ScoresConfig, model: Darknet, images: _ScoringImages) -> DeepLift:
+    reference, predictions = _reference(settings, model, images), settings.predictions
+    if settings.backend == "own":
+        return deeplift(model, images, reference=reference, rule=settings.deeplift_rule, predictions=predictions)
+    passes = len(images.records.images) * len(model.cfg.convolutions)
+    with images.context.progress.task("score, layer by layer", passes) as advance:
+        return captum_deeplift(model, images.scored(), reference=reference, predictions=predictions, layer_done=advance)
 
-    def _deeplift(self, model: Darknet, batches: Any, loss: Any = None) -> Scores:
-        reference, predictions = self._reference(), self.settings.predictions
-        if self.settings.backend == "captum":
-            passes = len(self.images.records.images) * len(model.cfg.convolutions)
-            with self.progress.task("score, layer by layer", passes) as advance:
-                found = captum_deeplift(
-                    model, self.images.scored(), reference=reference, predictions=predictions, layer_done=advance
-                )
-        else:
-            rule = self.settings.deeplift_rule
-            found = deeplift(model, batches, reference=reference, rule=rule, predictions=predictions)
-        self.summation = found.summation
-        return found.scores
 
-    def _reference(self) -> ReferenceFunction:
-        if self.settings.reference == "zeros":
-            return zeros_reference
-        if self.settings.reference == "blur":
-            return partial(blurred_reference, sigma=self.settings.blur_sigma)
-        if self.settings.reference == "mean":
-            mean = mean_image(self.images.clean())
-        else:
-            mean = image_reference(Path(self.settings.reference), self.model.cfg.input_size)
-
-        def fixed(images: Tensor) -> Tensor:
-            return mean.to(images)
-
-        return fixed
+def _reference(settings: ScoresConfig, model: Darknet, images: _ScoringImages) -> ReferenceFunction:
+    if settings.reference == "zeros":
+        return zeros_reference
+    if settings.reference == "blur":
+        return partial(blurred_reference, sigma=settings.blur_sigma)
+    if settings.reference == "mean":
+        fixed = mean_image(images.clean())
+    else:
+        fixed = image_reference(Path(settings.reference), model.cfg.input_size)
+    return lambda batch: fixed.to(batch)

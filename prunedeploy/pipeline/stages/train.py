@@ -9,19 +9,18 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from prunedeploy.attacks import Pgd
-from prunedeploy.config import TrainingConfig, result_settings
+from prunedeploy.config import result_settings
+from prunedeploy.config.blocks import FinetuneConfig
 from prunedeploy.models import Darknet, FoldedDarknet, load_darknet
 from prunedeploy.pipeline.context import (
     BuildContext,
     StageResult,
     load_stage_model,
-    loop_settings,
     original_cfg_path,
     original_weights_path,
 )
-from prunedeploy.pipeline.stages.granularity import nm_pattern
-from prunedeploy.pipeline.stages.training_run import run_training
-from prunedeploy.pruning.semi_structured import check_pattern, patterned_convolutions
+from prunedeploy.pipeline.stages.training_run import training_run
+from prunedeploy.pruning.semi_structured import NmPattern, check_pattern, patterned_convolutions
 from prunedeploy.resources import asset_path
 from prunedeploy.training.adversarial import recalibrate_normalisation, robust_objective
 from prunedeploy_engines.files import file_sha256
@@ -29,89 +28,84 @@ from prunedeploy_engines.files import file_sha256
 
 def original_stage(context: BuildContext) -> StageResult:
     """The network as given, or trained on clean images from random weights with ``pretrain.from: scratch``."""
-    config = context.config
+    config, block = context.config, context.config.pretrain
     cfg, weights = original_cfg_path(config), original_weights_path(config)
     inputs = {"cfg": file_sha256(cfg)}
-    if config.pretrain.start != "scratch":
+    if block.start != "scratch":
         assert weights is not None, "the configuration refuses a start without weights"
         model = load_darknet(cfg, weights)  # before the store hashes anything: says what is wrong with the files
-
-        def copy(work: Path, _: Path) -> None:
-            model.save(work / "model.cfg", work / "model.weights")
-
-        return context.run("original", 1, {}, {**inputs, "weights": file_sha256(weights)}, copy)
-
-    block = config.pretrain
-
-    def compute(work: Path, checkpoints: Path) -> None:
-        model = load_darknet(cfg, seed=config.seed).to(context.device)
-        settings = loop_settings(block, block.clean_steps)
-        objective = robust_objective(model, settings, None, config.seed, context.device)
-        run_training(context, "clean", block, model, model, objective, work, checkpoints, steps=block.clean_steps)
-        model.save(work / "model.cfg", work / "model.weights")
-
+        with context.stage("original", 1, {}, {**inputs, "weights": file_sha256(weights)}) as result:
+            if result.work:
+                model.save(result.work / "model.cfg", result.work / "model.weights")
+        return result
     settings = {**context.training_settings(), "block": result_settings(block)}
-    return context.run("original", 1, settings, {**inputs, "data": context.training_key}, compute, collective=True)
+    inputs["data"] = context.training_key
+    with context.stage("original", 1, settings, inputs, collective=True) as result:
+        if result.work:
+            model = load_darknet(cfg, seed=config.seed).to(context.device)
+            block = block.model_copy(update={"steps": block.clean_steps})
+            objective = robust_objective(model, block, None, config.seed, context.device)
+            with training_run(context, result, "clean", block, model) as train:
+                train(model, objective=objective)
+            model.save(result.work / "model.cfg", result.work / "model.weights")
+    return result
 
 
 def pretrain_stage(context: BuildContext, original: StageResult) -> StageResult:
     """Step 1: adversarial training of the original; or the bundled result of it."""
     block = context.config.pretrain
+    inputs = {"original": original.digest}
     if block.start == "bundled":
         weights = asset_path("demo-robust.weights")
-
-        def copy(work: Path, _: Path) -> None:
-            model = load_darknet(original.folder / "model.cfg", weights)
-            model.save(work / "model.cfg", work / "model.weights")
-
-        return context.run("pretrain", 1, {}, {"original": original.digest, "bundled": file_sha256(weights)}, copy)
-
-    def compute(work: Path, checkpoints: Path) -> None:
-        model = load_stage_model(original.folder).to(context.device)
-        attack = context.threat_model(block.attack)
-        objective = robust_objective(model, loop_settings(block), attack, context.config.seed, context.device)
-        run_training(context, "pretrain", block, model, model, objective, work, checkpoints)
-        model.save(work / "model.cfg", work / "model.weights")
-
+        with context.stage("pretrain", 1, {}, {**inputs, "bundled": file_sha256(weights)}) as result:
+            if result.work:
+                model = load_darknet(original.folder / "model.cfg", weights)
+                model.save(result.work / "model.cfg", result.work / "model.weights")
+        return result
     settings = {**context.training_settings(), "block": result_settings(block)}
-    inputs = {"original": original.digest, "data": context.training_key}
-    return context.run("pretrain", 1, settings, inputs, compute, collective=True)
+    with context.stage("pretrain", 1, settings, {**inputs, "data": context.training_key}, collective=True) as result:
+        if result.work:
+            model = load_stage_model(original.folder).to(context.device)
+            objective = robust_objective(model, block, block.attack, context.config.seed, context.device)
+            with training_run(context, result, "pretrain", block, model) as train:
+                train(model, objective=objective)
+            model.save(result.work / "model.cfg", result.work / "model.weights")
+    return result
 
 
 def finetune_stage(context: BuildContext, robust: StageResult, pruned: StageResult) -> StageResult:
     """Step 5: train the kept weights against PGD."""
     config, block = context.config, context.config.finetune
-
-    def compute(work: Path, checkpoints: Path) -> None:
-        model = load_stage_model(pruned.folder).to(context.device)
-        teacher = None
-        if block.distillation_weight > 0:
-            teacher = FoldedDarknet(load_stage_model(robust.folder).to(context.device))
-        attack = context.threat_model(block.attack)
-        if block.bn_recalibration_images:
-            _recalibrate(context, block.bn_recalibration_images, block, model)
-        objective = robust_objective(
-            model, loop_settings(block), attack, config.seed, context.device,
-            teacher=teacher, distillation=block.distillation_weight, temperature=block.distillation_temperature,
-        )
-        with _kept_weights_only(model, None if config.method == "structured" else pruned.folder):
-            run_training(context, "finetune", block, model, model, objective, work, checkpoints)
-        if config.method == "nm":
-            pattern = nm_pattern(config)
-            for layer in patterned_convolutions(model.cfg, pattern):
-                check_pattern(model.conv(layer.index).weight, pattern, f"layer {layer.index} after fine-tuning")
-        model.save(work / "model.cfg", work / "model.weights")
-
     settings = {**context.training_settings(), "block": result_settings(block)}
     inputs = {"pruned": pruned.digest, "robust": robust.digest, "data": context.training_key}
-    return context.run("finetune", 1, settings, inputs, compute, collective=True)
+    with context.stage("finetune", 1, settings, inputs, collective=True) as result:
+        if result.work:
+            model = load_stage_model(pruned.folder).to(context.device)
+            teacher = None
+            if block.distillation_weight > 0:
+                teacher = FoldedDarknet(load_stage_model(robust.folder).to(context.device))
+            if block.bn_recalibration_images:
+                _recalibrate(context, block, model)
+            objective = robust_objective(
+                model, block, block.attack, config.seed, context.device,
+                teacher=teacher, distillation=block.distillation_weight, temperature=block.distillation_temperature,
+            )  # fmt: skip
+            kept = None if config.method == "structured" else pruned.folder
+            with _kept_weights_only(model, kept), training_run(context, result, "finetune", block, model) as train:
+                train(model, objective=objective)
+            if config.method == "nm":
+                pattern = NmPattern(config.nm.n, config.nm.m)
+                for layer in patterned_convolutions(model.cfg, pattern):
+                    check_pattern(model.conv(layer.index).weight, pattern, f"layer {layer.index} after fine-tuning")
+            model.save(result.work / "model.cfg", result.work / "model.weights")
+    return result
 
 
-def _recalibrate(context: BuildContext, images: int, block: TrainingConfig, model: Darknet) -> None:
-    loader = context.loader(block, model.cfg, 0)
-    attack = Pgd.against(model, context.threat_model(block.attack), "fp32", context.config.seed)
+def _recalibrate(context: BuildContext, block: FinetuneConfig, model: Darknet) -> None:
+    loader = context.loader(block, model.cfg)
+    attack = Pgd.against(model, block.attack, "fp32", context.config.seed)
     batches = []
-    for step in range(-(-images // block.batch_size)):
+    for step in range(-(-block.bn_recalibration_images // block.batch_size)):
         batch = loader.batch(step)
         pixels, targets = batch.images.to(context.device), batch.targets.to(context.device)
         batches.append(attack(pixels, targets, batch.image_ids, step))

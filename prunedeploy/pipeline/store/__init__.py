@@ -1,5 +1,1 @@
 """Results of stages on disk: `key` is what a result is stored under, `store` keeps them."""
-
-from prunedeploy.pipeline.store.store import Store
-
-__all__ = ["Store"]

@@ -13,7 +13,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cache, cached_property
 from pathlib import Path
@@ -94,14 +94,7 @@ class StageKey:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what the digest is of."""
-        return {
-            "name": self.name,
-            "version": self.version,
-            "config": dict(self.config),
-            "inputs": dict(self.inputs),
-            "machine": self.machine,
-            "torch": self.torch,
-        }
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def canonical_json(value: Any) -> str:
@@ -132,18 +125,15 @@ def write_record(folder: Path, key: StageKey, description: str, seconds: float) 
     """
     if (folder / RECORD).exists():
         raise ValueError(f"stage {key.name} wrote a file called {RECORD}, which is the store's own")
-    files: list[dict[str, Any]] = []
-    for path in walk_files(folder):
-        status = path.stat()
-        name = path.relative_to(folder).as_posix()
-        files.append(
-            {
-                "path": name,
-                "bytes": status.st_size,
-                "sha256": file_sha256(path),
-                "mtime_ns": status.st_mtime_ns,
-            }
-        )
+    files: list[dict[str, Any]] = [
+        {
+            "path": path.relative_to(folder).as_posix(),
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+            "mtime_ns": path.stat().st_mtime_ns,
+        }
+        for path in walk_files(folder)
+    ]
     record = {
         "schema_version": SCHEMA_VERSION,
         "digest": key.digest,
@@ -237,13 +227,11 @@ def _sha256(value: Any) -> str:
 
 def _refuse_other_keys(value: Any) -> None:
     if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if not isinstance(key, str):
-                raise ValueError(f"not plain JSON: key {key!r} is not a string")
-            _refuse_other_keys(inner)
-    elif isinstance(value, (list, tuple)):
-        for inner in value:
-            _refuse_other_keys(inner)
+        if others := [key for key in value if not isinstance(key, str)]:
+            raise ValueError(f"not plain JSON: key {others[0]!r} is not a string")
+        value = list(value.values())
+    for inner in value if isinstance(value, (list, tuple)) else ():
+        _refuse_other_keys(inner)
 
 
 def _lines_of(path: str | Path) -> list[str]:

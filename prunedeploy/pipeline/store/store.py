@@ -24,31 +24,27 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from prunedeploy.pipeline.store.key import StageKey, check_result, walk_files, write_record
 from prunedeploy_engines.errors import StoreError
-from prunedeploy_engines.files import write_atomically
+from prunedeploy_engines.files import flush, write_atomically
 from prunedeploy_engines.locks import FileLock
 
 MARKER = "store.json"
 SCHEMA_VERSION = 1
 ROOMS = ("results", "work", "checkpoints", "locks")
 Kind = Literal["result", "damaged", "work", "checkpoint"]
-_PROTECTED_BY = {
+_PROTECTED_BY: dict[Kind, tuple[str, ...]] = {
     "result": ("compute", "use"),
     "damaged": ("compute", "use"),
     "work": ("compute",),
     "checkpoint": ("compute",),
 }
-
-
-def _log(line: str) -> None:
-    logging.getLogger(__name__).warning(line)
+_log = logging.getLogger(__name__).warning
 
 
 @dataclass(frozen=True)
@@ -107,46 +103,50 @@ class Store:
     def _claim(self) -> None:
         marker = self.root / MARKER
         if not marker.exists():
-            if others := [name for name in os.listdir(self.root) if not name.startswith(f".{MARKER}.")]:
-                if not marker.exists():  # made meanwhile by another process
-                    raise StoreError(
-                        f"is not a store, it holds {sorted(others)[0]}", self.root, "choose another --store"
-                    )
-            else:
+            others = [name for name in os.listdir(self.root) if not name.startswith(f".{MARKER}.")]
+            if not others:
                 write_json(marker, {"kind": "prunedeploy store", "schema_version": SCHEMA_VERSION})
+            elif not marker.exists():  # not made meanwhile by another process
+                raise StoreError(f"is not a store, it holds {sorted(others)[0]}", self.root, "choose another --store")
         content = read_json(marker)
         if not isinstance(content, dict) or content.get("kind") != "prunedeploy store":
             raise StoreError("is not a store's", marker, "choose another --store")
         if content.get("schema_version") != SCHEMA_VERSION:
             raise StoreError(f"is of schema {content.get('schema_version')}, not {SCHEMA_VERSION}", marker)
 
-    def get_or_compute(
-        self, key: StageKey, compute: Callable[[Path], None], *, description: str = ""
-    ) -> Path:
-        """Return the folder of a result, computing it if it is not there whole.
+    def folder(self, key: StageKey) -> Path:
+        """Return where a result is or will be."""
+        return self.root / "results" / key.folder_name
 
-        A damaged result is thrown away with a warning and computed again: a stage is a pure function.
+    @contextmanager
+    def computing(self, key: StageKey, description: str = "") -> Iterator[Path | None]:
+        """Give an empty folder to write a result into, which is stored when the block ends; None if it is there whole.
+
+        A damaged result is thrown away with a warning and computed again: a stage is a pure function. While the block
+        runs, this process has the key's lock, and `checkpoint_dir` is its alone. If it raises, nothing of the result
+        is kept.
 
         Args:
             key: Key of the result.
-            compute: Called with an empty folder to write the result into. While it runs, this process has the
-                key's lock, and `checkpoint_dir` is its alone. What it raises is raised here, and nothing of
-                the result is kept.
             description: For ``store ls``.
 
         Raises:
             StoreError: The disk is full, or the store cannot be written.
         """
         self._use(key.digest)
-        found = self._whole(key)
-        if found is None:
-            with self._locked(key):
-                found = self._whole(key, repair=True) or self._compute(key, compute, description)
-        elif self._checkpoints(key).exists():  # killed between the end of the stage and the removal of these
-            self._remove_checkpoints(key)
-        with _ignored_os_errors():
-            os.utime(found)  # when it was last used, for gc
-        return found
+        is_there = self.has(key)
+        with ExitStack() as stack:
+            if not is_there:
+                stack.enter_context(self._locked(key))
+                is_there = self.has(key, repair=True)
+            elif self._checkpoints(key).exists():  # killed between the end of the stage and the removal of these
+                lock = self._lock(key.digest, "compute")
+                if lock.acquire(wait=False):
+                    shutil.rmtree(self._checkpoints(key), ignore_errors=True)
+                    lock.release()
+            yield None if is_there else stack.enter_context(self._stored(key, description))
+        with suppress(OSError):
+            os.utime(self.folder(key))  # when it was last used, for gc
 
     def load(self, key: StageKey) -> Path:
         """Return the folder of a result that is there.
@@ -155,22 +155,28 @@ class Store:
             StoreError: It is not there or damaged.
         """
         self._use(key.digest)
-        folder = self.root / "results" / key.folder_name
+        folder = self.folder(key)
         if not folder.is_dir():
-            raise StoreError(
-                f"has no result of {key.name} {key.digest[:12]}", self.root, "run the build that makes it"
-            )
+            raise StoreError(f"has no result of {key.name} {key.digest[:12]}", self.root, "run the build that makes it")
         try:
             check_result(folder, key.digest)
         except StoreError as error:
-            raise StoreError(
-                error.what, error.where, "run `prunedeploy store gc`, then the build again"
-            ) from None
+            raise StoreError(error.what, error.where, "run `prunedeploy store gc`, then the build again") from None
         return folder
 
-    def has(self, key: StageKey) -> bool:
-        """Return whether a result is there whole."""
-        return self._whole(key) is not None
+    def has(self, key: StageKey, repair: bool = False) -> bool:
+        """Return whether a result is there whole; one that is damaged is removed, with a warning, to ``repair`` it."""
+        folder = self.folder(key)
+        if not folder.exists():
+            return False
+        try:
+            check_result(folder, key.digest)
+        except StoreError as error:
+            if repair:
+                self._say(f"computing {key.name} again, its stored result is damaged: {error}")
+                self._discard(folder, key.digest)
+            return False
+        return True
 
     def checkpoint_dir(self, key: StageKey) -> Path:
         """Return the folder for a stage's checkpoints, made if need be.
@@ -193,7 +199,7 @@ class Store:
             rows = [self._result_row(folder, hashed) for folder in self._folders("results")]
             rows += [self._row("work", folder) for folder in self._folders("work")]
             rows += [self._row("checkpoint", folder) for folder in self._folders("checkpoints")]
-        order = ("result", "damaged", "work", "checkpoint")
+        order = list(_PROTECTED_BY)
         return sorted(rows, key=lambda row: (order.index(row.kind), row.name, row.last_used))
 
     def gc(
@@ -232,33 +238,32 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _compute(self, key: StageKey, compute: Callable[[Path], None], description: str) -> Path:
-        folder = self.root / "results" / key.folder_name
-        work = self.root / "work" / f"{key.digest}.{uuid.uuid4().hex}"
-        for leftover in (self.root / "work").glob(
-            f"{key.digest}.*"
-        ):  # we have the lock, so its owner is dead
+    @contextmanager
+    def _stored(self, key: StageKey, description: str) -> Iterator[Path]:
+        """Give a folder in ``work`` that becomes the result when the block ends well."""
+        room = self.root / "work"
+        work = room / f"{key.digest}.{uuid.uuid4().hex}"
+        for leftover in room.glob(f"{key.digest}.*"):  # we have the lock, so its owner is dead
             shutil.rmtree(leftover, ignore_errors=True)
         started = time.monotonic()
         try:
             with _as_store_error(self.root, only_full_disk=True):
                 work.mkdir()
-                compute(work)
+                yield work
             with _as_store_error(self.root):
                 write_record(work, key, description, time.monotonic() - started)
-                _fsync_tree(work)
-                self._publish(work, folder, key)
+                for path in [*work.rglob("*"), work]:
+                    flush(path)  # before it gets its name
+                self._publish(work, key)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         shutil.rmtree(self._checkpoints(key), ignore_errors=True)
-        return folder
 
-    def _publish(self, work: Path, folder: Path, key: StageKey) -> None:
+    def _publish(self, work: Path, key: StageKey) -> None:
+        folder = self.folder(key)
         try:
             work.rename(folder)
         except OSError as error:
@@ -267,39 +272,18 @@ class Store:
             if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                 raise
             check_result(folder, key.digest)
-        _fsync(folder.parent)
-
-    def _whole(self, key: StageKey, repair: bool = False) -> Path | None:
-        folder = self.root / "results" / key.folder_name
-        if not folder.exists():
-            return None
-        try:
-            check_result(folder, key.digest)
-            return folder
-        except StoreError as error:
-            if repair:
-                self._say(f"computing {key.name} again, its stored result is damaged: {error}")
-                self._discard(folder, key.digest)
-            return None
+        flush(folder.parent)
 
     def _discard(self, folder: Path, digest: str) -> None:
         """Remove a folder so that it is there whole or not at all: renamed first, then deleted."""
         grave = self.root / "work" / f"{digest}.{uuid.uuid4().hex}"
         with _as_store_error(self.root):
             folder.rename(grave)
-            _fsync(folder.parent)
+            flush(folder.parent)
         shutil.rmtree(grave, ignore_errors=True)
 
     def _checkpoints(self, key: StageKey) -> Path:
         return self.root / "checkpoints" / key.folder_name
-
-    def _remove_checkpoints(self, key: StageKey) -> None:
-        lock = self._lock(key.digest, "compute")
-        if lock.acquire(wait=False):
-            try:
-                shutil.rmtree(self._checkpoints(key), ignore_errors=True)
-            finally:
-                lock.release()
 
     def _lock(self, digest: str, purpose: str, shared: bool = False) -> FileLock:
         return FileLock(self.root / "locks" / f"{digest}.{purpose}", shared)
@@ -336,7 +320,7 @@ class Store:
     def _row(self, kind: Kind, folder: Path, **more: Any) -> StoreRow:
         digest = _digest_of(folder)
         size, used = 0, 0.0
-        with _ignored_os_errors():  # it may be renamed or removed while we look
+        with suppress(OSError, ValueError):  # it may be renamed or removed while we look
             used = folder.stat().st_mtime
             for path in walk_files(folder):
                 status = path.stat()
@@ -400,29 +384,6 @@ def _digest_of(folder: Path) -> str:
     return found[1] if found else ""
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in walk_files(folder):
-        _fsync(path)
-    for path in sorted({folder, *(entry for entry in folder.rglob("*") if entry.is_dir())}, reverse=True):
-        _fsync(path)
-
-
-@contextmanager
-def _ignored_os_errors() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError):
-        return
-
-
 def is_disk_full(error: BaseException) -> bool:
     """Return whether an error, or what it came from, says that there is no room: disk, quota or size limit.
 
@@ -449,7 +410,5 @@ def _as_store_error(root: Path, only_full_disk: bool = False) -> Iterator[None]:
             what = "no space is left on this disk (nothing half-written was kept)"
             raise StoreError(what, root, "free space, or choose another --store") from error
         if isinstance(error, OSError) and not only_full_disk:
-            raise StoreError(
-                f"the store cannot be used ({error.strerror})", error.filename or root
-            ) from error
+            raise StoreError(f"the store cannot be used ({error.strerror})", error.filename or root) from error
         raise

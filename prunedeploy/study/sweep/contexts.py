@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,26 +77,27 @@ class PlanningContext(BuildContext):
     known: dict[str, PlannedStage] = field(default_factory=dict)
     planned: list[PlannedStage] = field(default_factory=list)
 
-    def run(
+    @contextmanager
+    def stage(
         self,
         name: str,
         version: int,
         config: Mapping[str, Any],
         inputs: Mapping[str, str],
-        *_: Any,
+        *,
         machine: str | None = None,
-        **__: Any,
-    ) -> StageResult:
-        """Return where the result is or will be."""
+        **_: Any,
+    ) -> Iterator[StageResult]:
+        """Give where the result is or will be, and nothing to compute."""
         key = StageKey(name, version, config, inputs, machine)
-        folder = self.store.root / "results" / key.folder_name
+        folder = self.store.folder(key)
         stage = self.known.get(key.digest)
         if stage is None:
             stage = self.known[key.digest] = _look_up(folder, key)
         self.planned.append(stage)
-        result = StageResult(name, folder, key.digest, False, stage.seconds or 0.0)
+        result = StageResult(name, folder, key.digest, seconds=stage.seconds or 0.0)
         self.results.append(result)
-        return result
+        yield result
 
 
 def _look_up(folder: Path, key: StageKey) -> PlannedStage:
@@ -117,8 +119,9 @@ class ObservedContext(BuildContext):
 
     observe: Callable[[StageResult], None] = lambda result: None
 
-    def run(self, *stage: Any, **settings: Any) -> StageResult:
-        """As `BuildContext.run`."""
-        result = super().run(*stage, **settings)
+    @contextmanager
+    def stage(self, *key: Any, **more: Any) -> Iterator[StageResult]:
+        """As `BuildContext.stage`."""
+        with super().stage(*key, **more) as result:
+            yield result
         self.observe(result)
-        return result

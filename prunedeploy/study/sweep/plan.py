@@ -13,9 +13,9 @@ from statistics import fmean
 
 from prunedeploy.config import BuildConfig, as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult
-from prunedeploy.pipeline.networks import check_reachable, unpruned_networks
+from prunedeploy.pipeline.networks import unpruned_networks
 from prunedeploy.pipeline.progress import Progress
-from prunedeploy.pipeline.stages.granularity import cut_settings
+from prunedeploy.pipeline.stages.granularity import check_reachable, cut_settings
 from prunedeploy.pipeline.store.key import canonical_json
 from prunedeploy.pipeline.store.store import Store
 from prunedeploy.study.rows.rows import CellKey

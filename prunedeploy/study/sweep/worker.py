@@ -96,14 +96,14 @@ class _Worker:
     """Loads PyTorch once, before the first task, and the data of tasks that follow each other on the same data once."""
 
     def __init__(self, answer: Answer) -> None:
-        from prunedeploy.pipeline.progress import LineProgress
+        from prunedeploy.pipeline.progress import Progress
 
         with suppress(ImportError):  # which the first task will tell
             import prunedeploy.study.sweep.cell
             import prunedeploy.study.sweep.contexts  # noqa: F401
 
         self._answer = answer
-        self._progress = LineProgress(sys.stderr, seconds_between_lines=60.0)
+        self._progress = Progress(sys.stderr, seconds_between_lines=60.0)
         self._contexts: Any = None
 
     def do(self, task: dict[str, Any]) -> None:

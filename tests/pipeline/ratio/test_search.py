@@ -17,7 +17,7 @@ from prunedeploy.config import load_config
 from prunedeploy.config.ratio_target import RatioTarget, parse_size
 from prunedeploy.pipeline.build import BuildOutcome, build
 from prunedeploy.pipeline.output_folder import open_output_folder
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import ConfigError, DataError, PruningError, StoreError
 
@@ -41,7 +41,7 @@ DEMO = (
 
 def demo_build(store: Path, data: Path, out: Path, *sets: str, target: RatioTarget | None = None) -> BuildOutcome:
     config = load_config("smoke", [f"data.path={data}", *DEMO, *sets])
-    return build(config, store=store, out=out, progress=make_progress(quiet=True), target=target)
+    return build(config, store=store, out=out, progress=Progress(quiet=True), target=target)
 
 
 def row_of(results: dict[str, Any], name: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from prunedeploy.config import ScoreName, load_config
 from prunedeploy.data.batches import Batch, load_sample
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.context import StageResult, open_context
-from prunedeploy.pipeline.progress import LineProgress, Progress, make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.stages.score import WITHOUT_IMAGES, load_scores, score_settings, score_stage
 from prunedeploy.pipeline.stages.train import original_stage
 from prunedeploy.pipeline.store.key import StageKey
@@ -36,7 +36,7 @@ def score(tiny_case: Any, store: Path, *sets: str, progress: Progress | None = N
     """Score the network as given, which saves the training."""
     config = load_config("smoke", tiny_case.arguments(*QUICK, *sets))
     with Store(store) as stages:
-        context = open_context(config, stages, progress or make_progress(quiet=True))
+        context = open_context(config, stages, progress or Progress(quiet=True))
         return score_stage(context, original_stage(context))
 
 
@@ -106,7 +106,7 @@ def test_stored_scores_stay_good_where_captum_is_not_asked_for(
     for own in ((), ("scores.backend=own",)):
         config = load_config("demo", [f"data.path={tiny_case.data}", "threads=1", "device=cpu", *sets, *own])
         with Store(tmp_path) as stages:
-            settings = score_settings(open_context(config, stages, make_progress(quiet=True)))
+            settings = score_settings(open_context(config, stages, Progress(quiet=True)))
         assert StageKey("score", 2, settings, torch="2.13.0").digest == digest
 
 
@@ -120,8 +120,9 @@ def test_captum_layer_by_layer_scores_as_our_own_in_float32(
 ) -> None:
     lines = io.StringIO()
     by_captum = score(
-        tiny_case, tmp_path, "scores.name=deeplift", "scores.backend=captum", *sets, progress=LineProgress(lines, 0.0)
-    )
+        tiny_case, tmp_path, "scores.name=deeplift", "scores.backend=captum", *sets,
+        progress=Progress(lines, seconds_between_lines=0.0),
+    )  # fmt: skip
     own = score(tiny_case, tmp_path, "scores.name=deeplift", *sets)
     assert own.computed, "what one has computed is not taken for the other's"
     expected = load_scores(own.folder)
@@ -144,7 +145,7 @@ def test_mean_reference_is_the_mean_of_the_images_that_are_scored(tiny_case: Any
     result = score(tiny_case, tmp_path, "scores.name=deeplift", "scores.reference=mean", "scores.images=16")
     config = load_config("smoke", tiny_case.arguments())
     with Store(tmp_path) as stages:
-        records = open_context(config, stages, make_progress(quiet=True)).training.images
+        records = open_context(config, stages, Progress(quiet=True)).training.images
     model = load_darknet(tiny_case.cfg, tiny_case.weights)
     pixels = [load_sample(record, model.cfg.input_size, False, GREY).image for record in records]
     images = torch.stack([torch.tensor(image).permute(2, 0, 1).float() / 255 for image in pixels])

@@ -17,7 +17,7 @@ from PIL import Image
 
 from prunedeploy.data.records import ImageRecord
 from prunedeploy.pipeline.context import BuildContext
-from prunedeploy.pipeline.progress import LineProgress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.stages.samples import samples_stage, telling_images
 from prunedeploy.pipeline.store.store import Store
 from prunedeploy.study.report.page import write_report
@@ -52,7 +52,7 @@ def again(finished: Any, store: Path, out: Path, samples: int, cells: Any = None
         out=out,
         executors=lambda phase, log: Idle(),
         samples=samples,
-        progress=LineProgress(io.StringIO() if said is None else said),
+        progress=Progress(io.StringIO() if said is None else said),
     )
     return dict(outcome.computed)
 
@@ -138,7 +138,7 @@ def test_detections_are_those_that_the_evaluation_has_written(finished: Any, sam
     threshold = cell.config.evaluation.map_score_threshold  # the network is bad: its best score is .003
     evaluation = cell.config.evaluation.model_copy(update={"score_threshold": threshold})
     config = cell.config.model_copy(update={"evaluation": evaluation})
-    progress = LineProgress(io.StringIO())
+    progress = Progress(io.StringIO())
     with Store(store) as opened:
         (planned,) = plan_sweep([cell], opened, progress).cells
         assert planned.network is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from prunedeploy.pipeline.progress import make_progress
+from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.store.store import Store
 from prunedeploy.study.sweep.contexts import PlannedStage
 from prunedeploy.study.sweep.grid import Cell, Sweep, load_sweep
@@ -17,7 +17,7 @@ from prunedeploy.study.sweep.plan import Plan, PlannedCell, plan_sweep
 
 def plan_of(sweep: Sweep, store: Path) -> Plan:
     with Store(store) as opened:
-        return plan_sweep(sweep.cells, opened, make_progress(quiet=True))
+        return plan_sweep(sweep.cells, opened, Progress(quiet=True))
 
 
 def test_plan_has_exactly_the_stages_that_the_sweep_then_computes(finished: Any, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def _planned_on_tiny_data(cells: list[Cell], folder: Path) -> tuple[PlannedCell,
         for cell in cells
     ]
     with Store(folder / "store") as store:
-        return plan_sweep(small, store, make_progress(quiet=True)).cells
+        return plan_sweep(small, store, Progress(quiet=True)).cells
 
 
 def stage(name: str, digest: str, seconds: float | None = None, size: int | None = None) -> PlannedStage:

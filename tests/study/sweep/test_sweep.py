@@ -70,11 +70,11 @@ def test_every_model_has_a_row_with_what_its_stages_wrote(finished: Any) -> None
 def test_row_says_what_a_build_of_the_same_configuration_says(finished: Any, tmp_path: Path) -> None:
     """The same stages: a build on the same store computes none of a cell's trainings again."""
     from prunedeploy.pipeline.build import build
-    from prunedeploy.pipeline.progress import make_progress
+    from prunedeploy.pipeline.progress import Progress
 
     cell = next(cell for cell in finished.sweep.cells if cell.key == ("structured-scaled", 0.5, 1))
     store = Path(shutil.copytree(finished.store, tmp_path / "store"))
-    outcome = build(cell.config, store=store, out=tmp_path / "out", progress=make_progress(quiet=True))
+    outcome = build(cell.config, store=store, out=tmp_path / "out", progress=Progress(quiet=True))
     assert not {"pretrain", "score", "optimise-scores", "prune", "finetune"} & set(outcome.computed)
     (row,) = [row for row in rows_of(finished.out) if row.cell == cell.key]
     pruned = next(model for model in outcome.results["models"] if model["name"] == "pruned")
