@@ -111,9 +111,7 @@ def fetch_file(
         if target.exists():
             if _difference(file, target) is None:
                 return target
-            raise DownloadError(
-                "another file of this name is there", target, "move it away, or choose another folder"
-            )
+            raise DownloadError("another file of this name is there", target, "move it away, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         done = part.stat().st_size if part.exists() else 0
         if done > file.size:
@@ -124,9 +122,7 @@ def fetch_file(
         difference = _difference(file, part)
         if difference is not None:
             part.unlink()
-            raise DownloadError(
-                f"the content is not that of {file.name}: {difference}", url, "try again later"
-            )
+            raise DownloadError(f"the content is not that of {file.name}: {difference}", url, "try again later")
         _publish(part, target)
     except OSError as error:
         kept = "; run the command again to continue" if part.exists() else ""

@@ -230,9 +230,7 @@ def _model_of(bundle: Bundle, precision: str) -> Path:
         ) from error
 
 
-def _into_bundle(
-    bundle: Bundle, onnx: Path, precision: str | None, target: str, options: BuildOptions
-) -> EngineFile:
+def _into_bundle(bundle: Bundle, onnx: Path, precision: str | None, target: str, options: BuildOptions) -> EngineFile:
     """Build beside the bundle, then put plan and sidecar into it: it never holds a file it does not list."""
     from dataclasses import replace
 

@@ -126,9 +126,7 @@ def _unshared(value: Any) -> Any:
     return {key: _unshared(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
-def validated(
-    kind: type[AnyBlock], data: Mapping[str, Any], origins: Mapping[KeyPath, str], source: str
-) -> AnyBlock:
+def validated(kind: type[AnyBlock], data: Mapping[str, Any], origins: Mapping[KeyPath, str], source: str) -> AnyBlock:
     """Make a block of values.
 
     Args:
@@ -255,9 +253,7 @@ def _parse_set(assignment: str) -> tuple[list[str], Any]:
     return names, value
 
 
-def _set(
-    data: dict[str, Any], origins: dict[KeyPath, str], names: Sequence[str], value: Any, where: str
-) -> None:
+def _set(data: dict[str, Any], origins: dict[KeyPath, str], names: Sequence[str], value: Any, where: str) -> None:
     """Put a value at a dotted key; blocks on the way are made, a mapping is merged."""
     for depth, name in enumerate(names[:-1]):
         if data.get(name) is None:
@@ -275,9 +271,7 @@ def _set(
         origins[key] = where
 
 
-def _start_from_given_network(
-    data: dict[str, Any], origins: dict[KeyPath, str], given: Mapping[str, object]
-) -> None:
+def _start_from_given_network(data: dict[str, Any], origins: dict[KeyPath, str], given: Mapping[str, object]) -> None:
     pretrain = data.get("pretrain")
     start = pretrain.get("from") if isinstance(pretrain, dict) else None
     has_weights = "weights" in given or origins.get(("model", "weights"), "").startswith("--set")
@@ -352,9 +346,7 @@ def _keys(path: KeyPath, kind: type[BaseModel]) -> list[str]:
     """Return the names of the keys of the block at ``path``, none if that is a value."""
     block: type[BaseModel] | None = kind
     for name in path:
-        fields = (
-            {} if block is None else {field.alias or key: field for key, field in block.model_fields.items()}
-        )
+        fields = {} if block is None else {field.alias or key: field for key, field in block.model_fields.items()}
         annotation = fields[str(name)].annotation if name in fields else None
         parts = [annotation, *getattr(annotation, "__args__", ())]
         block = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
