@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from prunedeploy.cli.build_search import print_search
-from prunedeploy.cli.group import Command, Session, examples
-from prunedeploy.cli.output import MISSING, amount, json_option, number, print_json, print_table, quiet_stdout, size
+from prunedeploy.cli.group import Session, command_with_examples
+from prunedeploy.cli.options import PATH, store_option
+from prunedeploy.cli.output import MISSING, amount, number, print_json, print_table, quiet_stdout, size
 
 # As in prunedeploy.config, which `--help` does not load.
 METHODS = ("structured", "unstructured", "kernel", "nm", "hybrid", "filter", "weight")
@@ -19,21 +20,17 @@ SCORES = ("scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-sca
 ALLOCATIONS = ("uniform", "global", "erk", "latency")
 
 
-@click.command(
+@command_with_examples(
     "build",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy build --ratio 0.75",
-        "prunedeploy build --target-map 0.30",
-        "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
-        "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
-    ),
+    "prunedeploy build --ratio 0.75",
+    "prunedeploy build --target-map 0.30",
+    "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
+    "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
 )
 @click.option(
     "--config",
     "source",
     default="demo",
-    show_default=True,
     metavar="F",
     help="YAML file, or the name of one that ships: demo, smoke, yolov3-coco, yolov3-tiny-coco.",
 )
@@ -98,19 +95,9 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
 @click.option("--nms", is_flag=True, default=None, help="ONNX files give detections: suppression is in the graph.")
 @click.option("--target", metavar="T,...", help="What to build engines for: cpu, sm75, sm86, ...")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder to write; default: runs/<config>-<method>-<scores>-<ratio>-s<seed>.",
+    "--out", type=PATH, metavar="DIR", help="Folder to write; default: runs/<config>-<method>-<scores>-<ratio>-s<seed>."
 )
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    default=Path("runs/.store"),
-    show_default=True,
-    metavar="DIR",
-    help="Where the results of stages are kept and shared between builds.",
-)
+@store_option("Where the results of stages are kept and shared between builds.")
 @click.option("--seed", type=int, metavar="N", help="Seed of every random draw.")
 @click.option(
     "--set",
@@ -120,7 +107,6 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     help="Change any key of the configuration, e.g. --set finetune.steps=1000; may be repeated.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what another build has written into --out.")
-@json_option
 @click.pass_obj
 def command(
     session: Session,

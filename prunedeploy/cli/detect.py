@@ -8,54 +8,38 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunedeploy.cli.failures import USER
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import comma_list, json_option, print_json, print_table, quiet_stdout
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import AT_LEAST_ONE, FRACTION, PATH, PRECISIONS, RUNTIMES
+from prunedeploy.cli.output import comma_list, print_json, print_table, quiet_stdout
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.runtimes.runner import Runner
 
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
-PRECISIONS = ("fp32", "fp16", "int8")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 
-@click.command(
+@command_with_examples(
     "detect",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy detect runs/demo-structured-bn-scale-0.75-s0 photo.jpg",
-        "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
-        "prunedeploy detect bundle/ photo.jpg --runtime openvino --precision int8",
-        "prunedeploy detect bundle/ photo.jpg --json",
-    ),
+    "prunedeploy detect runs/demo-structured-bn-scale-0.75-s0 photo.jpg",
+    "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
+    "prunedeploy detect bundle/ photo.jpg --runtime openvino --precision int8",
+    "prunedeploy detect bundle/ photo.jpg --json",
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write every image there as <name>.png with its boxes drawn.",
-)
+@click.argument("bundle", type=PATH)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, metavar="DIR", help="Write every image there as <name>.png with its boxes drawn.")
 @click.option(
     "--score-threshold",
-    type=click.FloatRange(0, 1),
+    type=FRACTION,
     metavar="T",
     help="Show detections with a score above it; default: the bundle's.",
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(RUNTIMES),
-    default="onnxruntime",
-    show_default=True,
-    help="What runs the bundle.",
-)
+@click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", help="What runs the bundle.")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
-    show_default=True,
     help="Which of the bundle's models, or of its engines for the GPU that is here.",
 )
 @click.option(
@@ -64,9 +48,8 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
     help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}, in order of preference; default: cpu. None is ever replaced.",
 )
 @click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="Of a runtime on the CPU; default: one per physical core."
+    "--threads", type=AT_LEAST_ONE, metavar="N", help="Of a runtime on the CPU; default: one per physical core."
 )
-@json_option
 @click.pass_context
 def command(
     ctx: click.Context,

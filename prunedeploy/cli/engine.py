@@ -5,18 +5,18 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunedeploy.cli.group import Command, examples
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import AT_LEAST_ONE, FILE, PATH, PRECISIONS
 from prunedeploy.cli.output import (
     comma_list,
-    json_option,
     print_json,
     print_table,
     quiet_stdout,
@@ -29,48 +29,20 @@ if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.bundle.source import ModelSource
 
-PRECISIONS = ("fp32", "fp16", "int8")
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """What every engine of one call is built with; see `builder.from_onnx`.
-
-    Attributes:
-        library: See there.
-        batch: See there.
-        workspace_bytes: See there.
-        optimization_level: See there.
-        sparse: See there.
-        tf32: See there.
-        timing_cache: See there.
-    """
-
-    library: Any
-    batch: tuple[int, int, int]
-    workspace_bytes: int | None
-    optimization_level: int | None
-    sparse: bool
-    tf32: bool
-    timing_cache: Path | None
-
-
-@click.command(
+@command_with_examples(
     "engine",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy engine bundle/ --target sm86,sm89",
-        "prunedeploy engine bundle/                        on the device",
-        "prunedeploy engine bundle/ --precision fp16,int8 --batch 1,1,1",
-        "prunedeploy engine model.onnx --target sm86 --out engines",
-    ),
+    "prunedeploy engine bundle/ --target sm86,sm89",
+    "prunedeploy engine bundle/                        on the device",
+    "prunedeploy engine bundle/ --precision fp16,int8 --batch 1,1,1",
+    "prunedeploy engine model.onnx --target sm86 --out engines",
 )
-@click.argument("model", metavar="BUNDLE|MODEL.onnx", type=click.Path(path_type=Path))
+@click.argument("model", metavar="BUNDLE|MODEL.onnx", type=PATH)
 @click.option(
     "--target",
     default="device",
-    show_default=True,
     metavar="T,...",
     help="Compute capabilities, e.g. sm75, sm80, sm86, sm89, sm120; device: the GPU that is here.",
 )
@@ -87,15 +59,11 @@ class BuildOptions:
 @click.option(
     "--batch",
     default="1,1,8",
-    show_default=True,
     metavar="MIN,BEST,MAX",
     help="Batch sizes that the engine accepts, and the one it is made for.",
 )
 @click.option(
-    "--workspace",
-    type=click.IntRange(min=1),
-    metavar="MIB",
-    help="Scratch memory that a layer may use; default: the library's.",
+    "--workspace", type=AT_LEAST_ONE, metavar="MIB", help="Scratch memory that a layer may use; default: the library's."
 )
 @click.option(
     "--optimization-level",
@@ -104,7 +72,7 @@ class BuildOptions:
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="Take measured times from this file and add to it: the next build is faster. Full TensorRT only.",
 )
@@ -115,25 +83,18 @@ class BuildOptions:
 )
 @click.option("--tf32", is_flag=True, help="Let fp32 layers round factors to 10 bits, as TensorRT does by itself.")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Of a plain .onnx file: where to write; default: engines/ beside it.",
+    "--out", type=PATH, metavar="DIR", help="Of a plain .onnx file: where to write; default: engines/ beside it."
 )
-@json_option
 def command(
     model: Path,
     target: str,
-    library: str | None,
     precision: str | None,
     batch: str,
     workspace: int | None,
-    optimization_level: int | None,
-    timing_cache: Path | None,
     sparse: bool | None,
-    tf32: bool,
     out: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Build TensorRT engines.
 
@@ -150,12 +111,10 @@ def command(
 
     targets = comma_list(target, "--target")
     wanted = None if precision is None else comma_list(precision, "--precision", PRECISIONS)
-    workspace_bytes = None if workspace is None else workspace * MIB
-    sizes = whole_numbers_in_order(batch)
+    options["workspace_bytes"] = None if workspace is None else workspace * MIB
+    options["batch"] = whole_numbers_in_order(batch)
     source = find_model(model)
-    options = BuildOptions(
-        library, sizes, workspace_bytes, optimization_level, _is_sparse(source, sparse), tf32, timing_cache
-    )
+    options["sparse"] = _is_sparse(source, sparse)
     if source.onnx is not None and wanted is not None and len(wanted) > 1:
         raise ConfigError("is several, and a file has one precision", "--precision", "name one")
     if source.bundle is None and source.onnx is None:
@@ -230,10 +189,10 @@ def _model_of(bundle: Bundle, precision: str) -> Path:
         ) from error
 
 
-def _into_bundle(bundle: Bundle, onnx: Path, precision: str | None, target: str, options: BuildOptions) -> EngineFile:
+def _into_bundle(
+    bundle: Bundle, onnx: Path, precision: str | None, target: str, options: Mapping[str, Any]
+) -> EngineFile:
     """Build beside the bundle, then put plan and sidecar into it: it never holds a file it does not list."""
-    from dataclasses import replace
-
     from prunedeploy_engines.builder.from_onnx import sidecar_path
     from prunedeploy_engines.bundle.files import BundleFile
 
@@ -255,8 +214,8 @@ def _into_bundle(bundle: Bundle, onnx: Path, precision: str | None, target: str,
     return replace(engine, path=bundle.path / name)
 
 
-def _build(onnx: Path, folder: Path, precision: str | None, target: str, options: BuildOptions) -> EngineFile:
-    """Build into ``folder/<target>``."""
+def _build(onnx: Path, folder: Path, precision: str | None, target: str, options: Mapping[str, Any]) -> EngineFile:
+    """Build into ``folder/<target>``; the options are those of `builder.from_onnx`."""
     from prunedeploy_engines.builder.from_onnx import engine_from_onnx
     from prunedeploy_engines.errors import RuntimeUnavailableError
     from prunedeploy_engines.runtimes.tensorrt.library import cuda_device
@@ -267,9 +226,7 @@ def _build(onnx: Path, folder: Path, precision: str | None, target: str, options
             raise RuntimeUnavailableError("there is no GPU to build for", fix="name one, e.g. --target sm86")
         target = device.target
     with _progress(target) as advance:
-        return engine_from_onnx(
-            onnx, folder / target, target=target, precision=precision, progress=advance, **vars(options)
-        )
+        return engine_from_onnx(onnx, folder / target, target=target, precision=precision, progress=advance, **options)
 
 
 @contextmanager

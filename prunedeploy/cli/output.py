@@ -7,20 +7,12 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
 MISSING = "-"
-
-
-def json_option(function: F) -> F:
-    """Add ``--json``, passed as ``as_json``."""
-    text = "Print one JSON document on stdout, and nothing else there."
-    return click.option("--json", "as_json", is_flag=True, help=text)(function)
 
 
 @contextlib.contextmanager

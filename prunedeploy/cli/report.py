@@ -8,28 +8,20 @@ from typing import Any
 
 import click
 
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import PATH, store_option
+from prunedeploy.cli.output import print_json, quiet_stdout
 
 SWEEP_ROWS = "rows.jsonl"
 
 
-@click.command(
+@command_with_examples(
     "report",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy report runs/demo-structured-bn-scale-0.75-s0", "prunedeploy report runs/study-demo --compare-paper"
-    ),
+    "prunedeploy report runs/demo-structured-bn-scale-0.75-s0",
+    "prunedeploy report runs/study-demo --compare-paper",
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    default=Path("runs/.store"),
-    show_default=True,
-    metavar="DIR",
-    help="Where the build's stages are: the test images with boxes come from there.",
-)
+@click.argument("folder", metavar="DIR", type=PATH)
+@store_option("Where the build's stages are: the test images with boxes come from there.")
 @click.option(
     "--compare-paper",
     is_flag=True,
@@ -40,7 +32,6 @@ SWEEP_ROWS = "rows.jsonl"
     metavar="ID",
     help="Of a sweep: whose times to show, as rows.jsonl names it; default: the machine with the most.",
 )
-@json_option
 def command(folder: Path, store: Path, compare_paper: bool, machine: str | None, as_json: bool) -> None:
     """Write report.html of a build's or a sweep's output folder.
 

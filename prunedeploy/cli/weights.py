@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import json_option, print_json, quiet_stdout, size
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import PATH
+from prunedeploy.cli.output import print_json, quiet_stdout, size
 
 
-@click.command("weights", cls=Command, epilog=examples("prunedeploy weights yolov3-tiny weights"))
+@command_with_examples("weights", "prunedeploy weights yolov3-tiny weights")
 @click.argument("name", metavar="yolov3|yolov3-tiny|yolov3-spp")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--mirror", metavar="URL", help="Fetch URL/NAME.weights instead of the author's file.")
-@json_option
 def command(name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     """Download the public Darknet weights of a network into DIR.
 
