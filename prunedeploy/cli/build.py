@@ -13,6 +13,7 @@ from prunedeploy.cli.build_search import print_search
 from prunedeploy.cli.group import Session, command_with_examples
 from prunedeploy.cli.options import PATH, store_option
 from prunedeploy.cli.output import MISSING, amount, number, print_json, print_table, quiet_stdout, size
+from prunedeploy.process_setup import keep_freed_memory
 
 # As in prunedeploy.config, which `--help` does not load.
 METHODS = ("structured", "unstructured", "kernel", "nm", "hybrid", "filter", "weight")
@@ -131,8 +132,6 @@ def command(
     Killed or interrupted, the same command goes on where it was; a second identical build computes nothing.
     Values come from, the later winning: the defaults, --config, --set, the other options.
     """
-    from prunedeploy.process_setup import keep_freed_memory
-
     keep_freed_memory()
     from prunedeploy.config import load_config
     from prunedeploy.config.ratio_target import target_from_options
@@ -178,7 +177,7 @@ def print_results(results: Mapping[str, Any]) -> None:
             amount(model.get("params")),
             amount(model.get("macs")),
             *(number(model.get(key)) for key in ("map_clean", "map_pgd", "map50_clean", "map50_pgd")),
-            *(_latency(model, runtime) for runtime in runtimes),
+            *(_median((model.get("latency_ms") or {}).get(runtime)) for runtime in runtimes),
         ]
         for model in models
     ]
@@ -209,7 +208,6 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
-    latency = engine.get("latency_ms")
     shares = (engine.get("computes_in") or {}).items()
     return [
         str(engine.get("file") or MISSING).removeprefix("bundle/"),
@@ -219,13 +217,12 @@ def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
         size(engine["bytes"]) if engine.get("bytes") else MISSING,
         number(engine.get("map_clean")),
         number(engine.get("map_pgd_transfer")),
-        MISSING if not latency else number(latency.get("p50"), 2) + ("*" if latency.get("noisy") else ""),
+        _median(engine.get("latency_ms")),
     ]
 
 
-def _latency(model: Mapping[str, Any], runtime: str) -> str:
-    row = (model.get("latency_ms") or {}).get(runtime)
-    return MISSING if not row else number(row.get("p50"), 2) + ("*" if row.get("noisy") else "")
+def _median(latency: Mapping[str, Any] | None) -> str:
+    return MISSING if not latency else number(latency.get("p50"), 2) + "*" * bool(latency.get("noisy"))
 
 
 PLACES = {

@@ -11,6 +11,7 @@ from prunedeploy.cli.failures import USER
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import AT_LEAST_ONE, FRACTION, PATH, PRECISIONS, RUNTIMES
 from prunedeploy.cli.output import comma_list, print_json, print_table, quiet_stdout
+from prunedeploy_engines.errors import DataError
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
@@ -107,7 +108,6 @@ def _detect(
 ) -> dict[str, Any]:
     """Detect in one image; an image that cannot be read gives a row with ``error``."""
     from prunedeploy_engines.detection.images import read_image
-    from prunedeploy_engines.errors import DataError
 
     try:
         pixels = read_image(image)

@@ -15,14 +15,8 @@ import click
 
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import AT_LEAST_ONE, FILE, PATH, PRECISIONS
-from prunedeploy.cli.output import (
-    comma_list,
-    print_json,
-    print_table,
-    quiet_stdout,
-    size,
-    whole_numbers,
-)
+from prunedeploy.cli.output import comma_list, print_json, print_table, quiet_stdout, size, whole_numbers
+from prunedeploy_engines.errors import BundleError, ConfigError, RuntimeUnavailableError
 
 if TYPE_CHECKING:
     from prunedeploy_engines.builder.from_onnx import EngineFile
@@ -107,15 +101,14 @@ def command(
     that is here: run this on the device itself.
     """
     from prunedeploy_engines.bundle.source import find_model
-    from prunedeploy_engines.errors import ConfigError
 
     targets = comma_list(target, "--target")
-    wanted = None if precision is None else comma_list(precision, "--precision", PRECISIONS)
+    wanted = [] if precision is None else comma_list(precision, "--precision", PRECISIONS)
     options["workspace_bytes"] = None if workspace is None else workspace * MIB
     options["batch"] = whole_numbers_in_order(batch)
     source = find_model(model)
     options["sparse"] = _is_sparse(source, sparse)
-    if source.onnx is not None and wanted is not None and len(wanted) > 1:
+    if source.onnx is not None and len(wanted) > 1:
         raise ConfigError("is several, and a file has one precision", "--precision", "name one")
     if source.bundle is None and source.onnx is None:
         raise ConfigError("engines are built from ONNX", model, "give a bundle or a .onnx file")
@@ -124,8 +117,7 @@ def command(
     built: list[EngineFile] = []
     with quiet_stdout():
         # What a file of a bundle is, the file says; of the bundle itself it is asked for by precision.
-        default = "fp32" if source.onnx is None else None
-        ordered: list[str | None] = [*wanted] if wanted else [default]
+        ordered: list[str | None] = [*wanted] or ["fp32" if source.onnx is None else None]
         for name, one in itertools.product(ordered, targets):
             if source.bundle is not None:
                 bundle = source.load_bundle()  # as the engine before has left it
@@ -175,8 +167,6 @@ def whole_numbers_in_order(text: str) -> tuple[int, int, int]:
 
 def _model_of(bundle: Bundle, precision: str) -> Path:
     """The bundle's ONNX file of a precision, for a GPU where there are two."""
-    from prunedeploy_engines.errors import BundleError
-
     try:
         return bundle.model_path(precision, "gpu")
     except BundleError as error:
@@ -217,7 +207,6 @@ def _into_bundle(
 def _build(onnx: Path, folder: Path, precision: str | None, target: str, options: Mapping[str, Any]) -> EngineFile:
     """Build into ``folder/<target>``; the options are those of `builder.from_onnx`."""
     from prunedeploy_engines.builder.from_onnx import engine_from_onnx
-    from prunedeploy_engines.errors import RuntimeUnavailableError
     from prunedeploy_engines.runtimes.tensorrt.library import cuda_device
 
     if target == "device":
@@ -232,16 +221,15 @@ def _build(onnx: Path, folder: Path, precision: str | None, target: str, options
 @contextmanager
 def _progress(target: str) -> Iterator[Any]:
     """Show the phases of a build on a terminal; elsewhere, one line."""
-    stream = sys.stderr
-    click.echo(f"building for {target}", file=stream)
-    if not stream.isatty():
+    click.echo(f"building for {target}", err=True)
+    if not sys.stderr.isatty():
         yield None
         return
 
     def advance(phase: str, done: int, total: int) -> None:
-        click.echo(f"\r\033[K{phase}: {done}/{total}", nl=False, file=stream)
+        click.echo(f"\r\033[K{phase}: {done}/{total}", nl=False, err=True)
 
     try:
         yield advance
     finally:
-        click.echo("\r\033[K", nl=False, file=stream)
+        click.echo("\r\033[K", nl=False, err=True)

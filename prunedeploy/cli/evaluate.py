@@ -10,6 +10,7 @@ import click
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import AT_LEAST_ONE, FRACTION, PATH, store_option
 from prunedeploy.cli.output import comma_list, number, print_json, print_table, quiet_stdout
+from prunedeploy.process_setup import keep_freed_memory
 
 if TYPE_CHECKING:
     from prunedeploy.pipeline.evaluation import Request
@@ -82,8 +83,6 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
 
     What is not given is the build's own: its attack, seed, batch size and threads repeat its figures.
     """
-    from prunedeploy.process_setup import keep_freed_memory
-
     keep_freed_memory()
     from prunedeploy_engines.bundle.source import find_model
 
@@ -117,22 +116,20 @@ def _print(document: dict[str, Any], request: Request) -> None:
     click.echo(f"{document['model']} on {data['images']} test images of {data['path']}")
     if attack is not None:
         starts = f", {attack['restarts']} random start(s)" if attack["random_start"] else ""
-        size = (
-            f"{attack['steps']} step{'s' * (attack['steps'] > 1)} of {attack['step_size']:g} within {attack['eps']:g}"
-        )
+        steps = f"{attack['steps']} step{'s' * (attack['steps'] > 1)}"
         best = ", the best iterate of each image" if attack["iterate"] == "best" else ""
-        click.echo(f"PGD in fp32: {size}{starts}{best}")
+        click.echo(f"PGD in fp32: {steps} of {attack['step_size']:g} within {attack['eps']:g}{starts}{best}")
     rows = []
     for result in document["results"]:
-        suffix = "_transfer" if result["transfer"] else ""
-        kinds = [("clean", "")] if attack is None else [("clean", ""), ("pgd", suffix)]
-        for kind, ending in kinds:
+        kinds = [("clean", "", "clean")]
+        if attack is not None:
+            kinds.append(("pgd", "_transfer", "PGD (transfer)") if result["transfer"] else ("pgd", "", "PGD"))
+        for kind, ending, label in kinds:
             interval = result["intervals"].get(f"map_{kind}{ending}")
-            label = {"": kind, "_transfer": "pgd (transfer)"}[ending]
             rows.append(
                 [
                     result["runtime"],
-                    label.replace("pgd", "PGD"),
+                    label,
                     number(result[f"map_{kind}{ending}"]),
                     "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}",
                     number(result[f"map50_{kind}{ending}"]),

@@ -11,6 +11,7 @@ import click
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import FILE, PATH, PRECISIONS
 from prunedeploy.cli.output import print_json, quiet_stdout
+from prunedeploy_engines.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle.source import ModelSource
@@ -91,7 +92,6 @@ def kserve(
     `kubectl apply -f FILE` is yours to type.
     """
     from prunedeploy_engines.bundle.source import find_model
-    from prunedeploy_engines.errors import ConfigError
     from prunedeploy_export.cluster.kserve_manifest import gpu_library, inference_service, to_yaml
     from prunedeploy_export.cluster.kserve_settings import KServeSettings
     from prunedeploy_export.cluster.serving_image import dockerfile as dockerfile_text
@@ -127,7 +127,6 @@ def kserve(
 
 def _write(files: dict[Path, str], overwrite: bool) -> None:
     """Write all files or, if one is there already, none."""
-    from prunedeploy_engines.errors import StoreError
     from prunedeploy_engines.files import write_atomically
 
     for path in files:

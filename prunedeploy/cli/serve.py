@@ -13,6 +13,7 @@ import click
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import AT_LEAST_ONE, PATH, POSITIVE, PRECISIONS, RUNTIMES
 from prunedeploy.cli.output import print_json
+from prunedeploy_engines.errors import ConfigError
 
 if TYPE_CHECKING:
     from prunedeploy_engines.serving.server import Addresses
@@ -116,8 +117,6 @@ def _is_loopback(host: str) -> bool:
 
 def _token(file: Path | None) -> str | None:
     """From the file, else from the environment; never from the command line, where every user of a machine sees it."""
-    from prunedeploy_engines.errors import ConfigError
-
     if file is None:
         return os.environ.get("PRUNEDEPLOY_TOKEN")
     try:
@@ -133,7 +132,6 @@ def _named(bundles: tuple[str, ...]) -> dict[str, Path]:
         ConfigError: A name is unusable or given twice, or there is no such bundle.
     """
     from prunedeploy_engines.bundle.source import find_model
-    from prunedeploy_engines.errors import ConfigError
 
     named: dict[str, Path] = {}
     for given in bundles:

@@ -13,6 +13,7 @@ import click
 from prunedeploy.cli.group import Group, examples
 from prunedeploy.cli.options import store_option
 from prunedeploy.cli.output import print_json, print_table, size
+from prunedeploy_engines.errors import StoreError
 
 if TYPE_CHECKING:
     from prunedeploy.pipeline.store.store import Store, StoreRow
@@ -69,7 +70,6 @@ def gc(root: Path, days: float | None, keep: tuple[str, ...], dry_run: bool, as_
 def _open(root: Path) -> Store:
     """Open a store that is there: looking at one must not make one."""
     from prunedeploy.pipeline.store.store import Store
-    from prunedeploy_engines.errors import StoreError
 
     if not root.is_dir():
         raise StoreError("there is no such store", root, "give the --store of your builds")

@@ -23,22 +23,11 @@ def command(name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     yolov3-spp 252 MB.
     """
     from prunedeploy.pipeline.progress import make_progress
-    from prunedeploy.public_weights import WEIGHTS, fetch_weights
+    from prunedeploy.public_weights import fetch_file, weights_of
 
-    with quiet_stdout():
-        if name in WEIGHTS:
-            before = 0
-            with make_progress().task(f"{name}.weights, bytes", WEIGHTS[name].size) as advance:
-
-                def report(done: int, total: int) -> None:
-                    nonlocal before
-                    advance(done - before)
-                    before = done
-
-                path = fetch_weights(name, folder, base_url=mirror, progress=report)
-        else:
-            path = fetch_weights(name, folder, base_url=mirror)  # its error lists the names
-    known = WEIGHTS[name]
+    known = weights_of(name)
+    with quiet_stdout(), make_progress().task(f"{name}.weights, bytes", known.size) as advance:
+        path = fetch_file(known, folder, base_url=mirror, progress=advance)
     if as_json:
         print_json({"path": path, "bytes": known.size, "sha256": known.sha256})
     else:
