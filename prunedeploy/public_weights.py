@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prunedeploy_engines.errors import DownloadError
-from prunedeploy_engines.files import file_sha256
+from prunedeploy_engines.files import file_sha256, flush
 from prunedeploy_engines.version import __version__
 
 Progress = Callable[[int], None]
@@ -122,7 +122,8 @@ def fetch_file(
         if (difference := _difference(file, part)) is not None:
             part.unlink()
             raise DownloadError(f"the content is not that of {file.name}: {difference}", url, "try again later")
-        _publish(part, target)
+        part.replace(target)
+        flush(folder)  # so that the name survives a power cut
     except OSError as error:
         kept = "; run the command again to continue" if part.exists() else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -197,14 +198,3 @@ def _read(response: http.client.HTTPResponse, url: str) -> bytes:
     except (OSError, http.client.HTTPException) as error:
         reason = f"the connection broke ({error or type(error).__name__})"
         raise DownloadError(reason, url, "run the command again to continue") from None
-
-
-def _publish(part: Path, target: Path) -> None:
-    """Give the file its name, so that it survives a power cut."""
-    part.replace(target)
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -73,7 +73,7 @@ def write_whole_folder(folder: Path, fill: Callable[[Path], Filled], *, overwrit
         temporary.mkdir(parents=True)
         filled = fill(temporary)
         for path in [*temporary.rglob("*"), temporary]:
-            _flush(path)  # before the folder gets its name
+            flush(path)  # before the folder gets its name
         try:
             if folder.exists():
                 folder.rename(old)
@@ -82,7 +82,7 @@ def write_whole_folder(folder: Path, fill: Callable[[Path], Filled], *, overwrit
             if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
-        _flush(temporary.parent)
+        flush(temporary.parent)
         with contextlib.suppress(OSError):
             old.rename(temporary)  # out of the way of `recover_folder`, which must not find it half deleted
     except OSError as error:
@@ -117,7 +117,7 @@ def _is_full(folder: Path) -> bool:
     return folder.is_dir() and any(folder.iterdir())
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Bring a file, or what a folder lists, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

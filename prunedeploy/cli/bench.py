@@ -94,6 +94,7 @@ SCENARIOS = ("single-stream", "offline", "server")
 )
 @click.option(
     "--warmup",
+    "warmup_s",
     type=click.FloatRange(0),
     default=0.5,
     metavar="S",
@@ -121,15 +122,12 @@ def command(
     images: Path | None,
     scenario: str,
     latency_bound: float | None,
-    seconds: float,
-    min_calls: int,
-    warmup: float,
     seed: int,
-    profile: bool,
     compare: bool,
     merge: bool,
     out: Path | None,
     as_json: bool,
+    **effort: Any,
 ) -> None:
     """Measure the latency of models against each other.
 
@@ -163,8 +161,8 @@ def command(
             scenario=scenario,
             seed=seed,
         )
-        effort = Effort(seconds, min_calls, warmup, _checked_bound(scenario, latency_bound, min_calls), profile)
-        document = _run(bundles, choice, effort)
+        bound = _checked_bound(scenario, latency_bound, effort["min_calls"])
+        document = _run(bundles, choice, Effort(latency_bound_ms=bound, **effort))
     if out is not None:
         write_folder(document, out)
     if as_json:

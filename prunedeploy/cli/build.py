@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -165,30 +166,23 @@ def command(
 
 def print_results(results: Mapping[str, Any]) -> None:
     """Print the rows of a ``results.json`` side by side."""
-    models = results.get("models", [])
-    runtimes = [
-        name
-        for name in ("torch", "onnxruntime", "openvino", "tensorrt")
-        if any((model.get("latency_ms") or {}).get(name) for model in models)
-    ]
+    models = results["models"]
+    known = ("torch", "onnxruntime", "openvino", "tensorrt")
+    runtimes = [name for name in known if any(model["latency_ms"][name] for model in models)]
     rows = [
         [
             str(model["name"]),
             amount(model.get("params")),
             amount(model.get("macs")),
             *(number(model.get(key)) for key in ("map_clean", "map_pgd", "map50_clean", "map50_pgd")),
-            *(_median((model.get("latency_ms") or {}).get(runtime)) for runtime in runtimes),
+            *(_median(model["latency_ms"][runtime]) for runtime in runtimes),
         ]
         for model in models
     ]
     headings = ["network", "weights", "MACs", "mAP clean", "mAP PGD", "mAP50 clean", "mAP50 PGD"]
     print_table([*headings, *(f"{runtime} ms" for runtime in runtimes)], rows)
     ratio = f"ratio {number(results.get('ratio_achieved'), 4)} (asked for {results.get('ratio_requested')})"
-    speedup = ", ".join(
-        f"{value:.2f} x on {runtime}"
-        for runtime, value in (results.get("speedup") or {}).items()
-        if isinstance(value, (int, float))
-    )
+    speedup = ", ".join(f"{value:.2f} x on {runtime}" for runtime, value in results["speedup"].items())
     method = (results.get("pruning") or {}).get("pattern") or results.get("method")
     click.echo(f"\n{method} pruning by {results.get('scores')} scores, {ratio}")
     dead = results.get("dead_channels") or {}
@@ -242,8 +236,5 @@ def print_places(out: Path, computed: tuple[str, ...]) -> None:
     click.echo()
     for place, what in places:
         click.echo(f"  {place:<{max(len(place) for place, _ in places)}}  {what}")
-    counts = [
-        stage if computed.count(stage) == 1 else f"{computed.count(stage)} x {stage}"
-        for stage in dict.fromkeys(computed)
-    ]
+    counts = [stage if count == 1 else f"{count} x {stage}" for stage, count in Counter(computed).items()]
     click.echo(f"\ncomputed: {', '.join(counts)}" if counts else "\nnothing had to be computed")

@@ -80,7 +80,9 @@ def command(
         target = _gpu_target() if runtime == "tensorrt" else None
         options: dict[str, Any] = {"threads": threads, "providers": wanted, "target": target}
         # In this process, which ends after a few images: there is no PyTorch in it, and no second process to wait for.
-        with opened.runner(runtime, precision, **options, in_process=True) as runner:
+        with opened.runner(
+            runtime, precision, threads=threads, providers=wanted, target=target, in_process=True
+        ) as runner:
             for image in images:
                 drawn = None if out is None else out / names[image]
                 rows.append(_detect(opened, runner, image, drawn, score_threshold))
@@ -138,13 +140,12 @@ def _detect(
 def _drawn_names(images: tuple[Path, ...]) -> dict[Path, str]:
     """Name the drawn file of each image; images of the same name from several folders get numbers."""
     names: dict[Path, str] = {}
-    for image in images:
-        taken = [name for other, name in names.items() if other != image]
+    for image in dict.fromkeys(images):
         name, number = f"{image.stem}.png", 1
-        while name in taken:
+        while name in names.values():
             number += 1
             name = f"{image.stem}-{number}.png"
-        names.setdefault(image, name)
+        names[image] = name
     return names
 
 
@@ -156,12 +157,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
         where = f" -> {row['drawn']}" if "drawn" in row else ""
         click.echo(f"{row['image']} ({row['width']} x {row['height']}): {count} detection{'s' * (count != 1)}{where}")
         if count:
+            places = ("x_min", "y_min", "width", "height")
             cells = [
-                [
-                    f"  {found['class_name']}",
-                    f"{found['score']:.3f}",
-                    *(f"{found[key]:.0f}" for key in ("x_min", "y_min", "width", "height")),
-                ]
+                [f"  {found['class_name']}", f"{found['score']:.3f}", *(f"{found[key]:.0f}" for key in places)]
                 for found in row["detections"]
             ]
             print_table(["  class", "score", "x", "y", "width", "height"], cells)

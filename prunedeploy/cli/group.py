@@ -48,9 +48,7 @@ class Session:
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    session = ctx.find_object(Session)
-    if value and session is not None:
-        session.debug = True
+    ctx.ensure_object(Session).debug |= value
 
 
 def _debug_option() -> click.Option:
