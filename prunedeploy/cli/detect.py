@@ -80,9 +80,7 @@ def command(
         target = _gpu_target() if runtime == "tensorrt" else None
         options: dict[str, Any] = {"threads": threads, "providers": wanted, "target": target}
         # In this process, which ends after a few images: there is no PyTorch in it, and no second process to wait for.
-        with opened.runner(
-            runtime, precision, threads=threads, providers=wanted, target=target, in_process=True
-        ) as runner:
+        with opened.runner(runtime, precision, **options, in_process=True) as runner:
             for image in images:
                 drawn = None if out is None else out / names[image]
                 rows.append(_detect(opened, runner, image, drawn, score_threshold))
