@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from prunedeploy.cli.group import command_with_examples
-from prunedeploy.cli.options import AT_LEAST_ONE, PATH, POSITIVE
+from prunedeploy.cli.options import PATH, POSITIVE, count_option
 from prunedeploy.cli.output import comma_list, print_json, quiet_stdout, whole_numbers
 from prunedeploy_engines.bench.rows import KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
 from prunedeploy_engines.bench.run import Effort
@@ -85,13 +85,7 @@ SCENARIOS = ("single-stream", "offline", "server")
     metavar="S",
     help="Timed seconds per row, at least; of a server: per trial, and ten times the bound.",
 )
-@click.option(
-    "--min-calls",
-    type=AT_LEAST_ONE,
-    default=200,
-    metavar="N",
-    help="Timed calls per row, at least; of a server: queries per trial.",
-)
+@count_option("--min-calls", "Timed calls per row, at least; of a server: queries per trial.", default=200)
 @click.option(
     "--warmup",
     "warmup_s",

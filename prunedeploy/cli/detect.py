@@ -9,7 +9,7 @@ import click
 
 from prunedeploy.cli.failures import USER
 from prunedeploy.cli.group import command_with_examples
-from prunedeploy.cli.options import AT_LEAST_ONE, FRACTION, PATH, PRECISIONS, RUNTIMES
+from prunedeploy.cli.options import FRACTION, PATH, PRECISIONS, RUNTIMES, count_option
 from prunedeploy.cli.output import comma_list, print_json, print_table, quiet_stdout
 from prunedeploy_engines.errors import DataError
 
@@ -48,9 +48,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
     metavar="P,...",
     help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}, in order of preference; default: cpu. None is ever replaced.",
 )
-@click.option(
-    "--threads", type=AT_LEAST_ONE, metavar="N", help="Of a runtime on the CPU; default: one per physical core."
-)
+@count_option("--threads", "Of a runtime on the CPU; default: one per physical core.")
 @click.pass_context
 def command(
     ctx: click.Context,

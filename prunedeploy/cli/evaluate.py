@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunedeploy.cli.group import command_with_examples
-from prunedeploy.cli.options import AT_LEAST_ONE, FRACTION, PATH, store_option
+from prunedeploy.cli.options import FRACTION, PATH, count_option, store_option
 from prunedeploy.cli.output import comma_list, number, print_json, print_table, quiet_stdout
 from prunedeploy.process_setup import keep_freed_memory
 
@@ -40,10 +40,10 @@ RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
     metavar="E",
     help="Radius of the L-inf ball, pixels in [0, 1]. This and the next: the build's, or the paper's 0.05.",
 )
-@click.option("--steps", type=AT_LEAST_ONE, metavar="N", help="Gradient steps; the paper: 5.")
+@count_option("--steps", "Gradient steps; the paper: 5.")
 @click.option("--step-size", type=click.FloatRange(0, 1, min_open=True), metavar="S", help="The paper: 0.02.")
 @click.option("--random-start/--no-random-start", default=None, help="Start at a random point of the ball.")
-@click.option("--restarts", type=AT_LEAST_ONE, metavar="N", help="Random starts; the worst counts, per image.")
+@count_option("--restarts", "Random starts; the worst counts, per image.")
 @click.option(
     "--iterate",
     type=click.Choice(["last", "best"]),
@@ -57,17 +57,11 @@ RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
     help="torch, onnxruntime, openvino, tensorrt; default: torch for a .cfg or a build, else onnxruntime.",
 )
 @click.option("--precision", default="fp32", help="Which of a bundle's models.")
-@click.option("--threads", type=AT_LEAST_ONE, metavar="N", help="Of the runtime; default: the build's or its own.")
-@click.option("--batch", type=AT_LEAST_ONE, metavar="N", help="Images per call; default: the build's, or 32.")
-@click.option("--limit", type=AT_LEAST_ONE, metavar="N", help="Measure on N images, drawn with the seed.")
-@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of that draw, random starts and the bootstrap.")
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(0),
-    default=1000,
-    metavar="N",
-    help="Resamplings for the 95 % interval of every mAP; 0: none.",
-)
+@count_option("--threads", "Of the runtime; default: the build's or its own.")
+@count_option("--batch", "Images per call; default: the build's, or 32.")
+@count_option("--limit", "Measure on N images, drawn with the seed.")
+@count_option("--seed", "Of that draw, random starts and the bootstrap.", least=0)
+@count_option("--bootstrap", "Resamplings for the 95 % interval of every mAP; 0: none.", default=1000, least=0)
 @click.option("--allow-bad-images", is_flag=True, help="Leave out images that cannot be read; they are named.")
 @click.option("--csv", "csv_folder", type=PATH, metavar="DIR", help="Write every detection as CSV into DIR.")
 @store_option("The demo set is composed beside it.")

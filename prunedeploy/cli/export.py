@@ -9,7 +9,7 @@ import click
 
 from prunedeploy.cli.export_kserve import folder_name, kserve
 from prunedeploy.cli.group import Group, examples
-from prunedeploy.cli.options import AT_LEAST_ONE, PATH, PRECISIONS
+from prunedeploy.cli.options import AT_LEAST_ONE, PATH, PRECISIONS, count_option
 from prunedeploy.cli.output import print_json, print_table, quiet_stdout, whole_numbers
 
 
@@ -42,13 +42,7 @@ command.add_command(kserve)
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default="fp32", help="Which of the bundle's models or plans."
 )
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1, 1024),
-    default=8,
-    metavar="N",
-    help="Most images that run together; also of one request.",
-)
+@count_option("--max-batch", "Most images that run together; also of one request.", default=8, most=1024)
 @click.option(
     "--preferred-batch",
     metavar="N,...",
@@ -61,13 +55,7 @@ command.add_command(kserve)
     metavar="MS",
     help="How long the first image of a batch waits for others.",
 )
-@click.option(
-    "--max-queue",
-    type=click.IntRange(1, 1_000_000),
-    default=64,
-    metavar="N",
-    help="Requests that may wait; more are refused at once.",
-)
+@count_option("--max-queue", "Requests that may wait; more are refused at once.", default=64, most=1_000_000)
 @click.option(
     "--timeout-s",
     type=click.FloatRange(0.001, 86_400),
@@ -75,22 +63,10 @@ command.add_command(kserve)
     metavar="S",
     help="A request that has waited so long is refused; a request may bring its own.",
 )
-@click.option(
-    "--instances",
-    type=click.IntRange(1, 1024),
-    default=1,
-    metavar="N",
-    help="Copies of the detector; per GPU where it runs on GPUs.",
-)
-@click.option(
-    "--threads", type=AT_LEAST_ONE, metavar="N", help="Of one operator, on CPUs; default: ONNX Runtime's choice."
-)
-@click.option(
-    "--python-instances",
-    type=click.IntRange(1, 1024),
-    default=2,
-    metavar="N",
-    help="Processes that decode images, and as many that make detections.",
+@count_option("--instances", "Copies of the detector; per GPU where it runs on GPUs.", default=1, most=1024)
+@count_option("--threads", "Of one operator, on CPUs; default: ONNX Runtime's choice.")
+@count_option(
+    "--python-instances", "Processes that decode images, and as many that make detections.", default=2, most=1024
 )
 @click.option("--model-version", type=AT_LEAST_ONE, default=1, help="Number of the version.")
 @click.option("--overwrite", is_flag=True, help="Replace the model repository that DIR is.")

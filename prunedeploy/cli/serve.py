@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunedeploy.cli.group import command_with_examples
-from prunedeploy.cli.options import AT_LEAST_ONE, PATH, POSITIVE, PRECISIONS, RUNTIMES
+from prunedeploy.cli.options import AT_LEAST_ONE, PATH, POSITIVE, PRECISIONS, RUNTIMES, count_option
 from prunedeploy.cli.output import print_json
 from prunedeploy_engines.errors import ConfigError
 
@@ -33,7 +33,7 @@ MIB = 1 << 20
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Of HTTP; 0: a free one.")
 @click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Of gRPC; 0: a free one.")
 @click.option("--no-grpc", is_flag=True, help="Serve HTTP only.")
-@click.option("--max-batch", type=AT_LEAST_ONE, default=8, metavar="N", help="Images computed together.")
+@count_option("--max-batch", "Images computed together.", default=8)
 @click.option(
     "--max-delay-ms",
     type=click.FloatRange(0),
@@ -41,23 +41,17 @@ MIB = 1 << 20
     metavar="MS",
     help="How long images wait for others to fill a batch.",
 )
-@click.option(
-    "--max-queue",
-    type=AT_LEAST_ONE,
-    default=64,
-    metavar="N",
-    help="Images of a model that may wait; beyond it the answer is 503.",
-)
+@count_option("--max-queue", "Images of a model that may wait; beyond it the answer is 503.", default=64)
 @click.option(
     "--timeout", "timeout_s", type=POSITIVE, default=10.0, metavar="S", help="Deadline of a request that names none."
 )
-@click.option("--workers", type=AT_LEAST_ONE, default=1, metavar="N", help="Runners per model.")
-@click.option("--threads", type=AT_LEAST_ONE, metavar="N", help="Of a runner on the CPU; default: one per core.")
+@count_option("--workers", "Runners per model.", default=1)
+@count_option("--threads", "Of a runner on the CPU; default: one per core.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), help="Default: the first that is installed and fits a bundle.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Of the models.")
 @click.option("--max-body-mb", type=AT_LEAST_ONE, default=32, metavar="MB", help="Of a request.")
 @click.option("--max-megapixels", type=POSITIVE, default=50.0, metavar="N", help="Of an image, by its header.")
-@click.option("--max-images", type=AT_LEAST_ONE, default=32, metavar="N", help="Per request.")
+@count_option("--max-images", "Per request.", default=32)
 @click.option(
     "--token-file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
