@@ -16,11 +16,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from prunedeploy_engines.errors import DownloadError
-from prunedeploy_engines.files import file_sha256
+from prunedeploy_engines.files import file_sha256, flush
 from prunedeploy_engines.version import __version__
 
-Progress = Callable[[int, int], None]
-"""Called with (bytes so far, bytes in all)."""
+Progress = Callable[[int], None]
+"""Called with the number of bytes that are there now and were not at the call before."""
 
 _BLOCK = 1 << 18
 _TIMEOUT_S = 30.0
@@ -69,41 +69,41 @@ WEIGHTS = {
 }
 
 
-def fetch_weights(
-    name: str, folder: Path | str, *, base_url: str | None = None, progress: Progress | None = None
-) -> Path:
-    """Fetch the public weights of a network, unless they are there already.
+def weights_of(name: str) -> PublicFile:
+    """The public weights of a network.
 
     Args:
         name: A key of `WEIGHTS`.
-        folder: Where to put them; made if missing.
-        base_url: A mirror: the file is ``base_url/NAME.weights``.
-        progress: Called now and then with (bytes so far, bytes in all).
-
-    Returns:
-        The file.
 
     Raises:
-        DownloadError: Unknown name; see also `fetch_file`.
+        DownloadError: Unknown name.
     """
     if name not in WEIGHTS:
         raise DownloadError(f"no public weights named {name!r}", fix=f"choose from {', '.join(WEIGHTS)}")
-    return fetch_file(WEIGHTS[name], folder, base_url=base_url, progress=progress)
+    return WEIGHTS[name]
 
 
 def fetch_file(
-    file: PublicFile, folder: Path | str, *, base_url: str | None = None, progress: Progress | None = None
+    file: PublicFile, folder: Path, *, base_url: str | None = None, progress: Progress = lambda _: None
 ) -> Path:
-    """Fetch one file into ``folder``; see `fetch_weights` for the arguments.
+    """Fetch one file into ``folder``, unless it is there already.
 
     An interrupted download is continued if the server can (HTTP Range), and started again if it cannot.
+
+    Args:
+        file: What to fetch.
+        folder: Where to put it; made if missing.
+        base_url: A mirror: the file is ``base_url/NAME``.
+        progress: Told now and then how much has come; what an earlier call has left, first.
+
+    Returns:
+        The file's path.
 
     Raises:
         DownloadError: No network, the server refuses, the connection breaks (what has arrived is kept), the
             disk is full (likewise), the content is not the file's (what has arrived is removed), or another
             file of that name is there (it is left alone).
     """
-    folder = Path(folder)
     url = file.url if base_url is None else f"{base_url.rstrip('/')}/{file.name}"
     target = folder / file.name
     part = folder / f"{file.name}.part"
@@ -111,9 +111,7 @@ def fetch_file(
         if target.exists():
             if _difference(file, target) is None:
                 return target
-            raise DownloadError(
-                "another file of this name is there", target, "move it away, or choose another folder"
-            )
+            raise DownloadError("another file of this name is there", target, "move it away, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
         done = part.stat().st_size if part.exists() else 0
         if done > file.size:
@@ -121,13 +119,11 @@ def fetch_file(
             done = 0
         if done < file.size:
             _receive(file, url, part, done, progress)
-        difference = _difference(file, part)
-        if difference is not None:
+        if (difference := _difference(file, part)) is not None:
             part.unlink()
-            raise DownloadError(
-                f"the content is not that of {file.name}: {difference}", url, "try again later"
-            )
-        _publish(part, target)
+            raise DownloadError(f"the content is not that of {file.name}: {difference}", url, "try again later")
+        part.replace(target)
+        flush(folder)  # so that the name survives a power cut
     except OSError as error:
         kept = "; run the command again to continue" if part.exists() else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -147,40 +143,29 @@ def _difference(file: PublicFile, path: Path) -> str | None:
     return None
 
 
-def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progress | None) -> None:
+def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progress) -> None:
     """Append what is missing to ``part``, or write it anew if the server sends everything."""
     with _open(url, done) as response:
         resumed = done > 0 and response.status == http.client.PARTIAL_CONTENT
-        if resumed and not (response.headers.get("Content-Range") or "").startswith(f"bytes {done}-"):
+        if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
             raise DownloadError("the server sent another range than was asked for", url, f"remove {part}")
         if not resumed:
             done = 0
-        length = response.headers.get("Content-Length")
-        if length is not None and length.isdigit() and done + int(length) != file.size:
-            raise DownloadError(
-                f"the server offers {done + int(length)} bytes, {file.name} has {file.size}",
-                url,
-                "try a mirror",
-            )
+        length = response.headers.get("Content-Length", "")
+        if length.isdigit() and done + int(length) != file.size:
+            offered = f"the server offers {done + int(length)} bytes, {file.name} has {file.size}"
+            raise DownloadError(offered, url, "try a mirror")
+        progress(done)
         with part.open("ab" if resumed else "wb") as output:
-            while True:
-                block = _read(response, url)
-                if not block:
-                    break
+            while done <= file.size and (block := _read(response, url)):  # the caller sees the size of a longer one
                 output.write(block)
                 done += len(block)
-                if done > file.size:
-                    break  # the caller sees the wrong size
-                if progress is not None:
-                    progress(done, file.size)
+                progress(len(block))
             output.flush()
             os.fsync(output.fileno())
     if done < file.size:
-        raise DownloadError(
-            f"the connection broke after {done} of {file.size} bytes",
-            url,
-            "run the command again to continue",
-        )
+        what = f"the connection broke after {done} of {file.size} bytes"
+        raise DownloadError(what, url, "run the command again to continue")
 
 
 def _open(url: str, done: int) -> http.client.HTTPResponse:
@@ -199,9 +184,8 @@ def _open(url: str, done: int) -> http.client.HTTPResponse:
         raise DownloadError(f"the server says {error.code} {error.reason}", url, "try again later") from None
     except (OSError, http.client.HTTPException, ValueError) as error:  # URLError is an OSError
         reason = getattr(error, "reason", None) or error
-        raise DownloadError(
-            f"cannot be reached ({reason})", url, "check the network connection and proxy settings"
-        ) from None
+        fix = "check the network connection and proxy settings"
+        raise DownloadError(f"cannot be reached ({reason})", url, fix) from None
     return response
 
 
@@ -214,14 +198,3 @@ def _read(response: http.client.HTTPResponse, url: str) -> bytes:
     except (OSError, http.client.HTTPException) as error:
         reason = f"the connection broke ({error or type(error).__name__})"
         raise DownloadError(reason, url, "run the command again to continue") from None
-
-
-def _publish(part: Path, target: Path) -> None:
-    """Give the file its name, so that it survives a power cut."""
-    part.replace(target)
-    if hasattr(os, "O_DIRECTORY"):
-        descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from prunedeploy.public_weights import WEIGHTS, PublicFile, fetch_file, fetch_weights
+from prunedeploy.public_weights import WEIGHTS, PublicFile, fetch_file, weights_of
 from prunedeploy_engines.errors import DownloadError
 
 CONTENT = os.urandom(1_000_003)
@@ -89,12 +89,12 @@ def refused(server: Server, folder: Path) -> str:
 
 def test_a_file_arrives_whole_and_progress_is_told(server, tmp_path):
     told = []
-    path = fetch(server, tmp_path / "new" / "folder", progress=lambda done, total: told.append((done, total)))
+    path = fetch(server, tmp_path / "new" / "folder", progress=told.append)
     assert path == tmp_path / "new" / "folder" / "some.weights"
     assert path.read_bytes() == CONTENT
     assert [entry.name for entry in path.parent.iterdir()] == ["some.weights"]
-    assert told[-1] == (len(CONTENT), len(CONTENT))
-    assert told == sorted(told)
+    assert sum(told) == len(CONTENT)
+    assert min(told) >= 0
 
 
 def test_a_file_that_is_there_is_not_fetched_again(server, tmp_path):
@@ -116,7 +116,9 @@ def test_a_broken_download_is_continued_where_it_broke(server, tmp_path):
     assert "the connection broke after 400000 of 1000003 bytes" in refused(server, tmp_path)
     assert "the connection broke after 800000 of 1000003 bytes" in refused(server, tmp_path)
     server.cut_after = None
-    assert fetch(server, tmp_path).read_bytes() == CONTENT
+    told = []
+    assert fetch(server, tmp_path, progress=told.append).read_bytes() == CONTENT
+    assert (told[0], sum(told)) == (800_000, len(CONTENT))
     assert server.requests == [None, "bytes=400000-", "bytes=800000-"]
 
 
@@ -195,14 +197,14 @@ def test_a_full_disk_is_named(server, tmp_path):
     assert "run the command again to continue" in message
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones(tmp_path):
+def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(DownloadError, match="yolov3-tiny"):
-        fetch_weights("yolov9", tmp_path)
+        weights_of("yolov9")
 
 
 def test_the_table_describes_the_genuine_tiny_weights(server, tmp_path, shared):
     server.content = (shared / "real" / "yolov3-tiny" / "yolov3-tiny.weights").read_bytes()
-    path = fetch_weights("yolov3-tiny", tmp_path, base_url=server.url)
+    path = fetch_file(weights_of("yolov3-tiny"), tmp_path, base_url=server.url)
     assert path.name == "yolov3-tiny.weights"
     assert path.read_bytes() == server.content
 

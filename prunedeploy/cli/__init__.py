@@ -1,7 +1,8 @@
 """The command line; `main` is what the installed program ``prunedeploy`` calls.
 
-- `group`: the commands by name, each loaded when it is used; ``--debug``; what a failure looks like.
+- `group`: the commands by name, each loaded when it is used; ``--debug`` and ``--json``; what a failure looks like.
 - `failures`: an exception -> one line and an exit code.
+- `options`: what the options of several commands have in common.
 - `output`: one JSON document on stdout, or tables for people.
 - one module per command: `build`, `evaluate`, `bench`, `detect`, `engine`, `data`,
   `weights`, `store`, `doctor`, `report`. Nothing but click is imported before a command runs. For `bench`,

@@ -8,54 +8,48 @@ from typing import Any
 
 import click
 
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import comma_list, json_option, print_json, quiet_stdout, whole_numbers
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import PATH, POSITIVE, count_option
+from prunedeploy.cli.output import comma_list, print_json, quiet_stdout, whole_numbers
 from prunedeploy_engines.bench.rows import KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
 from prunedeploy_engines.bench.run import Effort
 
 SCENARIOS = ("single-stream", "offline", "server")
 
 
-@click.command(
+@command_with_examples(
     "bench",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy bench dense/bundle pruned/bundle",
-        "prunedeploy bench runs/demo-structured-bn-scale-0.75-s0 --runtime onnxruntime,openvino --precision fp32,int8",
-        "prunedeploy bench model.onnx --threads 1,2 --batch 1,8 --images photos/ --out measured",
-        "prunedeploy bench pruned/bundle --scenario server --latency-bound 50",
-        "prunedeploy bench --compare monday/bench.json tuesday/bench.json",
-        "prunedeploy bench --merge server.json jetson.json pi.json --out devices",
-    ),
+    "prunedeploy bench dense/bundle pruned/bundle",
+    "prunedeploy bench runs/demo-structured-bn-scale-0.75-s0 --runtime onnxruntime,openvino --precision fp32,int8",
+    "prunedeploy bench model.onnx --threads 1,2 --batch 1,8 --images photos/ --out measured",
+    "prunedeploy bench pruned/bundle --scenario server --latency-bound 50",
+    "prunedeploy bench --compare monday/bench.json tuesday/bench.json",
+    "prunedeploy bench --merge server.json jetson.json pi.json --out devices",
 )
-@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("bundles", metavar="BUNDLE...", nargs=-1, required=True, type=PATH)
 @click.option(
     "--runtime",
     default="onnxruntime",
-    show_default=True,
     metavar="R,...",
     help=f"What to run them on: {', '.join(RUNTIMES)}. torch needs a build's output folder.",
 )
 @click.option(
     "--precision",
     default="fp32",
-    show_default=True,
     metavar="P,...",
     help=f"Which of a bundle's models: {', '.join(PRECISIONS)}. A single file has the one it has.",
 )
-@click.option("--batch", default="1", show_default=True, metavar="N,...", help="Images per call.")
+@click.option("--batch", default="1", metavar="N,...", help="Images per call.")
 @click.option("--threads", metavar="N,...", help="Threads of a CPU runtime; default: one per physical core.")
 @click.option(
     "--kind",
     default="host",
-    show_default=True,
     metavar="K,...",
     help="compute: the model alone; host: tensors in and out; end-to-end: image in memory to detections (bundles).",
 )
 @click.option(
     "--providers",
     default="cpu",
-    show_default=True,
     metavar="P,...",
     help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}. A row each; one that is not there is never replaced.",
 )
@@ -63,12 +57,11 @@ SCENARIOS = ("single-stream", "offline", "server")
     "--inference-precision",
     type=click.Choice(["f32", "bf16", "f16", "auto"]),
     default="f32",
-    show_default=True,
     help="What OpenVINO computes float layers in; auto: bf16 where the CPU has it.",
 )
 @click.option(
     "--images",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="DIR|FILE.npy",
     help="Real images to feed, (K, H, W, 3) uint8 in a .npy file; default: random pixels.",
 )
@@ -76,41 +69,32 @@ SCENARIOS = ("single-stream", "offline", "server")
     "--scenario",
     type=click.Choice(SCENARIOS),
     default="single-stream",
-    show_default=True,
     help="Whose figure counts: p90 of single queries; images a second of the best --batch; or the highest rate of "
     "random queries that keeps p99 within --latency-bound, answering up to --batch waiting ones at a time.",
 )
 @click.option(
     "--latency-bound",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
     metavar="MS",
     help="Of the server scenario: bound on the 99th percentile, from when a query is due to its answer.",
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(0, min_open=True),
+    type=POSITIVE,
     default=10.0,
-    show_default=True,
     metavar="S",
     help="Timed seconds per row, at least; of a server: per trial, and ten times the bound.",
 )
-@click.option(
-    "--min-calls",
-    type=click.IntRange(1),
-    default=200,
-    show_default=True,
-    metavar="N",
-    help="Timed calls per row, at least; of a server: queries per trial.",
-)
+@count_option("--min-calls", "Timed calls per row, at least; of a server: queries per trial.", default=200)
 @click.option(
     "--warmup",
+    "warmup_s",
     type=click.FloatRange(0),
     default=0.5,
-    show_default=True,
     metavar="S",
     help="Untimed seconds per row beforehand, at least, and at least 10 calls.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of random pixels and random arrivals.")
+@click.option("--seed", type=int, default=0, help="Of random pixels and random arrivals.")
 @click.option("--profile", is_flag=True, help="Also show the ten layers of each row that cost most.")
 @click.option("--compare", is_flag=True, help="Compare two files of earlier runs: is the difference real?")
 @click.option("--merge", is_flag=True, help="Put files of several devices into one table and picture.")
@@ -120,7 +104,6 @@ SCENARIOS = ("single-stream", "offline", "server")
     metavar="DIR",
     help="Write bench.json (every sample), bench.html and the pictures there.",
 )
-@json_option
 def command(
     bundles: tuple[Path, ...],
     runtime: str,
@@ -133,15 +116,12 @@ def command(
     images: Path | None,
     scenario: str,
     latency_bound: float | None,
-    seconds: float,
-    min_calls: int,
-    warmup: float,
     seed: int,
-    profile: bool,
     compare: bool,
     merge: bool,
     out: Path | None,
     as_json: bool,
+    **effort: Any,
 ) -> None:
     """Measure the latency of models against each other.
 
@@ -175,8 +155,8 @@ def command(
             scenario=scenario,
             seed=seed,
         )
-        effort = Effort(seconds, min_calls, warmup, _checked_bound(scenario, latency_bound, min_calls), profile)
-        document = _run(bundles, choice, effort)
+        bound = _checked_bound(scenario, latency_bound, effort["min_calls"])
+        document = _run(bundles, choice, Effort(latency_bound_ms=bound, **effort))
     if out is not None:
         write_folder(document, out)
     if as_json:

@@ -49,10 +49,8 @@ def _figures(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
         ("mean", lambda row: _latency(row, "mean")),
         ("p90", lambda row: _latency(row, "p90")),
         ("p99", lambda row: _latency(row, "p99")),
-        ("images/s", lambda row: _latency(row, "images_per_s", 1)),
+        ("queries/s" if "server" in scenarios else "images/s", lambda row: _latency(row, "images_per_s", 1)),
     ]
-    if "server" in scenarios:
-        latency[-1] = ("queries/s", lambda row: _latency(row, "images_per_s", 1))
     optional: list[tuple[str, str, Callable[[Row], str]]] = [
         ("gflops", "GFLOP/s", lambda row: number(row.get("gflops"), 1)),
         ("fraction_of_peak", "of peak", lambda row: _percent(row.get("fraction_of_peak"))),
@@ -104,12 +102,11 @@ def _scenarios(rows: Sequence[Row]) -> list[str]:
     if any(row.get("scenario") == "offline" for row in rows):
         lines.append("offline: the figure is images/s; (best) is the batch that gives most of them")
     bounds = {row["server"]["latency_bound_ms"] for row in rows if row.get("server")}
-    for bound in sorted(bounds):
-        lines.append(
-            f"server: the highest rate of random queries at which at most 1 % are answered later than {bound:g} ms "
-            "after they were due; the latencies are those at that rate, waiting included"
-        )
-    return lines
+    return lines + [
+        f"server: the highest rate of random queries at which at most 1 % are answered later than {bound:g} ms "
+        "after they were due; the latencies are those at that rate, waiting included"
+        for bound in sorted(bounds)
+    ]
 
 
 def _peaks(document: Mapping[str, Any]) -> list[str]:
@@ -136,23 +133,20 @@ def _marks(rows: Sequence[Row]) -> list[str]:
         for note in row.get("notes") or []:
             models.setdefault(note, {})[row["model"]] = None
     lines += [f"{_NOTED} {', '.join(names)}: {note}" for note, names in models.items()]
-    if any((row.get("latency_ms") or {}) and row.get("map_pgd") is not None for row in rows):
+    if any(row.get("latency_ms") and row.get("map_pgd") is not None for row in rows):
         lines.append("mAP and robust mAP (under PGD) are those that the bundle records")
     return lines
 
 
 def _print_layers(row: Row, label: str) -> None:
     title = ", ".join(filter(None, (row["model"], label)))
+    words = ("name", "kind", "precision")
     cells = [
-        [
-            *(one[key] or MISSING for key in ("name", "kind", "precision")),
-            number(one["mean_ms"]),
-            _percent(one["share"]),
-        ]
+        [*(one[key] or MISSING for key in words), number(one["mean_ms"]), _percent(one["share"])]
         for one in row["layers"]
     ]
-    click.echo()
-    print_table(["layer", "operator", "computes in", "mean ms", "share"], cells, left=3, title=title)
+    click.echo(f"\n{title}")
+    print_table(["layer", "operator", "computes in", "mean ms", "share"], cells, left=3)
 
 
 def _print_reasons(rows: Sequence[Row]) -> None:

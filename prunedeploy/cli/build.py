@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import click
 
 from prunedeploy.cli.build_search import print_search
-from prunedeploy.cli.group import Command, Session, examples
-from prunedeploy.cli.output import MISSING, amount, json_option, number, print_json, print_table, quiet_stdout, size
+from prunedeploy.cli.group import Session, command_with_examples
+from prunedeploy.cli.options import PATH, store_option
+from prunedeploy.cli.output import MISSING, amount, number, print_json, print_table, quiet_stdout, size
+from prunedeploy.process_setup import keep_freed_memory
 
 # As in prunedeploy.config, which `--help` does not load.
 METHODS = ("structured", "unstructured", "kernel", "nm", "hybrid", "filter", "weight")
@@ -19,21 +22,17 @@ SCORES = ("scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-sca
 ALLOCATIONS = ("uniform", "global", "erk", "latency")
 
 
-@click.command(
+@command_with_examples(
     "build",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy build --ratio 0.75",
-        "prunedeploy build --target-map 0.30",
-        "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
-        "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
-    ),
+    "prunedeploy build --ratio 0.75",
+    "prunedeploy build --target-map 0.30",
+    "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
+    "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
 )
 @click.option(
     "--config",
     "source",
     default="demo",
-    show_default=True,
     metavar="F",
     help="YAML file, or the name of one that ships: demo, smoke, yolov3-coco, yolov3-tiny-coco.",
 )
@@ -98,19 +97,9 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
 @click.option("--nms", is_flag=True, default=None, help="ONNX files give detections: suppression is in the graph.")
 @click.option("--target", metavar="T,...", help="What to build engines for: cpu, sm75, sm86, ...")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Folder to write; default: runs/<config>-<method>-<scores>-<ratio>-s<seed>.",
+    "--out", type=PATH, metavar="DIR", help="Folder to write; default: runs/<config>-<method>-<scores>-<ratio>-s<seed>."
 )
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    default=Path("runs/.store"),
-    show_default=True,
-    metavar="DIR",
-    help="Where the results of stages are kept and shared between builds.",
-)
+@store_option("Where the results of stages are kept and shared between builds.")
 @click.option("--seed", type=int, metavar="N", help="Seed of every random draw.")
 @click.option(
     "--set",
@@ -120,7 +109,6 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     help="Change any key of the configuration, e.g. --set finetune.steps=1000; may be repeated.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what another build has written into --out.")
-@json_option
 @click.pass_obj
 def command(
     session: Session,
@@ -145,8 +133,6 @@ def command(
     Killed or interrupted, the same command goes on where it was; a second identical build computes nothing.
     Values come from, the later winning: the defaults, --config, --set, the other options.
     """
-    from prunedeploy.process_setup import keep_freed_memory
-
     keep_freed_memory()
     from prunedeploy.config import load_config
     from prunedeploy.config.ratio_target import target_from_options
@@ -180,30 +166,23 @@ def command(
 
 def print_results(results: Mapping[str, Any]) -> None:
     """Print the rows of a ``results.json`` side by side."""
-    models = results.get("models", [])
-    runtimes = [
-        name
-        for name in ("torch", "onnxruntime", "openvino", "tensorrt")
-        if any((model.get("latency_ms") or {}).get(name) for model in models)
-    ]
+    models = results["models"]
+    known = ("torch", "onnxruntime", "openvino", "tensorrt")
+    runtimes = [name for name in known if any(model["latency_ms"][name] for model in models)]
     rows = [
         [
             str(model["name"]),
             amount(model.get("params")),
             amount(model.get("macs")),
             *(number(model.get(key)) for key in ("map_clean", "map_pgd", "map50_clean", "map50_pgd")),
-            *(_latency(model, runtime) for runtime in runtimes),
+            *(_median(model["latency_ms"][runtime]) for runtime in runtimes),
         ]
         for model in models
     ]
     headings = ["network", "weights", "MACs", "mAP clean", "mAP PGD", "mAP50 clean", "mAP50 PGD"]
     print_table([*headings, *(f"{runtime} ms" for runtime in runtimes)], rows)
     ratio = f"ratio {number(results.get('ratio_achieved'), 4)} (asked for {results.get('ratio_requested')})"
-    speedup = ", ".join(
-        f"{value:.2f} x on {runtime}"
-        for runtime, value in (results.get("speedup") or {}).items()
-        if isinstance(value, (int, float))
-    )
+    speedup = ", ".join(f"{value:.2f} x on {runtime}" for runtime, value in results["speedup"].items())
     method = (results.get("pruning") or {}).get("pattern") or results.get("method")
     click.echo(f"\n{method} pruning by {results.get('scores')} scores, {ratio}")
     dead = results.get("dead_channels") or {}
@@ -223,7 +202,6 @@ def print_results(results: Mapping[str, Any]) -> None:
 
 
 def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
-    latency = engine.get("latency_ms")
     shares = (engine.get("computes_in") or {}).items()
     return [
         str(engine.get("file") or MISSING).removeprefix("bundle/"),
@@ -233,13 +211,12 @@ def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
         size(engine["bytes"]) if engine.get("bytes") else MISSING,
         number(engine.get("map_clean")),
         number(engine.get("map_pgd_transfer")),
-        MISSING if not latency else number(latency.get("p50"), 2) + ("*" if latency.get("noisy") else ""),
+        _median(engine.get("latency_ms")),
     ]
 
 
-def _latency(model: Mapping[str, Any], runtime: str) -> str:
-    row = (model.get("latency_ms") or {}).get(runtime)
-    return MISSING if not row else number(row.get("p50"), 2) + ("*" if row.get("noisy") else "")
+def _median(latency: Mapping[str, Any] | None) -> str:
+    return MISSING if not latency else number(latency.get("p50"), 2) + "*" * bool(latency.get("noisy"))
 
 
 PLACES = {
@@ -259,8 +236,5 @@ def print_places(out: Path, computed: tuple[str, ...]) -> None:
     click.echo()
     for place, what in places:
         click.echo(f"  {place:<{max(len(place) for place, _ in places)}}  {what}")
-    counts = [
-        stage if computed.count(stage) == 1 else f"{computed.count(stage)} x {stage}"
-        for stage in dict.fromkeys(computed)
-    ]
+    counts = [stage if count == 1 else f"{count} x {stage}" for stage, count in Counter(computed).items()]
     click.echo(f"\ncomputed: {', '.join(counts)}" if counts else "\nnothing had to be computed")

@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 from prunedeploy.cli.output import MISSING, print_table
-from prunedeploy.config.ratio_target import NAMES, RatioTarget
 
 
 def print_search(search: Mapping[str, Any] | None) -> None:
@@ -19,6 +18,8 @@ def print_search(search: Mapping[str, Any] | None) -> None:
     """
     if search is None:
         return
+    from prunedeploy.config.ratio_target import NAMES, RatioTarget
+
     target = RatioTarget(search["target"]["measure"], search["target"]["value"])
     rows = []
     for trial in sorted(search["tried"], key=lambda trial: float(trial["ratio"])):

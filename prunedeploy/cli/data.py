@@ -11,7 +11,8 @@ import click
 
 from prunedeploy.cli.failures import USER
 from prunedeploy.cli.group import Group, examples
-from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+from prunedeploy.cli.options import PATH
+from prunedeploy.cli.output import print_json, quiet_stdout
 
 if TYPE_CHECKING:
     from prunedeploy.data.records import Problem
@@ -25,8 +26,7 @@ def command() -> None:
 
 
 @command.command("demo", epilog=examples("prunedeploy data demo demo-data"))
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@json_option
+@click.argument("folder", metavar="DIR", type=PATH)
 def demo(folder: Path, as_json: bool) -> None:
     """Write the demo set into DIR as a COCO folder.
 
@@ -60,12 +60,11 @@ def demo(folder: Path, as_json: bool) -> None:
         "prunedeploy data coco coco/", "prunedeploy data coco my-photos/ --names classes.txt --decode --all"
     ),
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--names", type=click.Path(path_type=Path), help="File with the network's class names, one per line.")
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--names", type=PATH, help="File with the network's class names, one per line.")
 @click.option("--decode", is_flag=True, help="Decode every image, to find damage behind the header: 5 ms per photo.")
 @click.option("--all", "show_all", is_flag=True, help="Show every problem, not three of each kind.")
 @click.pass_context
-@json_option
 def coco(ctx: click.Context, folder: Path, names: Path | None, decode: bool, show_all: bool, as_json: bool) -> None:
     """Check a COCO folder: say everything that is wrong with it, and what is in it.
 

@@ -8,54 +8,39 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prunedeploy.cli.failures import USER
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import comma_list, json_option, print_json, print_table, quiet_stdout
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import FRACTION, PATH, PRECISIONS, RUNTIMES, count_option
+from prunedeploy.cli.output import comma_list, print_json, print_table, quiet_stdout
+from prunedeploy_engines.errors import DataError
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.runtimes.runner import Runner
 
-RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
-PRECISIONS = ("fp32", "fp16", "int8")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 
 
-@click.command(
+@command_with_examples(
     "detect",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy detect runs/demo-structured-bn-scale-0.75-s0 photo.jpg",
-        "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
-        "prunedeploy detect bundle/ photo.jpg --runtime openvino --precision int8",
-        "prunedeploy detect bundle/ photo.jpg --json",
-    ),
+    "prunedeploy detect runs/demo-structured-bn-scale-0.75-s0 photo.jpg",
+    "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
+    "prunedeploy detect bundle/ photo.jpg --runtime openvino --precision int8",
+    "prunedeploy detect bundle/ photo.jpg --json",
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write every image there as <name>.png with its boxes drawn.",
-)
+@click.argument("bundle", type=PATH)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, metavar="DIR", help="Write every image there as <name>.png with its boxes drawn.")
 @click.option(
     "--score-threshold",
-    type=click.FloatRange(0, 1),
+    type=FRACTION,
     metavar="T",
     help="Show detections with a score above it; default: the bundle's.",
 )
-@click.option(
-    "--runtime",
-    type=click.Choice(RUNTIMES),
-    default="onnxruntime",
-    show_default=True,
-    help="What runs the bundle.",
-)
+@click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", help="What runs the bundle.")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
-    show_default=True,
     help="Which of the bundle's models, or of its engines for the GPU that is here.",
 )
 @click.option(
@@ -63,10 +48,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
     metavar="P,...",
     help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}, in order of preference; default: cpu. None is ever replaced.",
 )
-@click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="Of a runtime on the CPU; default: one per physical core."
-)
-@json_option
+@count_option("--threads", "Of a runtime on the CPU; default: one per physical core.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -124,7 +106,6 @@ def _detect(
 ) -> dict[str, Any]:
     """Detect in one image; an image that cannot be read gives a row with ``error``."""
     from prunedeploy_engines.detection.images import read_image
-    from prunedeploy_engines.errors import DataError
 
     try:
         pixels = read_image(image)
@@ -155,13 +136,12 @@ def _detect(
 def _drawn_names(images: tuple[Path, ...]) -> dict[Path, str]:
     """Name the drawn file of each image; images of the same name from several folders get numbers."""
     names: dict[Path, str] = {}
-    for image in images:
-        taken = [name for other, name in names.items() if other != image]
+    for image in dict.fromkeys(images):
         name, number = f"{image.stem}.png", 1
-        while name in taken:
+        while name in names.values():
             number += 1
             name = f"{image.stem}-{number}.png"
-        names.setdefault(image, name)
+        names[image] = name
     return names
 
 
@@ -173,12 +153,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
         where = f" -> {row['drawn']}" if "drawn" in row else ""
         click.echo(f"{row['image']} ({row['width']} x {row['height']}): {count} detection{'s' * (count != 1)}{where}")
         if count:
+            places = ("x_min", "y_min", "width", "height")
             cells = [
-                [
-                    f"  {found['class_name']}",
-                    f"{found['score']:.3f}",
-                    *(f"{found[key]:.0f}" for key in ("x_min", "y_min", "width", "height")),
-                ]
+                [f"  {found['class_name']}", f"{found['score']:.3f}", *(f"{found[key]:.0f}" for key in places)]
                 for found in row["detections"]
             ]
             print_table(["  class", "score", "x", "y", "width", "height"], cells)

@@ -7,11 +7,10 @@ from dataclasses import asdict
 import click
 
 from prunedeploy.cli.group import Command
-from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+from prunedeploy.cli.output import print_json, quiet_stdout
 
 
 @click.command("doctor", cls=Command)
-@json_option
 def command(as_json: bool) -> None:
     """Say what is installed, what each runtime can do on this machine, and what to install.
 

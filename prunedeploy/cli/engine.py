@@ -5,72 +5,38 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import (
-    comma_list,
-    json_option,
-    print_json,
-    print_table,
-    quiet_stdout,
-    size,
-    whole_numbers,
-)
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import AT_LEAST_ONE, FILE, PATH, PRECISIONS
+from prunedeploy.cli.output import comma_list, print_json, print_table, quiet_stdout, size, whole_numbers
+from prunedeploy_engines.errors import BundleError, ConfigError, RuntimeUnavailableError
 
 if TYPE_CHECKING:
     from prunedeploy_engines.builder.from_onnx import EngineFile
     from prunedeploy_engines.bundle import Bundle
     from prunedeploy_engines.bundle.source import ModelSource
 
-PRECISIONS = ("fp32", "fp16", "int8")
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class BuildOptions:
-    """What every engine of one call is built with; see `builder.from_onnx`.
-
-    Attributes:
-        library: See there.
-        batch: See there.
-        workspace_bytes: See there.
-        optimization_level: See there.
-        sparse: See there.
-        tf32: See there.
-        timing_cache: See there.
-    """
-
-    library: Any
-    batch: tuple[int, int, int]
-    workspace_bytes: int | None
-    optimization_level: int | None
-    sparse: bool
-    tf32: bool
-    timing_cache: Path | None
-
-
-@click.command(
+@command_with_examples(
     "engine",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy engine bundle/ --target sm86,sm89",
-        "prunedeploy engine bundle/                        on the device",
-        "prunedeploy engine bundle/ --precision fp16,int8 --batch 1,1,1",
-        "prunedeploy engine model.onnx --target sm86 --out engines",
-    ),
+    "prunedeploy engine bundle/ --target sm86,sm89",
+    "prunedeploy engine bundle/                        on the device",
+    "prunedeploy engine bundle/ --precision fp16,int8 --batch 1,1,1",
+    "prunedeploy engine model.onnx --target sm86 --out engines",
 )
-@click.argument("model", metavar="BUNDLE|MODEL.onnx", type=click.Path(path_type=Path))
+@click.argument("model", metavar="BUNDLE|MODEL.onnx", type=PATH)
 @click.option(
     "--target",
     default="device",
-    show_default=True,
     metavar="T,...",
     help="Compute capabilities, e.g. sm75, sm80, sm86, sm89, sm120; device: the GPU that is here.",
 )
@@ -87,15 +53,11 @@ class BuildOptions:
 @click.option(
     "--batch",
     default="1,1,8",
-    show_default=True,
     metavar="MIN,BEST,MAX",
     help="Batch sizes that the engine accepts, and the one it is made for.",
 )
 @click.option(
-    "--workspace",
-    type=click.IntRange(min=1),
-    metavar="MIB",
-    help="Scratch memory that a layer may use; default: the library's.",
+    "--workspace", type=AT_LEAST_ONE, metavar="MIB", help="Scratch memory that a layer may use; default: the library's."
 )
 @click.option(
     "--optimization-level",
@@ -104,7 +66,7 @@ class BuildOptions:
 )
 @click.option(
     "--timing-cache",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=FILE,
     metavar="FILE",
     help="Take measured times from this file and add to it: the next build is faster. Full TensorRT only.",
 )
@@ -115,25 +77,18 @@ class BuildOptions:
 )
 @click.option("--tf32", is_flag=True, help="Let fp32 layers round factors to 10 bits, as TensorRT does by itself.")
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Of a plain .onnx file: where to write; default: engines/ beside it.",
+    "--out", type=PATH, metavar="DIR", help="Of a plain .onnx file: where to write; default: engines/ beside it."
 )
-@json_option
 def command(
     model: Path,
     target: str,
-    library: str | None,
     precision: str | None,
     batch: str,
     workspace: int | None,
-    optimization_level: int | None,
-    timing_cache: Path | None,
     sparse: bool | None,
-    tf32: bool,
     out: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Build TensorRT engines.
 
@@ -146,17 +101,14 @@ def command(
     that is here: run this on the device itself.
     """
     from prunedeploy_engines.bundle.source import find_model
-    from prunedeploy_engines.errors import ConfigError
 
     targets = comma_list(target, "--target")
-    wanted = None if precision is None else comma_list(precision, "--precision", PRECISIONS)
-    workspace_bytes = None if workspace is None else workspace * MIB
-    sizes = whole_numbers_in_order(batch)
+    wanted = [] if precision is None else comma_list(precision, "--precision", PRECISIONS)
+    options["workspace_bytes"] = None if workspace is None else workspace * MIB
+    options["batch"] = whole_numbers_in_order(batch)
     source = find_model(model)
-    options = BuildOptions(
-        library, sizes, workspace_bytes, optimization_level, _is_sparse(source, sparse), tf32, timing_cache
-    )
-    if source.onnx is not None and wanted is not None and len(wanted) > 1:
+    options["sparse"] = _is_sparse(source, sparse)
+    if source.onnx is not None and len(wanted) > 1:
         raise ConfigError("is several, and a file has one precision", "--precision", "name one")
     if source.bundle is None and source.onnx is None:
         raise ConfigError("engines are built from ONNX", model, "give a bundle or a .onnx file")
@@ -165,8 +117,7 @@ def command(
     built: list[EngineFile] = []
     with quiet_stdout():
         # What a file of a bundle is, the file says; of the bundle itself it is asked for by precision.
-        default = "fp32" if source.onnx is None else None
-        ordered: list[str | None] = [*wanted] if wanted else [default]
+        ordered: list[str | None] = [*wanted] or ["fp32" if source.onnx is None else None]
         for name, one in itertools.product(ordered, targets):
             if source.bundle is not None:
                 bundle = source.load_bundle()  # as the engine before has left it
@@ -216,8 +167,6 @@ def whole_numbers_in_order(text: str) -> tuple[int, int, int]:
 
 def _model_of(bundle: Bundle, precision: str) -> Path:
     """The bundle's ONNX file of a precision, for a GPU where there are two."""
-    from prunedeploy_engines.errors import BundleError
-
     try:
         return bundle.model_path(precision, "gpu")
     except BundleError as error:
@@ -231,11 +180,9 @@ def _model_of(bundle: Bundle, precision: str) -> Path:
 
 
 def _into_bundle(
-    bundle: Bundle, onnx: Path, precision: str | None, target: str, options: BuildOptions
+    bundle: Bundle, onnx: Path, precision: str | None, target: str, options: Mapping[str, Any]
 ) -> EngineFile:
     """Build beside the bundle, then put plan and sidecar into it: it never holds a file it does not list."""
-    from dataclasses import replace
-
     from prunedeploy_engines.builder.from_onnx import sidecar_path
     from prunedeploy_engines.bundle.files import BundleFile
 
@@ -257,10 +204,9 @@ def _into_bundle(
     return replace(engine, path=bundle.path / name)
 
 
-def _build(onnx: Path, folder: Path, precision: str | None, target: str, options: BuildOptions) -> EngineFile:
-    """Build into ``folder/<target>``."""
+def _build(onnx: Path, folder: Path, precision: str | None, target: str, options: Mapping[str, Any]) -> EngineFile:
+    """Build into ``folder/<target>``; the options are those of `builder.from_onnx`."""
     from prunedeploy_engines.builder.from_onnx import engine_from_onnx
-    from prunedeploy_engines.errors import RuntimeUnavailableError
     from prunedeploy_engines.runtimes.tensorrt.library import cuda_device
 
     if target == "device":
@@ -269,24 +215,21 @@ def _build(onnx: Path, folder: Path, precision: str | None, target: str, options
             raise RuntimeUnavailableError("there is no GPU to build for", fix="name one, e.g. --target sm86")
         target = device.target
     with _progress(target) as advance:
-        return engine_from_onnx(
-            onnx, folder / target, target=target, precision=precision, progress=advance, **vars(options)
-        )
+        return engine_from_onnx(onnx, folder / target, target=target, precision=precision, progress=advance, **options)
 
 
 @contextmanager
 def _progress(target: str) -> Iterator[Any]:
     """Show the phases of a build on a terminal; elsewhere, one line."""
-    stream = sys.stderr
-    click.echo(f"building for {target}", file=stream)
-    if not stream.isatty():
+    click.echo(f"building for {target}", err=True)
+    if not sys.stderr.isatty():
         yield None
         return
 
     def advance(phase: str, done: int, total: int) -> None:
-        click.echo(f"\r\033[K{phase}: {done}/{total}", nl=False, file=stream)
+        click.echo(f"\r\033[K{phase}: {done}/{total}", nl=False, err=True)
 
     try:
         yield advance
     finally:
-        click.echo("\r\033[K", nl=False, file=stream)
+        click.echo("\r\033[K", nl=False, err=True)

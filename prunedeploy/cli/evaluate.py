@@ -7,25 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import comma_list, json_option, number, print_json, print_table, quiet_stdout
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import FRACTION, PATH, count_option, store_option
+from prunedeploy.cli.output import comma_list, number, print_json, print_table, quiet_stdout
+from prunedeploy.process_setup import keep_freed_memory
 
 if TYPE_CHECKING:
     from prunedeploy.pipeline.evaluation import Request
 
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
-PATH = click.Path(path_type=Path)
 
 
-@click.command(
+@command_with_examples(
     "evaluate",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd",
-        "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd --runtime torch,onnxruntime",
-        "prunedeploy evaluate yolov3-tiny.cfg --data coco/ --limit 500 --csv detections",
-        "prunedeploy evaluate bundle/ --data coco/ --attack pgd --parent-cfg model.cfg --steps 20",
-    ),
+    "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd",
+    "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd --runtime torch,onnxruntime",
+    "prunedeploy evaluate yolov3-tiny.cfg --data coco/ --limit 500 --csv detections",
+    "prunedeploy evaluate bundle/ --data coco/ --attack pgd --parent-cfg model.cfg --steps 20",
 )
 @click.argument("model", type=PATH)
 @click.option("--weights", type=PATH, metavar="F", help="Weights of a .cfg; default: the .weights beside it.")
@@ -35,17 +33,17 @@ PATH = click.Path(path_type=Path)
     help="COCO folder, its test split; demo: the demo set. Default: what the model's build used.",
 )
 @click.option("--names", type=PATH, metavar="F", help="Class names of a .cfg or .onnx, one per line.")
-@click.option("--attack", type=click.Choice(["none", "pgd"]), default="none", show_default=True)
+@click.option("--attack", type=click.Choice(["none", "pgd"]), default="none")
 @click.option(
     "--eps",
-    type=click.FloatRange(0, 1),
+    type=FRACTION,
     metavar="E",
     help="Radius of the L-inf ball, pixels in [0, 1]. This and the next: the build's, or the paper's 0.05.",
 )
-@click.option("--steps", type=click.IntRange(1), metavar="N", help="Gradient steps; the paper: 5.")
+@count_option("--steps", "Gradient steps; the paper: 5.")
 @click.option("--step-size", type=click.FloatRange(0, 1, min_open=True), metavar="S", help="The paper: 0.02.")
 @click.option("--random-start/--no-random-start", default=None, help="Start at a random point of the ball.")
-@click.option("--restarts", type=click.IntRange(1), metavar="N", help="Random starts; the worst counts, per image.")
+@count_option("--restarts", "Random starts; the worst counts, per image.")
 @click.option(
     "--iterate",
     type=click.Choice(["last", "best"]),
@@ -58,30 +56,15 @@ PATH = click.Path(path_type=Path)
     metavar="R,...",
     help="torch, onnxruntime, openvino, tensorrt; default: torch for a .cfg or a build, else onnxruntime.",
 )
-@click.option("--precision", default="fp32", show_default=True, help="Which of a bundle's models.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Of the runtime; default: the build's or its own.")
-@click.option("--batch", type=click.IntRange(1), metavar="N", help="Images per call; default: the build's, or 32.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", help="Measure on N images, drawn with the seed.")
-@click.option("--seed", type=click.IntRange(0), metavar="N", help="Of that draw, random starts and the bootstrap.")
-@click.option(
-    "--bootstrap",
-    type=click.IntRange(0),
-    default=1000,
-    show_default=True,
-    metavar="N",
-    help="Resamplings for the 95 % interval of every mAP; 0: none.",
-)
+@click.option("--precision", default="fp32", help="Which of a bundle's models.")
+@count_option("--threads", "Of the runtime; default: the build's or its own.")
+@count_option("--batch", "Images per call; default: the build's, or 32.")
+@count_option("--limit", "Measure on N images, drawn with the seed.")
+@count_option("--seed", "Of that draw, random starts and the bootstrap.", least=0)
+@count_option("--bootstrap", "Resamplings for the 95 % interval of every mAP; 0: none.", default=1000, least=0)
 @click.option("--allow-bad-images", is_flag=True, help="Leave out images that cannot be read; they are named.")
 @click.option("--csv", "csv_folder", type=PATH, metavar="DIR", help="Write every detection as CSV into DIR.")
-@click.option(
-    "--store",
-    type=PATH,
-    default=Path("runs/.store"),
-    show_default=True,
-    metavar="DIR",
-    help="The demo set is composed beside it.",
-)
-@json_option
+@store_option("The demo set is composed beside it.")
 def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **options: Any) -> None:
     """Measure mAP of a model, on clean and on attacked images.
 
@@ -94,8 +77,6 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
 
     What is not given is the build's own: its attack, seed, batch size and threads repeat its figures.
     """
-    from prunedeploy.process_setup import keep_freed_memory
-
     keep_freed_memory()
     from prunedeploy_engines.bundle.source import find_model
 
@@ -129,22 +110,20 @@ def _print(document: dict[str, Any], request: Request) -> None:
     click.echo(f"{document['model']} on {data['images']} test images of {data['path']}")
     if attack is not None:
         starts = f", {attack['restarts']} random start(s)" if attack["random_start"] else ""
-        size = (
-            f"{attack['steps']} step{'s' * (attack['steps'] > 1)} of {attack['step_size']:g} within {attack['eps']:g}"
-        )
+        steps = f"{attack['steps']} step{'s' * (attack['steps'] > 1)}"
         best = ", the best iterate of each image" if attack["iterate"] == "best" else ""
-        click.echo(f"PGD in fp32: {size}{starts}{best}")
+        click.echo(f"PGD in fp32: {steps} of {attack['step_size']:g} within {attack['eps']:g}{starts}{best}")
     rows = []
     for result in document["results"]:
-        suffix = "_transfer" if result["transfer"] else ""
-        kinds = [("clean", "")] if attack is None else [("clean", ""), ("pgd", suffix)]
-        for kind, ending in kinds:
+        kinds = [("clean", "", "clean")]
+        if attack is not None:
+            kinds.append(("pgd", "_transfer", "PGD (transfer)") if result["transfer"] else ("pgd", "", "PGD"))
+        for kind, ending, label in kinds:
             interval = result["intervals"].get(f"map_{kind}{ending}")
-            label = {"": kind, "_transfer": "pgd (transfer)"}[ending]
             rows.append(
                 [
                     result["runtime"],
-                    label.replace("pgd", "PGD"),
+                    label,
                     number(result[f"map_{kind}{ending}"]),
                     "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}",
                     number(result[f"map50_{kind}{ending}"]),

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from prunedeploy.cli.export_kserve import folder_name, kserve
 from prunedeploy.cli.group import Group, examples
-from prunedeploy.cli.output import json_option, print_json, print_table, quiet_stdout, whole_numbers
-
-PRECISIONS = ("fp32", "fp16", "int8")
+from prunedeploy.cli.options import AT_LEAST_ONE, PATH, PRECISIONS, count_option
+from prunedeploy.cli.output import print_json, print_table, quiet_stdout, whole_numbers
 
 
 @click.group("export", cls=Group)
@@ -30,31 +30,19 @@ command.add_command(kserve)
         "tritonserver --model-repository=models/",
     ),
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--name", metavar="NAME", help="Of the model in Triton; default: the name of the bundle's folder.")
 @click.option(
     "--target",
     default="cpu",
-    show_default=True,
     metavar="T",
     help="cpu or gpu: ONNX Runtime there. Otherwise what a TensorRT plan of the bundle was built for, e.g. sm86.",
 )
 @click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="fp32",
-    show_default=True,
-    help="Which of the bundle's models or plans.",
+    "--precision", type=click.Choice(PRECISIONS), default="fp32", help="Which of the bundle's models or plans."
 )
-@click.option(
-    "--max-batch",
-    type=click.IntRange(1, 1024),
-    default=8,
-    show_default=True,
-    metavar="N",
-    help="Most images that run together; also of one request.",
-)
+@count_option("--max-batch", "Most images that run together; also of one request.", default=8, most=1024)
 @click.option(
     "--preferred-batch",
     metavar="N,...",
@@ -64,65 +52,35 @@ command.add_command(kserve)
     "--max-delay-ms",
     type=click.FloatRange(0, 10_000),
     default=2.0,
-    show_default=True,
     metavar="MS",
     help="How long the first image of a batch waits for others.",
 )
-@click.option(
-    "--max-queue",
-    type=click.IntRange(1, 1_000_000),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Requests that may wait; more are refused at once.",
-)
+@count_option("--max-queue", "Requests that may wait; more are refused at once.", default=64, most=1_000_000)
 @click.option(
     "--timeout-s",
     type=click.FloatRange(0.001, 86_400),
     default=10.0,
-    show_default=True,
     metavar="S",
     help="A request that has waited so long is refused; a request may bring its own.",
 )
-@click.option(
-    "--instances",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Copies of the detector; per GPU where it runs on GPUs.",
+@count_option("--instances", "Copies of the detector; per GPU where it runs on GPUs.", default=1, most=1024)
+@count_option("--threads", "Of one operator, on CPUs; default: ONNX Runtime's choice.")
+@count_option(
+    "--python-instances", "Processes that decode images, and as many that make detections.", default=2, most=1024
 )
-@click.option(
-    "--threads", type=click.IntRange(1), metavar="N", help="Of one operator, on CPUs; default: ONNX Runtime's choice."
-)
-@click.option(
-    "--python-instances",
-    type=click.IntRange(1, 1024),
-    default=2,
-    show_default=True,
-    metavar="N",
-    help="Processes that decode images, and as many that make detections.",
-)
-@click.option("--model-version", type=click.IntRange(1), default=1, show_default=True, help="Number of the version.")
+@click.option("--model-version", type=AT_LEAST_ONE, default=1, help="Number of the version.")
 @click.option("--overwrite", is_flag=True, help="Replace the model repository that DIR is.")
-@json_option
 def triton(
     bundle: Path,
     folder: Path,
     name: str | None,
     target: str,
     precision: str,
-    max_batch: int,
     preferred_batch: str | None,
-    max_delay_ms: float,
-    max_queue: int,
-    timeout_s: float,
-    instances: int,
-    threads: int | None,
-    python_instances: int,
     model_version: int,
     overwrite: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Write a model repository for NVIDIA Triton Inference Server into DIR.
 
@@ -135,16 +93,7 @@ def triton(
     from prunedeploy_export.cluster.triton_config import TritonSettings
     from prunedeploy_export.cluster.triton_repository import write_triton_repository
 
-    settings = TritonSettings(
-        max_batch=max_batch,
-        preferred_batch=() if preferred_batch is None else tuple(whole_numbers(preferred_batch, "--preferred-batch")),
-        max_delay_ms=max_delay_ms,
-        max_queue=max_queue,
-        timeout_s=timeout_s,
-        instances=instances,
-        threads=threads,
-        python_instances=python_instances,
-    )
+    preferred = () if preferred_batch is None else tuple(whole_numbers(preferred_batch, "--preferred-batch"))
     with quiet_stdout():
         source = find_model(bundle)
         written = write_triton_repository(
@@ -154,7 +103,7 @@ def triton(
             target=target,
             precision=precision,
             version=model_version,
-            settings=settings,
+            settings=TritonSettings(preferred_batch=preferred, **settings),
             overwrite=overwrite,
         )
     detector = written.detector

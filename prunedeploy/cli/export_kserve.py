@@ -8,34 +8,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import FILE, PATH, PRECISIONS
+from prunedeploy.cli.output import print_json, quiet_stdout
+from prunedeploy_engines.errors import ConfigError, StoreError
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle.source import ModelSource
 
-PRECISIONS = ("fp32", "fp16", "int8")
 SERVERS = ("prunedeploy", "triton")
 METRICS = ("concurrency", "rps", "cpu")
 
 
-@click.command(
+@command_with_examples(
     "kserve",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy export kserve bundle/ --image registry.example/detector:1 --dockerfile Dockerfile --out isvc.yaml",
-        "prunedeploy export kserve bundle/ --server triton --storage-uri s3://models/detector --gpus 1 --out isvc.yaml",
-        "kubectl apply -f isvc.yaml",
-    ),
+    "prunedeploy export kserve bundle/ --image registry.example/detector:1 --dockerfile Dockerfile --out isvc.yaml",
+    "prunedeploy export kserve bundle/ --server triton --storage-uri s3://models/detector --gpus 1 --out isvc.yaml",
+    "kubectl apply -f isvc.yaml",
 )
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=PATH)
 @click.option("--name", metavar="NAME", help="Of the service; default: made from the name of the bundle's folder.")
 @click.option("--namespace", metavar="NAME", help="Default: kubectl's.")
 @click.option(
     "--server",
     type=click.Choice(SERVERS),
     default="prunedeploy",
-    show_default=True,
     help="What answers: `prunedeploy serve` in an image of yours, or Triton with the repository of `export triton`.",
 )
 @click.option("--image", metavar="IMAGE", help="The container's; Triton's own needs Pillow added, see --dockerfile.")
@@ -44,13 +41,12 @@ METRICS = ("concurrency", "rps", "cpu")
     metavar="URI",
     help="Where the bundle (or Triton's repository) was copied to: gs://, s3://, pvc://... Default: in the image.",
 )
-@click.option("--min-replicas", type=int, default=1, show_default=True, metavar="N", help="0 lets the service sleep.")
-@click.option("--max-replicas", type=int, default=3, show_default=True, metavar="N", help="At most so many.")
+@click.option("--min-replicas", type=int, default=1, metavar="N", help="0 lets the service sleep.")
+@click.option("--max-replicas", type=int, default=3, metavar="N", help="At most so many.")
 @click.option(
     "--scale-metric",
     type=click.Choice(METRICS),
     default="concurrency",
-    show_default=True,
     help="What decides their number. concurrency and rps need Knative in the cluster, cpu does without.",
 )
 @click.option(
@@ -60,30 +56,25 @@ METRICS = ("concurrency", "rps", "cpu")
     help="Per replica: requests at once (default 8), requests per second, or % of its CPUs (default 80).",
 )
 @click.option("--concurrency", type=int, metavar="N", help="Never give a replica more requests at once.")
-@click.option("--timeout-s", type=int, default=30, show_default=True, metavar="S", help="Of a request in the cluster.")
+@click.option("--timeout-s", type=int, default=30, metavar="S", help="Of a request in the cluster.")
 @click.option(
     "--startup-s",
     type=int,
     default=60,
-    show_default=True,
     metavar="S",
     help="How long a replica may take to load before it counts as dead.",
 )
-@click.option("--cpu", default="1", show_default=True, metavar="Q", help="CPUs of a replica, e.g. 500m or 2.")
-@click.option("--memory", default="2Gi", show_default=True, metavar="Q", help="Memory of a replica.")
-@click.option("--gpus", type=int, default=0, show_default=True, metavar="N", help="NVIDIA GPUs of a replica.")
+@click.option("--cpu", default="1", metavar="Q", help="CPUs of a replica, e.g. 500m or 2.")
+@click.option("--memory", default="2Gi", metavar="Q", help="Memory of a replica.")
+@click.option("--gpus", type=int, default=0, metavar="N", help="NVIDIA GPUs of a replica.")
 @click.option("--service-account", metavar="NAME", help="Whose credentials fetch the model.")
 @click.option("--token-secret", metavar="NAME", help="Secret whose key `token` holds what clients must show.")
 @click.option("--precision", type=click.Choice(PRECISIONS), help="What prunedeploy serves; default: fp32.")
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Default: print it.")
+@click.option("--out", type=FILE, metavar="FILE", help="Default: print it.")
 @click.option(
-    "--dockerfile",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Also write a Dockerfile for the image, which runs without root.",
+    "--dockerfile", type=FILE, metavar="FILE", help="Also write a Dockerfile for the image, which runs without root."
 )
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
-@json_option
 def kserve(
     bundle: Path,
     name: str | None,
@@ -101,7 +92,6 @@ def kserve(
     `kubectl apply -f FILE` is yours to type.
     """
     from prunedeploy_engines.bundle.source import find_model
-    from prunedeploy_engines.errors import ConfigError
     from prunedeploy_export.cluster.kserve_manifest import gpu_library, inference_service, to_yaml
     from prunedeploy_export.cluster.kserve_settings import KServeSettings
     from prunedeploy_export.cluster.serving_image import dockerfile as dockerfile_text
@@ -137,7 +127,6 @@ def kserve(
 
 def _write(files: dict[Path, str], overwrite: bool) -> None:
     """Write all files or, if one is there already, none."""
-    from prunedeploy_engines.errors import StoreError
     from prunedeploy_engines.files import write_atomically
 
     for path in files:

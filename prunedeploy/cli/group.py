@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,32 +48,29 @@ class Session:
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    session = ctx.find_object(Session)
-    if value and session is not None:
-        session.debug = True
+    ctx.ensure_object(Session).debug |= value
 
 
 def _debug_option() -> click.Option:
-    return click.Option(
-        ["--debug"],
-        is_flag=True,
-        is_eager=True,
-        expose_value=False,
-        callback=_set_debug,
-        help="Show the traceback of an error (also: PRUNEDEPLOY_DEBUG=1).",
-    )
+    text = "Show the traceback of an error (also: PRUNEDEPLOY_DEBUG=1)."
+    return click.Option(["--debug"], is_flag=True, is_eager=True, expose_value=False, callback=_set_debug, help=text)
+
+
+def _json_option() -> click.Option:
+    text = "Print one JSON document on stdout, and nothing else there."
+    return click.Option(["--json", "as_json"], is_flag=True, help=text)
 
 
 class Command(click.Command):
-    """A command that takes ``--debug``."""
+    """A command that takes ``--json``, passed as ``as_json``, and ``--debug``."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.params.append(_debug_option())
+        self.params += [_json_option(), _debug_option()]
 
 
 class Group(click.Group):
-    """A group that takes ``--debug``, as do its commands; without a command it shows its help."""
+    """A group that takes ``--debug``; without a command it shows its help."""
 
     command_class = Command
 
@@ -157,6 +154,11 @@ def examples(*lines: str) -> str:
     return "\n".join(["\b", f"Example{'s' * (len(lines) > 1)}:", *(f"  {line}" for line in lines)])
 
 
+def command_with_examples(name: str, *lines: str) -> Callable[[Callable[..., Any]], Command]:
+    """Make a `Command` of a function; its help ends with these command lines."""
+    return click.command(name, cls=Command, epilog=examples(*lines))
+
+
 EPILOG = f"""{
     examples(
         "prunedeploy build --ratio 0.75          the demo: about 7 minutes",
@@ -169,7 +171,12 @@ Exit codes: 0 success, 2 something that you can mend (one line says what), 1 a b
 """
 
 
-@click.command("prunedeploy", cls=RootGroup, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "prunedeploy",
+    cls=RootGroup,
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.version_option(__version__, prog_name="prunedeploy", message="%(prog)s %(version)s")
 def cli() -> None:
     """Prune YOLO detectors so that they stay right under attack, and deploy them, measured.

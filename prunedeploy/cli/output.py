@@ -7,32 +7,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
 
 import click
 
-F = TypeVar("F", bound=Callable[..., Any])
 MISSING = "-"
 
 
-def json_option(function: F) -> F:
-    """Add ``--json``, passed as ``as_json``."""
-    text = "Print one JSON document on stdout, and nothing else there."
-    return click.option("--json", "as_json", is_flag=True, help=text)(function)
-
-
 @contextlib.contextmanager
-def quiet_stdout(active: bool = True) -> Iterator[None]:
-    """Send whatever is printed meanwhile, also by C libraries and child processes, to stderr.
-
-    Args:
-        active: False changes nothing.
-    """
-    if not active:
-        yield
-        return
+def quiet_stdout() -> Iterator[None]:
+    """Send whatever is printed meanwhile, also by C libraries and child processes, to stderr."""
     saved: int | None = None
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -50,29 +34,18 @@ def quiet_stdout(active: bool = True) -> Iterator[None]:
 
 def print_json(document: object) -> None:
     """Print a document; what JSON does not have, such as NaN, becomes null."""
-    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False))
+    from prunedeploy.report.format import without_nan
+
+    click.echo(json.dumps(without_nan(document), indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def _plain(value: object) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, Path) else value
-
-
-def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, title: str | None = None
-) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
     """Print an aligned table.
 
     Args:
         columns: Headings.
         rows: Cells, as many as there are headings.
         left: So many columns are aligned on the left; the others, numbers, on the right.
-        title: Printed above it.
     """
     from rich import box
     from rich.console import Console
@@ -85,11 +58,9 @@ def print_table(
         table.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:  # a file or a pipe has no width: nothing is folded
-        console = Console(file=sys.stdout, highlight=False, width=400)
-    if title is not None:
-        click.echo(title)
+        console.width = 400
     with console.capture() as captured:
         console.print(table)
     click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))

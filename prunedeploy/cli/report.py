@@ -8,28 +8,21 @@ from typing import Any
 
 import click
 
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import PATH, store_option
+from prunedeploy.cli.output import print_json, quiet_stdout
+from prunedeploy_engines.errors import ConfigError
 
 SWEEP_ROWS = "rows.jsonl"
 
 
-@click.command(
+@command_with_examples(
     "report",
-    cls=Command,
-    epilog=examples(
-        "prunedeploy report runs/demo-structured-bn-scale-0.75-s0", "prunedeploy report runs/study-demo --compare-paper"
-    ),
+    "prunedeploy report runs/demo-structured-bn-scale-0.75-s0",
+    "prunedeploy report runs/study-demo --compare-paper",
 )
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
-    "--store",
-    type=click.Path(path_type=Path),
-    default=Path("runs/.store"),
-    show_default=True,
-    metavar="DIR",
-    help="Where the build's stages are: the test images with boxes come from there.",
-)
+@click.argument("folder", metavar="DIR", type=PATH)
+@store_option("Where the build's stages are: the test images with boxes come from there.")
 @click.option(
     "--compare-paper",
     is_flag=True,
@@ -40,7 +33,6 @@ SWEEP_ROWS = "rows.jsonl"
     metavar="ID",
     help="Of a sweep: whose times to show, as rows.jsonl names it; default: the machine with the most.",
 )
-@json_option
 def command(folder: Path, store: Path, compare_paper: bool, machine: str | None, as_json: bool) -> None:
     """Write report.html of a build's or a sweep's output folder.
 
@@ -48,8 +40,6 @@ def command(folder: Path, store: Path, compare_paper: bool, machine: str | None,
     and SVG beside it. Of a build: again, from its results.json and log.jsonl; the grid of test images is taken from
     the store, and if it is no longer there, the page is written without it.
     """
-    from prunedeploy_engines.errors import ConfigError
-
     if (folder / SWEEP_ROWS).is_file():
         report_sweep(folder, compare_paper, machine, as_json)
         return
@@ -129,32 +119,24 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigError: A line is something else.
     """
-    from prunedeploy_engines.errors import ConfigError
-
     if not path.is_file():
         return []
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise ConfigError("is not a JSON object", f"{path}:{number}", "run the build again")
-        rows.append(row)
-    return rows
+    return [_json_object(line, f"{path}:{number}") for number, line in enumerate(path.read_bytes().splitlines(), 1)]
 
 
 def _read(path: Path) -> dict[str, Any]:
-    from prunedeploy_engines.errors import ConfigError
-
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return _json_object(path.read_bytes(), path)
     except OSError as error:
         fix = "give the output folder of a build that has ended"
         raise ConfigError(f"cannot be read ({error.strerror})", path, fix) from None
+
+
+def _json_object(text: bytes, where: object) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        raise ConfigError("is not a JSON object", path, "run the build again")
+        raise ConfigError("is not a JSON object", where, "run the build again")
     return document

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from prunedeploy.cli.group import Group, examples
-from prunedeploy.cli.output import json_option, print_json, print_table, size
+from prunedeploy.cli.options import store_option
+from prunedeploy.cli.output import print_json, print_table, size
+from prunedeploy_engines.errors import StoreError
 
 if TYPE_CHECKING:
     from prunedeploy.pipeline.store.store import Store, StoreRow
-
-store_option = click.option(
-    "--store",
-    "root",
-    type=click.Path(path_type=Path),
-    default=Path("runs/.store"),
-    show_default=True,
-    metavar="DIR",
-    help="The store.",
-)
 
 
 @click.group("store", cls=Group)
@@ -36,21 +29,20 @@ def command() -> None:
 
 
 @command.command("ls", epilog=examples("prunedeploy store ls"))
-@store_option
-@json_option
+@store_option("The store.", "root")
 def ls(root: Path, as_json: bool) -> None:
     """List what is in the store: results, those in the making, checkpoints."""
     with _open(root) as store:
         rows = store.ls()
     if as_json:
-        print_json([_plain(row) for row in rows])
+        print_json([asdict(row) for row in rows])
         return
     _print(rows)
     click.echo(f"{root}: {_count(rows)}")
 
 
 @command.command("gc", epilog=examples("prunedeploy store gc", "prunedeploy store gc --older-than 30 --dry-run"))
-@store_option
+@store_option("The store.", "root")
 @click.option(
     "--older-than",
     "days",
@@ -60,7 +52,6 @@ def ls(root: Path, as_json: bool) -> None:
 )
 @click.option("--keep", multiple=True, metavar="DIGEST", help="Results that stay, by the first digits of their key.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")
-@json_option
 def gc(root: Path, days: float | None, keep: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Remove what no build needs.
 
@@ -70,7 +61,7 @@ def gc(root: Path, days: float | None, keep: tuple[str, ...], dry_run: bool, as_
     with _open(root) as store:
         rows = store.gc(keep, days, dry_run)
     if as_json:
-        print_json({"removed": [_plain(row) for row in rows], "dry_run": dry_run})
+        print_json({"removed": [asdict(row) for row in rows], "dry_run": dry_run})
         return
     _print(rows)
     click.echo(f"{root}: {'would remove' if dry_run else 'removed'} {_count(rows)}")
@@ -79,17 +70,10 @@ def gc(root: Path, days: float | None, keep: tuple[str, ...], dry_run: bool, as_
 def _open(root: Path) -> Store:
     """Open a store that is there: looking at one must not make one."""
     from prunedeploy.pipeline.store.store import Store
-    from prunedeploy_engines.errors import StoreError
 
     if not root.is_dir():
         raise StoreError("there is no such store", root, "give the --store of your builds")
     return Store(root, lambda line: click.echo(line, err=True))
-
-
-def _plain(row: StoreRow) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(row)
 
 
 def _count(rows: Sequence[StoreRow]) -> str:

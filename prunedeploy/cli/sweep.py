@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import json_option, print_json, quiet_stdout
+from prunedeploy.cli.output import print_json, quiet_stdout
 from prunedeploy.cli.sweep_output import counted, plan_document, print_outcome, print_plan
 
 if TYPE_CHECKING:
@@ -103,7 +103,6 @@ ONLY = ("configuration", "ratio", "seed")
     metavar="DIR",
     help="Where the results of stages are kept and shared.",
 )
-@json_option
 def command(
     source: str,
     executor: str,

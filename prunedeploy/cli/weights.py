@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from prunedeploy.cli.group import Command, examples
-from prunedeploy.cli.output import json_option, print_json, quiet_stdout, size
+from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.options import PATH
+from prunedeploy.cli.output import print_json, quiet_stdout, size
 
 
-@click.command("weights", cls=Command, epilog=examples("prunedeploy weights yolov3-tiny weights"))
+@command_with_examples("weights", "prunedeploy weights yolov3-tiny weights")
 @click.argument("name", metavar="yolov3|yolov3-tiny|yolov3-spp")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--mirror", metavar="URL", help="Fetch URL/NAME.weights instead of the author's file.")
-@json_option
 def command(name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     """Download the public Darknet weights of a network into DIR.
 
@@ -23,22 +23,11 @@ def command(name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     yolov3-spp 252 MB.
     """
     from prunedeploy.pipeline.progress import Progress
-    from prunedeploy.public_weights import WEIGHTS, fetch_weights
+    from prunedeploy.public_weights import fetch_file, weights_of
 
-    with quiet_stdout():
-        if name in WEIGHTS:
-            before = 0
-            with Progress().task(f"{name}.weights, bytes", WEIGHTS[name].size) as advance:
-
-                def report(done: int, total: int) -> None:
-                    nonlocal before
-                    advance(done - before)
-                    before = done
-
-                path = fetch_weights(name, folder, base_url=mirror, progress=report)
-        else:
-            path = fetch_weights(name, folder, base_url=mirror)  # its error lists the names
-    known = WEIGHTS[name]
+    known = weights_of(name)
+    with quiet_stdout(), Progress().task(f"{name}.weights, bytes", known.size) as advance:
+        path = fetch_file(known, folder, base_url=mirror, progress=advance)
     if as_json:
         print_json({"path": path, "bytes": known.size, "sha256": known.sha256})
     else:

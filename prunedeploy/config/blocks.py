@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
 
 BUNDLED = "demo"
 """The value of ``model.weights`` and ``data.path`` that means: what comes with the package."""
@@ -123,7 +115,7 @@ class AttackConfig(Block):
     iterate: Literal["last", "best"] = "last"
 
     @model_serializer(mode="wrap")
-    def _without_a_default_that_is_younger_than_results(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
         """Leave ``iterate`` out unless it is chosen: keys and hashes are made of this, and stay as they were."""
         return {key: value for key, value in values(self).items() if (key, value) != ("iterate", "last")}
 
@@ -263,15 +255,11 @@ class ScoresConfig(Block):
     normalise: Literal["none", "mean", "scaled"] = "none"
 
     @model_validator(mode="after")
-    def _a_file_for_its_score(self) -> ScoresConfig:
+    def _file_and_backend_fit_the_score(self) -> ScoresConfig:
         if self.name == "file" and self.file is None:
             raise ValueError("name file reads scores from a file, and none is given; add scores.file=PATH.safetensors")
         if self.name != "file" and self.file is not None:
             raise ValueError(f"file is read by name file alone, and name is {self.name}; leave it out, or change name")
-        return self
-
-    @model_validator(mode="after")
-    def _captum_for_what_it_computes(self) -> ScoresConfig:
         if self.backend == "captum" and self.name != "deeplift":
             raise ValueError(
                 f"backend captum computes name deeplift alone, and name is {self.name}; leave it out, or change name"

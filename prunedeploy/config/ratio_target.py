@@ -18,16 +18,7 @@ NAMES: dict[str, str] = {
     "onnx_bytes": "size",
 }
 MILLISECONDS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "": 1.0}
-BYTES = {
-    "B": 1,
-    "kB": 10**3,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-}
+BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _NUMBER = re.compile(r"^(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<unit>[A-Za-z]*)$", re.ASCII)
 
 
@@ -120,13 +111,8 @@ def parse_latency(text: str) -> RatioTarget:
     Raises:
         ConfigError: It has another unit, or is not above 0.
     """
-    found = _NUMBER.match(text.strip())
-    if not found or found["unit"] not in MILLISECONDS:
-        raise _wrong("latency", text, "is no latency", "write e.g. 20ms; units are us, ms and s")
-    value = float(found["number"]) * MILLISECONDS[found["unit"]]
-    if not value > 0:
-        raise _wrong("latency", text, "is not above 0", "write e.g. 20ms")
-    return RatioTarget("latency_ms", value)
+    fix = "write e.g. 20ms; units are us, ms and s"
+    return RatioTarget("latency_ms", _quantity("latency", text, MILLISECONDS, "20ms", fix))
 
 
 def parse_size(text: str) -> RatioTarget:
@@ -138,12 +124,19 @@ def parse_size(text: str) -> RatioTarget:
     found = _NUMBER.match(text.strip())
     if found and not found["unit"]:
         raise _wrong("size", text, "has no unit", f"write {text.strip()}MB, or B, KB, GB, KiB, MiB, GiB")
-    if not found or found["unit"] not in BYTES:
-        raise _wrong("size", text, "is no size", "write e.g. 5MB; units are B, KB, MB, GB, KiB, MiB and GiB")
-    value = float(found["number"]) * BYTES[found["unit"]]
+    fix = "write e.g. 5MB; units are B, KB, MB, GB, KiB, MiB and GiB"
+    return RatioTarget("onnx_bytes", _quantity("size", text, BYTES, "5MB", fix))
+
+
+def _quantity(name: str, text: str, units: Mapping[str, float], example: str, fix: str) -> float:
+    """A number above 0 with one of these units."""
+    found = _NUMBER.match(text.strip())
+    if not found or found["unit"] not in units:
+        raise _wrong(name, text, f"is no {name}", fix)
+    value = float(found["number"]) * units[found["unit"]]
     if not value > 0:
-        raise _wrong("size", text, "is not above 0", "write e.g. 5MB")
-    return RatioTarget("onnx_bytes", value)
+        raise _wrong(name, text, "is not above 0", f"write e.g. {example}")
+    return value
 
 
 def _wrong(name: str, text: str, what: str, fix: str) -> ConfigError:

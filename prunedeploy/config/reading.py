@@ -67,13 +67,9 @@ def load_config(
     assignments = [(*_parse_set(assignment), f"--set {assignment}") for assignment in sets]
     chosen = [value for names, value, _ in assignments if names == ["method"]]
     data, origins = for_method(data, origins, given.get("method", chosen[-1] if chosen else None))
+    assignments += [(OPTIONS[name].split("."), value, f"--{name}") for name, value in given.items()]
     for names, value, where in assignments:
         _set(data, origins, names, value, where)
-    for name, value in given.items():
-        if name not in OPTIONS:
-            raise ValueError(f"there is no option {name!r} that sets a key; add it to OPTIONS")
-        plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Path) else value
-        _set(data, origins, OPTIONS[name].split("."), plain, f"--{name}")
     _start_from_given_network(data, origins, given)
     return validated(BuildConfig, data, origins, str(source))
 
@@ -94,10 +90,9 @@ def for_method(
     Raises:
         ConfigError: ``by_method`` is not a mapping from methods to blocks, or a block chooses another method.
     """
-    values, places = _unshared(data), dict(origins)
+    values = _unshared(data)
     of_methods = values.pop("by_method", None) or {}
-    for path in [path for path in places if path[0] == "by_method"]:
-        del places[path]
+    places = {path: place for path, place in origins.items() if path[0] != "by_method"}
     known = get_args(Method)
     for name in of_methods if isinstance(of_methods, dict) else ("by_method",):
         if name not in known or not isinstance(of_methods[name], dict):
@@ -126,9 +121,7 @@ def _unshared(value: Any) -> Any:
     return {key: _unshared(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value
 
 
-def validated(
-    kind: type[AnyBlock], data: Mapping[str, Any], origins: Mapping[KeyPath, str], source: str
-) -> AnyBlock:
+def validated(kind: type[AnyBlock], data: Mapping[str, Any], origins: Mapping[KeyPath, str], source: str) -> AnyBlock:
     """Make a block of values.
 
     Args:
@@ -184,12 +177,9 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.012
 
 def _parse_yaml(text: str, where: object) -> tuple[Any, dict[KeyPath, int]]:
     """Return the document and the line of every key in it, 1-based."""
-    loader = None
     try:
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        lines = dict(_lines(node, (), where))
-        return (None if node is None else loader.construct_document(node)), lines
+        lines = dict(_lines(yaml.compose(text, _Loader), (), where))
+        return yaml.load(text, _Loader), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{where}:{mark.line + 1}" if mark and isinstance(where, Path) else where
@@ -198,9 +188,6 @@ def _parse_yaml(text: str, where: object) -> tuple[Any, dict[KeyPath, int]]:
         raise ConfigError(f"is not YAML: {error.reason} (at character {error.position})", where) from None
     except (ValueError, RecursionError) as error:  # a date such as 2024-99-99; a block that contains itself
         raise ConfigError(f"is not YAML: {error}", where) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
 
 
 def _lines(node: yaml.Node | None, path: KeyPath, where: object) -> Iterator[tuple[KeyPath, int]]:
@@ -238,8 +225,7 @@ def read_yaml(source: str | Path) -> tuple[dict[str, Any], dict[KeyPath, str]]:
     except UnicodeDecodeError:
         raise ConfigError("is not UTF-8 text", path, fix) from None
     data, lines = _parse_yaml(text, path)
-    if data is None:
-        data = {}
+    data = {} if data is None else data
     if not isinstance(data, dict):
         raise ConfigError("is not a mapping of keys to values", path, "write lines such as `ratio: 0.75`")
     return data, {key: f"{path}:{line}" for key, line in lines.items()}
@@ -255,9 +241,7 @@ def _parse_set(assignment: str) -> tuple[list[str], Any]:
     return names, value
 
 
-def _set(
-    data: dict[str, Any], origins: dict[KeyPath, str], names: Sequence[str], value: Any, where: str
-) -> None:
+def _set(data: dict[str, Any], origins: dict[KeyPath, str], names: Sequence[str], value: Any, where: str) -> None:
     """Put a value at a dotted key; blocks on the way are made, a mapping is merged."""
     for depth, name in enumerate(names[:-1]):
         if data.get(name) is None:
@@ -270,14 +254,11 @@ def _set(
             _set(data, {}, [*names[-1:], str(name)], inner, where)
     else:
         data[names[-1]] = value
-    origins[tuple(names)] = where
-    for key in [key for key in origins if key[: len(names)] == tuple(names)]:
-        origins[key] = where
+    below = [key for key in origins if key[: len(names)] == tuple(names)]
+    origins.update(dict.fromkeys([tuple(names), *below], where))
 
 
-def _start_from_given_network(
-    data: dict[str, Any], origins: dict[KeyPath, str], given: Mapping[str, object]
-) -> None:
+def _start_from_given_network(data: dict[str, Any], origins: dict[KeyPath, str], given: Mapping[str, object]) -> None:
     pretrain = data.get("pretrain")
     start = pretrain.get("from") if isinstance(pretrain, dict) else None
     has_weights = "weights" in given or origins.get(("model", "weights"), "").startswith("--set")
@@ -337,28 +318,21 @@ def _nearest(location: KeyPath, kind: type[BaseModel]) -> str | None:
     return next((names[name] for name in difflib.get_close_matches(wrong, names, n=1, cutoff=0.85)), None)
 
 
-def known_keys(kind: type[BaseModel] = BuildConfig) -> list[str]:
-    """Every dotted key of a block, blocks included, in the order of the classes."""
-
-    def below(path: KeyPath) -> Iterator[str]:
-        for name in _keys(path, kind):
-            yield _dotted((*path, name))
-            yield from below((*path, name))
-
-    return list(below(()))
+def known_keys(kind: type[BaseModel] = BuildConfig, path: KeyPath = ()) -> list[str]:
+    """Every dotted key of the block at ``path``, blocks included, in the order of the classes."""
+    below = [(*path, name) for name in _keys(path, kind)]
+    return [key for inner in below for key in (_dotted(inner), *known_keys(kind, inner))]
 
 
 def _keys(path: KeyPath, kind: type[BaseModel]) -> list[str]:
     """Return the names of the keys of the block at ``path``, none if that is a value."""
-    block: type[BaseModel] | None = kind
-    for name in path:
-        fields = (
-            {} if block is None else {field.alias or key: field for key, field in block.model_fields.items()}
-        )
-        annotation = fields[str(name)].annotation if name in fields else None
-        parts = [annotation, *getattr(annotation, "__args__", ())]
-        block = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
-    return [] if block is None else [field.alias or key for key, field in block.model_fields.items()]
+    fields = {field.alias or key: field for key, field in kind.model_fields.items()}
+    if not path:
+        return list(fields)
+    annotation = fields[path[0]].annotation if path[0] in fields else None
+    parts = [annotation, *get_args(annotation)]
+    block = next((part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)), None)
+    return [] if block is None else _keys(path[1:], block)
 
 
 def _dotted(path: Sequence[str | int]) -> str:

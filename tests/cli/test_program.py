@@ -39,7 +39,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Make ``prunedeploy doctor`` raise."""
 
     @click.command("doctor", cls=Command)
-    def failing() -> None:
+    def failing(as_json: bool) -> None:
         raise error
 
     monkeypatch.setattr("prunedeploy.cli.doctor.command", failing)
