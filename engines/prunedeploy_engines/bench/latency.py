@@ -101,8 +101,7 @@ class LatencySamples:
         """Median of each round: shows a drift that the total hides."""
         ends = [sum(self.round_sizes[: i + 1]) for i in range(len(self.round_sizes))]
         return [
-            percentile(self.samples_ms[end - size : end], 50)
-            for end, size in zip(ends, self.round_sizes, strict=True)
+            percentile(self.samples_ms[end - size : end], 50) for end, size in zip(ends, self.round_sizes, strict=True)
         ]
 
 
@@ -167,9 +166,7 @@ def warm_up(call: Callable[[], object], *, seconds: float, calls: int) -> None:
         done += 1
 
 
-def timed_block(
-    call: Callable[[], object], *, seconds: float, calls: int, warm_calls: int = 0
-) -> list[float]:
+def timed_block(call: Callable[[], object], *, seconds: float, calls: int, warm_calls: int = 0) -> list[float]:
     """One turn: some untimed calls, then timed ones, at least ``calls`` and for at least ``seconds``.
 
     Returns:

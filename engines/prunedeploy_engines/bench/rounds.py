@@ -27,6 +27,7 @@ __all__ = ["BenchResult", "Opened", "Worker", "bench_models", "opened_models"]
 
 OnUnusable = Callable[[str, EngineError], None]
 
+
 @dataclass(frozen=True)
 class BenchResult:
     """One model's row.

@@ -31,9 +31,7 @@ class LayerTime:
     runs: int = 1
 
 
-def ranked_layers(
-    times: Iterable[LayerExecution], runs: int, top: int | None = None
-) -> list[LayerTime]:
+def ranked_layers(times: Iterable[LayerExecution], runs: int, top: int | None = None) -> list[LayerTime]:
     """Add up the times of every layer and sort, the one that costs most first.
 
     Args:

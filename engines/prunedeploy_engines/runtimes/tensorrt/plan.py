@@ -72,9 +72,7 @@ def check_plan(engine: EngineFile, library: LibraryName | None = None) -> None:
         problem = f"is a plan of {engine.library}, not of {library}"
         raise EngineError(problem, where=engine.path, fix=REBUILD_HERE)
     if engine.library not in LIBRARIES:
-        raise EngineError(
-            f"is a plan of unknown library {engine.library!r}", where=engine.path, fix=REBUILD_HERE
-        )
+        raise EngineError(f"is a plan of unknown library {engine.library!r}", where=engine.path, fix=REBUILD_HERE)
     version = installed_version(engine.library)
     if version is None:
         raise RuntimeUnavailableError(

@@ -46,9 +46,7 @@ class TensorRTRunner(Runner):
         RuntimeUnavailableError: No library, driver, GPU or cuda-python here.
     """
 
-    def __init__(
-        self, plan_path: str | Path, *, library: LibraryName | None = None, cuda_graph: bool = False
-    ) -> None:
+    def __init__(self, plan_path: str | Path, *, library: LibraryName | None = None, cuda_graph: bool = False) -> None:
         self._engine_file = read_engine_file(plan_path)
         check_plan(self._engine_file, library)
         reason = tensorrt_unavailable_reason(self._engine_file.library)
@@ -66,9 +64,7 @@ class TensorRTRunner(Runner):
         self._device_name = device.name
         self._cuda_graph = cuda_graph
         library_here = load_library(self._engine_file.library)
-        self._execution = EngineExecution(
-            library_here, CudaCalls(cudart()), self._engine_file, cuda_graph=cuda_graph
-        )
+        self._execution = EngineExecution(library_here, CudaCalls(cudart()), self._engine_file, cuda_graph=cuda_graph)
         try:
             self._execution.load(Path(plan_path).read_bytes())
         except BaseException:
