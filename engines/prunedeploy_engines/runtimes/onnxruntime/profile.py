@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from prunedeploy_engines.detection.letterbox import unit_pixels
 from prunedeploy_engines.runtimes.layer_times import LayerExecution, convolution_shares
-from prunedeploy_engines.runtimes.onnxruntime.session import CUDA, SessionSpec, run_error
+from prunedeploy_engines.runtimes.onnxruntime.session import SessionSpec, run_error
 from prunedeploy_engines.runtimes.signature import INPUT
 
 _PRECISIONS = {
@@ -69,7 +69,7 @@ def layer_times(spec: SessionSpec, model_input: npt.NDArray[Any], runs: int) -> 
     for event in _kernels(events):
         if event["ts"] >= second:
             name, kind = event["name"].removesuffix(_KERNEL), event["args"]["op_name"]
-            yield name, kind, _precision(event, spec.tf32), event["dur"] / 1000
+            yield name, kind, _precision(event), event["dur"] / 1000
 
 
 def executed_graph(spec: SessionSpec, model_input: npt.NDArray[Any]) -> ExecutedGraph:
@@ -84,7 +84,7 @@ def executed_graph(spec: SessionSpec, model_input: npt.NDArray[Any]) -> Executed
     """
     kernels = list(_kernels(profiled_events(spec, model_input, 1)))
     return ExecutedGraph(
-        computes_in=convolution_shares(_precision(event, spec.tf32) for event in kernels if _is_convolution(event)),
+        computes_in=convolution_shares(_precision(event) for event in kernels if _is_convolution(event)),
         threads=_pool_size(kernels),
         nodes=dict(Counter(event["args"]["provider"] for event in kernels)),
         operators={
@@ -129,13 +129,10 @@ def _is_convolution(event: dict[str, Any]) -> bool:
     return "Conv" in event["args"]["op_name"]  # Conv, FusedConv, NhwcFusedConv, QLinearConv, ConvInteger
 
 
-def _precision(event: dict[str, Any], tf32: bool) -> str | None:
+def _precision(event: dict[str, Any]) -> str | None:
     """From the type of a kernel's first input, the data; the second, weights, has the same but for int8."""
     types = [next(iter(value)) for value in event["args"].get("input_type_shape", []) if value]
-    precision = _PRECISIONS.get(types[0]) if types else None
-    if tf32 and precision == "fp32" and event["args"].get("provider") == CUDA and _is_convolution(event):
-        return "tf32"
-    return precision
+    return _PRECISIONS.get(types[0]) if types else None
 
 
 def _pool_size(kernels: Sequence[dict[str, Any]]) -> int | None:

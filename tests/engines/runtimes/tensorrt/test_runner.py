@@ -93,10 +93,6 @@ def test_plan_of_another_version(engine):
     assert "prunedeploy engine" in line
 
 
-def test_plan_of_another_library_than_asked_for(engine):
-    assert "plan of tensorrt_rtx, not of tensorrt" in str(error_of(engine.path, library="tensorrt"))
-
-
 def test_plan_of_an_unknown_library(engine):
     edit_sidecar(engine, library="openvino")
     assert "unknown library 'openvino'" in str(error_of(engine.path))
