@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunedeploy_engines.bench.document import SCHEMA_VERSION, device_name, measured_rows, row_settings
+from prunedeploy_engines.bench.latency import LatencySamples, achieved_gflops
 from prunedeploy_engines.bench.rows import Choice, Planned
 from prunedeploy_engines.errors import EngineError, PrunedeployError
 
@@ -48,7 +50,6 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
     Raises:
         PrunedeployError: Nothing at all could be measured; it is the first reason.
     """
-    from prunedeploy_engines.bench.document import SCHEMA_VERSION, device_name, measured_rows
     from prunedeploy_engines.machine.energy import open_rapl
     from prunedeploy_engines.machine.environment import machine_info
     from prunedeploy_engines.machine.state import device_state, state_notes
@@ -141,16 +142,12 @@ def _measure(
 
 
 def _peak(result: BenchResult) -> dict[str, Any]:
-    from prunedeploy_engines.bench.latency import achieved_gflops
-
     described = result.describe
     gflops = achieved_gflops(described["macs"], result.latency.summary()["p50"])
     return {"gflops": gflops, **{key: described[key] for key in ("runtime", "threads", "precision", "matmul_size")}}
 
 
 def _fill(row: Row, result: BenchResult, peak: float | None) -> None:
-    from prunedeploy_engines.bench.latency import achieved_gflops
-
     summary = result.summary()
     engine = summary.pop("engine")
     gflops = None if row["macs"] is None else achieved_gflops(row["macs"] * row["batch"], summary["p50"])
@@ -173,8 +170,6 @@ def _fill(row: Row, result: BenchResult, peak: float | None) -> None:
 
 def _mark_best_batches(rows: list[Row]) -> None:
     """Say which batch of each model gives most images a second: the offline figure."""
-    from prunedeploy_engines.bench.document import row_settings
-
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         if row["latency_ms"] is not None:
@@ -208,8 +203,6 @@ def _serve(
 
 
 def _fill_server(row: Row, result: ServerResult, bound_ms: float) -> None:
-    from prunedeploy_engines.bench.latency import LatencySamples
-
     row |= {
         "engine": result.describe,
         "computes_in": result.describe.get("computes_in"),
@@ -245,8 +238,6 @@ def _profile(planned: Planned) -> list[str]:
     Returns:
         Why some have none.
     """
-    from prunedeploy_engines.bench.profile import profile_models
-
     models = {key: planned.specs[key] for key, row in planned.rows.items() if row["latency_ms"] is not None}
     without = [key for key, spec in models.items() if "factory" in spec]
     notes = ["PyTorch rows have no profile of single layers"] if without else []
@@ -256,6 +247,28 @@ def _profile(planned: Planned) -> list[str]:
         else:
             planned.rows[key]["layers"] = layers
     return notes
+
+
+def profile_models(models: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]] | str]:
+    """Profile models one after the other, a process each.
+
+    Args:
+        models: Specifications, see `bench.spec`.
+
+    Returns:
+        Per name its most expensive layers (see `layer_times.LayerTime`), or why there are none.
+    """
+    from prunedeploy_engines.bench.spec import complete_spec
+    from prunedeploy_engines.bench.worker_process import Worker
+
+    profiles: dict[str, list[dict[str, Any]] | str] = {}
+    for name, spec in models.items():
+        with Worker(name) as worker:
+            try:
+                profiles[name] = worker.ask("profile", spec=complete_spec(name, spec))["layers"]
+            except EngineError as error:
+                profiles[name] = str(error)
+    return profiles
 
 
 def steps(planned: Planned, choice: Choice, effort: Effort) -> int:

@@ -13,7 +13,7 @@ import subprocess
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -235,8 +235,7 @@ class PowerSampler:
             time.sleep(SAMPLE_S / 4)
         return energy
 
-    def _start(self, target: object) -> None:
-        assert callable(target)
+    def _start(self, target: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=target, daemon=True)
         self._thread.start()
 
