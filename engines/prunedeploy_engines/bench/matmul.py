@@ -67,11 +67,6 @@ def matmul_input(size: int, seed: int = 0, precision: Precision = "fp32") -> npt
     return random.standard_normal((size, size), dtype=np.float32)
 
 
-def matmul_flops(size: int) -> int:
-    """FLOPs of one call (in int8: operations): a multiplication and an addition per product."""
-    return 2 * size**3
-
-
 def matmul_call(
     runtime: str = "onnxruntime",
     *,

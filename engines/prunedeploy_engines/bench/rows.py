@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunedeploy_engines.bench.accuracy import accuracy_of
 from prunedeploy_engines.bench.models import ModelFile, Subject, find_file
 from prunedeploy_engines.errors import PrunedeployError
+from prunedeploy_engines.files import file_sha256
 
 RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -120,9 +122,6 @@ def _on_gpu(runtime: str, provider: str | None) -> bool:
 
 def _row(subject: Subject, model: ModelFile | None, precision: str | None, runtime: str) -> dict[str, Any]:
     """What is known of a row before it is measured."""
-    from prunedeploy_engines.bench.accuracy import accuracy_of
-    from prunedeploy_engines.files import file_sha256
-
     file = None if model is None else model.file
     known = precision if model is None else model.precision
     name = None if model is None else model.name

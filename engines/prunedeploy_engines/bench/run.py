@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Progress = Callable[[str], None]
 
+ROUNDS = 10
+"""Turns per row."""
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -37,11 +40,6 @@ class Effort:
     warmup_s: float
     latency_bound_ms: float | None = None
     profile: bool = False
-
-    @property
-    def rounds(self) -> int:
-        """Turns per row."""
-        return 10
 
 
 def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progress) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
             "seconds": effort.seconds,
             "min_calls": effort.min_calls,
             "warmup_s": effort.warmup_s,
-            "rounds": effort.rounds,
+            "rounds": ROUNDS,
             "seed": choice.seed,
         },
         "rows": rows,
@@ -128,7 +126,7 @@ def _measure(
         seconds=effort.seconds,
         min_calls=effort.min_calls,
         warmup_s=effort.warmup_s,
-        rounds=effort.rounds,
+        rounds=ROUNDS,
         progress=progress,
         on_unusable=unusable,
     )
@@ -207,11 +205,7 @@ def _fill_server(row: Row, result: ServerResult, bound_ms: float) -> None:
         "engine": result.describe,
         "computes_in": result.describe.get("computes_in"),
         "images": result.images,
-        "gflops": None,
-        "peak_gflops": None,
-        "fraction_of_peak": None,
-        "energy_j_per_image": None,
-        "layers": None,
+        **dict.fromkeys(("gflops", "peak_gflops", "fraction_of_peak", "energy_j_per_image", "layers")),
         "server": {
             "latency_bound_ms": bound_ms,
             "queries_per_s": None if result.confirmed is None else result.confirmed.rate,
@@ -275,4 +269,4 @@ def steps(planned: Planned, choice: Choice, effort: Effort) -> int:
     """How many turns there will be, for a progress bar; of a server's search, about."""
     if choice.scenario == "server":
         return 12 * sum(key in planned.rows for key in planned.specs)
-    return effort.rounds * len(planned.specs) if math.isfinite(effort.seconds) else 0
+    return ROUNDS * len(planned.specs) if math.isfinite(effort.seconds) else 0

@@ -39,12 +39,6 @@ class Measured:
         source = None if self._meter is None else self._meter.source
         return {"describe": self._model.describe, "images": self._model.images, "energy_source": source}
 
-    def answer(self, do: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Carry out a command."""
-        if do == "warm_up":
-            return self.warm_up(**arguments)
-        return self.block(**arguments) if do == "block" else self.trial(**arguments)
-
     def warm_up(self, seconds: float, calls: int) -> dict[str, Any]:
         """Untimed calls."""
         warm_up(self._call, seconds=seconds, calls=calls)
@@ -97,10 +91,8 @@ def serve(commands: IO[bytes], answers: IO[bytes]) -> None:
                 answer = measured.describe()
             elif do == "profile":
                 answer = {"layers": profile_spec(command["spec"])}
-            elif measured is None:
-                raise ValueError("open a model first")
             else:
-                answer = measured.answer(do, command)
+                answer = getattr(measured, do)(**command)
             wait_until_idle()
         except PrunedeployError as error:
             answer = {"error": error_to_json(error)}

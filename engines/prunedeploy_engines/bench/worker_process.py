@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunedeploy_engines.child import Child
 from prunedeploy_engines.errors import EngineError, RuntimeUnavailableError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class Worker:
@@ -41,10 +37,8 @@ class Worker:
         """End the process."""
         self._child.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Worker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -17,11 +17,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 POWERCAP = Path("/sys/class/powercap")
 HWMON = Path("/sys/class/hwmon")
@@ -193,7 +188,7 @@ class PowerSampler:
         self._thread: threading.Thread | None = None
         self._program: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PowerSampler:
         rail = find_board_rail(self._hwmon)
         if rail is not None:
             self.source, self.whole_board = f"INA3221 {rail.name}, the whole board", True
@@ -214,9 +209,7 @@ class PowerSampler:
         self._start(self._listen)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.set()
         if self._program is not None:
             self._program.terminate()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,13 +41,11 @@ class ExecutedGraph:
         computes_in: Share of the convolutions by precision; None if there is none to be seen, e.g. inside an
             engine of TensorRT's provider.
         threads: Threads of the pool that runs one operator.
-        nodes: Number of executed nodes by provider.
-        operators: The same, by provider and operator.
+        operators: Number of executed nodes by provider and operator.
     """
 
     computes_in: dict[str, float] | None
     threads: int | None
-    nodes: dict[str, int]
     operators: dict[str, dict[str, int]]
 
 
@@ -83,16 +81,13 @@ def executed_graph(spec: SessionSpec, model_input: npt.NDArray[Any]) -> Executed
         EngineError: The model does not load or run.
     """
     kernels = list(_kernels(profiled_events(spec, model_input, 1)))
+    operators: dict[str, Counter[str]] = defaultdict(Counter)
+    for event in kernels:
+        operators[event["args"]["provider"]][event["args"]["op_name"]] += 1
     return ExecutedGraph(
         computes_in=convolution_shares(_precision(event) for event in kernels if _is_convolution(event)),
         threads=_pool_size(kernels),
-        nodes=dict(Counter(event["args"]["provider"] for event in kernels)),
-        operators={
-            provider: dict(
-                Counter(event["args"]["op_name"] for event in kernels if event["args"]["provider"] == provider)
-            )
-            for provider in {event["args"]["provider"] for event in kernels}
-        },
+        operators={provider: dict(counts) for provider, counts in operators.items()},
     )
 
 
@@ -136,9 +131,5 @@ def _precision(event: dict[str, Any]) -> str | None:
 
 
 def _pool_size(kernels: Sequence[dict[str, Any]]) -> int | None:
-    pools = [event["args"]["thread_scheduling_stats"] for event in kernels if _has_pool(event)]
+    pools = [pool for event in kernels if (pool := event["args"].get("thread_scheduling_stats"))]
     return 1 + max(len(pool.get("sub_threads", {})) for pool in pools) if pools else None
-
-
-def _has_pool(event: dict[str, Any]) -> bool:
-    return bool(event["args"].get("thread_scheduling_stats"))

@@ -21,15 +21,7 @@ from prunedeploy_engines.runtimes.tensorrt.cuda import CudaCalls, cudart
 from prunedeploy_engines.runtimes.tensorrt.engine_file import read_engine_file
 from prunedeploy_engines.runtimes.tensorrt.execution import EngineExecution
 from prunedeploy_engines.runtimes.tensorrt.library import cuda_device, load_library
-from prunedeploy_engines.runtimes.tensorrt.plan import (
-    REBUILD_HERE,
-    check_batch,
-    check_plan,
-    deserialise,
-    tensorrt_unavailable_reason,
-)
-
-__all__ = ["TensorRTRunner", "check_batch", "check_plan", "deserialise", "tensorrt_unavailable_reason"]
+from prunedeploy_engines.runtimes.tensorrt.plan import REBUILD_HERE, check_plan, tensorrt_unavailable_reason
 
 
 class TensorRTRunner(Runner):

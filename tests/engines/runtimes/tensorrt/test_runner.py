@@ -18,12 +18,8 @@ from prunedeploy_engines.runtimes.tensorrt.library import (
     installed_version,
     load_library,
 )
-from prunedeploy_engines.runtimes.tensorrt.runner import (
-    TensorRTRunner,
-    check_batch,
-    deserialise,
-    tensorrt_unavailable_reason,
-)
+from prunedeploy_engines.runtimes.tensorrt.plan import check_batch, deserialise, tensorrt_unavailable_reason
+from prunedeploy_engines.runtimes.tensorrt.runner import TensorRTRunner
 
 onnx = pytest.importorskip("onnx", reason="needs onnx to make the networks")
 from engine_networks import convolutional_detector  # noqa: E402
