@@ -43,8 +43,6 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """``"faster"``, ``"slower"`` (B, than A) or ``"no difference that can be told"``."""
-        if self.rounds < 2:
-            return "no difference that can be told"
         if self.high < 1:
             return "faster"
         return "slower" if self.low > 1 else "no difference that can be told"

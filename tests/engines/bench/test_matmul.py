@@ -78,4 +78,4 @@ for precision in ("fp32", "int8"):
 
 def test_there_is_no_peak_of_a_runtime_without_a_cpu() -> None:
     with pytest.raises(ConfigError, match="no peak to measure for 'tensorrt'"):
-        matmul_call("tensorrt")
+        matmul_call("tensorrt", threads=None, size=8, precision="fp32")

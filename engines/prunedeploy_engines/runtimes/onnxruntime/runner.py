@@ -71,7 +71,7 @@ class OnnxRuntimeRunner(Runner):
         header = header_from_metadata(dict(self._session.get_modelmeta().custom_metadata_map))
         self._precision = header.precision
         self._signature = signature = detector_signature(
-            {value.name: (_type(value), _shape(value)) for value in self._session.get_inputs()},
+            {value.name: (_TYPES.get(value.type, value.type), _shape(value)) for value in self._session.get_inputs()},
             [value.name for value in self._session.get_outputs()],
             header,
             self._path,
@@ -176,10 +176,6 @@ class OnnxRuntimeRunner(Runner):
                 fix="ask for cpu, or install an ONNX Runtime with this provider",
             )
         return assigned
-
-
-def _type(value: Any) -> str:
-    return _TYPES.get(value.type, value.type)
 
 
 def _shape(value: Any) -> list[int | None]:

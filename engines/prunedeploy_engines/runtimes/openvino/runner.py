@@ -68,7 +68,7 @@ class OpenVinoRunner(Runner):
         self._settings = cpu_settings(threads, inference_precision)
         self._model = read_model(self._core, self._path)
         self._signature = signature = detector_signature(
-            {_name(port): (_type(port), _shape(port)) for port in self._model.inputs},
+            {str(port.get_any_name()): (_type(port), _shape(port)) for port in self._model.inputs},
             [name for port in self._model.outputs for name in port.get_names()],
             self._header,
             self._path,
@@ -154,10 +154,6 @@ class OpenVinoRunner(Runner):
             return self._core.compile_model(self._model, "CPU", {**self._settings, **more})
         except Exception as error:  # OpenVINO raises RuntimeError for nearly everything
             raise load_error(error, self._path) from error
-
-
-def _name(port: Any) -> str:
-    return str(port.get_any_name())
 
 
 def _type(port: Any) -> str:
