@@ -5,6 +5,7 @@ What the two send each other is a line of JSON, then the bytes of the arrays tha
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -81,11 +82,9 @@ class Child:
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
-            try:
+            with contextlib.suppress(BrokenPipeError):  # what was written last never got through
                 if pipe is not None:
                     pipe.close()
-            except BrokenPipeError:  # what was written last never got through
-                continue
 
 
 def send(stream: IO[bytes], message: dict[str, Any], arrays: Sequence[Array] = ()) -> None:

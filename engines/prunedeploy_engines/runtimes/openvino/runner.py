@@ -13,13 +13,7 @@ import numpy.typing as npt
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.runtimes.layer_times import LayerExecution
 from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
-from prunedeploy_engines.runtimes.openvino.library import (
-    cpu_settings,
-    import_openvino,
-    load_error,
-    read_model,
-    run_error,
-)
+from prunedeploy_engines.runtimes.openvino.library import cpu_settings, import_openvino, load_error, run_error
 from prunedeploy_engines.runtimes.openvino.profile import computes_in, layer_times
 from prunedeploy_engines.runtimes.runner import Images, Runner
 from prunedeploy_engines.runtimes.signature import INPUT, detector_signature
@@ -66,7 +60,10 @@ class OpenVinoRunner(Runner):
         self._header = read_onnx_header(self._path)  # what is no ONNX file makes OpenVINO print
         self._core = ov.Core()
         self._settings = cpu_settings(threads, inference_precision)
-        self._model = read_model(self._core, self._path)
+        try:
+            self._model = self._core.read_model(str(self._path))
+        except Exception as error:  # OpenVINO raises RuntimeError for nearly everything
+            raise load_error(error, self._path) from error
         self._signature = signature = detector_signature(
             {str(port.get_any_name()): (_type(port), _shape(port)) for port in self._model.inputs},
             [name for port in self._model.outputs for name in port.get_names()],
