@@ -61,13 +61,8 @@ class RaplMeter:
 
     def joules(self, before: Sequence[int], after: Sequence[int]) -> float:
         """Energy between two readings, during which a counter started again at most once."""
-        ranges = [zone.range_uj for zone in self._zones]
-        return sum(counted_uj(*reading) for reading in zip(before, after, ranges, strict=True)) / 1e6
-
-
-def counted_uj(before: int, after: int, range_uj: int) -> int:
-    """Microjoules between two readings of a counter that goes from 0 to ``range_uj`` and then starts again."""
-    return after - before if after >= before else after - before + range_uj + 1
+        readings = zip(self._zones, before, after, strict=True)
+        return sum((last - first) % (zone.range_uj + 1) for zone, first, last in readings) / 1e6
 
 
 def open_rapl(folder: Path = POWERCAP) -> tuple[RaplMeter | None, str | None]:
