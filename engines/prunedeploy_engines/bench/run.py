@@ -146,8 +146,7 @@ def _peak(result: BenchResult) -> dict[str, Any]:
 
 
 def _fill(row: Row, result: BenchResult, peak: float | None) -> None:
-    summary = result.summary()
-    engine = summary.pop("engine")
+    summary, engine = result.latency.summary(), result.describe
     gflops = None if row["macs"] is None else achieved_gflops(row["macs"] * row["batch"], summary["p50"])
     row |= {
         "engine": engine,
