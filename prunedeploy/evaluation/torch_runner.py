@@ -25,24 +25,16 @@ class TorchRunner(Runner):
         model: The network that was given.
     """
 
+    runtime = "torch"
+
     def __init__(self, model: Darknet, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.model = model
         self._folded: FoldedDarknet | None = FoldedDarknet(model)
-        self._input_size = model.cfg.input_size
+        self.input_size = model.cfg.input_size
         self._device = next(model.parameters()).device
         self._threads = threads
-
-    @property
-    def runtime(self) -> str:
-        """``"torch"``."""
-        return "torch"
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width), from the cfg."""
-        return self._input_size
 
     def describe(self) -> dict[str, Any]:
         """What runs: version, precision, device, threads."""

@@ -7,8 +7,8 @@ In the order in which data flows::
     calls, images    inside that process: one batch through one model
     latency          the timer, and what is said about its samples
     scenarios        what the figure of a measurement is; `server` finds the highest rate of a server
-    profile, matmul  the layers that cost most; the peak of the machine
-    run, document    all of it as one JSON document, and reading that again
+    matmul           the peak of the machine
+    run, document    all of it and the layers that cost most as one JSON document, and reading that again
     compare, pairs   whether a difference between two benchmarks is real
     pictures         pictures and page of a document
 """

@@ -32,19 +32,15 @@ class Comparison:
         ratio: Ratio of the medians.
         low: Lower end of its interval.
         high: Upper end.
-        rounds: The smaller number of rounds.
     """
 
     ratio: float
     low: float
     high: float
-    rounds: int
 
     @property
     def verdict(self) -> str:
         """``"faster"``, ``"slower"`` (B, than A) or ``"no difference that can be told"``."""
-        if self.rounds < 2:
-            return "no difference that can be told"
         if self.high < 1:
             return "faster"
         return "slower" if self.low > 1 else "no difference that can be told"
@@ -56,7 +52,6 @@ def compare_rounds(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    confidence: float = CONFIDENCE,
 ) -> Comparison:
     """Compare two rows.
 
@@ -65,7 +60,6 @@ def compare_rounds(
         b_ms: Milliseconds of B; the rounds need not be as many.
         seed: Seed of the bootstrap.
         resamples: How often rounds are drawn anew.
-        confidence: Confidence of the interval.
 
     Returns:
         The ratio of the medians of all samples, with the interval of its percentiles, widened for few rounds.
@@ -75,11 +69,11 @@ def compare_rounds(
     ratio = float(np.median(np.concatenate(b_ms)) / np.median(np.concatenate(a_ms)))
     rounds = min(len(a_ms), len(b_ms))
     if rounds < 2:
-        return Comparison(ratio, 0.0, math.inf, rounds)
+        return Comparison(ratio, 0.0, math.inf)
     of_a, of_b = (resampled_medians(rounds_ms, resamples, rng) for rounds_ms in (a_ms, b_ms))
-    tail = expanded_tail((1 - confidence) / 2, rounds)
+    tail = expanded_tail((1 - CONFIDENCE) / 2, rounds)
     low, high = np.quantile(of_b / of_a, [tail, 1 - tail])
-    return Comparison(ratio, float(low), float(high), rounds)
+    return Comparison(ratio, float(low), float(high))
 
 
 def resampled_medians(rounds_ms: Sequence[Sequence[float]], resamples: int, rng: np.random.Generator) -> Float64Array:

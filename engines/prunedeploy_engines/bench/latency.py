@@ -13,25 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
-
-from prunedeploy_engines.locks import measuring_lock
-
-__all__ = [
-    "NOISY_CV",
-    "LatencySamples",
-    "Plan",
-    "achieved_gflops",
-    "measure",
-    "measuring_lock",
-    "percentile",
-    "run_rounds",
-    "summarise",
-    "timed_block",
-    "warm_up",
-]
 
 KINDS = ("compute", "host", "end_to_end")
 NOISY_CV = 0.1
@@ -89,21 +72,9 @@ class LatencySamples:
     kind: str = "host"
     round_sizes: tuple[int, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
-
     def summary(self) -> dict[str, Any]:
         """`summarise` of the samples, with ``batch`` and ``kind``."""
         return {**summarise(self.samples_ms, self.batch), "batch": self.batch, "kind": self.kind}
-
-    def round_medians_ms(self) -> list[float]:
-        """Median of each round: shows a drift that the total hides."""
-        ends = [sum(self.round_sizes[: i + 1]) for i in range(len(self.round_sizes))]
-        return [
-            percentile(self.samples_ms[end - size : end], 50)
-            for end, size in zip(ends, self.round_sizes, strict=True)
-        ]
 
 
 def percentile(samples: Sequence[float], q: float) -> float:
@@ -167,16 +138,12 @@ def warm_up(call: Callable[[], object], *, seconds: float, calls: int) -> None:
         done += 1
 
 
-def timed_block(
-    call: Callable[[], object], *, seconds: float, calls: int, warm_calls: int = 0
-) -> list[float]:
-    """One turn: some untimed calls, then timed ones, at least ``calls`` and for at least ``seconds``.
+def timed_block(call: Callable[[], object], *, seconds: float, calls: int) -> list[float]:
+    """The timed calls of one turn, at least ``calls`` and for at least ``seconds``.
 
     Returns:
         Milliseconds of each timed call.
     """
-    for _ in range(warm_calls):
-        call()
     samples_ms: list[float] = []
     end = time.perf_counter() + seconds
     while True:
@@ -215,53 +182,6 @@ def samples_of(rounds_ms: Sequence[Sequence[float]], batch: int, kind: str) -> L
         kind=kind,
         round_sizes=tuple(len(block) for block in rounds_ms),
     )
-
-
-def measure(
-    calls: Mapping[str, Callable[[], object]],
-    *,
-    seconds: float = 10.0,
-    min_calls: int = 200,
-    warmup_s: float = 0.5,
-    warmup_calls: int = 10,
-    rounds: int = 10,
-    round_warm_calls: int = 3,
-    batch: int | Mapping[str, int] = 1,
-    kind: str = "host",
-    lock: bool = True,
-) -> dict[str, LatencySamples]:
-    """Measure functions of this process, interleaved.
-
-    For several ONNX Runtime sessions use `rounds`: in one process their spinning threads slow each
-    other.
-
-    Args:
-        calls: Per model, a function that runs one batch and returns when the result is there.
-        seconds: See `Plan`; so are the next five.
-        min_calls: Timed calls per model, at least.
-        warmup_s: Untimed seconds per model before the first round, at least.
-        warmup_calls: Untimed calls per model before the first round, at least.
-        rounds: Turns per model.
-        round_warm_calls: Untimed calls at the start of each turn.
-        batch: Images per call, for all or per model.
-        kind: What the calls contain: ``"compute"``, ``"host"`` or ``"end_to_end"``.
-        lock: Hold `measuring_lock` meanwhile.
-    """
-    plan = Plan(seconds, min_calls, warmup_s, warmup_calls, rounds, round_warm_calls)
-    with measuring_lock() if lock else nullcontext():
-        for call in calls.values():
-            warm_up(call, seconds=plan.warmup_s, calls=plan.warmup_calls)
-
-        def block_of(call: Callable[[], object]) -> Callable[[], list[float]]:
-            return lambda: timed_block(
-                call, seconds=plan.block_s, calls=plan.block_calls, warm_calls=plan.round_warm_calls
-            )
-
-        measured = run_rounds({name: block_of(call) for name, call in calls.items()}, plan.rounds)
-    return {
-        name: samples_of(blocks, batch if isinstance(batch, int) else batch[name], kind)
-        for name, blocks in measured.items()
-    }
 
 
 def achieved_gflops(macs: float, latency_ms: float) -> float:

@@ -6,7 +6,6 @@ those of onnx.proto3 (ONNX 1.x).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -68,19 +67,7 @@ def matmul_input(size: int, seed: int = 0, precision: Precision = "fp32") -> npt
     return random.standard_normal((size, size), dtype=np.float32)
 
 
-def matmul_flops(size: int) -> int:
-    """FLOPs of one call (in int8: operations): a multiplication and an addition per product."""
-    return 2 * size**3
-
-
-def matmul_call(
-    runtime: str = "onnxruntime",
-    *,
-    threads: int | None = None,
-    size: int = 1024,
-    precision: Precision = "fp32",
-    seed: int = 1,
-) -> Callable[[], object]:
+def matmul_call(runtime: str, *, threads: int | None, size: int, precision: Precision) -> Callable[[], object]:
     """A function that multiplies once on this machine's CPU.
 
     Args:
@@ -88,13 +75,12 @@ def matmul_call(
         threads: As for the models it is compared with; None leaves it to the runtime.
         size: Height and width of the matrices.
         precision: ``"fp32"`` or ``"int8"``.
-        seed: Seed of the input.
 
     Raises:
         ConfigError: No such runtime for this.
         RuntimeUnavailableError: The runtime is not there.
     """
-    model, x = matmul_model(size, precision=precision), matmul_input(size, seed, precision)
+    model, x = matmul_model(size, precision=precision), matmul_input(size, 1, precision)
     if runtime == "onnxruntime":
         from prunedeploy_engines.runtimes.onnxruntime.session import open_session
 
@@ -109,43 +95,6 @@ def matmul_call(
     request = core.compile_model(core.read_model(model), "CPU", cpu_settings(threads)).create_infer_request()
     request.get_tensor("x").data[...] = x
     return lambda: request.infer(share_outputs=True)
-
-
-def peak_matmul_gflops(
-    *,
-    threads: int | None = None,
-    size: int = 1024,
-    seconds: float = 1.0,
-    min_calls: int = 10,
-    runtime: str = "onnxruntime",
-    precision: Precision = "fp32",
-) -> float:
-    """The highest GFLOP/s (in int8: 10^9 operations/s) that a runtime reaches on a MatMul on this machine's CPU.
-
-    The fastest call counts, since what is asked is the peak.
-
-    Args:
-        threads: As for the models it is compared with; None leaves it to the runtime.
-        size: Height and width of the matrices.
-        seconds: How long to try, at least.
-        min_calls: How often to try, at least.
-        runtime: ``"onnxruntime"`` or ``"openvino"``.
-        precision: ``"fp32"`` or ``"int8"``.
-
-    Raises:
-        ConfigError: No such runtime for this.
-        RuntimeUnavailableError: The runtime is not there.
-    """
-    call = matmul_call(runtime, threads=threads, size=size, precision=precision)
-    best = float("inf")
-    end = time.perf_counter() + seconds
-    calls = 0
-    while calls < min_calls or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-        calls += 1
-    return matmul_flops(size) / best / 1e9
 
 
 def _model(nodes: bytes, tensors: bytes, data_type: int, size: int) -> bytes:

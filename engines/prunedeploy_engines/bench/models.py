@@ -22,13 +22,13 @@ class ModelFile:
     """One file (or PyTorch network) that can be measured.
 
     Attributes:
-        precision: What it says it is.
+        precision: What it says it is; None if that is not known.
         spec: Keys of its specification, see `bench.spec`.
         file: Its path, None for a network.
         name: In its bundle.
     """
 
-    precision: str
+    precision: str | None
     spec: dict[str, Any]
     file: Path | None = None
     name: str | None = None

@@ -41,7 +41,8 @@ def compare_documents(a: Document, b: Document, *, seed: int, where: str) -> dic
     rows_a, rows_b = _keyed(a), _keyed(b)
     models = [{row["model"] for row in rows.values()} for rows in (rows_a, rows_b)]
     if not models[0] & models[1] and len(models[0]) == len(models[1]) == 1:
-        notes.append(f"two models are compared: A is {_only(models[0])}, B is {_only(models[1])}")
+        (only_a,), (only_b,) = models
+        notes.append(f"two models are compared: A is {only_a}, B is {only_b}")
         rows_a, rows_b = ({(None, *key[1:]): row for key, row in rows.items()} for rows in (rows_a, rows_b))
     common = [key for key in rows_a if key in rows_b]
     if not common:
@@ -109,8 +110,3 @@ def _look_up(document: Any, path: tuple[str, ...]) -> Any:
 
 def _words(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else "unknown" if value is None else str(value)
-
-
-def _only(names: set[str]) -> str:
-    (name,) = names
-    return name

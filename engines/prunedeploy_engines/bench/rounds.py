@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prunedeploy_engines.bench.latency import LatencySamples, Plan, run_rounds, samples_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BenchResult", "Opened", "Worker", "bench_models", "opened_models"]
 
 OnUnusable = Callable[[str, EngineError], None]
+
 
 @dataclass(frozen=True)
 class BenchResult:
@@ -108,21 +110,18 @@ def bench_models(
     with opened_models(models, plan, lock=lock, on_unusable=on_unusable) as opened, PowerSampler() as power:
         joules: dict[str, list[float | None]] = {name: [] for name in opened}
 
-        def block_of(name: str, model: Opened) -> Callable[[], list[float]]:
-            def block() -> list[float]:
-                answer = model.worker.ask(
-                    "block", seconds=plan.block_s, calls=plan.block_calls, warm_calls=plan.round_warm_calls
-                )
-                sampled = _uses_sampled_power(model, power)
-                joules[name].append(power.joules(answer["started"], answer["ended"]) if sampled else answer["joules"])
-                if progress is not None:
-                    progress(name)
-                samples_ms: list[float] = answer["samples_ms"]
-                return samples_ms
+        def block(name: str) -> list[float]:
+            answer = opened[name].worker.ask(
+                "block", seconds=plan.block_s, calls=plan.block_calls, warm_calls=plan.round_warm_calls
+            )
+            sampled = _uses_sampled_power(opened[name], power)
+            joules[name].append(power.joules(answer["started"], answer["ended"]) if sampled else answer["joules"])
+            if progress is not None:
+                progress(name)
+            samples_ms: list[float] = answer["samples_ms"]
+            return samples_ms
 
-            return block
-
-        measured = run_rounds({name: block_of(name, model) for name, model in opened.items()}, plan.rounds)
+        measured = run_rounds({name: partial(block, name) for name in opened}, plan.rounds)
     results = {}
     for name, blocks in measured.items():
         model = opened[name]

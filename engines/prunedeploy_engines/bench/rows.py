@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from prunedeploy_engines.bench.accuracy import accuracy_of
 from prunedeploy_engines.bench.models import ModelFile, Subject, find_file
 from prunedeploy_engines.errors import PrunedeployError
+from prunedeploy_engines.files import file_sha256
 
 RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -120,21 +122,16 @@ def _on_gpu(runtime: str, provider: str | None) -> bool:
 
 def _row(subject: Subject, model: ModelFile | None, precision: str | None, runtime: str) -> dict[str, Any]:
     """What is known of a row before it is measured."""
-    from prunedeploy_engines.bench.accuracy import accuracy_of
-    from prunedeploy_engines.files import file_sha256
-
-    file = None if model is None else model.file
-    known = precision if model is None else model.precision
-    name = None if model is None else model.name
+    found = model or ModelFile(precision, {})
     metrics = {} if subject.bundle is None else subject.bundle.manifest.metrics
     return {
         "model": subject.name,
         "path": str(subject.source.given),
-        "file": None if file is None else file.name,
-        "sha256": None if file is None else file_sha256(file),
-        "precision": known,
+        "file": None if found.file is None else found.file.name,
+        "sha256": None if found.file is None else file_sha256(found.file),
+        "precision": found.precision,
         "macs": subject.source.macs(),
-        **accuracy_of(metrics, precision=known or "unknown", runtime=runtime, file=name),
+        **accuracy_of(metrics, precision=found.precision or "unknown", runtime=runtime, file=found.name),
         "notes": _notes(subject),
         "latency_ms": None,
     }
@@ -165,10 +162,7 @@ def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice:
         return
     spec = {
         **model.spec,
-        "runtime": row["runtime"],
-        "batch": row["batch"],
-        "kind": row["kind"],
-        "threads": row["threads"],
+        **{key: row[key] for key in ("runtime", "batch", "kind", "threads")},
         "images": choice.images,
         "seed": choice.seed,
     }

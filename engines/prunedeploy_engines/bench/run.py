@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prunedeploy_engines.bench.document import SCHEMA_VERSION, device_name, measured_rows, row_settings
+from prunedeploy_engines.bench.latency import LatencySamples, achieved_gflops
 from prunedeploy_engines.bench.rows import Choice, Planned
 from prunedeploy_engines.errors import EngineError, PrunedeployError
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 Progress = Callable[[str], None]
+
+ROUNDS = 10
+"""Turns per row."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,6 @@ class Effort:
     latency_bound_ms: float | None = None
     profile: bool = False
 
-    @property
-    def rounds(self) -> int:
-        """Turns per row."""
-        return 10
-
 
 def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progress) -> dict[str, Any]:
     """Measure and write the document.
@@ -48,7 +48,6 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
     Raises:
         PrunedeployError: Nothing at all could be measured; it is the first reason.
     """
-    from prunedeploy_engines.bench.document import SCHEMA_VERSION, device_name, measured_rows
     from prunedeploy_engines.machine.energy import open_rapl
     from prunedeploy_engines.machine.environment import machine_info
     from prunedeploy_engines.machine.state import device_state, state_notes
@@ -79,7 +78,7 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
             "seconds": effort.seconds,
             "min_calls": effort.min_calls,
             "warmup_s": effort.warmup_s,
-            "rounds": effort.rounds,
+            "rounds": ROUNDS,
             "seed": choice.seed,
         },
         "rows": rows,
@@ -127,7 +126,7 @@ def _measure(
         seconds=effort.seconds,
         min_calls=effort.min_calls,
         warmup_s=effort.warmup_s,
-        rounds=effort.rounds,
+        rounds=ROUNDS,
         progress=progress,
         on_unusable=unusable,
     )
@@ -141,18 +140,13 @@ def _measure(
 
 
 def _peak(result: BenchResult) -> dict[str, Any]:
-    from prunedeploy_engines.bench.latency import achieved_gflops
-
     described = result.describe
     gflops = achieved_gflops(described["macs"], result.latency.summary()["p50"])
     return {"gflops": gflops, **{key: described[key] for key in ("runtime", "threads", "precision", "matmul_size")}}
 
 
 def _fill(row: Row, result: BenchResult, peak: float | None) -> None:
-    from prunedeploy_engines.bench.latency import achieved_gflops
-
-    summary = result.summary()
-    engine = summary.pop("engine")
+    summary, engine = result.latency.summary(), result.describe
     gflops = None if row["macs"] is None else achieved_gflops(row["macs"] * row["batch"], summary["p50"])
     row |= {
         "engine": engine,
@@ -173,8 +167,6 @@ def _fill(row: Row, result: BenchResult, peak: float | None) -> None:
 
 def _mark_best_batches(rows: list[Row]) -> None:
     """Say which batch of each model gives most images a second: the offline figure."""
-    from prunedeploy_engines.bench.document import row_settings
-
     best: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         if row["latency_ms"] is not None:
@@ -208,17 +200,11 @@ def _serve(
 
 
 def _fill_server(row: Row, result: ServerResult, bound_ms: float) -> None:
-    from prunedeploy_engines.bench.latency import LatencySamples
-
     row |= {
         "engine": result.describe,
         "computes_in": result.describe.get("computes_in"),
         "images": result.images,
-        "gflops": None,
-        "peak_gflops": None,
-        "fraction_of_peak": None,
-        "energy_j_per_image": None,
-        "layers": None,
+        **dict.fromkeys(("gflops", "peak_gflops", "fraction_of_peak", "energy_j_per_image", "layers")),
         "server": {
             "latency_bound_ms": bound_ms,
             "queries_per_s": None if result.confirmed is None else result.confirmed.rate,
@@ -245,8 +231,6 @@ def _profile(planned: Planned) -> list[str]:
     Returns:
         Why some have none.
     """
-    from prunedeploy_engines.bench.profile import profile_models
-
     models = {key: planned.specs[key] for key, row in planned.rows.items() if row["latency_ms"] is not None}
     without = [key for key, spec in models.items() if "factory" in spec]
     notes = ["PyTorch rows have no profile of single layers"] if without else []
@@ -258,8 +242,30 @@ def _profile(planned: Planned) -> list[str]:
     return notes
 
 
+def profile_models(models: Mapping[str, Mapping[str, Any]]) -> dict[str, list[dict[str, Any]] | str]:
+    """Profile models one after the other, a process each.
+
+    Args:
+        models: Specifications, see `bench.spec`.
+
+    Returns:
+        Per name its most expensive layers (see `layer_times.LayerTime`), or why there are none.
+    """
+    from prunedeploy_engines.bench.spec import complete_spec
+    from prunedeploy_engines.bench.worker_process import Worker
+
+    profiles: dict[str, list[dict[str, Any]] | str] = {}
+    for name, spec in models.items():
+        with Worker(name) as worker:
+            try:
+                profiles[name] = worker.ask("profile", spec=complete_spec(name, spec))["layers"]
+            except EngineError as error:
+                profiles[name] = str(error)
+    return profiles
+
+
 def steps(planned: Planned, choice: Choice, effort: Effort) -> int:
     """How many turns there will be, for a progress bar; of a server's search, about."""
     if choice.scenario == "server":
         return 12 * sum(key in planned.rows for key in planned.specs)
-    return effort.rounds * len(planned.specs) if math.isfinite(effort.seconds) else 0
+    return ROUNDS * len(planned.specs) if math.isfinite(effort.seconds) else 0

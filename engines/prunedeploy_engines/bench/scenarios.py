@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,25 +33,18 @@ _LOWEST_UTILISATION = 1 / 32
 _RATE_TOLERANCE = 1.03
 
 
-class Clock(Protocol):
-    """What tells the time and waits, in seconds."""
-
-    def now(self) -> float:
-        """Seconds since some moment."""
-
-    def wait_until(self, moment: float) -> None:
-        """Return at that moment, or at once if it is over."""
-
-
-class SystemClock:
-    """The machine's."""
+class Clock:
+    """The machine's; tells the time and waits, in seconds."""
 
     def now(self) -> float:
         """Seconds since some moment."""
         return time.perf_counter()
 
     def wait_until(self, moment: float) -> None:
-        """Sleep, then spin for the last half millisecond: nothing else of this process runs meanwhile."""
+        """Return at that moment, or at once if it is over.
+
+        Sleeps, then spins for the last half millisecond: nothing else of this process runs meanwhile.
+        """
         pause = moment - time.perf_counter() - _SPIN_S
         if pause > 0:
             time.sleep(pause)
@@ -136,7 +129,7 @@ def serve_queries(
     Returns:
         Seconds from when each query was due until its answer, in order.
     """
-    clock = SystemClock() if clock is None else clock
+    clock = Clock() if clock is None else clock
     latencies: list[float] = []
     late = 0
     start = clock.now()

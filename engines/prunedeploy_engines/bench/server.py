@@ -20,25 +20,25 @@ MIN_QUERIES = 100
 _BOUNDS_OF_A_TRIAL = 10
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServerResult:
-    """One model's row.
+    """One model's row, while its search goes on and when it has ended.
 
     Attributes:
         unloaded: Latency of single queries, one after the other.
+        describe: What ran.
+        images: What it was fed.
         trials: Every trial, in order; the last one confirmed, if any did.
         confirmed: The trial at the highest rate that holds; None if none does.
         reason: Why none does.
-        describe: What ran.
-        images: What it was fed.
     """
 
     unloaded: LatencySamples
-    trials: tuple[Trial, ...]
-    confirmed: Trial | None
-    reason: str | None
     describe: dict[str, Any]
     images: dict[str, Any] | None
+    trials: tuple[Trial, ...] = ()
+    confirmed: Trial | None = None
+    reason: str | None = None
 
 
 def bench_servers(
@@ -82,7 +82,7 @@ def bench_servers(
         while running:
             for name, run in list(running.items()):
                 if run.step():
-                    results[name] = run.result()
+                    results[name] = run.result
                     del running[name]
                 if progress is not None:
                     progress(name)
@@ -90,18 +90,16 @@ def bench_servers(
 
 
 class _Run:
-    """One model's search, a trial per step."""
+    """One model's search, a trial per step; ``result`` is what was found so far."""
 
     def __init__(self, model: Opened, bound_ms: float, seconds: float, min_queries: int, seed: int) -> None:
         self._model = model
         self._bound_ms = bound_ms
         self._seconds = seconds
         self._min_queries = min_queries
-        self._trials: list[Trial] = []
-        self._confirmed: Trial | None = None
-        self._reason: str | None = None
         alone = self._block(1)
-        self._unloaded = LatencySamples(tuple(alone), 1, model.spec["kind"], (len(alone),))
+        unloaded = LatencySamples(tuple(alone), 1, model.spec["kind"], (len(alone),))
+        self.result = ServerResult(unloaded, model.describe, model.images)
         largest = self._block(model.spec["batch"]) if model.spec["batch"] > 1 else alone
         capacity = 1000 * model.spec["batch"] * len(largest) / math.fsum(largest)
         self._search: Search = find_rate(capacity, seed)
@@ -109,7 +107,7 @@ class _Run:
         if sum(sample > bound_ms for sample in alone) > allowed_late(len(alone)):
             self._next = None
             p99 = percentile(alone, SERVER_PERCENTILE)
-            self._reason = f"{bound_ms:g} ms cannot be held at any rate: p99 of single queries is {p99:.3g} ms"
+            self.result.reason = f"{bound_ms:g} ms cannot be held at any rate: p99 of single queries is {p99:.3g} ms"
 
     def step(self) -> bool:
         """Try the next rate; True when the search has ended."""
@@ -122,29 +120,18 @@ class _Run:
             "trial", rate=rate, queries=queries, seed=seed, bound_ms=self._bound_ms, warm_calls=3
         )
         trial = Trial(rate, tuple(answer["latencies_ms"]), queries, self._bound_ms)
-        self._trials.append(trial)
+        self.result.trials += (trial,)
         try:
             self._next = self._search.send(trial)
         except StopIteration as end:
-            self._next, self._confirmed = None, end.value
-            if self._confirmed is None:
-                lowest = min(self._trials, key=lambda one: one.rate)
-                self._reason = (
+            self._next, self.result.confirmed = None, end.value
+            if end.value is None:
+                lowest = min(self.result.trials, key=lambda one: one.rate)
+                self.result.reason = (
                     f"{self._bound_ms:g} ms is not held even at the lowest rate tried, {lowest.rate:.3g} queries/s "
                     f"(p99 {lowest.summary()['p99_ms']:.3g} ms)"
                 )
         return self._next is None
-
-    def result(self) -> ServerResult:
-        """What was found."""
-        return ServerResult(
-            self._unloaded,
-            tuple(self._trials),
-            self._confirmed,
-            self._reason,
-            self._model.describe,
-            self._model.images,
-        )
 
     def _block(self, count: int) -> list[float]:
         seconds = min(self._seconds, 2.0)

@@ -1,20 +1,20 @@
 """The process that holds one model while it is measured; see `rounds`.
 
-Commands come as JSON lines on stdin, answers go as JSON lines on stdout. What libraries print goes to stderr.
+Commands come on stdin, answers go on stdout, both as `child` sends them. What libraries print goes to stderr.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TextIO
+from typing import IO, Any
 
 from prunedeploy_engines.bench.calls import OpenedModel, open_model, profile_spec
 from prunedeploy_engines.bench.latency import timed_block, warm_up
 from prunedeploy_engines.bench.scenarios import allowed_late, poisson_arrivals, serve_queries
+from prunedeploy_engines.child import receive, send
 from prunedeploy_engines.errors import EngineError, PrunedeployError, error_to_json
 from prunedeploy_engines.machine.energy import RaplMeter, open_rapl
 from prunedeploy_engines.processes import stdout_for_answers
@@ -38,12 +38,6 @@ class Measured:
         """What runs, what it is fed, and what tells the energy."""
         source = None if self._meter is None else self._meter.source
         return {"describe": self._model.describe, "images": self._model.images, "energy_source": source}
-
-    def answer(self, do: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Carry out a command."""
-        if do == "warm_up":
-            return self.warm_up(**arguments)
-        return self.block(**arguments) if do == "block" else self.trial(**arguments)
 
     def warm_up(self, seconds: float, calls: int) -> dict[str, Any]:
         """Untimed calls."""
@@ -82,11 +76,14 @@ class Measured:
         return {"latencies_ms": [latency * 1000 for latency in latencies_s]}
 
 
-def serve(commands: TextIO, answers: TextIO) -> None:
+def serve(commands: IO[bytes], answers: IO[bytes]) -> None:
     """Answer commands until stdin ends."""
     measured: Measured | None = None
-    for line in commands:
-        command = json.loads(line)
+    while True:
+        try:
+            command, _ = receive(commands)
+        except EOFError:
+            return
         do = command.pop("do")
         try:
             if do == "open":
@@ -94,17 +91,14 @@ def serve(commands: TextIO, answers: TextIO) -> None:
                 answer = measured.describe()
             elif do == "profile":
                 answer = {"layers": profile_spec(command["spec"])}
-            elif measured is None:
-                raise ValueError("open a model first")
             else:
-                answer = measured.answer(do, command)
+                answer = getattr(measured, do)(**command)
             wait_until_idle()
         except PrunedeployError as error:
             answer = {"error": error_to_json(error)}
         except Exception as error:  # noqa: BLE001 - whatever it is, the parent must hear of it
             answer = {"error": error_to_json(EngineError(f"{type(error).__name__}: {error}"))}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        send(answers, answer)
 
 
 def wait_until_idle() -> None:
@@ -124,7 +118,7 @@ def wait_until_idle() -> None:
 
 def main() -> None:
     """Serve on stdin and stdout; run by `worker_process`."""
-    serve(sys.stdin, os.fdopen(stdout_for_answers(), "w"))
+    serve(sys.stdin.buffer, os.fdopen(stdout_for_answers(), "wb"))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,10 @@ import subprocess
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 POWERCAP = Path("/sys/class/powercap")
 HWMON = Path("/sys/class/hwmon")
@@ -66,13 +61,8 @@ class RaplMeter:
 
     def joules(self, before: Sequence[int], after: Sequence[int]) -> float:
         """Energy between two readings, during which a counter started again at most once."""
-        ranges = [zone.range_uj for zone in self._zones]
-        return sum(counted_uj(*reading) for reading in zip(before, after, ranges, strict=True)) / 1e6
-
-
-def counted_uj(before: int, after: int, range_uj: int) -> int:
-    """Microjoules between two readings of a counter that goes from 0 to ``range_uj`` and then starts again."""
-    return after - before if after >= before else after - before + range_uj + 1
+        readings = zip(self._zones, before, after, strict=True)
+        return sum((last - first) % (zone.range_uj + 1) for zone, first, last in readings) / 1e6
 
 
 def open_rapl(folder: Path = POWERCAP) -> tuple[RaplMeter | None, str | None]:
@@ -193,7 +183,7 @@ class PowerSampler:
         self._thread: threading.Thread | None = None
         self._program: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> PowerSampler:
         rail = find_board_rail(self._hwmon)
         if rail is not None:
             self.source, self.whole_board = f"INA3221 {rail.name}, the whole board", True
@@ -214,9 +204,7 @@ class PowerSampler:
         self._start(self._listen)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end.set()
         if self._program is not None:
             self._program.terminate()
@@ -235,8 +223,7 @@ class PowerSampler:
             time.sleep(SAMPLE_S / 4)
         return energy
 
-    def _start(self, target: object) -> None:
-        assert callable(target)
+    def _start(self, target: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=target, daemon=True)
         self._thread.start()
 

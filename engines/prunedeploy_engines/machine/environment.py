@@ -6,22 +6,12 @@ import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = (
-    "numpy",
-    "pillow",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "onnx",
-    "torch",
-    "tensorrt",
-    "tensorrt-rtx",
-    "cuda-python",
-)
+from prunedeploy_engines.machine.reading import nvidia_gpus, read_text
+
+LIBRARIES = "numpy pillow onnxruntime onnxruntime-gpu openvino onnx torch tensorrt tensorrt-rtx cuda-python".split()
 
 _GPU_FIELDS = ("name", "driver_version", "compute_cap", "memory.total", "clocks.sm", "temperature.gpu")
 
@@ -45,7 +35,7 @@ def machine_info() -> dict[str, Any]:
 
 def cpu_info() -> dict[str, Any]:
     """Name, physical cores, logical CPUs, CPUs this process may use, clock and governor."""
-    text = _read("/proc/cpuinfo") or ""
+    text = read_text("/proc/cpuinfo") or ""
     clock = Path("/sys/devices/system/cpu/cpu0/cpufreq")
     return {
         "name": cpu_name(text),
@@ -55,7 +45,7 @@ def cpu_info() -> dict[str, Any]:
         "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "mhz": _mhz(clock / "scaling_cur_freq") or _cpuinfo_mhz(text),
         "max_mhz": _mhz(clock / "cpuinfo_max_freq"),
-        "governor": _read(clock / "scaling_governor"),
+        "governor": read_text(clock / "scaling_governor"),
     }
 
 
@@ -64,19 +54,13 @@ def cpu_name(cpuinfo: str) -> str:
     match = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     if match:
         return match.group(1).strip()
-    board = _read("/proc/device-tree/model")
+    board = read_text("/proc/device-tree/model")
     return board or platform.processor() or platform.machine()
 
 
 def gpu_info() -> list[dict[str, str]]:
     """One entry per NVIDIA GPU, as ``nvidia-smi`` tells it; empty where there is none."""
-    query = ["nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    rows = [[field.strip() for field in line.split(",")] for line in answer.splitlines() if line.strip()]
-    return [dict(zip(_GPU_FIELDS, row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS)]
+    return nvidia_gpus(_GPU_FIELDS, "csv,noheader")
 
 
 def library_versions() -> dict[str, str]:
@@ -105,28 +89,21 @@ def _cpuinfo_mhz(cpuinfo: str) -> float | None:
 
 
 def _mhz(file: Path) -> float | None:
-    kilohertz = _read(file)
+    kilohertz = read_text(file)
     return float(kilohertz) / 1000 if kilohertz and kilohertz.isdigit() else None
 
 
 def _memory_bytes() -> int | None:
-    match = re.search(r"^MemTotal:\s*(\d+) kB", _read("/proc/meminfo") or "", re.MULTILINE)
+    match = re.search(r"^MemTotal:\s*(\d+) kB", read_text("/proc/meminfo") or "", re.MULTILINE)
     return int(match.group(1)) * 1024 if match else None
 
 
 def _temperature_c() -> float | None:
     """The hottest thermal zone."""
-    zones = [_read(zone) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
+    zones = [read_text(zone) for zone in Path("/sys/class/thermal").glob("thermal_zone*/temp")]
     degrees = [int(zone) / 1000 for zone in zones if zone and zone.lstrip("-").isdigit()]
     return max(degrees, default=None)
 
 
 def _load_average() -> list[float] | None:
     return [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None
-
-
-def _read(path: str | Path) -> str | None:
-    try:
-        return Path(path).read_text(errors="replace").strip("\0\n ") or None
-    except OSError:
-        return None

@@ -6,10 +6,11 @@ Everything is read from files of the system and from the makers' own programs; w
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from prunedeploy_engines.machine.reading import answer_of, nvidia_gpus, read_text
 
 ROOT = Path("/")
 
@@ -38,17 +39,17 @@ def device_state(root: Path = ROOT) -> dict[str, Any]:
         (NVIDIA's, beside the CPU) and ``load_average``.
     """
     policies = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
-    governors = {text for policy in policies if (text := _read(policy / "scaling_governor"))}
+    governors = {text for policy in policies if (text := read_text(policy / "scaling_governor"))}
     return {
-        "power_mode": power_mode(_run("nvpmodel", "-q")),
+        "power_mode": power_mode(answer_of("nvpmodel", "-q")),
         "governors": sorted(governors) or None,
         "cpu_mhz": _megahertz(policies, "scaling_cur_freq", 1e3),
         "cpu_max_mhz": _megahertz(policies, "scaling_max_freq", 1e3),
         "gpu_mhz": _board_gpu_mhz(root),
         "temperatures_c": _temperatures(root),
-        "throttled": pi_throttled(_run("vcgencmd", "get_throttled")),
+        "throttled": pi_throttled(answer_of("vcgencmd", "get_throttled")),
         "thermal_throttle_count": _throttle_count(root),
-        "gpus": _gpus(_run("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader,nounits")),
+        "gpus": _gpus(),
         "load_average": _load(root),
     }
 
@@ -91,7 +92,7 @@ def state_notes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | Non
 
 
 def _megahertz(folders: Sequence[Path], name: str, divisor: float) -> list[float] | None:
-    texts = [_read(folder / name) for folder in folders]
+    texts = [read_text(folder / name) for folder in folders]
     return [int(text) / divisor for text in texts if text and text.isdigit()] or None
 
 
@@ -104,23 +105,22 @@ def _board_gpu_mhz(root: Path) -> float | None:
 def _temperatures(root: Path) -> dict[str, float] | None:
     found: dict[str, float] = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
-        text = _read(zone / "temp")
+        text = read_text(zone / "temp")
         if text and text.lstrip("-").isdigit():
-            name = _read(zone / "type") or zone.name
+            name = read_text(zone / "type") or zone.name
             found[f"{name} ({zone.name})" if name in found else name] = int(text) / 1000
     return found or None
 
 
 def _throttle_count(root: Path) -> int | None:
     files = sorted((root / "sys/devices/system/cpu").glob("cpu[0-9]*/thermal_throttle/core_throttle_count"))
-    counts = [int(text) for file in files if (text := _read(file)) and text.isdigit()]
+    counts = [int(text) for file in files if (text := read_text(file)) and text.isdigit()]
     return sum(counts) if counts else None
 
 
-def _gpus(answer: str | None) -> list[dict[str, Any]] | None:
-    rows = [[field.strip() for field in line.split(",")] for line in (answer or "").splitlines()]
-    gpus = [dict(zip(_GPU_FIELDS.values(), row, strict=True)) for row in rows if len(row) == len(_GPU_FIELDS)]
-    return [{key: _value(text) for key, text in gpu.items()} for gpu in gpus] or None
+def _gpus() -> list[dict[str, Any]] | None:
+    gpus = nvidia_gpus(_GPU_FIELDS, "csv,noheader,nounits")
+    return [{key: _value(gpu[field]) for field, key in _GPU_FIELDS.items()} for gpu in gpus] or None
 
 
 def _value(text: str) -> float | str | None:
@@ -130,22 +130,8 @@ def _value(text: str) -> float | str | None:
 
 
 def _load(root: Path) -> list[float] | None:
-    fields = (_read(root / "proc/loadavg") or "").split()
+    fields = (read_text(root / "proc/loadavg") or "").split()
     try:
         return [float(field) for field in fields[:3]] or None
     except ValueError:
-        return None
-
-
-def _run(*command: str) -> str | None:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(errors="replace").strip("\0\n ") or None
-    except OSError:
         return None

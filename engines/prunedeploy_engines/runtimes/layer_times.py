@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -31,9 +31,7 @@ class LayerTime:
     runs: int = 1
 
 
-def ranked_layers(
-    times: Iterable[LayerExecution], runs: int, top: int | None = None
-) -> list[LayerTime]:
+def ranked_layers(times: Iterable[LayerExecution], runs: int, top: int | None = None) -> list[LayerTime]:
     """Add up the times of every layer and sort, the one that costs most first.
 
     Args:
@@ -46,10 +44,9 @@ def ranked_layers(
     """
     if runs < 1:
         raise ValueError(f"runs must be at least 1, got {runs}")
-    totals: dict[tuple[str, str, str | None], float] = {}
+    totals: dict[tuple[str, str, str | None], float] = defaultdict(float)
     for name, kind, precision, milliseconds in times:
-        key = (name, kind, precision)
-        totals[key] = totals.get(key, 0.0) + milliseconds
+        totals[name, kind, precision] += milliseconds
     total = sum(totals.values()) or 1.0
     rows = [LayerTime(*layer, time / runs, time / total, runs) for layer, time in totals.items()]
     return sorted(rows, key=lambda row: -row.mean_ms)[:top]

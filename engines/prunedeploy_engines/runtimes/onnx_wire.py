@@ -6,8 +6,6 @@ that many bytes (type 2). A message is the concatenation of its fields, so a fie
 
 from __future__ import annotations
 
-_METADATA_PROPS = 14  # of ModelProto, onnx.proto3
-
 
 def integer(field: int, value: int) -> bytes:
     """A field that holds a whole number >= 0."""
@@ -22,11 +20,6 @@ def content(field: int, value: bytes) -> bytes:
 def text(field: int, value: str) -> bytes:
     """A field that holds text."""
     return content(field, value.encode())
-
-
-def metadata_entry(key: str, value: str) -> bytes:
-    """An entry of a model's metadata, ready to be appended to the file."""
-    return content(_METADATA_PROPS, text(1, key) + text(2, value))
 
 
 def _varint(value: int) -> bytes:

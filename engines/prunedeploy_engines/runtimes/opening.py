@@ -69,7 +69,7 @@ def unavailable_reason(runtime: str) -> str | None:
     """
     check_runtime(runtime)
     if runtime == "tensorrt":
-        from prunedeploy_engines.runtimes.tensorrt.runner import tensorrt_unavailable_reason
+        from prunedeploy_engines.runtimes.tensorrt.plan import tensorrt_unavailable_reason
 
         return tensorrt_unavailable_reason()
     if importlib.util.find_spec(runtime) is None:

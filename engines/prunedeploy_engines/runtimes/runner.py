@@ -1,6 +1,6 @@
 """The contract of everything that runs a detector: torch, ONNX Runtime, OpenVINO, TensorRT.
 
-A subclass gives `runtime`, `input_size`, `describe`, `_infer` and, if it holds something, `_release`; the
+A subclass sets the attributes, gives `describe`, `_infer` and, if it holds something, `_release`; the
 base class checks what goes in and what comes out, so that all runners reject the same mistakes with the same
 words. What the file takes and gives (uint8 images, suppression in the graph) does not change the contract:
 every runner takes float32 images and gives boxes and scores.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,29 +31,20 @@ DETECTION_COLUMNS = 6
 
 
 class Runner(ABC):
-    """A detector that is ready to infer; a context manager that releases it."""
+    """A detector that is ready to infer; a context manager that releases it.
 
+    Attributes:
+        runtime: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``.
+        input_size: (height, width) of the network input, in pixels.
+        uint8_input: The model takes ``(N, H, W, 3)`` uint8 images and normalises them itself.
+        nms_classes: C of a model with suppression in its graph; None for one that gives boxes and scores.
+    """
+
+    runtime: str
+    input_size: tuple[int, int]
+    uint8_input: bool = False
+    nms_classes: int | None = None
     _closed = False
-
-    @property
-    @abstractmethod
-    def runtime(self) -> str:
-        """``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``."""
-
-    @property
-    @abstractmethod
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) of the network input, in pixels."""
-
-    @property
-    def uint8_input(self) -> bool:
-        """The model takes ``(N, H, W, 3)`` uint8 images and normalises them itself."""
-        return False
-
-    @property
-    def nms_classes(self) -> int | None:
-        """C of a model with suppression in its graph; None for one that gives boxes and scores."""
-        return None
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -138,11 +128,14 @@ class Runner(ABC):
         """The images in the model's own kind."""
         if self._closed:
             raise ValueError(f"{type(self).__name__} is closed")
-        if self.uint8_input and isinstance(images, np.ndarray) and images.dtype == np.uint8:
-            check_uint8_images(images, self.input_size)
-            return images
-        check_images(images, self.input_size)
-        return to_uint8_input(images) if self.uint8_input else images
+        if not isinstance(images, np.ndarray):
+            raise ValueError(f"images must be a numpy array, got {type(images).__name__}")
+        takes_as_is = self.uint8_input and images.dtype == np.uint8
+        shape, dtype = ((*self.input_size, 3), "uint8") if takes_as_is else ((3, *self.input_size), "float32")
+        if images.ndim != 4 or len(images) == 0 or images.shape[1:] != shape or images.dtype != dtype:
+            expected = f"(N, {', '.join(map(str, shape))}) {dtype} with N >= 1"
+            raise ValueError(f"images must be {expected}, got {images.shape} {images.dtype}")
+        return to_uint8_input(images) if self.uint8_input and not takes_as_is else images
 
     def close(self) -> None:
         """Free what the runner holds; a second call does nothing."""
@@ -153,35 +146,8 @@ class Runner(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def check_images(images: Images, input_size: tuple[int, int]) -> None:
-    """Refuse what is not ``(N, 3, *input_size)`` float32 with N >= 1; the message says what came.
-
-    Raises:
-        ValueError: As above.
-    """
-    if not isinstance(images, np.ndarray):
-        raise ValueError(f"images must be a numpy array, got {type(images).__name__}")
-    fits = images.ndim == 4 and len(images) > 0 and images.shape[1:] == (3, *input_size)
-    if not fits or images.dtype != np.float32:
-        expected = f"(N, 3, {input_size[0]}, {input_size[1]}) float32 with N >= 1"
-        raise ValueError(f"images must be {expected}, got {images.shape} {images.dtype}")
-
-
-def check_uint8_images(images: Images, input_size: tuple[int, int]) -> None:
-    """Refuse what is not ``(N, *input_size, 3)`` uint8 with N >= 1; the message says what came.
-
-    Raises:
-        ValueError: As above.
-    """
-    if images.ndim != 4 or len(images) == 0 or images.shape[1:] != (*input_size, 3) or images.dtype != np.uint8:
-        expected = f"(N, {input_size[0]}, {input_size[1]}, 3) uint8 with N >= 1"
-        raise ValueError(f"images must be {expected}, got {images.shape} {images.dtype}")
 
 
 def boxes_and_scores(

@@ -121,7 +121,7 @@ def convolution_ms(shape: ConvolutionShape, filters: int, inputs: int, threads: 
     with tempfile.TemporaryDirectory(prefix="prunedeploy-convolution-") as folder:
         path = Path(folder, "convolution.onnx")
         path.write_bytes(model)
-        events = profiled_events(SessionSpec(path, False, threads, (CPU,), None, True), image, WARM_CALLS + calls)
+        events = profiled_events(SessionSpec(path, threads, (CPU,)), image, WARM_CALLS + calls)
     runs = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     spent = dict.fromkeys(runs, 0.0)
     for event in events:

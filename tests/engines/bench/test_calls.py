@@ -12,8 +12,8 @@ from PIL import Image
 
 from prunedeploy_engines.bench.calls import batches, open_model, prepare
 from prunedeploy_engines.bench.images import MOST, load_images, random_images
-from prunedeploy_engines.bench.profile import profile_models
 from prunedeploy_engines.bench.rounds import complete_spec
+from prunedeploy_engines.bench.run import profile_models
 from prunedeploy_engines.bench.worker_process import Worker
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.errors import ConfigError, DataError

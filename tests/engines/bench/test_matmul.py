@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import onnx
@@ -14,10 +13,8 @@ from onnx import numpy_helper
 from prunedeploy_engines.bench.matmul import (
     Precision,
     matmul_call,
-    matmul_flops,
     matmul_input,
     matmul_model,
-    peak_matmul_gflops,
 )
 from prunedeploy_engines.errors import ConfigError
 
@@ -61,32 +58,24 @@ def test_int8_model_becomes_an_integer_product_in_onnxruntime(tmp_path_factory: 
     assert kinds == ["QLinearMatMul"]
 
 
-def test_a_product_of_matrices_has_two_n_cubed_flops() -> None:
-    # 2 x 2: each of 4 results is 2 multiplications and 2 additions (one to zero).
-    assert matmul_flops(2) == 16
-
-
-QUICK: dict[str, Any] = {"threads": 1, "size": 64, "seconds": 0.0, "min_calls": 3}
-
-
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_peak_of_onnxruntime_is_a_positive_number(precision: Precision) -> None:
-    assert peak_matmul_gflops(**QUICK, runtime="onnxruntime", precision=precision) > 0
+def test_onnxruntime_multiplies(precision: Precision) -> None:
+    (product,) = matmul_call("onnxruntime", threads=1, size=64, precision=precision)()
+    assert product.shape == (64, 64)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
-def test_peaks_of_openvino_are_positive_numbers() -> None:
-    program = f"""
-from prunedeploy_engines.bench.matmul import peak_matmul_gflops
+def test_openvino_multiplies() -> None:
+    program = """
+from prunedeploy_engines.bench.matmul import matmul_call
 for precision in ("fp32", "int8"):
-    print(peak_matmul_gflops(**{QUICK!r}, runtime="openvino", precision=precision))
+    print(matmul_call("openvino", threads=1, size=64, precision=precision)()["product"].shape)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(float(peak) > 0 for peak in done.stdout.split())
-    assert len(done.stdout.split()) == 2
+    assert done.stdout.splitlines() == ["(64, 64)"] * 2
 
 
 def test_there_is_no_peak_of_a_runtime_without_a_cpu() -> None:
     with pytest.raises(ConfigError, match="no peak to measure for 'tensorrt'"):
-        matmul_call("tensorrt")
+        matmul_call("tensorrt", threads=None, size=8, precision="fp32")

@@ -216,10 +216,10 @@ def test_idle_worker_uses_no_cpu_after_a_block(model: Path) -> None:
     with Worker("peak") as worker:
         worker.ask("open", spec=complete_spec("peak", {"runtime": "matmul", "size": 256, "threads": 2}))
         worker.ask("block", seconds=0.1, calls=5, warm_calls=0)
-        before = cpu_ticks(worker._process.pid)
+        before = cpu_ticks(worker._child.process.pid)
         time.sleep(0.3)
         # A spinning thread would use all of .3 s, which is 30 ticks of 1 / 100 s.
-        assert (cpu_ticks(worker._process.pid) - before) / os.sysconf("SC_CLK_TCK") < 0.1
+        assert (cpu_ticks(worker._child.process.pid) - before) / os.sysconf("SC_CLK_TCK") < 0.1
 
 
 def test_worker_ends_with_its_parent() -> None:
@@ -228,7 +228,7 @@ import os
 from prunedeploy_engines.bench.rounds import Worker, complete_spec
 worker = Worker("a")
 worker.ask("open", spec=complete_spec("a", {"runtime": "matmul", "size": 8, "threads": 1}))
-print(worker._process.pid, flush=True)
+print(worker._child.process.pid, flush=True)
 os._exit(0)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

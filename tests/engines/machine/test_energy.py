@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from prunedeploy_engines.machine.energy import (
     PowerSampler,
     PowerSamples,
-    counted_uj,
+    RaplMeter,
+    RaplZone,
     find_board_rail,
     integrated,
     open_rapl,
@@ -60,7 +61,8 @@ def test_a_counter_that_starts_again_loses_nothing(tmp_path: Path) -> None:
 
 @given(start=st.integers(0, 999), spent=st.integers(0, 999))
 def test_counted_energy_is_what_was_spent_wherever_the_counter_stands(start: int, spent: int) -> None:
-    assert counted_uj(start, (start + spent) % 1000, 999) == spent
+    meter = RaplMeter([RaplZone("package-0", Path("energy_uj"), 999)])
+    assert meter.joules([start], [(start + spent) % 1000]) == pytest.approx(spent / 1e6)
 
 
 def test_a_counter_that_only_root_may_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

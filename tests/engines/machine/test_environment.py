@@ -46,7 +46,7 @@ def test_cpuinfo_is_read_as_the_kernel_writes_it() -> None:
 
 
 def test_what_cannot_be_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "_read", lambda path: None)
+    monkeypatch.setattr(environment, "read_text", lambda path: None)
     info = cpu_info()
     assert info["mhz"] is None
     assert info["governor"] is None

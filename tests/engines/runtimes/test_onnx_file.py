@@ -15,12 +15,18 @@ from PIL import Image
 
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph, header_from_metadata, read_onnx_header
-from prunedeploy_engines.runtimes.onnx_wire import content, integer, metadata_entry, text
+from prunedeploy_engines.runtimes.onnx_wire import content, integer, text
 
 onnx = pytest.importorskip("onnx", reason="needs onnx to make the files and to compare with")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 GRAPH = 7  # of ModelProto
+METADATA = 14
+
+
+def metadata_entry(key: str, value: str) -> bytes:
+    """An entry of a model's metadata, ready to be appended to the file."""
+    return content(METADATA, text(1, key) + text(2, value))
 
 
 def small_model(weights: int = 4, opsets: list | None = None) -> onnx.ModelProto:

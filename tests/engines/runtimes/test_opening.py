@@ -26,7 +26,7 @@ def test_options_reach_the_runner(tmp_path: Path) -> None:
     model = save_tiny_detector(tmp_path / "model.onnx")
     with open_runner(model, "onnxruntime", providers=("CPUExecutionProvider",), allow_spinning=False) as runner:
         assert isinstance(runner, OnnxRuntimeRunner)
-        assert not runner.spec.allow_spinning
+        assert not runner.describe()["allow_spinning"]
 
 
 @pytest.mark.skipif(unavailable_reason("openvino") is not None, reason="needs openvino")

@@ -22,14 +22,13 @@ class DeviceBinding:
     Args:
         session: An ``onnxruntime.InferenceSession``.
         outputs: Names of the outputs.
-        device: ``"cuda"`` or ``"cpu"``.
-        device_id: Which of several.
+        device: ``"cuda"``, the first one that is visible, or ``"cpu"``.
     """
 
-    def __init__(self, session: Any, outputs: tuple[str, str], device: str, device_id: int = 0) -> None:
+    def __init__(self, session: Any, outputs: tuple[str, str], device: str) -> None:
         self._session = session
         self._outputs = outputs
-        self._device = device, device_id
+        self._device = device, 0
         self._binding: Any = None
         self._input: Any = None
         self._lock = threading.Lock()

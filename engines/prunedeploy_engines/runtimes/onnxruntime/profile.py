@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from prunedeploy_engines.detection.letterbox import unit_pixels
 from prunedeploy_engines.runtimes.layer_times import LayerExecution, convolution_shares
-from prunedeploy_engines.runtimes.onnxruntime.session import CUDA, SessionSpec, run_error
+from prunedeploy_engines.runtimes.onnxruntime.session import SessionSpec, run_error
 from prunedeploy_engines.runtimes.signature import INPUT
 
 _PRECISIONS = {
@@ -41,13 +41,11 @@ class ExecutedGraph:
         computes_in: Share of the convolutions by precision; None if there is none to be seen, e.g. inside an
             engine of TensorRT's provider.
         threads: Threads of the pool that runs one operator.
-        nodes: Number of executed nodes by provider.
-        operators: The same, by provider and operator.
+        operators: Number of executed nodes by provider and operator.
     """
 
     computes_in: dict[str, float] | None
     threads: int | None
-    nodes: dict[str, int]
     operators: dict[str, dict[str, int]]
 
 
@@ -69,7 +67,7 @@ def layer_times(spec: SessionSpec, model_input: npt.NDArray[Any], runs: int) -> 
     for event in _kernels(events):
         if event["ts"] >= second:
             name, kind = event["name"].removesuffix(_KERNEL), event["args"]["op_name"]
-            yield name, kind, _precision(event, spec.tf32), event["dur"] / 1000
+            yield name, kind, _precision(event), event["dur"] / 1000
 
 
 def executed_graph(spec: SessionSpec, model_input: npt.NDArray[Any]) -> ExecutedGraph:
@@ -83,16 +81,13 @@ def executed_graph(spec: SessionSpec, model_input: npt.NDArray[Any]) -> Executed
         EngineError: The model does not load or run.
     """
     kernels = list(_kernels(profiled_events(spec, model_input, 1)))
+    operators: dict[str, Counter[str]] = defaultdict(Counter)
+    for event in kernels:
+        operators[event["args"]["provider"]][event["args"]["op_name"]] += 1
     return ExecutedGraph(
-        computes_in=convolution_shares(_precision(event, spec.tf32) for event in kernels if _is_convolution(event)),
+        computes_in=convolution_shares(_precision(event) for event in kernels if _is_convolution(event)),
         threads=_pool_size(kernels),
-        nodes=dict(Counter(event["args"]["provider"] for event in kernels)),
-        operators={
-            provider: dict(
-                Counter(event["args"]["op_name"] for event in kernels if event["args"]["provider"] == provider)
-            )
-            for provider in {event["args"]["provider"] for event in kernels}
-        },
+        operators={provider: dict(counts) for provider, counts in operators.items()},
     )
 
 
@@ -129,19 +124,12 @@ def _is_convolution(event: dict[str, Any]) -> bool:
     return "Conv" in event["args"]["op_name"]  # Conv, FusedConv, NhwcFusedConv, QLinearConv, ConvInteger
 
 
-def _precision(event: dict[str, Any], tf32: bool) -> str | None:
+def _precision(event: dict[str, Any]) -> str | None:
     """From the type of a kernel's first input, the data; the second, weights, has the same but for int8."""
     types = [next(iter(value)) for value in event["args"].get("input_type_shape", []) if value]
-    precision = _PRECISIONS.get(types[0]) if types else None
-    if tf32 and precision == "fp32" and event["args"].get("provider") == CUDA and _is_convolution(event):
-        return "tf32"
-    return precision
+    return _PRECISIONS.get(types[0]) if types else None
 
 
 def _pool_size(kernels: Sequence[dict[str, Any]]) -> int | None:
-    pools = [event["args"]["thread_scheduling_stats"] for event in kernels if _has_pool(event)]
+    pools = [pool for event in kernels if (pool := event["args"].get("thread_scheduling_stats"))]
     return 1 + max(len(pool.get("sub_threads", {})) for pool in pools) if pools else None
-
-
-def _has_pool(event: dict[str, Any]) -> bool:
-    return bool(event["args"].get("thread_scheduling_stats"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from prunedeploy_engines.errors import EngineError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.layer_times import LayerExecution
 from prunedeploy_engines.runtimes.onnx_file import header_from_metadata
 from prunedeploy_engines.runtimes.onnxruntime.binding import DeviceBinding
-from prunedeploy_engines.runtimes.onnxruntime.optimised import open_optimised
 from prunedeploy_engines.runtimes.onnxruntime.profile import ExecutedGraph, executed_graph, layer_times, probe_input
 from prunedeploy_engines.runtimes.onnxruntime.session import (
     CPU,
@@ -23,7 +22,6 @@ from prunedeploy_engines.runtimes.onnxruntime.session import (
     import_onnxruntime,
     open_session,
     provider_names,
-    provider_settings,
     run_error,
 )
 from prunedeploy_engines.runtimes.runner import Images, Runner
@@ -44,18 +42,15 @@ class OnnxRuntimeRunner(Runner):
         providers: ``"cpu"``, ``"cuda"``, ``"tensorrt"`` or ONNX Runtime's own names, in order of preference. ONNX
             Runtime replaces a missing one by the CPU with no more than a message; here that is an error. Single
             operators that a provider has no kernel for do run on the CPU; `describe` counts them.
-        provider_options: By provider, e.g. ``{"cuda": {"device_id": 1}}`` or ``{"tensorrt":
-            {"trt_engine_cache_enable": True, "trt_engine_cache_path": "cache"}}``. Precision is a property of the
-            file and not set here; TF32 is off unless ``{"cuda": {"use_tf32": 1}}``.
         allow_spinning: Let waiting threads spin. Faster alone; with several sessions in one process they
             steal each other's cores.
-        optimised_model_path: File that keeps the optimised graph, so that the next start is faster; see
-            `optimised`. None optimises at every start.
 
     Raises:
         RuntimeUnavailableError: ONNX Runtime or a provider is not there, or not one operator runs on it.
         EngineError: The file is missing, is no ONNX model, or not one with this input and these outputs.
     """
+
+    runtime = "onnxruntime"
 
     def __init__(
         self,
@@ -63,56 +58,27 @@ class OnnxRuntimeRunner(Runner):
         *,
         threads: int | None = None,
         providers: Sequence[str] = ("cpu",),
-        provider_options: Mapping[str, Mapping[str, Any]] | None = None,
         allow_spinning: bool = True,
-        optimised_model_path: str | Path | None = None,
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self._path = Path(path)
         self._ort = import_onnxruntime()
-        spec = SessionSpec(self._path, False, threads, provider_names(providers), provider_options, allow_spinning)
-        if optimised_model_path is None:
-            self._session, self._spec = spec.open(), spec
-        else:
-            self._session, self._spec = open_optimised(spec, Path(optimised_model_path))
+        self._spec = SessionSpec(self._path, threads, provider_names(providers), allow_spinning)
+        self._session = self._spec.open()
         self._executed: ExecutedGraph | None = None
         self._assigned = self._assigned_operators()
-        metadata = dict(self._session.get_modelmeta().custom_metadata_map)
-        header = header_from_metadata(metadata)
+        header = header_from_metadata(dict(self._session.get_modelmeta().custom_metadata_map))
         self._precision = header.precision
-        self._signature = detector_signature(
-            {value.name: (_type(value), _shape(value)) for value in self._session.get_inputs()},
+        self._signature = signature = detector_signature(
+            {value.name: (_TYPES.get(value.type, value.type), _shape(value)) for value in self._session.get_inputs()},
             [value.name for value in self._session.get_outputs()],
             header,
             self._path,
         )
+        self.input_size, self.uint8_input = signature.input_size, signature.uint8_input
+        self.nms_classes = signature.nms_classes
         self._binding: DeviceBinding | None = self._new_binding() if self._on_gpu else None
-
-    @property
-    def runtime(self) -> str:
-        """``"onnxruntime"``."""
-        return "onnxruntime"
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width), from the file."""
-        return self._signature.input_size
-
-    @property
-    def uint8_input(self) -> bool:
-        """From the type of the file's input."""
-        return self._signature.uint8_input
-
-    @property
-    def nms_classes(self) -> int | None:
-        """From the file's outputs and metadata."""
-        return self._signature.nms_classes
-
-    @property
-    def spec(self) -> SessionSpec:
-        """How the session was opened."""
-        return self._spec
 
     def describe(self) -> dict[str, Any]:
         """What runs: library and version, providers, threads, file, and what the convolutions are computed in.
@@ -138,15 +104,10 @@ class OnnxRuntimeRunner(Runner):
             described["operators_on_cpu"] = operators.get(CPU, {})
         return described
 
-    def model_input(self, images: Images) -> npt.NDArray[Any]:
-        """Images as the model takes them: checked, contiguous, uint8 where `uint8_input`."""
-        ready = np.ascontiguousarray(self._checked(images))
-        self._signature.check_batch(len(ready), self._path)
-        return ready
-
     def compute_call(self, images: Images) -> Callable[[], object]:
         """See `Runner.compute_call`; on a GPU images and outputs stay in its memory."""
-        ready = self.model_input(images)
+        ready = np.ascontiguousarray(self._checked(images))
+        self._signature.check_batch(len(ready), self._path)
         if self._binding is None:
             return lambda: self._infer(ready)
         binding = self._new_binding()  # of its own: `infer` must not change what lies in it
@@ -164,7 +125,8 @@ class OnnxRuntimeRunner(Runner):
         return run
 
     def _layer_times(self, images: npt.NDArray[Any], runs: int) -> Iterable[LayerExecution]:
-        return layer_times(self._spec, self.model_input(images), runs)
+        self._signature.check_batch(len(images), self._path)
+        return layer_times(self._spec, np.ascontiguousarray(images), runs)
 
     def _infer(self, images: npt.NDArray[Any]) -> tuple[Any, Any]:
         self._signature.check_batch(len(images), self._path)
@@ -185,8 +147,7 @@ class OnnxRuntimeRunner(Runner):
         return self._spec.providers[0] in GPU_PROVIDERS
 
     def _new_binding(self) -> DeviceBinding:
-        first = provider_settings(self._spec.providers, self._spec.provider_options)[0]
-        return DeviceBinding(self._session, self._signature.outputs, "cuda", int(first.get("device_id", 0)))
+        return DeviceBinding(self._session, self._signature.outputs, "cuda")
 
     def _executed_graph(self) -> ExecutedGraph | None:
         """None where a second session would build engines again, or the file is gone."""
@@ -215,10 +176,6 @@ class OnnxRuntimeRunner(Runner):
                 fix="ask for cpu, or install an ONNX Runtime with this provider",
             )
         return assigned
-
-
-def _type(value: Any) -> str:
-    return _TYPES.get(value.type, value.type)
 
 
 def _shape(value: Any) -> list[int | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +17,41 @@ GPU_PROVIDERS = (CUDA, TENSORRT)
 
 _SEVERITY_FATAL = 4  # errors come as exceptions; ONNX Runtime would also print them
 # Convolutions of a float32 file are computed in TF32 (10 bits of mantissa) by default on newer GPUs; here a
-# float32 row is float32 unless the caller's options say otherwise.
-_DEFAULT_OPTIONS: dict[str, dict[str, str]] = {CUDA: {"use_tf32": "0"}}
+# float32 row is float32.
+PROVIDER_OPTIONS: dict[str, dict[str, str]] = {CUDA: {"use_tf32": "0"}}
 _MEMORY = re.compile(r"bad_alloc|out of memory|[Ff]ailed to allocate|OUT_OF_MEMORY", re.IGNORECASE)
 _DEVICE = re.compile(r"CUDA (failure|error)|CUDNN|CUBLAS|device.{0,20}(lost|removed|reset)", re.IGNORECASE)
+# What ONNX Runtime says, what that means ({0} is its name and version), and what to do about it.
+_LOAD_PROBLEMS = {
+    r"No Op registered for (\S+) with domain_version of (\d+)": (
+        "{0} has no operator {1} in opset {2}",
+        "export it again without this operator",
+    ),
+    r"Fatal error: (\S+?):?([^\s:]+)\(-?\d+\) is not a registered function/op": (
+        "{0} has no operator {2} of the domain {1}",
+        "export it again without this operator",
+    ),
+    r"Could not find an implementation for (\S+?)\((\d+)\)": (
+        "{0} has no kernel for operator {1} as of opset {2} with these types",
+        "export it again with a newer opset or without this operator",
+    ),
+    r"Opset (\d+) is under development": (
+        "opset {1} is too new for {0}",
+        "export it again with an older opset, or install a newer onnxruntime",
+    ),
+    r"Unsupported model IR version: (\d+), max supported IR version: (\d+)": (
+        "its ONNX format version (IR {1}) is too new for {0}, which reads up to {2}",
+        "export it again with an older one, or install a newer onnxruntime",
+    ),
+    r"[Ee]xternal data path does not exist: \"?([^\"]+)": (
+        "the file {1} with its weights is missing",
+        "copy it beside the model",
+    ),
+    r"Protobuf parsing failed|No graph was found": (
+        "ONNX Runtime cannot load it: not an ONNX file, or cut short",
+        "copy or export it again",
+    ),
+}
 
 
 def import_onnxruntime() -> ModuleType:
@@ -55,35 +86,13 @@ def provider_names(providers: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def provider_settings(names: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None) -> list[dict[str, str]]:
-    """Options of every provider, as ONNX Runtime wants them.
-
-    Args:
-        names: From `provider_names`.
-        options: By provider, short or full name, e.g. ``{"cuda": {"device_id": 1}}``.
-
-    Raises:
-        ValueError: Options for a provider that is not among ``names``.
-    """
-    given = {SHORT_NAMES.get(name.lower(), name): values for name, values in (options or {}).items()}
-    unknown = sorted(set(given) - set(names))
-    if unknown:
-        raise ValueError(f"options for {', '.join(unknown)}, which is not among the providers {list(names)}")
-    return [
-        {**_DEFAULT_OPTIONS.get(name, {}), **{key: str(value) for key, value in given.get(name, {}).items()}}
-        for name in names
-    ]
-
-
 def open_session(
     model: Path | bytes,
     *,
     threads: int | None,
     providers: Sequence[str],
     allow_spinning: bool,
-    provider_options: Mapping[str, Mapping[str, Any]] | None = None,
     optimise: bool = True,
-    save_optimised: Path | None = None,
     profile_prefix: Path | None = None,
 ) -> Any:
     """Open an ``onnxruntime.InferenceSession`` of a file or its content; providers are strict.
@@ -94,9 +103,7 @@ def open_session(
         providers: Short or full names, in order of preference. The CPU always stands behind them for operators
             that they have no kernel for.
         allow_spinning: Let waiting threads spin.
-        provider_options: By provider.
-        optimise: Optimise the graph as far as ONNX Runtime can; False for a graph that is optimised already.
-        save_optimised: Where to write the optimised graph.
+        optimise: Optimise the graph as far as ONNX Runtime can.
         profile_prefix: Where to write the profile, with a time and ``.json`` added to the name.
 
     Raises:
@@ -121,8 +128,6 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(allow_spinning)))
     if names[0] != CPU:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    if save_optimised is not None:
-        options.optimized_model_filepath = str(save_optimised)
     if profile_prefix is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_prefix)
     try:
@@ -130,7 +135,7 @@ def open_session(
             model,
             sess_options=options,
             providers=list(names),
-            provider_options=provider_settings(names, provider_options),
+            provider_options=[PROVIDER_OPTIONS.get(name, {}) for name in names],
             # Without this a provider that fails, while loading or in a later run, is replaced by the CPU.
             enable_fallback=0,
         )
@@ -168,43 +173,7 @@ def load_error(error: Exception, where: Path | None, version: str) -> EngineErro
     """
     text = str(error)
     library = f"ONNX Runtime {version}"
-    for pattern, what, fix in (
-        (
-            r"No Op registered for (\S+) with domain_version of (\d+)",
-            "{0} has no operator {1} in opset {2}",
-            "export it again without this operator",
-        ),
-        (
-            r"Fatal error: (\S+?):?([^\s:]+)\(-?\d+\) is not a registered function/op",
-            "{0} has no operator {2} of the domain {1}",
-            "export it again without this operator",
-        ),
-        (
-            r"Could not find an implementation for (\S+?)\((\d+)\)",
-            "{0} has no kernel for operator {1} as of opset {2} with these types",
-            "export it again with a newer opset or without this operator",
-        ),
-        (
-            r"Opset (\d+) is under development",
-            "opset {1} is too new for {0}",
-            "export it again with an older opset, or install a newer onnxruntime",
-        ),
-        (
-            r"Unsupported model IR version: (\d+), max supported IR version: (\d+)",
-            "its ONNX format version (IR {1}) is too new for {0}, which reads up to {2}",
-            "export it again with an older one, or install a newer onnxruntime",
-        ),
-        (
-            r"[Ee]xternal data path does not exist: \"?([^\"]+)",
-            "the file {1} with its weights is missing",
-            "copy it beside the model",
-        ),
-        (
-            r"Protobuf parsing failed|No graph was found",
-            "ONNX Runtime cannot load it: not an ONNX file, or cut short",
-            "copy or export it again",
-        ),
-    ):
+    for pattern, (what, fix) in _LOAD_PROBLEMS.items():
         match = re.search(pattern, text)
         if match:
             return EngineError(what.format(library, *match.groups()), where=where, fix=fix)
@@ -256,36 +225,23 @@ class SessionSpec:
     """Everything that decides how a session computes.
 
     Attributes:
-        path: ONNX file; it may hold a graph that is optimised already.
-        optimised: It does.
+        path: ONNX file.
         threads: Threads of one operator; None is one per physical core.
         providers: Full names.
-        provider_options: By provider.
         allow_spinning: Let waiting threads spin.
     """
 
     path: Path
-    optimised: bool
     threads: int | None
     providers: tuple[str, ...]
-    provider_options: Mapping[str, Mapping[str, Any]] | None
-    allow_spinning: bool
+    allow_spinning: bool = True
 
-    def open(self, *, save_optimised: Path | None = None, profile_prefix: Path | None = None) -> Any:
+    def open(self, *, profile_prefix: Path | None = None) -> Any:
         """Open a session; see `open_session`."""
         return open_session(
             self.path,
             threads=self.threads,
             providers=self.providers,
             allow_spinning=self.allow_spinning,
-            provider_options=self.provider_options,
-            optimise=not self.optimised,
-            save_optimised=save_optimised,
             profile_prefix=profile_prefix,
         )
-
-    @property
-    def tf32(self) -> bool:
-        """Float32 convolutions may be computed in TF32."""
-        settings = dict(zip(self.providers, provider_settings(self.providers, self.provider_options), strict=True))
-        return settings.get(CUDA, {}).get("use_tf32") not in (None, "0")

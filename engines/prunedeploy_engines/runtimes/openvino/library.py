@@ -68,22 +68,6 @@ def cpu_settings(threads: int | None, inference_precision: str | None = "f32") -
     return settings
 
 
-def read_model(core: Any, path: Path) -> Any:
-    """Read an ONNX file.
-
-    Args:
-        core: An ``openvino.Core``.
-        path: The file; whether it is in ONNX's format has been checked.
-
-    Raises:
-        EngineError: It cannot be read; the operators that are not supported are named.
-    """
-    try:
-        return core.read_model(str(path))
-    except Exception as error:  # OpenVINO raises RuntimeError for nearly everything
-        raise load_error(error, path) from error
-
-
 def load_error(error: BaseException, where: Path) -> EngineError:
     """OpenVINO's exception while reading or compiling a model, as one line that names what is wrong.
 

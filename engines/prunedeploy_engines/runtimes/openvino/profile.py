@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy.typing as npt
@@ -12,21 +11,6 @@ from prunedeploy_engines.runtimes.layer_times import LayerExecution, convolution
 
 _PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
 _CONVOLUTIONS = ("Convolution", "Deconvolution")
-
-
-@dataclass(frozen=True)
-class ExecutedNode:
-    """A node after OpenVINO's own fusions.
-
-    Attributes:
-        name: OpenVINO's.
-        kind: E.g. ``"Convolution"``.
-        precision: What it computes in; None if OpenVINO does not say.
-    """
-
-    name: str
-    kind: str
-    precision: str | None
 
 
 def layer_times(compiled: Any, images: npt.NDArray[Any], runs: int) -> Iterator[LayerExecution]:
@@ -40,14 +24,15 @@ def layer_times(compiled: Any, images: npt.NDArray[Any], runs: int) -> Iterator[
     Raises:
         RuntimeError: OpenVINO could not run it.
     """
-    precisions = {node.name: node.precision for node in executed_nodes(compiled)}
+    precisions = {name: precision for name, _, precision in executed_nodes(compiled)}
     request = compiled.create_infer_request()
     request.get_input_tensor().data[...] = images
     for run in range(runs + 1):
         request.infer(share_outputs=True)
         for info in request.get_profiling_info() if run else ():
             if info.status == info.Status.EXECUTED:
-                yield info.node_name, info.node_type, precisions.get(info.node_name), _milliseconds(info)
+                milliseconds = float(info.real_time.total_seconds()) * 1000
+                yield info.node_name, info.node_type, precisions.get(info.node_name), milliseconds
 
 
 def computes_in(compiled: Any) -> dict[str, float] | None:
@@ -56,24 +41,17 @@ def computes_in(compiled: Any) -> dict[str, float] | None:
     Args:
         compiled: An ``openvino.CompiledModel``.
     """
-    return convolution_shares(node.precision for node in executed_nodes(compiled) if node.kind in _CONVOLUTIONS)
+    return convolution_shares(precision for _, kind, precision in executed_nodes(compiled) if kind in _CONVOLUTIONS)
 
 
-def executed_nodes(compiled: Any) -> list[ExecutedNode]:
-    """All nodes of a compiled model, from its runtime model."""
-    nodes = []
+def executed_nodes(compiled: Any) -> Iterator[tuple[str, str, str | None]]:
+    """All nodes of a compiled model after OpenVINO's own fusions, from its runtime model.
+
+    Yields:
+        OpenVINO's name, the kind, e.g. ``"Convolution"``, and what it computes in; None if OpenVINO does not say.
+    """
     for node in compiled.get_runtime_model().get_ordered_ops():
         told = {key: value.astype(str) for key, value in node.get_rt_info().items()}
         precision = told.get("runtimePrecision") or None
-        nodes.append(
-            ExecutedNode(
-                name=node.get_friendly_name(),
-                kind=told.get("layerType", ""),
-                precision=None if precision is None else _PRECISIONS.get(precision, precision),
-            )
-        )
-    return nodes
-
-
-def _milliseconds(info: Any) -> float:
-    return float(info.real_time.total_seconds()) * 1000
+        precision = None if precision is None else _PRECISIONS.get(precision, precision)
+        yield node.get_friendly_name(), told.get("layerType", ""), precision

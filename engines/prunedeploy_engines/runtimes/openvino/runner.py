@@ -10,16 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prunedeploy_engines.errors import EngineError, RuntimeUnavailableError
+from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.runtimes.layer_times import LayerExecution
 from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
-from prunedeploy_engines.runtimes.openvino.library import (
-    cpu_settings,
-    import_openvino,
-    load_error,
-    read_model,
-    run_error,
-)
+from prunedeploy_engines.runtimes.openvino.library import cpu_settings, import_openvino, load_error, run_error
 from prunedeploy_engines.runtimes.openvino.profile import computes_in, layer_times
 from prunedeploy_engines.runtimes.runner import Images, Runner
 from prunedeploy_engines.runtimes.signature import INPUT, detector_signature
@@ -42,79 +36,47 @@ class OpenVinoRunner(Runner):
             quota may be more than it has.
         inference_precision: What float layers are computed in: ``"f32"``, ``"bf16"``, ``"f16"``, or None to let
             OpenVINO choose, which takes bf16 where the CPU has it.
-        device: As OpenVINO names it.
 
     Raises:
-        RuntimeUnavailableError: OpenVINO or the device is not there.
+        RuntimeUnavailableError: OpenVINO is not there.
         EngineError: The file is missing, is no ONNX model, or not one with this input and these outputs.
     """
 
+    runtime = "openvino"
+
     def __init__(
-        self,
-        path: str | Path,
-        *,
-        threads: int | None = None,
-        inference_precision: str | None = "f32",
-        device: str = "CPU",
+        self, path: str | Path, *, threads: int | None = None, inference_precision: str | None = "f32"
     ) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         if inference_precision is not None and inference_precision not in PRECISION_HINTS:
             raise ValueError(f"inference_precision must be one of {PRECISION_HINTS}, got {inference_precision!r}")
         self._path = Path(path)
-        self._hint, self._device = inference_precision, device
+        self._hint = inference_precision
         ov = import_openvino()
         self._version = ov.__version__
         if not self._path.is_file():
             raise EngineError("there is no such ONNX file", where=self._path)
         self._header = read_onnx_header(self._path)  # what is no ONNX file makes OpenVINO print
         self._core = ov.Core()
-        if device not in self._core.available_devices:
-            raise RuntimeUnavailableError(
-                f"OpenVINO has no device {device} here, only {', '.join(self._core.available_devices)}",
-                fix="ask for one of those, or install its driver",
-            )
         self._settings = cpu_settings(threads, inference_precision)
-        if device != "CPU":
-            del self._settings["ENABLE_CPU_PINNING"]
-            self._settings.pop("INFERENCE_NUM_THREADS", None)
-        self._model = read_model(self._core, self._path)
-        self._signature = detector_signature(
-            {_name(port): (_type(port), _shape(port)) for port in self._model.inputs},
+        try:
+            self._model = self._core.read_model(str(self._path))
+        except Exception as error:  # OpenVINO raises RuntimeError for nearly everything
+            raise load_error(error, self._path) from error
+        self._signature = signature = detector_signature(
+            {str(port.get_any_name()): (_type(port), _shape(port)) for port in self._model.inputs},
             [name for port in self._model.outputs for name in port.get_names()],
             self._header,
             self._path,
         )
+        self.input_size, self.uint8_input = signature.input_size, signature.uint8_input
+        self.nms_classes = signature.nms_classes
         self._lock = threading.Lock()
         self._compiled: dict[int, tuple[Any, Any]] = {}  # batch -> compiled model, request; oldest use first
         compiled, _ = self._for_batch(self._signature.batch or 1)
         self._computes_in = computes_in(compiled)
-        self._threads = int(compiled.get_property("INFERENCE_NUM_THREADS")) if device == "CPU" else None
-
-    @property
-    def runtime(self) -> str:
-        """``"openvino"``."""
-        return "openvino"
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width), from the file."""
-        return self._signature.input_size
-
-    @property
-    def uint8_input(self) -> bool:
-        """From the type of the file's input."""
-        return self._signature.uint8_input
-
-    @property
-    def nms_classes(self) -> int | None:
-        """From the file's outputs and metadata."""
-        return self._signature.nms_classes
-
-    @property
-    def path(self) -> Path:
-        """The ONNX file."""
-        return self._path
+        self._threads = int(compiled.get_property("INFERENCE_NUM_THREADS"))
 
     def describe(self) -> dict[str, Any]:
         """What runs: version, device, threads, file, and what the convolutions are computed in."""
@@ -123,7 +85,7 @@ class OpenVinoRunner(Runner):
             "version": self._version,
             "precision": self._header.precision,
             "computes_in": self._computes_in,
-            "device": self._device.lower(),
+            "device": "cpu",
             "threads": self._threads,
             "inference_precision": self._hint,
             "file": self._path.name,
@@ -186,13 +148,9 @@ class OpenVinoRunner(Runner):
         try:
             if self._signature.batch is None:
                 self._model.reshape(list(self._signature.input_shape(batch)))
-            return self._core.compile_model(self._model, self._device, {**self._settings, **more})
+            return self._core.compile_model(self._model, "CPU", {**self._settings, **more})
         except Exception as error:  # OpenVINO raises RuntimeError for nearly everything
             raise load_error(error, self._path) from error
-
-
-def _name(port: Any) -> str:
-    return str(port.get_any_name())
 
 
 def _type(port: Any) -> str:

@@ -1,7 +1,7 @@
 """``python -m prunedeploy_engines.runtimes.openvino.worker``: the process that OpenVINO has to itself, see `process`.
 
-Requests come on stdin and are answered on stdout, both as `messages`. What libraries print goes to stderr. When stdin
-ends, whoever asked is gone: then this process ends too.
+Requests come on stdin and are answered on stdout, both as `child` sends them. What libraries print goes to stderr.
+When stdin ends, whoever asked is gone: then this process ends too.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import sys
 import traceback
 from typing import IO, Any
 
+from prunedeploy_engines.child import Array, receive, send
 from prunedeploy_engines.errors import PrunedeployError, error_to_json
 from prunedeploy_engines.processes import stdout_for_answers
-from prunedeploy_engines.runtimes.openvino.messages import Array, receive, send
 from prunedeploy_engines.runtimes.openvino.runner import OpenVinoRunner
 
 Answer = tuple[dict[str, Any], tuple[Array, ...]]

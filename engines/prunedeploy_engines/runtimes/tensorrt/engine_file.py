@@ -120,16 +120,12 @@ def read_engine_file(plan_path: str | Path, *, verify: bool = True) -> EngineFil
     """
     plan_path = Path(plan_path)
     if not plan_path.is_file():
-        raise EngineError(
-            "there is no such engine", where=plan_path, fix="build it with `prunedeploy engine`"
-        )
+        raise EngineError("there is no such engine", where=plan_path, fix="build it with `prunedeploy engine`")
     engine = _read_sidecar(plan_path)
     if verify:
         size = plan_path.stat().st_size
         if size != engine.bytes:
-            raise EngineError(
-                f"has {size} bytes, was built with {engine.bytes}", where=plan_path, fix=REBUILD
-            )
+            raise EngineError(f"has {size} bytes, was built with {engine.bytes}", where=plan_path, fix=REBUILD)
         if file_sha256(plan_path) != engine.sha256:
             raise EngineError("was changed after it was built (sha256 differs)", where=plan_path, fix=REBUILD)
     return engine

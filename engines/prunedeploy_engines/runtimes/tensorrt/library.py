@@ -176,9 +176,7 @@ def load_library(name: LibraryName) -> TensorRTLibrary:
     try:
         trt = importlib.import_module(name)
     except (ImportError, OSError) as error:  # a missing shared library is an OSError from ctypes
-        raise RuntimeUnavailableError(
-            f"{name} {version} cannot be imported ({error})", fix=install
-        ) from error
+        raise RuntimeUnavailableError(f"{name} {version} cannot be imported ({error})", fix=install) from error
     version = _own_version(str(getattr(trt, "__version__", version)))
     problem = version_problem(name, version)
     if problem is not None:

@@ -112,9 +112,7 @@ def summarise(messages: list[str], limit: int = 600) -> str:
         limit: Longest result, in characters.
     """
     unique = list(dict.fromkeys(" ".join(message.split()) for message in messages))
-    unique = [
-        message for message in unique if "--- Begin node" not in message and "--- End node" not in message
-    ]
+    unique = [message for message in unique if "--- Begin node" not in message and "--- End node" not in message]
     said = [message for message in unique if "catchCudaError" not in message] or unique
     line = " | ".join(said) or "it gave no reason"
     return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -60,21 +60,15 @@ def check_batch(batch: int, engine: EngineFile, input_name: str) -> None:
         )
 
 
-def check_plan(engine: EngineFile, library: LibraryName | None = None) -> None:
+def check_plan(engine: EngineFile) -> None:
     """Refuse a plan that this library, in this version, cannot load; needs no GPU.
 
     Raises:
-        EngineError: The plan is of another library than asked for, or of another version than the installed
-            one.
+        EngineError: The plan is of an unknown library, or of another version than the installed one.
         RuntimeUnavailableError: The plan's library is not installed.
     """
-    if library is not None and library != engine.library:
-        problem = f"is a plan of {engine.library}, not of {library}"
-        raise EngineError(problem, where=engine.path, fix=REBUILD_HERE)
     if engine.library not in LIBRARIES:
-        raise EngineError(
-            f"is a plan of unknown library {engine.library!r}", where=engine.path, fix=REBUILD_HERE
-        )
+        raise EngineError(f"is a plan of unknown library {engine.library!r}", where=engine.path, fix=REBUILD_HERE)
     version = installed_version(engine.library)
     if version is None:
         raise RuntimeUnavailableError(

@@ -9,9 +9,7 @@ from prunedeploy_engines.runtimes.layer_times import LayerExecution
 from prunedeploy_engines.runtimes.tensorrt.inspection import described_layers
 
 
-def measured_layers(
-    trt: Any, engine: Any, context: Any, run: Callable[[], None], runs: int
-) -> list[LayerExecution]:
+def measured_layers(trt: Any, engine: Any, context: Any, run: Callable[[], None], runs: int) -> list[LayerExecution]:
     """Run with the profiler on, which waits after every layer: the sum is more than a run takes, the shares count.
 
     Args:

@@ -18,18 +18,10 @@ from prunedeploy_engines.errors import EngineError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.layer_times import LayerExecution
 from prunedeploy_engines.runtimes.runner import Images, Runner
 from prunedeploy_engines.runtimes.tensorrt.cuda import CudaCalls, cudart
-from prunedeploy_engines.runtimes.tensorrt.engine_file import EngineFile, read_engine_file
+from prunedeploy_engines.runtimes.tensorrt.engine_file import read_engine_file
 from prunedeploy_engines.runtimes.tensorrt.execution import EngineExecution
-from prunedeploy_engines.runtimes.tensorrt.library import LibraryName, cuda_device, load_library
-from prunedeploy_engines.runtimes.tensorrt.plan import (
-    REBUILD_HERE,
-    check_batch,
-    check_plan,
-    deserialise,
-    tensorrt_unavailable_reason,
-)
-
-__all__ = ["TensorRTRunner", "check_batch", "check_plan", "deserialise", "tensorrt_unavailable_reason"]
+from prunedeploy_engines.runtimes.tensorrt.library import cuda_device, load_library
+from prunedeploy_engines.runtimes.tensorrt.plan import REBUILD_HERE, check_plan, tensorrt_unavailable_reason
 
 
 class TensorRTRunner(Runner):
@@ -37,7 +29,6 @@ class TensorRTRunner(Runner):
 
     Args:
         plan_path: A plan with its sidecar ``<plan>.json`` beside it.
-        library: The library that must have made it; None takes the sidecar's word.
         cuda_graph: Record the engine's work as a CUDA graph after the first call of a batch size, and launch
             that from then on. Another batch size is recorded anew.
 
@@ -46,11 +37,11 @@ class TensorRTRunner(Runner):
         RuntimeUnavailableError: No library, driver, GPU or cuda-python here.
     """
 
-    def __init__(
-        self, plan_path: str | Path, *, library: LibraryName | None = None, cuda_graph: bool = False
-    ) -> None:
+    runtime = "tensorrt"
+
+    def __init__(self, plan_path: str | Path, *, cuda_graph: bool = False) -> None:
         self._engine_file = read_engine_file(plan_path)
-        check_plan(self._engine_file, library)
+        check_plan(self._engine_file)
         reason = tensorrt_unavailable_reason(self._engine_file.library)
         if reason is not None:
             raise RuntimeUnavailableError(
@@ -66,40 +57,16 @@ class TensorRTRunner(Runner):
         self._device_name = device.name
         self._cuda_graph = cuda_graph
         library_here = load_library(self._engine_file.library)
-        self._execution = EngineExecution(
-            library_here, CudaCalls(cudart()), self._engine_file, cuda_graph=cuda_graph
-        )
+        self._execution = EngineExecution(library_here, CudaCalls(cudart()), self._engine_file, cuda_graph=cuda_graph)
         try:
             self._execution.load(Path(plan_path).read_bytes())
         except BaseException:
             with contextlib.suppress(EngineError):  # after a CUDA error freeing fails too; the first says why
                 self.close()
             raise
-
-    @property
-    def runtime(self) -> str:
-        """``"tensorrt"``, for both libraries."""
-        return "tensorrt"
-
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """(height, width) of the network input, in pixels."""
-        return self._execution.tensors.input_size
-
-    @property
-    def uint8_input(self) -> bool:
-        """The model takes ``(N, H, W, 3)`` uint8 images and normalises them itself."""
-        return self._execution.tensors.uint8_input
-
-    @property
-    def nms_classes(self) -> int | None:
-        """C of an engine with suppression in its graph; None for one that gives boxes and scores."""
-        return len(self._engine_file.class_names) if self._execution.tensors.outputs[0] == "detections" else None
-
-    @property
-    def engine_file(self) -> EngineFile:
-        """What the plan's sidecar says."""
-        return self._engine_file
+        tensors = self._execution.tensors
+        self.input_size, self.uint8_input = tensors.input_size, tensors.uint8_input
+        self.nms_classes = len(self._engine_file.class_names) if tensors.outputs[0] == "detections" else None
 
     def describe(self) -> dict[str, Any]:
         """What runs, for a report; JSON values only."""

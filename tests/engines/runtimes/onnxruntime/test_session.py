@@ -13,11 +13,11 @@ from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_engines.runtimes.onnxruntime.session import (
     CPU,
     CUDA,
+    PROVIDER_OPTIONS,
     TENSORRT,
     check_providers,
     open_session,
     provider_names,
-    provider_settings,
     run_error,
 )
 
@@ -64,11 +64,8 @@ def test_dropped_provider_is_an_error() -> None:
         check_providers([CUDA], [CPU, CUDA])
 
 
-def test_options_reach_their_provider_and_float32_is_not_tf32() -> None:
-    assert provider_settings([CUDA, CPU], {"cuda": {"device_id": 1}}) == [{"use_tf32": "0", "device_id": "1"}, {}]
-    assert provider_settings([CUDA], {CUDA: {"use_tf32": 1}}) == [{"use_tf32": "1"}]
-    with pytest.raises(ValueError, match="not among the providers"):
-        provider_settings([CPU], {"cuda": {"device_id": 1}})
+def test_float32_is_not_tf32() -> None:
+    assert PROVIDER_OPTIONS == {CUDA: {"use_tf32": "0"}}
 
 
 @pytest.mark.parametrize("allowed", [True, False])

@@ -11,7 +11,8 @@ from prunedeploy_engines.builder.from_onnx import engine_from_onnx
 from prunedeploy_engines.builder.timing_cache import TimingCache
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.runtimes.tensorrt.library import cuda_device, load_library
-from prunedeploy_engines.runtimes.tensorrt.runner import TensorRTRunner, tensorrt_unavailable_reason
+from prunedeploy_engines.runtimes.tensorrt.plan import tensorrt_unavailable_reason
+from prunedeploy_engines.runtimes.tensorrt.runner import TensorRTRunner
 
 onnx = pytest.importorskip("onnx", reason="needs onnx to make the networks")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs ONNX Runtime as the reference")
