@@ -35,6 +35,7 @@ audit: $(VENV)/.installed-dev ## known security holes of what is installed, wher
 
 lint: $(VENV)/.installed-dev ## style, types and the direction of imports
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -34,9 +34,7 @@ def scenes(count: int, size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
         labels = sprites["test_labels"]
     images, targets = [], []
     for number in range(count):
-        image, boxes, classes = compose_scene(
-            np.random.default_rng((seed, number)), cut_outs, labels, settings
-        )
+        image, boxes, classes = compose_scene(np.random.default_rng((seed, number)), cut_outs, labels, settings)
         images.append(torch.from_numpy(to_input(image)))
         for (x0, y0, x1, y1), label in zip(boxes, classes, strict=True):
             box = ((x0 + x1) / 2 / size, (y0 + y1) / 2 / size, (x1 - x0) / size, (y1 - y0) / size)

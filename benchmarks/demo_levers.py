@@ -98,17 +98,14 @@ def main() -> None:
     parser.add_argument("--store", type=Path, default=Path("runs/.store"))
     parser.add_argument("--only", default=",".join(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("docs/measurements/levers.jsonl"))
-    parser.add_argument(
-        "--set", action="append", default=[], help="for every variant, e.g. finetune.steps=200"
-    )
+    parser.add_argument("--set", action="append", default=[], help="for every variant, e.g. finetune.steps=200")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     steps = load_config("demo", arguments.set).finetune.steps
     reference: Evaluation | None = None
     for name in arguments.only.split(","):
         changes = [
-            change.replace("HALF", str(steps // 2)).replace("DOUBLE", str(steps * 2))
-            for change in VARIANTS[name]
+            change.replace("HALF", str(steps // 2)).replace("DOUBLE", str(steps * 2)) for change in VARIANTS[name]
         ]
         config = load_config("demo", [*arguments.set, *changes])
         with Store(arguments.store) as store:
@@ -144,9 +141,7 @@ def report(path: Path, name: str, found: Evaluation, reference: Evaluation, seco
     }
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-    kept = (
-        "-" if pair.ratio is None else f"{pair.ratio.value:.3f} [{pair.ratio.low:.3f}, {pair.ratio.high:.3f}]"
-    )
+    kept = "-" if pair.ratio is None else f"{pair.ratio.value:.3f} [{pair.ratio.low:.3f}, {pair.ratio.high:.3f}]"
     print(f"{name:30} clean {row['map_clean']:.4f}  PGD {row['map_pgd']:.4f}  kept {kept}", flush=True)
 
 

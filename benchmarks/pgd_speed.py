@@ -70,9 +70,7 @@ def main() -> None:
         if name == "plain loop":
             made[name] = plain_pgd(model, images, targets, threat_model)
         else:
-            made[name] = Pgd.against(model, threat_model, "bf16" if "bf16" in name else "fp32")(
-                images, targets
-            )
+            made[name] = Pgd.against(model, threat_model, "bf16" if "bf16" in name else "fp32")(images, targets)
 
     names = ("plain loop", "ours, fp32", "ours, bf16")
     times = in_turns({name: (lambda name=name: run(name)) for name in names}, arguments.rounds)
@@ -85,9 +83,7 @@ def main() -> None:
     for name in names:
         seconds = median(times[name])
         relative = losses[name] / losses["plain loop"]
-        print(
-            f"{name:12} {arguments.batch / seconds:9.3f} {plain / seconds:6.2f} {losses[name]:9.2f} {relative:13.4f}"
-        )
+        print(f"{name:12} {arguments.batch / seconds:9.3f} {plain / seconds:6.2f} {losses[name]:9.2f} {relative:13.4f}")
 
 
 if __name__ == "__main__":

@@ -79,7 +79,9 @@ OTHERS = (
     "scaled, not optimised", "magnitude", "snip", "taylor", "bn-scale", "gradient-x-input", "deeplift, optimised",
 )  # fmt: skip
 REMEDIES = (
-    "deeplift, mean reference", "deeplift, mean, reveal-cancel, 100 predictions", "deeplift, blurred reference",
+    "deeplift, mean reference",
+    "deeplift, mean, reveal-cancel, 100 predictions",
+    "deeplift, blurred reference",
     "deeplift, reveal-cancel",
 )
 """All on unstructured networks, where DeepLIFT loses, the first one on structured ones too."""

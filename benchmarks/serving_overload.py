@@ -78,12 +78,16 @@ async def overload(server: Server, request: bytes, rate: float, seconds: float, 
     ended = server.process.wait(60)
     print(f"{number} requests in {seconds:.0f} s at {rate:.0f}/s, {CONNECTIONS} connections ({unsent} found none free)")
     print("answers: " + ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items())))
-    print(f"200s: median {1e3 * statistics.median(waited):.0f} ms, slowest {1e3 * max(waited):.0f} ms; "
-          f"{late} after their deadline of {1e3 * deadline_s:.0f} ms")
+    print(
+        f"200s: median {1e3 * statistics.median(waited):.0f} ms, slowest {1e3 * max(waited):.0f} ms; "
+        f"{late} after their deadline of {1e3 * deadline_s:.0f} ms"
+    )
     mib = [size / 2**20 for size in memory]
     if len(mib) > 1:
-        print(f"memory by minute, MiB: {' '.join(f'{size:.1f}' for size in mib)}; from the first to the last "
-              f"{100 * (mib[-1] / mib[0] - 1):+.1f} %")
+        print(
+            f"memory by minute, MiB: {' '.join(f'{size:.1f}' for size in mib)}; from the first to the last "
+            f"{100 * (mib[-1] / mib[0] - 1):+.1f} %"
+        )
     print(f"SIGTERM in the middle of it: the server ended with {ended}, {statuses['lost']} requests lost")
 
 

@@ -81,11 +81,15 @@ def main() -> None:
             ratios.append(rates[-1] / bare)
     cpu = machine_info()["cpu"]["name"]
     print(f"CPU {cpu}; runner with {arguments.threads} threads; medians of {arguments.rounds} rounds")
-    print(f"one client, REST with binary tensors: bare {1e3 * statistics.median(alone):.2f} ms, "
-          f"served {1e3 * statistics.median(added):.2f} ms more (rounds {' '.join(f'{1e3 * x:.2f}' for x in added)})")
-    print(f"{arguments.clients} clients: {statistics.median(rates):.0f} images/s in batches of "
-          f"{statistics.median(sizes):.1f}; {100 * statistics.median(ratios):.0f} % of a bare loop at that batch size "
-          f"(rounds {' '.join(f'{100 * x:.0f}' for x in ratios)})")
+    print(
+        f"one client, REST with binary tensors: bare {1e3 * statistics.median(alone):.2f} ms, "
+        f"served {1e3 * statistics.median(added):.2f} ms more (rounds {' '.join(f'{1e3 * x:.2f}' for x in added)})"
+    )
+    print(
+        f"{arguments.clients} clients: {statistics.median(rates):.0f} images/s in batches of "
+        f"{statistics.median(sizes):.1f}; {100 * statistics.median(ratios):.0f} % of a bare loop at that batch size "
+        f"(rounds {' '.join(f'{100 * x:.0f}' for x in ratios)})"
+    )
 
 
 if __name__ == "__main__":

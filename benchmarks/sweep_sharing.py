@@ -50,8 +50,10 @@ def main() -> None:
         print(f"{name:<24}{len(shared[name]):>10}{counts[name]:>11}{together:>12.0f}{separate[name]:>13.0f}")
     executed = sum(sum(shared[name].values()) for name in TRAINING)
     of_builds = sum(separate[name] for name in TRAINING)
-    print(f"training ({', '.join(TRAINING)}): {executed:.0f} s executed, {of_builds:.0f} s of separate builds: "
-          f"{100 * executed / of_builds:.1f} %")
+    print(
+        f"training ({', '.join(TRAINING)}): {executed:.0f} s executed, {of_builds:.0f} s of separate builds: "
+        f"{100 * executed / of_builds:.1f} %"
+    )
 
 
 if __name__ == "__main__":

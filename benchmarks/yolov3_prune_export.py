@@ -102,9 +102,7 @@ def main() -> None:
         base = results["dense"].summary()["p50"]
         peak = 2 * results["peak"].describe["macs"] / results["peak"].summary()["p50"] / 1e6
         print(f"peak of ONNX Runtime on a MatMul: {peak:.0f} GFLOP/s")
-        print(
-            f"{'':20} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'n':>5} {'CV':>5} {'speed-up':>8} {'of peak':>8}"
-        )
+        print(f"{'':20} {'p50 ms':>8} {'p90 ms':>8} {'p99 ms':>8} {'n':>5} {'CV':>5} {'speed-up':>8} {'of peak':>8}")
         for name, macs in models.items():
             s = results[name].summary()
             print(

@@ -56,9 +56,7 @@ def run(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[
 
 
 def test_imports_point_one_way() -> None:
-    linted = run(
-        "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache"
-    )
+    linted = run("-c", "from importlinter.cli import lint_imports_command; lint_imports_command()", "--no-cache")
     assert linted.returncode == 0, linted.stdout + linted.stderr
     assert "Contracts: " in linted.stdout
     assert " 0 broken" in linted.stdout
@@ -109,9 +107,7 @@ def test_every_module_imports_and_has_the_names_it_exports(package: str) -> None
 def test_every_folder_with_modules_is_a_package() -> None:
     for folder in PACKAGES.values():
         for path in folder.rglob("*.py"):
-            assert (path.parent / "__init__.py").is_file(), (
-                f"{path.parent} lacks __init__.py, so no wheel has it"
-            )
+            assert (path.parent / "__init__.py").is_file(), f"{path.parent} lacks __init__.py, so no wheel has it"
 
 
 def pickles_in(source: str) -> Iterator[tuple[int, str]]:
@@ -119,9 +115,7 @@ def pickles_in(source: str) -> Iterator[tuple[int, str]]:
     modules = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (
-                (node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] in modules
-            )
+            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.split(".")[0] in modules)
         elif isinstance(node, ast.ImportFrom):
             if (node.module or "").split(".")[0] in modules:
                 yield node.lineno, str(node.module)

@@ -173,9 +173,7 @@ def test_checkout_finds_its_configs_with_and_without_suffix() -> None:
 
 
 def test_unknown_resource_is_one_line_that_names_the_known_ones() -> None:
-    with pytest.raises(
-        ConfigError, match=r"no network cfg called 'yolov9' .*yolov3-slim, yolov3-spp, yolov3-tiny"
-    ):
+    with pytest.raises(ConfigError, match=r"no network cfg called 'yolov9' .*yolov3-slim, yolov3-spp, yolov3-tiny"):
         darknet_cfg_path("yolov9")
     with pytest.raises(ConfigError, match=r"no configuration called '\.\./darknet/yolov3'"):
         config_path("../darknet/yolov3")
@@ -198,9 +196,7 @@ def documented_commands(page: Path) -> list[list[str]]:
 
 
 def known_flags(command: click.Command) -> set[str]:
-    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {
-        "--help"
-    }
+    return {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]

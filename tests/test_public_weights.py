@@ -17,9 +17,7 @@ from prunedeploy.public_weights import WEIGHTS, PublicFile, fetch_file, weights_
 from prunedeploy_engines.errors import DownloadError
 
 CONTENT = os.urandom(1_000_003)
-FILE = PublicFile(
-    "https://unreachable.invalid/files/some.weights", len(CONTENT), hashlib.sha256(CONTENT).hexdigest()
-)
+FILE = PublicFile("https://unreachable.invalid/files/some.weights", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
 
 
 class Server(ThreadingHTTPServer):
@@ -187,9 +185,7 @@ def test_a_folder_that_cannot_be_made(server, tmp_path):
         fetch(server, tmp_path / "file")
 
 
-@pytest.mark.skipif(
-    not Path("/dev/full").exists(), reason="/dev/full, the disk that is always full, is not there"
-)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full, the disk that is always full, is not there")
 def test_a_full_disk_is_named(server, tmp_path):
     (tmp_path / "some.weights.part").symlink_to("/dev/full")
     message = refused(server, tmp_path)

@@ -46,9 +46,7 @@ def walk(text: str) -> tuple[int, list[tuple[int, int]]]:
         elif kind == "route":
             numbers = [int(number) for number in options["layers"].split(",")]
             sources = [shapes[1 + (index + number if number < 0 else number)] for number in numbers]
-            assert len({source_stride for _, source_stride in sources}) == 1, (
-                f"layer {index} joins two resolutions"
-            )
+            assert len({source_stride for _, source_stride in sources}) == 1, f"layer {index} joins two resolutions"
             shapes.append((sum(source for source, _ in sources), sources[0][1]))
         elif kind == "shortcut":
             assert shapes[1 + index + int(options["from"])] == (channels, stride)
@@ -70,15 +68,11 @@ def walk(text: str) -> tuple[int, list[tuple[int, int]]]:
         ("yolov3-slim.cfg", 2_272_415, [32, 16, 8]),
     ],
 )
-def test_cfg_has_the_published_parameter_count_and_head_strides(
-    name: str, floats: int, strides: list[int]
-) -> None:
+def test_cfg_has_the_published_parameter_count_and_head_strides(name: str, floats: int, strides: list[int]) -> None:
     text = shipped_cfgs()[name]
     counted, shapes = walk(text)
     assert counted == floats
-    heads = [
-        shape for shape, (kind, _) in zip(shapes, read_sections(text)[1:], strict=True) if kind == "yolo"
-    ]
+    heads = [shape for shape, (kind, _) in zip(shapes, read_sections(text)[1:], strict=True) if kind == "yolo"]
     classes = 10 if name == "yolov3-slim.cfg" else 80
     assert heads == [(3 * (5 + classes), stride) for stride in strides]
 
@@ -160,7 +154,5 @@ def test_arguments_out_of_range_are_refused_with_what_was_given(arguments: dict,
 def test_generator_runs_without_any_library(repository: Path, tmp_path: Path) -> None:
     generator = repository / "prunedeploy" / "models" / "yolov3_cfg.py"
     # -I -S: neither site-packages nor the checkout is on the path, only the standard library.
-    subprocess.run(
-        [sys.executable, "-I", "-S", str(generator), str(tmp_path)], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, "-I", "-S", str(generator), str(tmp_path)], check=True, capture_output=True)
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == shipped_cfgs()

@@ -41,9 +41,7 @@ def save_tiny_detector(path: Path, height: int = 32, width: int = 48) -> Path:
         "tail": np.array([1, 1]),
     }
     nodes = [
-        helper.make_node(
-            "AveragePool", ["images"], ["means"], kernel_shape=[CELL, CELL], strides=[CELL, CELL]
-        ),
+        helper.make_node("AveragePool", ["images"], ["means"], kernel_shape=[CELL, CELL], strides=[CELL, CELL]),
         helper.make_node("Reshape", ["means", "flat"], ["columns"]),
         helper.make_node("Transpose", ["columns"], ["scores"], perm=[0, 2, 1]),
         helper.make_node("Shape", ["images"], ["shape"]),

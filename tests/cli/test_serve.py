@@ -42,9 +42,7 @@ def pictures(tmp_path: Path) -> list[Path]:
 
 
 def detections(server: Command, file: Path, query: str) -> list[dict[str, Any]]:
-    status, answer = server.ask(
-        "POST", f"/v1/detect?{query}", file.read_bytes(), {"Content-Type": TYPES[file.suffix]}
-    )
+    status, answer = server.ask("POST", f"/v1/detect?{query}", file.read_bytes(), {"Content-Type": TYPES[file.suffix]})
     assert status == 200, answer
     return answer["images"][0]["detections"]
 

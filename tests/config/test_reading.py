@@ -109,9 +109,7 @@ print({"torch", "numpy"} & set(sys.modules))
 
 def test_options_win_over_set_and_set_over_the_file_and_the_file_over_defaults(written: Any) -> None:
     path = written("ratio: 0.1\nseed: 1\nfinetune:\n  lr: 0.5\n  steps: 7\n")
-    config = load_config(
-        path, ["seed=2", "ratio=0.2", "finetune.lr=1e-3", "seed=3"], {"ratio": 0.3, "method": None}
-    )
+    config = load_config(path, ["seed=2", "ratio=0.2", "finetune.lr=1e-3", "seed=3"], {"ratio": 0.3, "method": None})
     assert (config.ratio, config.seed, config.method) == (0.3, 3, "structured")
     assert (config.finetune.lr, config.finetune.steps, config.finetune.batch_size) == (1e-3, 7, 16)
 
@@ -169,9 +167,7 @@ def test_values_of_set_are_yaml() -> None:
 
 
 def test_trainings_attack_as_reported_unless_they_say_otherwise(written: Any) -> None:
-    path = written(
-        "attack: {eps: 0.1, steps: 10}\nfinetune:\n  attack: {steps: 2}\npretrain: {attack: null}\n"
-    )
+    path = written("attack: {eps: 0.1, steps: 10}\nfinetune:\n  attack: {steps: 2}\npretrain: {attack: null}\n")
     config = load_config(path)
     assert (config.finetune.attack.eps, config.finetune.attack.steps) == (0.1, 2)
     assert config.pretrain.attack == config.score_optimization.attack == config.attack
@@ -204,9 +200,7 @@ def test_empty_file_is_all_defaults_and_shipped_name_stands_for_a_missing_file(w
 def test_hash_changes_with_every_value_and_not_with_how_it_was_written(written: Any) -> None:
     base = load_config("demo")
     assert config_hash(base) == config_hash(load_config("demo", ["finetune.lr=0.0020", "attack={eps: 5e-2}"]))
-    assert config_hash(base) == config_hash(
-        load_config(written(Path(_shipped("demo")).read_text() + "\n# end\n"))
-    )
+    assert config_hash(base) == config_hash(load_config(written(Path(_shipped("demo")).read_text() + "\n# end\n")))
     seen = {config_hash(base)}
     changes = [
         "seed=1",

@@ -12,16 +12,12 @@ import pytest
 from PIL import Image
 
 
-def coco_document(
-    images: list[dict[str, Any]], annotations: list[dict[str, Any]], names: list[str]
-) -> dict[str, Any]:
+def coco_document(images: list[dict[str, Any]], annotations: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
     categories = [{"id": index + 1, "name": name} for index, name in enumerate(names)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def box(
-    annotation_id: int, image_id: int, category_id: int, bbox: list[float], **more: Any
-) -> dict[str, Any]:
+def box(annotation_id: int, image_id: int, category_id: int, bbox: list[float], **more: Any) -> dict[str, Any]:
     area = bbox[2] * bbox[3] if len(bbox) == 4 else 0
     return {
         "id": annotation_id,

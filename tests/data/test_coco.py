@@ -46,9 +46,7 @@ def test_boxes_classes_and_sizes_are_those_that_pycocotools_reads(coco_folder, c
     assert [image.image_id for image in dataset.images] == reference.getImgIds()
     for image in dataset.images:
         annotations = reference.imgToAnns[image.image_id]
-        np.testing.assert_array_equal(
-            image.boxes_xywh, np.array([a["bbox"] for a in annotations], np.float32)
-        )
+        np.testing.assert_array_equal(image.boxes_xywh, np.array([a["bbox"] for a in annotations], np.float32))
         assert [dataset.category_ids[c] for c in image.class_ids] == [a["category_id"] for a in annotations]
         assert [float(area) for area in image.areas] == [a["area"] for a in annotations]
         with Image.open(image.path) as picture:
@@ -248,9 +246,7 @@ def test_a_single_json_is_divided_by_the_seed(coco_folder):
 
 def test_every_image_is_drawn_for_training_equally_often(coco_folder):
     dataset = load_train(coco_folder)
-    drawn = Counter(
-        image.image_id for seed in range(400) for image in train_test_subset(dataset, 5, seed)[0].images
-    )
+    drawn = Counter(image.image_id for seed in range(400) for image in train_test_subset(dataset, 5, seed)[0].images)
     # Binomial with n = 400, p = 1/2: mean 200, standard deviation 10.
     assert all(150 < drawn[image_id] < 250 for image_id in range(100, 110))
 

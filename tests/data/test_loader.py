@@ -63,9 +63,7 @@ def test_training_without_augmentation_gives_the_pixels_of_evaluation(train):
 
 
 def test_every_epoch_is_another_permutation(train):
-    ids = [
-        image_id for batch in take(TrainingLoader(train, SIZE, 4, seed=0), 10) for image_id in batch.image_ids
-    ]
+    ids = [image_id for batch in take(TrainingLoader(train, SIZE, 4, seed=0), 10) for image_id in batch.image_ids]
     epochs = [ids[start : start + 10] for start in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(100, 110)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4

@@ -24,9 +24,7 @@ UPRIGHT = {
 
 def record(path, height, width):
     empty = np.zeros(0)
-    return ImageRecord(
-        7, path, height, width, np.zeros((0, 4), np.float32), empty.astype(np.int64), empty > 0
-    )
+    return ImageRecord(7, path, height, width, np.zeros((0, 4), np.float32), empty.astype(np.int64), empty > 0)
 
 
 def stored(path, orientation):

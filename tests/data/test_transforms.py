@@ -52,9 +52,9 @@ def test_a_flip_mirrors_pixels_and_boxes():
 def test_flips_come_as_often_as_they_should():
     flipped = sum(
         int(
-            augment(
-                noise(8, 8), BOXES[:0], CLASSES[:0], generator_for(1, 0, n), settings(flip_probability=0.25)
-            )[0].equal(torch.from_numpy(noise(8, 8)[:, ::-1].copy()).permute(2, 0, 1))
+            augment(noise(8, 8), BOXES[:0], CLASSES[:0], generator_for(1, 0, n), settings(flip_probability=0.25))[
+                0
+            ].equal(torch.from_numpy(noise(8, 8)[:, ::-1].copy()).permute(2, 0, 1))
         )
         for n in range(400)
     )
@@ -71,9 +71,7 @@ def test_boxes_stay_on_their_objects_through_flip_zoom_and_shift(seed):
     image[y1:y2, x1:x2] = 255
     geometry = settings(flip_probability=0.5, scale_min=0.5, scale_max=1.6, aspect=1.5, translate=0.2)
     boxes = np.array([[x1, y1, x2, y2]], np.float32)
-    moved, new_boxes, classes = augment(
-        image, boxes, CLASSES[:1], generator_for(seed, 0, 7), geometry, (0, 0, 0)
-    )
+    moved, new_boxes, classes = augment(image, boxes, CLASSES[:1], generator_for(seed, 0, 7), geometry, (0, 0, 0))
     # Bilinear resampling of a step crosses half its height at the edge itself.
     rows, columns = np.nonzero(moved[0].numpy() > 127)
     seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
@@ -150,9 +148,7 @@ def test_switching_colour_off_leaves_geometry_as_it_was():
 def test_inputs_are_not_modified():
     image, boxes, classes = noise(), BOXES.copy(), CLASSES.copy()
     for image_id in range(10):
-        result, new_boxes, _ = augment(
-            image, boxes, classes, generator_for(0, 0, image_id), AugmentConfig()
-        )
+        result, new_boxes, _ = augment(image, boxes, classes, generator_for(0, 0, image_id), AugmentConfig())
         result.fill_(0)
         new_boxes[:] = 0
     np.testing.assert_array_equal(image, noise())

@@ -27,16 +27,12 @@ HEAVY = (
 
 def run(program: str) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     return done.stdout.strip()
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:
-    loaded = run(
-        f"import prunedeploy_engines, sys; print([n for n in {(*HEAVY, 'numpy')} if n in sys.modules])"
-    )
+    loaded = run(f"import prunedeploy_engines, sys; print([n for n in {(*HEAVY, 'numpy')} if n in sys.modules])")
     assert loaded == "[]"
 
 

@@ -61,25 +61,19 @@ def random_world() -> Callable[..., World]:
     empty. Coordinates are multiples of 1/8, so that a JSON, float32 and float64 hold the same number.
     """
 
-    def make(
-        seed: int, images: int = 12, classes: int = 3, detections: int = 30, ties: bool = False
-    ) -> World:
+    def make(seed: int, images: int = 12, classes: int = 3, detections: int = 30, ties: bool = False) -> World:
         rng = np.random.default_rng(seed)
         records, tables = [], []
         for image_id in rng.permutation(np.arange(100, 100 + images)).tolist():
             count = int(rng.integers(0, 5))
-            boxes = np.concatenate(
-                [rng.uniform(0, 200, (count, 2)), rng.uniform(20, 150, (count, 2))], axis=1
-            )
+            boxes = np.concatenate([rng.uniform(0, 200, (count, 2)), rng.uniform(20, 150, (count, 2))], axis=1)
             boxes = (np.round(boxes * 8) / 8).astype(np.float32)
             class_ids = rng.integers(0, max(1, classes - 1), count)  # the last class has no object
             crowd = rng.random(count) < 0.2
             path = Path(f"{image_id}.png")
             records.append(ImageRecord(image_id, path, 480, 640, boxes, class_ids, crowd))
 
-            found = np.concatenate(
-                [rng.uniform(0, 200, (detections, 2)), rng.uniform(5, 150, (detections, 2))], axis=1
-            )
+            found = np.concatenate([rng.uniform(0, 200, (detections, 2)), rng.uniform(5, 150, (detections, 2))], axis=1)
             found_classes = rng.integers(0, classes, detections)
             scores = rng.random(detections)
             if count:  # two thirds are near an object, the better the higher their scores

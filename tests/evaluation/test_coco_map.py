@@ -19,9 +19,7 @@ ONE = pytest.approx(1.0, abs=1e-12)  # pycocotools divides by the count plus 2e-
 
 def truth_as_detections(dataset, score=1.0) -> DetectionTable:
     corners = [
-        DetectionTable.of_image(
-            image.image_id, image.boxes_xyxy, np.full(len(image.class_ids), score), image.class_ids
-        )
+        DetectionTable.of_image(image.image_id, image.boxes_xyxy, np.full(len(image.class_ids), score), image.class_ids)
         for image in dataset.images
     ]
     return DetectionTable.concatenate(corners)

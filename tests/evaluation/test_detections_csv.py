@@ -44,9 +44,7 @@ def test_no_detections_round_trip(tmp_path, dataset_of):
 
 def test_names_with_commas_quotes_and_umlauts_survive(tmp_path, dataset_of, table_of):
     dataset = replace(dataset_of([[]], classes=2), class_names=['cup, "large"', "Tür"])
-    write_detections(
-        tmp_path / "d.csv", table_of([(1, 0, (1, 2, 3, 4), 0.5), (1, 1, (1, 2, 3, 4), 0.5)]), dataset
-    )
+    write_detections(tmp_path / "d.csv", table_of([(1, 0, (1, 2, 3, 4), 0.5), (1, 1, (1, 2, 3, 4), 0.5)]), dataset)
     with (tmp_path / "d.csv").open(encoding="utf-8", newline="") as file:
         assert [row["category"] for row in csv.DictReader(file)] == dataset.class_names
     assert read_detections(tmp_path / "d.csv", dataset).class_ids.tolist() == [0, 1]

@@ -74,18 +74,14 @@ def folder(tmp_path):
     images, annotations = [], []
     for number, (height, width) in enumerate(SIZES, start=11):
         name = f"{number}.png"
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(
-            tmp_path / "images" / name
-        )
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(tmp_path / "images" / name)
         images.append({"id": number, "file_name": name, "height": height, "width": width})
         boxes = [[0.1 * width, 0.2 * height, 0.3 * width, 0.5 * height]]
         if number % 2:
             boxes.append([0.6 * width, 0.1 * height, 0.4 * width, 0.9 * height])
         for box in boxes:
             category = 90 if len(annotations) % 2 else 3
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": box}
-            )
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": box})
     categories = [{"id": 3, "name": "cat"}, {"id": 90, "name": "dog"}]
     document = {"images": images, "annotations": annotations, "categories": categories}
     (tmp_path / "instances.json").write_text(json.dumps(document))
@@ -124,9 +120,7 @@ class TruthRunner(Runner):
         self.seen = []
         records = {record.image_id: record for record in loader.dataset.images}
         for batch in loader:
-            for image, image_id, geometry in zip(
-                batch.images.numpy(), batch.image_ids, batch.geometries, strict=True
-            ):
+            for image, image_id, geometry in zip(batch.images.numpy(), batch.image_ids, batch.geometries, strict=True):
                 record = records[image_id]
                 boxes = letterbox_boxes(record.boxes_xyxy.astype(np.float64), geometry)
                 self.known[image.tobytes()] = boxes, record.class_ids

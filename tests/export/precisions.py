@@ -111,9 +111,7 @@ def run(model: ModelProto, images: np.ndarray, outputs: Sequence[str], *, optimi
 def true_ranges(model: ModelProto, tensors: Sequence[str], images: np.ndarray) -> dict[str, Range]:
     """Smallest and largest value of each tensor on these images."""
     values = run(model, images, tensors)
-    return {
-        name: Range(float(array.min()), float(array.max())) for name, array in zip(tensors, values, strict=True)
-    }
+    return {name: Range(float(array.min()), float(array.max())) for name, array in zip(tensors, values, strict=True)}
 
 
 def executed_operators(model: ModelProto) -> Counter[str]:

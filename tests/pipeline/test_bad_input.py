@@ -367,9 +367,7 @@ def test_network_that_captum_is_wrong_on_is_told_before_anything_is_trained(
 ) -> None:
     cfg = tmp_path / "changed.cfg"
     cfg.write_text(tiny_case.cfg.read_text().replace(*change, 1))
-    line = fails(
-        tiny_case, tmp_path, PruningError, f"model.cfg={cfg}", "scores.name=deeplift", "scores.backend=captum"
-    )
+    line = fails(tiny_case, tmp_path, PruningError, f"model.cfg={cfg}", "scores.name=deeplift", "scores.backend=captum")
     assert line.startswith(f"{cfg}:")
     assert layer in line
     assert "; use scores.backend=own" in line

@@ -320,9 +320,7 @@ def test_every_gate_has_measured_something(outcome: BuildOutcome) -> None:
         assert 0 < outcome.results["pruning"]["shrunk_deviation"] <= 1e-5
 
 
-def test_bundle_verifies_and_computes_what_the_saved_network_computes(
-    outcome: BuildOutcome, tiny_data: Path
-) -> None:
+def test_bundle_verifies_and_computes_what_the_saved_network_computes(outcome: BuildOutcome, tiny_data: Path) -> None:
     bundle = load_bundle(outcome.out / "bundle")
     model = load_darknet(outcome.out / "model.cfg", outcome.out / "model.weights").eval()
     # Scenes, not noise: on noise this hardly trained network scores at most 2e-4, and ONNX Runtime's logistic is right

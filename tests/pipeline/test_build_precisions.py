@@ -183,9 +183,7 @@ def test_uint8_images_and_suppression_stand_in_every_file(everything: BuildOutco
         assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
 
 
-def test_detections_are_those_of_the_plain_file(
-    plain: BuildOutcome, everything: BuildOutcome, tiny_data: Path
-) -> None:
+def test_detections_are_those_of_the_plain_file(plain: BuildOutcome, everything: BuildOutcome, tiny_data: Path) -> None:
     image = sorted(tiny_data.rglob("*.png"))[-1]
     with load_bundle(plain.out / "bundle") as one, load_bundle(everything.out / "bundle") as other:
         expected = one.detect(image, score_threshold=0.3)

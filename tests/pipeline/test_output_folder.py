@@ -290,9 +290,7 @@ def test_bundle_that_a_killed_process_was_replacing_is_put_back(tmp_path: Path) 
     assert not old.exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["notes.txt", "build.json", "../model.cfg", "bundle/../../x", "/etc/passwd", ""]
-)
+@pytest.mark.parametrize("name", ["notes.txt", "build.json", "../model.cfg", "bundle/../../x", "/etc/passwd", ""])
 def test_only_what_builds_are_known_to_write_can_be_written(tmp_path: Path, name: str) -> None:
     with (
         open_output_folder(tmp_path / "out", OURS) as folder,

@@ -657,10 +657,7 @@ def test_full_disk_is_one_line_and_leaves_no_half_result(tmp_path: Path, how: st
         'mount -t tmpfs -o size=1m none "$0" && exec "$@"',
         str(tmp_path / "disk"),
     ]
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode
-    ):
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
         pytest.skip("a file system of one megabyte cannot be mounted here")
     words = [*mount, sys.executable, "-c", PRELUDE + FILL_THE_DISK, str(tmp_path / "disk"), how]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -689,9 +686,7 @@ def test_other_errors_of_a_stage_are_not_taken_for_a_full_disk(tmp_path: Path) -
     with Store(tmp_path) as store, pytest.raises(FileNotFoundError):
         computed(store, KEY, fails)
     assert not is_disk_full(ValueError("28"))
-    assert is_disk_full(
-        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
-    )
+    assert is_disk_full(RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"))
 
 
 # JSON

@@ -144,9 +144,7 @@ def _add_conv(draw: st.DrawFn, graph: RandomCfg, filters: int, grouped: bool) ->
 def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None:
     index = len(graph.shapes)
     channels, height, width = shape = graph.shapes[-1]
-    same_size = [
-        i for i, other in enumerate(graph.shapes) if other[1:] == shape[1:] and i not in graph.head_outputs
-    ]
+    same_size = [i for i, other in enumerate(graph.shapes) if other[1:] == shape[1:] and i not in graph.head_outputs]
     same_shape = [i for i in same_size[:-1] if graph.shapes[i] == shape]
     kinds = ["conv", "conv", "keep width", "route", "route", "maxpool"]
     kinds += ["shortcut"] * 4 * bool(same_shape) + ["upsample"] * (height <= 8)

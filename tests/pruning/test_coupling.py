@@ -142,9 +142,7 @@ def test_residual_stage_of_yolov3_is_one_group(repository: Path) -> None:
 def test_a_concatenation_ties_part_of_a_convolution_to_each_source() -> None:
     # layer 3 = [layer 0 | layer 2]; layer 5 adds it to layer 4, whose filters 0-7 then go with layer 0
     # and 8-19 with layer 2.
-    cfg = network(
-        conv(8), "route layers=-1", conv(12), "route layers=0,2", conv(20), "shortcut from=-2", *HEAD
-    )
+    cfg = network(conv(8), "route layers=-1", conv(12), "route layers=0,2", conv(20), "shortcut from=-2", *HEAD)
     groups = [group for group in coupling_groups(cfg) if group.prunable]
     assert [(group.layers, group.channels) for group in groups] == [((0, 4), 8), ((2, 4), 12)]
     assert groups[0].members[1].filters.flatten().tolist() == list(range(8))

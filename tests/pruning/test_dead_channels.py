@@ -332,9 +332,7 @@ def test_constants_pass_through(between: tuple[str, ...], factor: int) -> None:
 def test_part_of_a_route_loses_channels_in_every_part() -> None:
     # The head reads the second half: channels 2 and 3. Channel 3 is the constant 5, and channel 1, its partner in the
     # first half, goes with it.
-    model = plain(
-        conv(4, 1, False, "linear"), "route layers=-1 groups=2 group_id=1", conv(6, 1, False, "linear"), YOLO
-    )
+    model = plain(conv(4, 1, False, "linear"), "route layers=-1 groups=2 group_id=1", conv(6, 1, False, "linear"), YOLO)
     set_parameters(model, 0, weight=[[[[1.0]]], [[[1.0]]], [[[1.0]]], [[[0.0]]]], bias=[0.0, 0.0, 0.0, 5.0])
     set_parameters(model, 2, weight=2.0)
     small, record = check_exact(model, torch.rand(1, 1, 4, 4, dtype=torch.float64), 1e-12)

@@ -23,9 +23,7 @@ CHAIN = network(conv(32, 3), conv(64, 3), conv(32), *HEAD)
 
 @pytest.mark.parametrize("ratio", PAPER_RATIOS)
 @pytest.mark.parametrize("name", ["yolov3", "yolov3-tiny", "yolov3-spp", "yolov3-slim"])
-def test_every_ratio_of_the_paper_is_reached_with_multiples_of_eight(
-    repository: Path, name: str, ratio: float
-) -> None:
+def test_every_ratio_of_the_paper_is_reached_with_multiples_of_eight(repository: Path, name: str, ratio: float) -> None:
     cfg = read_cfg(repository / "configs" / "darknet" / f"{name}.cfg")
     widths = solve_widths(cfg, ratio)
     assert widths.multiple == 8
@@ -131,9 +129,7 @@ def test_the_most_important_filters_live() -> None:
 
 def test_a_convolution_spread_over_groups_keeps_a_multiple_in_all() -> None:
     # layer 4 has 10 + 22 = 32 filters in two groups; 10 and 22 are not multiples of 8, their sum is.
-    cfg = network(
-        conv(10), "route layers=-1", conv(22), "route layers=0,2", conv(32), "shortcut from=-2", *HEAD
-    )
+    cfg = network(conv(10), "route layers=-1", conv(22), "route layers=0,2", conv(32), "shortcut from=-2", *HEAD)
     cut, _, allocation = cut_by(Filters(0.4, multiple=2), random_network(cfg), scores_of(cfg))
     assert allocation.widths.multiple == 2
     after = {layer.index: layer.out_channels for layer in cut.network.cfg.convolutions}
@@ -181,9 +177,7 @@ def test_record_says_what_the_files_say() -> None:
     granularity = Filters(0.5)
     cut, masks, allocation = cut_by(granularity, random_network(CHAIN), scores_of(CHAIN))
     record = json.loads(json.dumps(granularity.record(CHAIN, masks, allocation)))
-    assert [row["filters_after"] for row in record["layers"]] == [
-        c.out_channels for c in cut.network.cfg.convolutions
-    ]
+    assert [row["filters_after"] for row in record["layers"]] == [c.out_channels for c in cut.network.cfg.convolutions]
     assert [row["counted"] for row in record["layers"]] == [True, True, True, False]
     counted = [row for row in record["layers"] if row["counted"]]
     removed = 1 - sum(row["weights_after"] for row in counted) / sum(row["weights_before"] for row in counted)

@@ -177,10 +177,7 @@ def test_shrunk_files_load_and_compute_the_same(tmp_path: Path) -> None:
     small = cut_filters(model, 0.45)[0].network
     small.save(tmp_path / "small.cfg", tmp_path / "small.weights")
     images = torch.rand(1, 3, 16, 16)
-    assert (
-        largest_difference(small, load_darknet(tmp_path / "small.cfg", tmp_path / "small.weights"), images)
-        == 0
-    )
+    assert largest_difference(small, load_darknet(tmp_path / "small.cfg", tmp_path / "small.weights"), images) == 0
 
 
 def test_shrinking_leaves_the_model_and_the_random_state_alone() -> None:
@@ -222,9 +219,7 @@ def test_kept_weight_has_a_living_filter_and_a_living_input() -> None:
         ((conv(4), *HEAD), {2: [1, 1, 1]}, r"not convolutions: \[2\]"),
     ],
 )
-def test_a_cut_that_no_cfg_can_describe_is_refused(
-    sections: tuple[str, ...], keep: dict, message: str
-) -> None:
+def test_a_cut_that_no_cfg_can_describe_is_refused(sections: tuple[str, ...], keep: dict, message: str) -> None:
     cfg, masks = network(*sections), {index: torch.tensor(mask, dtype=torch.bool) for index, mask in keep.items()}
     with pytest.raises(ValueError, match=message):
         shrink_cfg(cfg, live_channels(cfg, masks))

@@ -577,9 +577,7 @@ def test_curves_have_a_figure_per_stage_in_order_of_appearance(results: dict[str
     text = report_html(results, rows)
     shown = Page(text).text
     assert (
-        shown.index("pretrain 1 steps")
-        < shown.index("optimise-scores 2,000 steps")
-        < shown.index("finetune 40 steps")
+        shown.index("pretrain 1 steps") < shown.index("optimise-scores 2,000 steps") < shown.index("finetune 40 steps")
     )
     assert "Loss 59.0 to 9.0" in shown
     assert len(re.findall(r'fill="none" stroke="var\(--robust\)"', text)) == 6
@@ -601,15 +599,10 @@ def test_gallery_embeds_the_very_pictures(results: dict[str, Any], gallery: Path
     entry = json.loads((gallery / "gallery.json").read_text())[0]
     order = [f"{row}_{kind}" for kind in ("clean", "pgd") for row in ("original", "robust", "pruned")]
     for source, key in zip(sources, order, strict=True):
-        assert (
-            base64.b64decode(source.removeprefix("data:image/png;base64,"))
-            == (gallery / entry[key]).read_bytes()
-        )
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")) == (gallery / entry[key]).read_bytes()
 
 
-def test_large_pictures_are_embedded_smaller_but_look_the_same(
-    results: dict[str, Any], gallery: Path
-) -> None:
+def test_large_pictures_are_embedded_smaller_but_look_the_same(results: dict[str, Any], gallery: Path) -> None:
     noise = np.random.default_rng(0).integers(96, 160, (300, 300, 3), dtype=np.uint8)
     Image.fromarray(noise).save(gallery / "robust-pgd.png")
     source = Page(report_html(results, [], gallery)).values("src")[4]
@@ -635,9 +628,7 @@ def test_gallery_with_pieces_missing_is_no_error(results: dict[str, Any], galler
     assert "No pictures" in Page(report_html(results, [], gallery / "nowhere")).text
 
 
-def test_report_is_written_whole_and_the_same_each_time(
-    results: dict[str, Any], gallery: Path, tmp_path: Path
-) -> None:
+def test_report_is_written_whole_and_the_same_each_time(results: dict[str, Any], gallery: Path, tmp_path: Path) -> None:
     given = copy.deepcopy(results)
     for name in ("one.html", "two.html"):
         write_report(results, log(), gallery, tmp_path / name)
@@ -648,10 +639,7 @@ def test_report_is_written_whole_and_the_same_each_time(
 
 
 def test_markup_is_escaped_unless_it_was_built() -> None:
-    assert (
-        tag("p", "1 < 2 & 3", tag("b", ">"), cls='"x"')
-        == '<p class="&quot;x&quot;">1 &lt; 2 &amp; 3<b>&gt;</b></p>'
-    )
+    assert tag("p", "1 < 2 & 3", tag("b", ">"), cls='"x"') == '<p class="&quot;x&quot;">1 &lt; 2 &amp; 3<b>&gt;</b></p>'
     assert join("a", None, ["<", tag("br")]) == "a&lt;<br>"
 
 

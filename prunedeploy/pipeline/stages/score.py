@@ -21,7 +21,6 @@ from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, original_cfg_path
 from prunedeploy.scores import (
-    DeepLift,
     GivenScores,
     ScoreFunction,
     Scores,
@@ -38,6 +37,7 @@ from prunedeploy.scores import (
     taylor_scores,
 )
 from prunedeploy.scores.captum_deeplift import captum_deeplift, check_captum_is_right
+from prunedeploy.scores.deeplift import DeepLift
 from prunedeploy.scores.reference import (
     ReferenceFunction,
     blurred_reference,

@@ -264,9 +264,7 @@ def test_second_call_builds_nothing(model_path, tmp_path):
     first = engine_from_onnx(model_path, tmp_path / "out", target="sm86")
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in first.path.parent.iterdir()}
     phases = []
-    second = engine_from_onnx(
-        model_path, tmp_path / "out", target="sm86", progress=lambda *step: phases.append(step)
-    )
+    second = engine_from_onnx(model_path, tmp_path / "out", target="sm86", progress=lambda *step: phases.append(step))
     assert second == replace(first, cached=True)
     assert phases == []
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in before} == before
@@ -324,9 +322,7 @@ def test_whatever_goes_into_an_engine_changes_its_key(model_path, tmp_path):
 @needs_rtx
 def test_simultaneous_builds_of_one_engine_build_it_once(model_path, tmp_path):
     with ThreadPoolExecutor(4) as pool:
-        engines = list(
-            pool.map(lambda _: engine_from_onnx(model_path, tmp_path / "out", target="sm86"), range(4))
-        )
+        engines = list(pool.map(lambda _: engine_from_onnx(model_path, tmp_path / "out", target="sm86"), range(4)))
     assert sorted(engine.cached for engine in engines) == [False, True, True, True]
     assert len({engine.sha256 for engine in engines}) == 1
     read_engine_file(engines[0].path)
@@ -367,9 +363,7 @@ def test_unreadable_input_and_unwritable_output_are_one_line(model_path, tmp_pat
 
 @pytest.mark.skipif(installed_version("tensorrt") is not None, reason="full TensorRT is installed here")
 def test_full_tensorrt_where_it_is_not_installed(model_path, tmp_path):
-    with pytest.raises(
-        RuntimeUnavailableError, match=r"tensorrt is not installed; install prunedeploy\[gpu\]"
-    ):
+    with pytest.raises(RuntimeUnavailableError, match=r"tensorrt is not installed; install prunedeploy\[gpu\]"):
         engine_from_onnx(model_path, tmp_path / "out", target="sm86", library="tensorrt")
 
 

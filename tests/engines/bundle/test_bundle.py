@@ -58,9 +58,7 @@ def test_what_is_written_is_what_is_loaded(folder: Path) -> None:
     assert manifest.metrics == {"map_clean": 0.5, "map_pgd": None}
     assert manifest.provenance.commit == "abc"
     assert load_bundle(folder / "bundle.json").manifest == manifest
-    assert {path.name for path in folder.parent.iterdir()} == {"bundle", "source.onnx"}, (
-        "no temporary file stays"
-    )
+    assert {path.name for path in folder.parent.iterdir()} == {"bundle", "source.onnx"}, "no temporary file stays"
 
 
 def test_bundle_json_has_the_agreed_keys(folder: Path) -> None:
@@ -164,9 +162,7 @@ def test_wrong_key_is_named(folder: Path, change: Any, key: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "nonsense", '{"schema_version": 1, "schema_version": 1}', "\xff"]
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "nonsense", '{"schema_version": 1, "schema_version": 1}', "\xff"])
 def test_manifest_that_is_no_json_object_is_refused(folder: Path, text: str) -> None:
     (folder / "bundle.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleError, match=r"bundle\.json"):
@@ -188,9 +184,7 @@ def test_existing_folder_is_only_replaced_when_asked(folder: Path) -> None:
     assert {path.name for path in folder.parent.iterdir()} == {"bundle", "source.onnx"}
 
 
-def test_old_bundle_stays_when_the_new_one_cannot_take_its_place(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_old_bundle_stays_when_the_new_one_cannot_take_its_place(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, rename = load_bundle(folder).manifest, Path.rename
 
     def refused(source: Path, target: Path) -> Path:
@@ -230,9 +224,7 @@ def _write_with_little_room(folder: Path, source: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
     files = {"small.txt": BundleFile(b"x", "other"), "model.onnx": BundleFile(source, "onnx", "fp32")}
     try:
-        write_bundle(
-            folder, files, class_names=CLASS_NAMES, input={"height": 32, "width": 48}, overwrite=True
-        )
+        write_bundle(folder, files, class_names=CLASS_NAMES, input={"height": 32, "width": 48}, overwrite=True)
     except BundleError as error:
         sys.exit(0 if "cannot be written" in str(error) else 1)
     sys.exit(2)
@@ -337,9 +329,7 @@ def every_precision(folder: Path) -> Bundle:
         ("int8", "gpu", GPU_INT8),
     ],
 )
-def test_file_is_found_by_precision_and_target(
-    tmp_path: Path, precision: str, target: str | None, name: str
-) -> None:
+def test_file_is_found_by_precision_and_target(tmp_path: Path, precision: str, target: str | None, name: str) -> None:
     bundle = every_precision(tmp_path / "bundle")
     assert bundle.model_path(precision, target) == tmp_path / "bundle" / name
 

@@ -254,9 +254,7 @@ def test_installed_distributions_agree_with_metadata():
 def test_rtx_without_a_gpu_builds_but_does_not_run(findings):
     found = findings["tensorrt-rtx"]
     assert found.status == "limited"
-    assert (
-        f"builds engines ahead of time for {', '.join(rtx_targets())}, cannot run them here" in found.detail
-    )
+    assert f"builds engines ahead of time for {', '.join(rtx_targets())}, cannot run them here" in found.detail
     assert "sm75" in found.detail
 
 

@@ -30,10 +30,7 @@ from prunedeploy_export.graph.edit import (
 def chain() -> onnx.ModelProto:
     """images -> a -> b -> boxes, each plus a constant."""
     names = ["images", "a", "b", "boxes"]
-    nodes = [
-        helper.make_node("Add", [source, "one"], [name], name=name)
-        for source, name in itertools.pairwise(names)
-    ]
+    nodes = [helper.make_node("Add", [source, "one"], [name], name=name) for source, name in itertools.pairwise(names)]
     return network(nodes, {"images": [2]}, {"boxes": [2]}, {"one": np.float32(1)})
 
 

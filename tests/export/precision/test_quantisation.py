@@ -264,9 +264,7 @@ def test_filter_that_training_has_killed_still_gives_its_bias(size, activations)
     images = rng.random((2, 3, 6, 6), dtype=np.float32)
     model = one_convolution(weight, bias)
     with np.errstate(all="raise", under="ignore"):
-        int8 = quantise(
-            model, plan_quantisation(model, activations), true_ranges(model, ["images", "conv"], images)
-        )
+        int8 = quantise(model, plan_quantisation(model, activations), true_ranges(model, ["images", "conv"], images))
     exact, found = (run(m, images, ["conv"])[0] for m in (model, int8))
     np.testing.assert_allclose(found[:, 1], exact[:, 1], rtol=1e-5)
     np.testing.assert_allclose(found[:, 2], exact[:, 2], rtol=1e-5)

@@ -132,9 +132,7 @@ def test_map_without_boxes_to_find(tiny_case: Any, copied: Any, tmp_path: Path) 
     document = json.loads((data / "test.json").read_text())
     (data / "test.json").write_text(json.dumps({**document, "annotations": []}))
     with pytest.raises(DataError, match="have no boxes"):
-        tiny_case.build(
-            tmp_path / "store", tmp_path / "out", f"data.path={data}", target=RatioTarget("map_pgd", 0.1)
-        )
+        tiny_case.build(tmp_path / "store", tmp_path / "out", f"data.path={data}", target=RatioTarget("map_pgd", 0.1))
 
 
 # Size; from here on with the tiny network unless it says otherwise.
@@ -319,9 +317,7 @@ def test_default_folder_is_that_of_the_chosen_ratio(
     assert "search" not in json.loads((found.out / "results.json").read_text())
 
 
-def test_killed_search_goes_on_where_it_was(
-    size_search: BuildOutcome, tiny_case: Any, tmp_path: Path
-) -> None:
+def test_killed_search_goes_on_where_it_was(size_search: BuildOutcome, tiny_case: Any, tmp_path: Path) -> None:
     """``kill -9`` after some trials; the same command ends as if nothing had happened and repeats none of them."""
     store, out = tmp_path / "store", tmp_path / "out"
     arguments = [word for text in tiny_case.arguments() for word in ("--set", text)]

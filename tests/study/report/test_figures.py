@@ -69,9 +69,7 @@ def test_curves_have_a_dot_per_run_the_means_and_the_original(study):
 def test_the_papers_means_are_overlaid_in_map_and_in_the_relative_figure(study):
     paper = study_from_rows(paper_rows())
     figure = curves_figure(study, NAMES, "title", paper)
-    left, right = (
-        [line for line in lines(axis) if len(line) == 9] for axis in figure.axes
-    )
+    left, right = ([line for line in lines(axis) if len(line) == 9] for axis in figure.axes)
     # Table VII's means at 0 and 99 %.
     assert any(np.allclose(line[[0, -1]], [0.4099, 0.0428], atol=2e-4) for line in map(np.array, left))
     assert len(left) == 2

@@ -222,9 +222,7 @@ def test_figure_has_a_picture_per_network_with_its_boxes(sampled: Any) -> None:
         for colour in collection.get_edgecolor()[:1]:
             red, green, blue = (round(255 * part) for part in colour[:3])
             drawn[f"#{red:02X}{green:02X}{blue:02X}"] = len(collection.get_paths())
-    marks = [
-        box.mark for cell in whole.cells for box in marked_boxes(cell.images[0].ground_truth, cell.images[0].pgd)
-    ]
+    marks = [box.mark for cell in whole.cells for box in marked_boxes(cell.images[0].ground_truth, cell.images[0].pgd)]
     assert {LINES[mark][0]: drawn[LINES[mark][0]] for mark in Mark} == {
         LINES[mark][0]: marks.count(mark) for mark in Mark
     }

@@ -211,9 +211,7 @@ def test_full_tensorrt_has_all_of_it(wheel, tmp_path):
         archive.extractall(tmp_path)
     stub_libraries(tmp_path / "tensorrt_bindings" / "tensorrt.so", tmp_path)
     names = used()[0]
-    version, missing = missing_from(
-        "tensorrt_bindings", names, PYTHONPATH=str(tmp_path), LD_LIBRARY_PATH=str(tmp_path)
-    )
+    version, missing = missing_from("tensorrt_bindings", names, PYTHONPATH=str(tmp_path), LD_LIBRARY_PATH=str(tmp_path))
     assert version == wheel.name.split("-")[1]
     assert int(version.split(".")[0]) >= 10
     assert missing == {name for name in names if name in RTX_ONLY or name.split(".")[0] in RTX_ONLY}

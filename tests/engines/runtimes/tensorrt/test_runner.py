@@ -169,5 +169,3 @@ def test_engine_for_another_gpu_is_refused(engine, monkeypatch):
     monkeypatch.setattr(tensorrt_runner, "tensorrt_unavailable_reason", lambda library: None)
     monkeypatch.setattr(tensorrt_runner, "cuda_device", lambda: CudaDevice("Orin", "sm87"))
     assert "was built for sm86, here is Orin (sm87)" in str(error_of(engine.path))
-
-
