@@ -24,8 +24,8 @@ demo: $(VENV)/.installed-demo ## prune the demo network by 75 % and measure it: 
 test: lint docs ## everything that must hold before a change goes in
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --durations 25
 
-test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
-	$(BIN)/python -m pytest -m "slow and not gpu" --timeout 1800
+test-slow: $(VENV)/.installed-dev ## the tests that take minutes each, and all examples of the others
+	PRUNEDEPLOY_TESTS=thorough $(BIN)/python -m pytest -m "(slow or hypothesis) and not gpu" --timeout 1800
 
 docs: $(VENV)/.installed-dev ## the documentation as a site in site/, every link checked
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q

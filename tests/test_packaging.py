@@ -148,9 +148,14 @@ def resolve_for_aarch64(requirements: list[str], folder: Path, python: str) -> s
 @pytest.mark.parametrize(
     ("extras", "python", "brings"),
     [
-        ("", "3.10", {"numpy", "pillow", "click", "pydantic", "pyyaml", "rich"}),  # JetPack 6
         ("[cpu]", "3.11", {"onnxruntime"}),  # Raspberry Pi OS 12
-        ("[cpu,openvino]", "3.13", {"onnxruntime", "openvino"}),
+        pytest.param(
+            "",
+            "3.10",
+            {"numpy", "pillow", "click", "pydantic", "pyyaml", "rich"},
+            marks=pytest.mark.slow,  # JetPack 6
+        ),
+        pytest.param("[cpu,openvino]", "3.13", {"onnxruntime", "openvino"}, marks=pytest.mark.slow),
     ],
 )
 def test_wheel_resolves_for_64_bit_arm_without_the_training_side(

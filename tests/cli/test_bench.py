@@ -189,7 +189,10 @@ def test_precisions_are_rows_with_their_accuracies_and_missing_ones_have_a_reaso
 ZEROS = {"structured": 0, "unstructured": 600, "kernel": 600, "nm": 500, "hybrid": 300}
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize(
+    "method",
+    [one if one in {"nm", "hybrid"} else pytest.param(one, marks=pytest.mark.slow) for one in get_args(Method)],
+)
 def test_a_build_of_every_method_is_measured_and_says_what_zeros_it_has(
     run: Any, pruned: Callable[..., Path], method: str
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from effort import examples
 from prunedeploy.models import DarknetCfg, LossTerms, decode, parse_cfg, yolo_loss, yolo_losses
 from prunedeploy.models.decode import split_head
 from prunedeploy.models.loss import best_iou, complete_iou
@@ -285,7 +286,7 @@ class HasCfg:
 # --- symmetries ---
 
 
-@settings(max_examples=15)
+@settings(max_examples=examples(15))
 @given(seed=st.integers(0, 10**6), counts=st.lists(st.integers(0, 5), min_size=1, max_size=4))
 @pytest.mark.parametrize("name", ["yolov3", "yolov4"])
 def test_the_loss_of_a_batch_is_the_mean_of_its_images(name: str, seed: int, counts: list[int]) -> None:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from effort import examples
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.store.key import check_result
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import StoreError
 
 SEED = 20
-RANDOM_KILLS = 4
+RANDOM_KILLS = examples(20)
 STEPS = ("finetune.steps=8", "pretrain.steps=3")
 """Enough steps for a moment within a training to be likely."""
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from effort import examples
 from prunedeploy.models import DarknetCfg, read_cfg
 from prunedeploy.pruning.allocation import (
     Pieces,
@@ -53,7 +54,7 @@ def test_erk_caps_a_layer_at_density_one_and_gives_the_rest_to_the_others() -> N
     assert erk_densities(prunable_convolutions(SMALL), 1.0) == {0: pytest.approx(1.0), 1: 1.0}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(density=st.floats(0.01, 1.0))
 def test_erk_densities_have_the_density_asked_for_and_one_scale(density: float) -> None:
     cfg = network(conv(24, 3), conv(8, 1), conv(48, 3), conv(4, 1), conv(64, 3), *HEAD)
@@ -96,7 +97,7 @@ def best_counts(importance: dict[int, Tensor], pieces: tuple[Pieces, ...], densi
     return counts
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(density=st.floats(0.02, 1.0), seed=st.integers(0, 999), equal=st.booleans())
 def test_global_keeps_the_best_of_the_whole_network(density: float, seed: int, equal: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -144,7 +145,7 @@ def test_unknown_allocations_and_missing_scores_are_refused() -> None:
         Kernels(0.99).allocate(SMALL)  # 1 - (9 + 1) / 344
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(seed=st.integers(0, 999), fraction=st.floats(0.0, 1.0))
 def test_global_widths_are_the_units_above_one_threshold(seed: int, fraction: float) -> None:
     cfg = network(conv(12, 3), conv(20, 3), "shortcut from=-1", conv(16, 1), *HEAD)

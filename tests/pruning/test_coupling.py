@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from effort import examples
 from prunedeploy.models import DarknetCfg, parse_cfg, read_cfg
 from prunedeploy.models.darknet import run_layers
 from prunedeploy.models.darknet_cfg import Convolutional
@@ -73,7 +74,7 @@ def components(edges: list[set[Filter]], filters: list[Filter]) -> set[frozenset
     return {frozenset(c) for c in component.values()}
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 @given(graph=random_cfgs(grouped=False))
 def test_units_are_what_brute_force_finds(graph: RandomCfg) -> None:
     cfg = graph.cfg
@@ -84,7 +85,7 @@ def test_units_are_what_brute_force_finds(graph: RandomCfg) -> None:
     assert set(found) == expected
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 @given(graph=random_cfgs(grouped=True))
 def test_every_channel_is_wholly_inside_or_outside_a_unit(graph: RandomCfg) -> None:
     cfg = graph.cfg
@@ -105,7 +106,7 @@ def test_every_channel_is_wholly_inside_or_outside_a_unit(graph: RandomCfg) -> N
             assert sources <= frozen
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 @given(graph=random_cfgs())
 def test_channels_per_unit_give_the_width_of_every_layer(graph: RandomCfg) -> None:
     coupling = couple(graph.cfg)
@@ -120,7 +121,7 @@ def test_channels_per_unit_give_the_width_of_every_layer(graph: RandomCfg) -> No
         assert int(live.sum()) == int(coupling.channels_per_unit[index] @ counts)
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.too_slow])
 @given(graph=random_cfgs())
 def test_outputs_of_the_heads_are_those_before_the_yolo_sections(graph: RandomCfg) -> None:
     assert graph.cfg.head_outputs == graph.head_outputs

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from effort import examples
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.constants import inside_taps
@@ -31,8 +32,8 @@ from pruning.darknets import (
 
 # One class, one anchor: a head of six channels.
 YOLO = "yolo mask=0 anchors=4,5 classes=1"
-SLOW = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
-SLOWER = settings(SLOW, max_examples=20)
+SLOW = settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
+SLOWER = settings(SLOW, max_examples=examples(20))
 
 
 def set_parameters(model: Darknet, index: int, **values: object) -> None:
@@ -454,7 +455,7 @@ def granularity(name: str, ratio: float, allocation: str) -> Granularity:
 
 
 @pytest.mark.parametrize("name", ["weight", "kernel", "hybrid"])
-@settings(SLOW, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(SLOW, max_examples=examples(40), suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(
     graph=random_cfgs(),
     ratio=st.floats(0.3, 0.99),

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from effort import examples
 from prunedeploy.models import Darknet, DarknetCfg, parse_cfg
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.cut import make_cut
@@ -65,7 +66,9 @@ GRANULARITIES = st.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+)
 @given(
     graph=random_cfgs(),
     kind=GRANULARITIES,

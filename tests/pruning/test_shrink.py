@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from effort import examples
 from prunedeploy.models import Darknet, load_darknet, parse_cfg
 from prunedeploy.pruning import Cut, Filters, shrink
 from prunedeploy.pruning.coupling import coupling_groups
@@ -90,7 +91,7 @@ def test_shrunk_genuine_tiny_equals_masked(shared: Path, ratio: float) -> None:
     check_cut(model, *cut_filters(model, ratio), torch.rand(1, 3, 160, 160), 1e-5, {15, 22})
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(
     graph=random_cfgs(),
     ratio=st.floats(0.05, 0.97),
@@ -118,7 +119,7 @@ def test_random_networks_shrink_to_what_they_compute_masked(
     check_cut(model, cut, record, images, 1e-9, graph.head_outputs)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
 @given(graph=random_cfgs(), data=st.data())
 def test_any_choice_of_units_can_be_cut(graph: RandomCfg, data: st.DataObject) -> None:
     model = random_network(graph.cfg).double()

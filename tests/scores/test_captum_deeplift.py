@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from effort import examples
 from prunedeploy.data.demo import SPRITES, DemoSettings, compose_scene, cut_out
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import Maxpool, parse_cfg
@@ -82,7 +83,7 @@ def test_float64_multipliers_and_scores_equal_captum(activation: str) -> None:
 
 
 @given(graph=random_cfgs(), seed=st.integers(0, 100))
-@settings(max_examples=20, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.filter_too_much])
 def test_float64_scores_of_random_networks_equal_captum(graph: RandomCfg, seed: int) -> None:
     cfg = parse_cfg(graph.cfg.text.replace("=mish", "=leaky").replace("=swish", "=relu"))
     assume(all(layer.size <= layer.stride for layer in cfg.layers if isinstance(layer, Maxpool)))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from effort import examples
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet import run_layers
 from prunedeploy.models.darknet_cfg import Convolutional
@@ -83,7 +84,7 @@ def test_contributions_equal_those_of_dense_matrices(activation: str, rule: str)
 
 @pytest.mark.parametrize("rule", RULES)
 @given(graph=random_cfgs(), seed=st.integers(0, 100))
-@settings(max_examples=10, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=examples(10), suppress_health_check=[HealthCheck.filter_too_much])
 def test_contributions_in_random_networks_equal_those_of_dense_matrices(graph: RandomCfg, seed: int, rule: str) -> None:
     assume(all(layer.macs < 50_000 and math.prod(layer.out_shape) < 1024 for layer in graph.cfg.convolutions))
     model = random_network(graph.cfg, seed).double()
@@ -211,7 +212,7 @@ def test_a_pyramid_of_pools_loses_nothing(rule: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 @given(graph=random_cfgs(), seed=st.integers(0, 100))
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_summation_to_delta_of_random_networks(graph: RandomCfg, seed: int, rule: str) -> None:
     model = random_network(graph.cfg, seed).double()
     batches = random_batches([2, 1], graph.size, seed)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from effort import examples
 from export.networks import ODD_CFG, folded, random_images, random_network
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph, read_onnx_header
@@ -120,7 +121,7 @@ box = st.tuples(side, side, side, side)
 score = st.integers(0, 8).map(lambda eighths: eighths / 8)
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(
     rows=st.lists(st.tuples(box, st.tuples(score, score, score)), min_size=1, max_size=30),
     score_threshold=st.sampled_from([0.0, 0.25, 0.5, 1.0]),
