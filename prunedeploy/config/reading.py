@@ -67,7 +67,8 @@ def load_config(
     assignments = [(*_parse_set(assignment), f"--set {assignment}") for assignment in sets]
     chosen = [value for names, value, _ in assignments if names == ["method"]]
     data, origins = for_method(data, origins, given.get("method", chosen[-1] if chosen else None))
-    assignments += [(OPTIONS[name].split("."), value, f"--{name}") for name, value in given.items()]
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
+    assignments += [(OPTIONS[name].split("."), value, f"--{name}") for name, value in plain.items()]
     for names, value, where in assignments:
         _set(data, origins, names, value, where)
     _start_from_given_network(data, origins, given)

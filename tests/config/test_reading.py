@@ -120,7 +120,7 @@ def test_every_option_sets_its_key() -> None:
         "method": "unstructured",
         "scores": "magnitude",
         "allocation": "global",
-        "cfg": "a.cfg",
+        "cfg": Path("a.cfg"),
         "weights": "a.weights",
         "data": "folder",
         "precision": ("fp32", "fp16"),

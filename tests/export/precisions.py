@@ -102,6 +102,7 @@ def run(model: ModelProto, images: np.ndarray, outputs: Sequence[str], *, optimi
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    options.add_session_config_entry("session.x64quantprecision", "1")  # as our runner does
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(expose(model, outputs).SerializeToString(), options)

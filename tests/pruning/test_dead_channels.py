@@ -56,6 +56,11 @@ def filters(model: Darknet) -> dict[int, int]:
     return {layer.index: layer.out_channels for layer in model.cfg.convolutions}
 
 
+def random_images(size: int, seed: int) -> Tensor:
+    """Two images that a failing example repeats."""
+    return torch.rand(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
 def relative(expected: list[Tensor], found: list[Tensor]) -> float:
     """Largest difference relative to the largest value of the worst head; a head of zeros must stay one."""
     worst = 0.0
@@ -148,7 +153,7 @@ def check_exact(
 def test_random_networks_compute_the_same_without_dead_channels(graph: RandomCfg, seed: int, multiple: int) -> None:
     # float64, so that a wrong constant cannot hide behind rounding
     model = zero_at_random(random_network(graph.cfg, seed).double(), seed)
-    images = torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64)
+    images = random_images(graph.size, seed)
     small, _ = check_exact(model, images, 1e-10, multiple)
     again, _ = remove_dead_channels(small, multiple)
     assert again is small
@@ -183,7 +188,7 @@ def test_paddings_strides_and_dilations_make_no_difference(cfg: DarknetCfg, seed
 @given(graph=random_cfgs(), seed=st.integers(0, 9999))
 def test_everything_that_is_left_is_needed(graph: RandomCfg, seed: int) -> None:
     small, _ = remove_dead_channels(zero_at_random(random_network(graph.cfg, seed).double(), seed))
-    images = torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64)
+    images = random_images(graph.size, seed)
     with torch.no_grad():
         heads = small(images)
     for group in coupling_groups(small.cfg):
@@ -474,7 +479,7 @@ def test_random_networks_of_every_granularity_equal_their_masked_ones(
     except PruningError:
         cut = None  # few pieces reach few ratios
     assume(cut is not None)
-    images = torch.rand(2, 3, graph.size, graph.size, dtype=torch.float64)
+    images = random_images(graph.size, seed)
     small, _ = check_exact(cut.network, images, 1e-10)
     with torch.no_grad():
         assert relative(cut.masked(images), small(images)) <= 1e-9

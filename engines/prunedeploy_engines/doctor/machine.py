@@ -101,7 +101,7 @@ def cpu_finding(cpuinfo: str) -> Finding:
     if not flags & {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}:
         advice = "expect little from int8: no int8 dot product; use fp32"
         if "avx2" in flags:  # two products of 8 bits are added in 16 bits there, which may overflow
-            advice += ", or measure the mAP of int8 on this very machine: sums may saturate"
+            advice += "; other programs than ours need ONNX Runtime's session.x64quantprecision=1, or sums saturate"
         return Finding("cpu", "limited", detail, advice)
     if not flags & {"avx512_bf16", "amx_bf16", "bf16"}:
         return Finding("cpu", "ok", detail, "train in fp32: bf16 would be emulated")

@@ -21,7 +21,7 @@ IDENTITY_ONNX = bytes.fromhex(
     "08083a370a100a017812017922084964656e746974791201675a0f0a0178120a0a"
     "08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
 )
-_PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+_PRECISIONS = {"float32": "fp32", "f32": "fp32", "float16": "fp16", "f16": "fp16", "bfloat16": "bf16", "bf16": "bf16"}
 _TIMEOUT_S = 60.0
 
 

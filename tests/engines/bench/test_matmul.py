@@ -10,17 +10,13 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from prunedeploy_engines.bench.matmul import (
-    Precision,
-    matmul_call,
-    matmul_input,
-    matmul_model,
-)
+from prunedeploy_engines.bench.matmul import Precision, matmul_call, matmul_input, matmul_model
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.runtimes.onnxruntime.session import open_session
 
 
 def _session(model: bytes) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return open_session(model, threads=1, providers=["cpu"], allow_spinning=False)
 
 
 @pytest.mark.parametrize("size", [1, 3, 200])

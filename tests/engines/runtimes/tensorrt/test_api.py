@@ -54,7 +54,7 @@ OURS = set(
     _about _buffers _BY_TYPE _cuda _graph _library _messages about buffer build chosen contextlib count
     Counter() ctypes datetime device dict driver dtypes dumps() fewer first folder graph hashlib header
     images importlib json known layers library logger major makers members message metadata minor monitor name
-    note_path now() np npt onnx_path others path profiler re second self settings sha256() shapes sink
+    note_path now() np npt onnx_path others out_folder path profiler re second self settings sha256() shapes sink
     super() sys target tensors text threading times timezone timing_cache util value version versions warnings
     """.split()
 )
