@@ -50,9 +50,9 @@ RTX_ONLY = {"ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBu
 OURS = set(
     """
     data@build engine@from_onnx engine@plan error@from_onnx
-    error@timing_cache error@execution
+    error@execution
     _about _buffers _BY_TYPE _cuda _graph _library _messages about buffer build chosen contextlib count
-    Counter() ctypes datetime device dict driver dtypes dumps() fewer first folder graph hashlib header
+    Counter() ctypes datetime device dict driver dtypes dumps() fewer first graph hashlib header
     images importlib json known layers library logger major makers members message metadata minor monitor name
     note_path now() np npt onnx_path others out_folder path profiler re second self settings sha256() shapes sink
     super() sys target tensors text threading times timezone timing_cache util value version versions warnings

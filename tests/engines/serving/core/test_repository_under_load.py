@@ -60,6 +60,13 @@ def serve(folder: Path, what: Callable[[ModelRepository], Awaitable[Any]]) -> An
     return asyncio.run(whole())
 
 
+@pytest.fixture
+def runner_threads() -> Callable[[], list[str]]:
+    """Names of the threads of runners that were started since: servers of other tests may have some."""
+    before = set(threading.enumerate())
+    return lambda: [thread.name for thread in set(threading.enumerate()) - before if "runner" in thread.name]
+
+
 class Held:
     """Holds every loading back until it is let go."""
 
@@ -112,7 +119,7 @@ def test_every_request_before_the_end_is_answered_and_every_later_one_refused(tm
         assert np.allclose(outputs[1], expected[1], rtol=0, atol=1e-6)
 
 
-def test_a_load_that_nobody_waits_for_any_more_still_ends(tmp_path, monkeypatch):
+def test_a_load_that_nobody_waits_for_any_more_still_ends(tmp_path, monkeypatch, runner_threads):
     made_bundle(tmp_path / "bundle")
     held = Held(monkeypatch)
 
@@ -134,12 +141,11 @@ def test_a_load_that_nobody_waits_for_any_more_still_ends(tmp_path, monkeypatch)
 
     before = threading.active_count()
     serve(tmp_path / "bundle", ask)
-    runners = [thread.name for thread in threading.enumerate() if "runner" in thread.name]
-    assert runners == []
+    assert runner_threads() == []
     assert threading.active_count() <= before + 2  # idle threads of pools may end later
 
 
-def test_a_server_that_stops_loads_nothing_more_and_unloads_what_was_loading(tmp_path, monkeypatch):
+def test_a_server_that_stops_loads_nothing_more_and_unloads_what_was_loading(tmp_path, monkeypatch, runner_threads):
     made_bundle(tmp_path / "bundle")
     held = Held(monkeypatch)
 
@@ -160,7 +166,7 @@ def test_a_server_that_stops_loads_nothing_more_and_unloads_what_was_loading(tmp
             repository.get("tiny")
 
     serve(tmp_path / "bundle", ask)
-    assert [thread for thread in threading.enumerate() if "runner" in thread.name] == []
+    assert runner_threads() == []
 
 
 def test_a_replacement_of_another_size_answers_requests_of_that_size(tmp_path):
@@ -189,7 +195,7 @@ def test_a_replacement_of_another_size_answers_requests_of_that_size(tmp_path):
     assert len(found) == len(expected) > 3
 
 
-def test_what_was_replaced_or_unloaded_is_released(tmp_path):
+def test_what_was_replaced_or_unloaded_is_released(tmp_path, runner_threads):
     made_bundle(tmp_path / "bundle")
 
     async def ask(repository: ModelRepository) -> None:
@@ -202,7 +208,7 @@ def test_what_was_replaced_or_unloaded_is_released(tmp_path):
             del model
         gc.collect()
         assert [one() is None for one in gone] == [True, True, False]
-        assert sum("runner" in thread.name for thread in threading.enumerate()) == 1
+        assert len(runner_threads()) == 1
         await repository.unload("tiny")
         gc.collect()
         assert gone[-1]() is None

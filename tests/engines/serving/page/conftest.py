@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """What is served, by name; see `write_bundles`."""
     return write_bundles(tmp_path_factory.mktemp("page"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def served(bundles: dict[str, Bundle]) -> Iterator[Served]:
     """One server for all tests that leave it as it is."""
     pytest.importorskip("fastapi", reason="the server needs the extra 'serve'")

@@ -13,13 +13,13 @@ for needed in ("fastapi", "uvicorn", "grpc", "prometheus_client", "python_multip
     pytest.importorskip(needed, reason="the server needs the extra 'serve'")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Around the tiny detector."""
     return tiny_bundle(tmp_path_factory.mktemp("served"))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def server(bundle: Bundle) -> Iterator[Running]:
     """Serves it twice, as ``tiny`` and as ``other``."""
     with running({"tiny": bundle, "other": bundle}) as there:
