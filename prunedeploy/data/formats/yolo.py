@@ -1,0 +1,293 @@
+"""YOLO's text labels: one ``.txt`` per image, a line per object, numbers from 0 to 1 of the image's width and height.
+
+A line is ``class cx cy w h``, or ``class x1 y1 x2 y2 x3 y3 ...``, a polygon, of which the box around it is taken. An
+image without a label file has no objects. What is where says
+
+* a ``data.yaml`` (Ultralytics, Roboflow, CVAT, FiftyOne): ``names``, ``train``, ``val``, ``test`` and ``path``;
+* or Darknet's ``obj.data``: ``names``, ``train`` and ``valid`` are files, of class names and of paths of images;
+* or, with nothing but ``classes.txt`` beside ``images/`` and ``labels/`` (Label Studio), the folders themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunedeploy.data.class_names import read_names
+from prunedeploy.data.formats.labels import (
+    LabelledBox,
+    LabelledImage,
+    Labels,
+    as_problem,
+    first_existing,
+    images_below,
+    upright_size,
+)
+from prunedeploy.data.records import Problem
+from prunedeploy_engines.errors import DataError, PrunedeployError
+
+NORMALISED_AT_MOST = 1.5
+"""A number above this is no share of an image that somebody rounded, but a number of pixels."""
+
+
+@dataclass(frozen=True)
+class YoloLayout:
+    """A data set with YOLO's labels.
+
+    Attributes:
+        source: ``data.yaml``, ``obj.data`` or ``classes.txt``.
+        class_names: In the order of the class indices.
+        splits: Where the images of each split are, by the file's own names (``train``, ``val``, ``test``; ``all`` if
+            nothing divides them): folders, images, or text files that list images.
+    """
+
+    source: Path
+    class_names: Sequence[str]
+    splits: Mapping[str, Sequence[Path]]
+
+    def read(self, split: str) -> Labels:
+        """Read the labels of one split, and the size of every image from its header."""
+        labels = Labels(self.source, self.class_names)
+        labelled = 0
+        for image in self._images(split, labels.problems):
+            try:
+                height, width = upright_size(image)
+            except DataError as error:
+                labels.problems.append(as_problem(error, image))
+                continue
+            file = first_existing(label_files(image))
+            labelled += file is not None
+            boxes = () if file is None else read_label_file(file, height, width, len(self.class_names), labels.problems)
+            labels.images.append(LabelledImage(image, height, width, list(boxes)))
+        if labels.images and not labelled:
+            first = next(label_files(labels.images[0].path))
+            what = f"none of the {len(labels.images)} images of {split!r} has a label file ({first} is the first)"
+            labels.problems.append(Problem(self.source, what, "put the labels there, or correct the paths"))
+        return labels
+
+    def _images(self, split: str, problems: list[Problem]) -> Iterator[Path]:
+        seen: set[Path] = set()
+        for place in self.splits[split]:
+            for image in images_of(place, problems):
+                if image not in seen:
+                    seen.add(image)
+                    yield image
+
+
+def find_yolo(folder: Path) -> YoloLayout | None:
+    """Look for a data set with YOLO's labels; None if the folder is none.
+
+    Raises:
+        DataError: The folder describes one, but not so that it can be read, or there are several.
+    """
+    described = [path for path in sorted(folder.glob("*.y*ml")) if path.suffix in {".yaml", ".yml"}]
+    documents = {path: document for path in described if (document := _description(path)) is not None}
+    darknet = sorted(folder.glob("*.data"))
+    found = [*documents, *darknet]
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise DataError(f"{names} each describe a data set", folder, "give the one that counts, or remove the others")
+    if documents:
+        return _from_yaml(found[0], documents[found[0]])
+    if darknet:
+        return _from_darknet(found[0])
+    names = first_existing([folder / "classes.txt", folder / "obj.names"])
+    if names is not None and (folder / "images").is_dir() and (folder / "labels").is_dir():
+        return YoloLayout(names, _names_of(names), {"all": [folder / "images"]})
+    return None
+
+
+def _description(path: Path) -> dict[str, Any] | None:
+    """The content of a YAML file that describes a data set, None if it is about something else."""
+    try:
+        document = yaml.safe_load(path.read_bytes())
+    except (OSError, yaml.YAMLError, ValueError):
+        return None
+    is_one = isinstance(document, dict) and {"train", "val", "test", "names", "nc"} & document.keys()
+    return document if is_one and ({"train", "val"} & document.keys() or "names" in document) else None
+
+
+def _from_yaml(path: Path, document: Mapping[str, Any]) -> YoloLayout:
+    root = path.parent
+    if isinstance(given := document.get("path"), str):
+        # Written on somebody else's machine more often than not; the file then lies in the data set itself.
+        root = first_existing([path.parent / given, path.parent / Path(given).name]) or path.parent
+    splits = {}
+    for split, value in (("train", document.get("train")), ("val", document.get("val", document.get("valid"))),
+                         ("test", document.get("test"))):  # fmt: skip
+        places = [value] if isinstance(value, str) else value or []
+        if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
+            raise DataError(f"{split} is {value!r}", path, "give a folder, a text file of images, or a list of these")
+        if places:
+            splits[split] = [_placed(root, path, split, place) for place in places]
+    if not splits:
+        raise DataError("names no images: it has neither train nor val", path, "add the folders of the splits")
+    return YoloLayout(path, _yaml_names(path, document), splits)
+
+
+def _placed(root: Path, source: Path, split: str, place: str) -> Path:
+    """Where a folder or list of a data.yaml is; Roboflow writes ``../train/images`` beside a folder ``train``."""
+    below = place.replace("\\", "/")
+    while below.startswith(("../", "./")):
+        below = below.partition("/")[2]
+    found = first_existing([root / place, source.parent / place, root / below, source.parent / below])
+    if found is None:
+        raise DataError(f"{split}: there is no {place}", source, "correct the path, or remove the split")
+    return found.resolve()
+
+
+def _yaml_names(path: Path, document: Mapping[str, Any]) -> list[str]:
+    names = document.get("names")
+    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise DataError("has no names of classes", path, "add `names: [first, second, ...]` in the order of the labels")
+    names = [str(name) for name in names]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DataError(f"names has {twice!r} twice", path, "make class names unique")
+    count = document.get("nc")
+    if count is not None and count != len(names):
+        raise DataError(f"nc is {count!r}, but there are {len(names)} names", path, "correct one of them")
+    return names
+
+
+def _from_darknet(path: Path) -> YoloLayout:
+    """Read ``key = value`` lines; relative paths are tried from the file's folder and from the folder above."""
+    lines = [line.partition("=") for line in _text(path).splitlines() if "=" in line]
+    values = {key.strip(): value.strip() for key, _, value in lines if not key.lstrip().startswith("#")}
+    files = {}
+    for key in ("names", "train", "valid"):
+        if key in values:
+            found = resolved(path.parent, values[key])
+            if found is None:
+                raise DataError(f"{key}: there is no {values[key]}", path, "correct the path")
+            files[key] = found
+    if "names" not in files:
+        raise DataError("has no names", path, "add `names = obj.names`, a file with one class name per line")
+    splits = {split: [files[key]] for split, key in (("train", "train"), ("val", "valid")) if key in files}
+    if not splits:
+        raise DataError("names no images: it has neither train nor valid", path, "add the lists of images")
+    return YoloLayout(path, _names_of(files["names"]), splits)
+
+
+def _names_of(path: Path) -> list[str]:
+    try:
+        return read_names(path)
+    except PrunedeployError as error:
+        raise DataError(error.what, path, error.fix) from None
+
+
+def images_of(place: Path, problems: list[Problem]) -> Iterator[Path]:
+    """The images of a folder, of a text file that lists them, or the image itself.
+
+    Args:
+        place: One of the three.
+        problems: A line of a list whose image is nowhere is added.
+    """
+    if place.is_dir():
+        yield from images_below(place)
+        return
+    if place.suffix.lower() != ".txt":
+        yield place
+        return
+    for number, line in enumerate(_text(place).splitlines(), 1):
+        if name := line.strip():
+            image = resolved(place.parent, name)
+            if image is None:
+                what = f"line {number}: there is no {name}"
+                problems.append(Problem(place, what, "correct the path, or remove the line"))
+            else:
+                yield image
+
+
+def resolved(folder: Path, name: str) -> Path | None:
+    """Find a file that a list names, if need be by the end of its path: lists are written on other machines.
+
+    Args:
+        folder: The list's own.
+        name: As written, with either kind of slash.
+    """
+    parts = Path(name.replace("\\", "/")).parts
+    tails = [Path(*parts[start:]) for start in range(len(parts))]
+    tails = [tail for tail in tails if tail.parts and ".." not in tail.parts] or [Path(name)]
+    return first_existing(base / tail for tail in tails for base in (folder, folder.parent))
+
+
+def label_files(image: Path) -> Iterator[Path]:
+    """Where an image's labels may be: ``labels`` in the place of ``images`` or ``JPEGImages``, then beside it."""
+    parts = image.parts
+    for name in ("images", "JPEGImages"):
+        if name in parts[:-1]:
+            last = len(parts) - 1 - parts[::-1].index(name)
+            yield Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt")
+    yield image.with_suffix(".txt")
+
+
+def read_label_file(
+    path: Path, height: int, width: int, classes: int, problems: list[Problem]
+) -> Iterator[LabelledBox]:
+    """Read the objects of one image.
+
+    Args:
+        path: Its label file.
+        height: Of the image in pixels.
+        width: The same.
+        classes: Number of classes.
+        problems: Lines that cannot be read are added.
+    """
+    try:
+        lines = _text(path).splitlines()
+    except DataError as error:
+        problems.append(as_problem(error, path))
+        return
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            class_id, *numbers = [float(word) for word in line.split()]
+            box = _box(numbers, height, width)
+            if not (class_id.is_integer() and 0 <= class_id < classes):
+                raise DataError(
+                    f"has class {class_id:g}, of {classes}",
+                    fix=f"give 0 to {classes - 1}, or add the name of the class",
+                )
+        except ValueError:
+            problems.append(
+                Problem(path, f"line {number} holds what is no number: {line[:60]}", "correct or remove it")
+            )
+        except DataError as error:
+            problems.append(Problem(path, f"line {number} {error.what}", str(error.fix)))
+        else:
+            yield LabelledBox(f"{path} line {number}", int(class_id), box)
+
+
+def _box(numbers: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
+    """The box in pixels of ``cx cy w h``, or around a polygon."""
+    polygon = len(numbers) >= 6 and len(numbers) % 2 == 0
+    if len(numbers) != 4 and not polygon:
+        what = f"has {len(numbers) + 1} numbers"
+        raise DataError(what, fix="give class, cx, cy, w, h, or the class and three points or more")
+    if not all(math.isfinite(number) for number in numbers):
+        raise DataError("has NaN or infinity", fix="correct or remove it")
+    if max(map(abs, numbers)) > NORMALISED_AT_MOST:
+        raise DataError(f"has {max(numbers, key=abs):g}", fix="divide by the image's width and height: 0 to 1")
+    if polygon:
+        xs, ys = numbers[::2], numbers[1::2]
+        left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
+        return left * width, top * height, (right - left) * width, (bottom - top) * height
+    cx, cy, w, h = numbers
+    return (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise DataError(f"cannot be read ({reason})", path, "save it as UTF-8 text") from None
