@@ -1,9 +1,10 @@
-"""``prunedeploy data``: make the demo set, check a COCO folder."""
+"""``prunedeploy data``: make the demo set, check a COCO folder, make one of other formats."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ EXAMPLES_PER_GROUP = 3
 
 @click.group("data", cls=Group)
 def command() -> None:
-    """Make the demo set, or check a COCO folder."""
+    """Make the demo set, check a COCO folder, or make one of YOLO's or Pascal VOC's labels."""
 
 
 @command.command("demo", epilog=examples("prunedeploy data demo demo-data"))
@@ -91,6 +92,35 @@ def coco(ctx: click.Context, folder: Path, names: Path | None, decode: bool, sho
             click.echo(f"{folder}: {count} problem{'s' * (count > 1)}", err=True)
     if report.problems:
         ctx.exit(USER)
+
+
+@command.command("convert", epilog=examples("prunedeploy data convert my-photos/ my-photos-coco/"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.argument("out", metavar="OUT", type=PATH)
+@click.option("--all", "show_all", is_flag=True, help="Show everything that was left out, not three of each kind.")
+def convert_folder(folder: Path, out: Path, show_all: bool, as_json: bool) -> None:
+    """Write a data set with YOLO's or Pascal VOC's labels as a COCO folder, which `build --data` takes.
+
+    DIR holds a data.yaml, Darknet's obj.data, or classes.txt with images/ and labels/; or Annotations/, JPEGImages/ and
+    ImageSets/, or XML files beside the images of train/, valid/ and test/. What cannot be used is left out and listed.
+    """
+    from prunedeploy.data.formats.convert import convert
+
+    with quiet_stdout():
+        done = convert(folder, out)
+    if as_json:
+        splits = [
+            {**asdict(one), "problems": [{**asdict(each), "file": str(each.file)} for each in one.problems]}
+            for one in done.splits
+        ]
+        print_json({"format": done.format, "class_names": list(done.class_names), "splits": splits})
+        return
+    click.echo(f"{folder}: {done.format}, {len(done.class_names)} classes: {', '.join(done.class_names)}")
+    for split in done.splits:
+        click.echo(f"{split.name} (from {split.source}): {split.images} images, {split.boxes} boxes")
+    problems = [problem for split in done.splits for problem in split.problems]
+    for line in grouped(problems, None if show_all else EXAMPLES_PER_GROUP):
+        click.echo(line, err=True)
 
 
 def grouped(problems: Iterable[Problem], examples: int | None) -> Iterator[str]:

@@ -69,7 +69,8 @@ class Labels:
     def document(self) -> dict[str, list[dict[str, Any]]]:
         """The split as a COCO instances document; ids count from 1, and ``where`` names each box's place."""
         folder = self.image_folder()
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for image_id, image in enumerate(self.images, 1):
             name = image.path.relative_to(folder).as_posix()
             images.append({"id": image_id, "file_name": name, "height": image.height, "width": image.width})

@@ -109,7 +109,7 @@ def _listed(path: Path, annotations: Path, problems: list[Problem]) -> list[Path
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise DataError(f"cannot be read ({reason})", path, "save it as UTF-8 text") from None
-    files = {}
+    files: dict[Path, None] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -123,7 +123,7 @@ def _listed(path: Path, annotations: Path, problems: list[Problem]) -> list[Path
 
 
 def _class_names(files: Mapping[Path, None]) -> list[str]:
-    names = set()
+    names: set[str] = set()
     for path in files:
         try:
             names.update(name for thing in _parsed(path).iter("object") if (name := _text(thing, "name")))
@@ -142,8 +142,8 @@ class _Images:
     def of(self, xml: Path, file_name: str) -> Path:
         folder = self.folder or xml.parent
         if folder not in self._by_stem:
-            found = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES)
-            self._by_stem[folder] = {path.stem: path for path in found}
+            images = (path for path in sorted(folder.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES)
+            self._by_stem[folder] = {path.stem: path for path in images}
         stems = self._by_stem[folder]
         found = stems.get(xml.stem) or stems.get(Path(file_name.replace("\\", "/")).stem)
         if found is None:

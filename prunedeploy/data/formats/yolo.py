@@ -96,9 +96,9 @@ def find_yolo(folder: Path) -> YoloLayout | None:
         return _from_yaml(found[0], documents[found[0]])
     if darknet:
         return _from_darknet(found[0])
-    names = first_existing([folder / "classes.txt", folder / "obj.names"])
-    if names is not None and (folder / "images").is_dir() and (folder / "labels").is_dir():
-        return YoloLayout(names, _names_of(names), {"all": [folder / "images"]})
+    listed = first_existing([folder / "classes.txt", folder / "obj.names"])
+    if listed is not None and (folder / "images").is_dir() and (folder / "labels").is_dir():
+        return YoloLayout(listed, _names_of(listed), {"all": [folder / "images"]})
     return None
 
 
