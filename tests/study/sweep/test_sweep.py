@@ -149,10 +149,21 @@ def test_worker_killed_at_several_moments_loses_no_row_and_doubles_none(finished
     assert child_workers(os.getpid()) == []
 
 
-def test_worker_that_dies_while_it_waits_is_no_death_of_the_task_it_is_given(finished: Any, tmp_path: Path) -> None:
+def test_worker_that_dies_while_it_waits_is_no_death_of_the_task_it_is_given(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two deaths in a task are allowed; the one before it would be the third."""
-
     killed: list[int] = []
+    give = WorkerProcess.give
+
+    def give_and_kill_two(worker: WorkerProcess, order: Mapping[str, Any]) -> None:
+        doomed = len(killed) < 2
+        if doomed:
+            worker.process.send_signal(signal.SIGSTOP)
+        give(worker, order)
+        if doomed:
+            worker.process.kill()
+            killed.append(worker.process.pid)
 
     class KillsIdle(LocalExecutor):
         def prepare(self, tasks: int) -> None:
@@ -162,14 +173,7 @@ def test_worker_that_dies_while_it_waits_is_no_death_of_the_task_it_is_given(fin
                 while child_workers(os.getpid()):
                     time.sleep(0.01)
 
-        def run(self, tasks: Sequence[Task]) -> Generator[Event, None, None]:
-            for event in super().run(tasks):
-                for pid in child_workers(os.getpid()):
-                    if pid not in killed and len(killed) < 2:
-                        os.kill(pid, signal.SIGKILL)
-                        killed.append(pid)
-                yield event
-
+    monkeypatch.setattr(WorkerProcess, "give", give_and_kill_two)
     outcome = run_tiny(
         finished.sweep,
         Path(shutil.copytree(finished.store, tmp_path / "store")),
