@@ -145,7 +145,7 @@ def _difference(file: PublicFile, path: Path) -> str | None:
 
 def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progress) -> None:
     """Append what is missing to ``part``, or write it anew if the server sends everything."""
-    with _open(url, done) as response:
+    with open_url(url, done) as response:
         resumed = done > 0 and response.status == http.client.PARTIAL_CONTENT
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
             raise DownloadError("the server sent another range than was asked for", url, f"remove {part}")
@@ -157,7 +157,9 @@ def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progre
             raise DownloadError(offered, url, "try a mirror")
         progress(done)
         with part.open("ab" if resumed else "wb") as output:
-            while done <= file.size and (block := _read(response, url)):  # the caller sees the size of a longer one
+            while done <= file.size and (
+                block := read_block(response, url)
+            ):  # the caller sees the size of a longer one
                 output.write(block)
                 done += len(block)
                 progress(len(block))
@@ -168,7 +170,12 @@ def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progre
         raise DownloadError(what, url, "run the command again to continue")
 
 
-def _open(url: str, done: int) -> http.client.HTTPResponse:
+def open_url(url: str, done: int = 0) -> http.client.HTTPResponse:
+    """Ask for what is at an address, from byte ``done`` on if the server can.
+
+    Raises:
+        DownloadError: No http address, no network, or the server refuses.
+    """
     if urlsplit(url).scheme not in ("http", "https"):
         raise DownloadError("this is not an http or https address", url, "give one")
     # Asking for the identity encoding: the bytes counted are then the bytes of the file.
@@ -189,8 +196,8 @@ def _open(url: str, done: int) -> http.client.HTTPResponse:
     return response
 
 
-def _read(response: http.client.HTTPResponse, url: str) -> bytes:
-    """Read a block; an error of the network is not one of the disk, though both are OSErrors."""
+def read_block(response: http.client.HTTPResponse, url: str) -> bytes:
+    """Read a block, empty at the end; an error of the network is not one of the disk, though both are OSErrors."""
     try:
         return response.read(_BLOCK)
     except http.client.IncompleteRead as error:

@@ -55,6 +55,27 @@ def demo(folder: Path, as_json: bool) -> None:
         click.echo(f"{folder}: {settings.train_scenes} training and {settings.test_scenes} test images")
 
 
+@command.command("bccd", epilog=examples("prunedeploy data bccd bccd"))
+@click.argument("folder", metavar="DIR", type=PATH)
+@click.option("--mirror", metavar="URL", help="A zip of the repository, instead of its authors'.")
+def bccd(folder: Path, mirror: str | None, as_json: bool) -> None:
+    """Download 364 photos of blood cells with boxes into DIR: the data of the configuration blood-cells.
+
+    BCCD, Copyright (c) 2017 shenggan, MIT licence; 10 MB. What comes is checked against a SHA-256 before DIR is made;
+    a DIR that holds it is left as it is.
+    """
+    from prunedeploy.data.bccd import FILES, URL, fetch_bccd
+    from prunedeploy.pipeline.progress import Progress
+
+    url = mirror or URL
+    Progress().message(f"fetch BCCD, 10 MB, from {url}")
+    fetch_bccd(folder, url)
+    if as_json:
+        print_json({"folder": folder, "files": FILES})
+    else:
+        click.echo(f"{folder}: 364 photos with labels")
+
+
 @command.command(
     "coco",
     epilog=examples(
