@@ -150,6 +150,15 @@ def channel_units(cfg: DarknetCfg) -> dict[int, IntArray]:
     return _Trace(cfg).units()[0]
 
 
+def channel_sums(cfg: DarknetCfg) -> dict[int, IntArray]:
+    """Which sum every channel of every layer is part of: as `channel_units`, with shortcuts as the only ties.
+
+    Channels that leave together for the sake of ``groups=`` alone have numbers of their own here.
+    """
+    trace = _Trace(cfg)
+    return trace.numbered(trace.sums)[0]
+
+
 def loses_whole_groups(layer: Convolutional) -> bool:
     """Whether a grouped convolution is pruned by whole groups instead of by offsets within each group."""
     return layer.groups > 1 and layer.groups > layer.weight_shape[1]
@@ -174,12 +183,14 @@ class _Trace:
 
     Attributes:
         channels: By layer index, for each channel of the output one of the filters it comes from.
+        sums: Ties of shortcuts, which are among ``ties``.
     """
 
     def __init__(self, cfg: DarknetCfg) -> None:
         self.total = cfg.input_shape[0]
         self.channels: dict[int, IntArray] = {IMAGE: np.arange(self.total)}
         self.ties: list[tuple[IntArray, IntArray]] = []
+        self.sums: list[tuple[IntArray, IntArray]] = []
         self.frozen: list[tuple[IntArray, str]] = [(self.channels[IMAGE], "is a channel of the image")]
         for layer in cfg.layers:
             inputs = [self.channels[source] for source in layer.inputs]
@@ -189,6 +200,7 @@ class _Trace:
             elif isinstance(layer, Route):
                 channels = self._route(layer, inputs)
             elif isinstance(layer, Shortcut):
+                self.sums.append((inputs[0], inputs[1]))
                 self.ties.append((inputs[0], inputs[1]))
                 self._freeze_if_alive_at_zero(channels, layer.index, layer.activation)
             elif isinstance(layer, Yolo):
@@ -229,15 +241,24 @@ class _Trace:
             self.frozen.append((channels, reason))
 
     def units(self) -> tuple[dict[int, IntArray], list[str | None]]:
-        """Connected components of the ties.
+        """Connected components of all ties.
 
         Returns:
             By layer index the unit of each channel, units numbered in cfg order; for each unit why it is frozen, or
             None.
         """
+        unit_of, unit_of_filter = self.numbered(self.ties)
+        reasons: list[str | None] = [None] * (1 + int(unit_of_filter.max()))
+        for channels, reason in reversed(self.frozen):
+            for unit in np.unique(unit_of_filter[channels]):
+                reasons[unit] = reason
+        return unit_of, reasons
+
+    def numbered(self, ties: list[tuple[IntArray, IntArray]]) -> tuple[dict[int, IntArray], IntArray]:
+        """Connected components of ties, numbered in cfg order: of each channel by layer index, and of each filter."""
         label = np.arange(self.total)
-        left = np.concatenate([tie[0] for tie in self.ties] or [label[:0]])
-        right = np.concatenate([tie[1] for tie in self.ties] or [label[:0]])
+        left = np.concatenate([tie[0] for tie in ties] or [label[:0]])
+        right = np.concatenate([tie[1] for tie in ties] or [label[:0]])
         while True:
             smallest = np.minimum(label[left], label[right])
             new = label.copy()
@@ -247,10 +268,5 @@ class _Trace:
             if np.array_equal(new, label):
                 break
             label = new
-        roots, unit_of_filter = np.unique(label, return_inverse=True)
-        reasons: list[str | None] = [None] * len(roots)
-        for channels, reason in reversed(self.frozen):
-            for unit in np.unique(unit_of_filter[channels]):
-                reasons[unit] = reason
-        unit_of = unit_of_filter.astype(np.int64)
-        return {index: unit_of[channels] for index, channels in self.channels.items()}, reasons
+        number_of_filter = np.unique(label, return_inverse=True)[1].astype(np.int64)
+        return {index: number_of_filter[channels] for index, channels in self.channels.items()}, number_of_filter

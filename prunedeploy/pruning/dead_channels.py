@@ -25,7 +25,7 @@ from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.carriers import BoolArray, carrier_demands, carry, choose_carriers
 from prunedeploy.pruning.constants import FoldedConstants, fold_constants
-from prunedeploy.pruning.coupling import IMAGE, IntArray, channel_units
+from prunedeploy.pruning.coupling import IMAGE, IntArray, channel_sums, channel_units
 from prunedeploy.pruning.deviation import largest_deviation
 from prunedeploy.pruning.shrink import shrink
 from prunedeploy.pruning.subnet import count_parameters
@@ -153,8 +153,12 @@ def _without_dead_units(model: Darknet, multiple: int) -> tuple[Darknet, list[De
     """
     cfg = model.cfg
     folded = fold_constants(model)
-    units = channel_units(cfg)
-    read = _read_by_heads(folded, units)
+    units, sums = channel_units(cfg), channel_sums(cfg)
+    read_sums = _read_by_heads(folded, sums)
+    read = np.zeros(1 + max(int(numbers.max()) for numbers in units.values()), dtype=bool)
+    for index, own in units.items():
+        read[own[read_sums[sums[index]]]] = True
+    _silence(folded, sums, ~read_sums)
     demands = carrier_demands(folded, units, read)
     carriers = np.zeros_like(read)
     carriers[choose_carriers(demands, read)] = True
@@ -179,17 +183,16 @@ def _without_dead_units(model: Darknet, multiple: int) -> tuple[Darknet, list[De
         return model, found
     for demand in demands:
         carry(folded, demand, live)
-    _silence(folded.model, units, live & ~read)
     return shrink(folded.model, keep), found
 
 
-def _read_by_heads(folded: FoldedConstants, units: dict[int, IntArray]) -> BoolArray:
-    """Which units live because a detection head, or a living filter, reads them; and the image's."""
+def _read_by_heads(folded: FoldedConstants, sums: dict[int, IntArray]) -> BoolArray:
+    """Which sums of filters a detection head, or a filter that is read itself, reads; and the image's channels."""
     cfg = folded.model.cfg
-    live = np.zeros(1 + max(int(numbers.max()) for numbers in units.values()), dtype=bool)
-    live[units[IMAGE]] = True
+    live = np.zeros(1 + max(int(numbers.max()) for numbers in sums.values()), dtype=bool)
+    live[sums[IMAGE]] = True
     for head in cfg.heads:
-        live[units[head.index]] = True
+        live[sums[head.index]] = True
     reads = {}
     for layer in cfg.convolutions:
         weight = folded.model.conv(layer.index).weight
@@ -199,9 +202,9 @@ def _read_by_heads(folded: FoldedConstants, units: dict[int, IntArray]) -> BoolA
     before = -1
     while before != (before := int(live.sum())):
         for layer in reversed(cfg.convolutions):
-            living = live[units[layer.index]].reshape(layer.groups, -1, 1)
+            living = live[sums[layer.index]].reshape(layer.groups, -1, 1)
             read = (reads[layer.index] & living).any(1).reshape(-1)
-            live[units[layer.inputs[0]][read]] = True
+            live[sums[layer.inputs[0]][read]] = True
     return live
 
 
@@ -218,12 +221,16 @@ def _idle(cfg: DarknetCfg, units: dict[int, IntArray], live: BoolArray, multiple
     return alive & ~live
 
 
-def _silence(model: Darknet, units: dict[int, IntArray], silent: BoolArray) -> None:
+def _silence(folded: FoldedConstants, sums: dict[int, IntArray], silent: BoolArray) -> None:
     """Zero the weights of filters that nothing reads, so that what they would read may go.
 
-    A carrier is read where it is constant, and nowhere else, or it would live by itself. So filters of its unit
-    that are not constant, at other depths of a residual stage, are not read.
+    Such filters may have to stay: with others of their unit, for a layer's width, or as carriers. A carrier is read
+    where it is constant, and nowhere else, or it would live by itself. So filters of its unit that are not constant, at
+    other depths of a residual stage, are not read.
     """
-    for layer in model.cfg.convolutions:
-        weight = model.conv(layer.index).weight
-        weight[torch.from_numpy(silent[units[layer.index]]).to(weight.device)] = 0.0
+    for layer in folded.model.cfg.convolutions:
+        weight = folded.model.conv(layer.index).weight
+        unread = torch.from_numpy(silent[sums[layer.index]]).to(weight.device)
+        weight[unread] = 0.0
+        if layer.index in folded.carried:
+            folded.carried[layer.index][unread] = 0.0

@@ -207,6 +207,30 @@ def test_everything_that_is_left_is_needed(graph: RandomCfg, seed: int) -> None:
             assert found, (group.layers, unit)
 
 
+def test_what_is_read_only_by_a_filter_that_stays_for_its_unit_is_removed() -> None:
+    # A route by halves ties channels 0 and 2 of layer 1, of which the head reads 2 alone. So filter 0 of layer 1 stays
+    # with it, and what it reads, filter 0 of layer 0, need not.
+    model = plain(
+        conv(4, 1, False, "linear"),
+        conv(4, 1, False, "linear"),
+        "route layers=1 groups=2 group_id=1",
+        "route layers=1",
+        conv(6, 1, False, "linear"),
+        YOLO,
+    )
+    set_parameters(model, 0, weight=[[[[1.0]]], [[[2.0]]], [[[3.0]]], [[[4.0]]]])
+    reads = torch.zeros(4, 4, 1, 1)
+    reads[0, 0], reads[2, 1], reads[3, 3] = 1.0, 5.0, 1.0
+    set_parameters(model, 1, weight=reads.tolist())
+    set_parameters(model, 4, weight=[[[[0.0]], [[0.0]], [[1.0]], [[0.0]]]] * 6)
+    small, _ = remove_dead_channels(model)
+    assert filters(small) == {0: 1, 1: 2, 4: 6}
+    image = torch.rand(1, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (head,) = small(image)
+    assert torch.allclose(head, 10 * image.expand(1, 6, 4, 4), atol=1e-14)
+
+
 def test_constants_before_padding_go_onto_one_carrier() -> None:
     # Filter 0 is the image, filters 1 and 2 are 2 and 3 everywhere; the head sums all channels over 3 x 3.
     model = plain(conv(3, 1, False, "linear"), conv(6, 3, False, "linear"), YOLO)
