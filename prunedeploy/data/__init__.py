@@ -15,10 +15,12 @@ In the order of the data's flow::
     loader       TrainingLoader (endless, by step) and EvaluationLoader (in order)
 """
 
-from prunedeploy.data.coco import find_splits, load_coco, load_splits, measured_subset, train_test_subset
+from prunedeploy.data.coco import Allowed, load_coco, load_splits, measured_subset, train_test_subset
+from prunedeploy.data.recognise import find_splits
 from prunedeploy.data.records import CocoDataset, ImageRecord, content_key
 
 __all__ = [
+    "Allowed",
     "CocoDataset",
     "ImageRecord",
     "content_key",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prunedeploy.cli.data import kind_of
+from prunedeploy.data.records import Problem
 
 
 def test_a_good_coco_folder(run: Any, coco: Path) -> None:
@@ -45,6 +45,9 @@ def test_every_problem_is_listed_those_of_a_kind_together(run: Any, coco: Path) 
 
 
 def test_problems_of_a_kind_differ_in_numbers_and_names_only() -> None:
+    def kind_of(what: str) -> str:
+        return Problem(Path("train.json"), what, "correct it").group
+
     assert kind_of("annotation 3: box 'a' has width -1.5") == kind_of("annotation 12: box 'b' has width nan")
     assert kind_of("annotation 3: no image") != kind_of("annotation 3: no category")
 

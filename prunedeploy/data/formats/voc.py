@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,6 +23,7 @@ from prunedeploy.data.formats.labels import (
     as_problem,
     upright_size,
 )
+from prunedeploy.data.formats.layout import Layout, SplitFiles
 from prunedeploy.data.records import Problem
 from prunedeploy_engines.errors import DataError
 
@@ -45,6 +47,15 @@ class VocLayout:
     class_names: Sequence[str]
     image_folder: Path | None
     problems: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
+
+    def layout(self) -> Layout:
+        """The same for whoever does not care about the format."""
+        splits = {}
+        for name, files in self.splits.items():
+            listed = self.source / "ImageSets" / "Main" / f"{name}.txt"
+            place = listed if listed.is_file() else files[0].parent if files else self.source
+            splits[name] = SplitFiles(place, self.image_folder or place, partial(self.read, name))
+        return Layout("Pascal VOC", next(file for files in self.splits.values() for file in files).parent, splits)
 
     def read(self, split: str) -> Labels:
         """Read the XML files of one split."""
@@ -118,7 +129,8 @@ def _listed(path: Path, annotations: Path, problems: list[Problem]) -> list[Path
         if file.is_file():
             files[file] = None
         else:
-            problems.append(Problem(path, f"line {number}: there is no {file.name} in Annotations", "remove the line"))
+            what = f"line {number}: there is no {file.name} in Annotations"
+            problems.append(Problem(path, what, "remove the line", "image", "listed XML file that is not there"))
     return list(files)
 
 
@@ -160,13 +172,12 @@ def _read_xml(path: Path, images: _Images, class_ids: Mapping[str, int], problem
     boxes = []
     for number, thing in enumerate(root.findall("object"), 1):
         name = _text(thing, "name")
-        where = f"{path} object {number}"
         try:
             if not name:
                 raise DataError("has no name", fix="give it the name of its class")
-            box = LabelledBox(where, class_ids[name], _box(thing), _text(thing, "difficult") == "1")
+            box = LabelledBox(path, f"object {number}", class_ids[name], _box(thing), _text(thing, "difficult") == "1")
         except DataError as error:
-            problems.append(Problem(path, f"object {number} {error.what}", str(error.fix)))
+            problems.append(Problem(path, f"object {number} {error.what}", str(error.fix), "box"))
         else:
             boxes.append(box)
     return LabelledImage(image, int(height), int(width), boxes)

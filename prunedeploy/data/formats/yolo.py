@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +30,14 @@ from prunedeploy.data.formats.labels import (
     images_below,
     upright_size,
 )
+from prunedeploy.data.formats.layout import Layout, SplitFiles
 from prunedeploy.data.records import Problem
 from prunedeploy_engines.errors import DataError, PrunedeployError
 
 NORMALISED_AT_MOST = 1.5
 """A number above this is no share of an image that somebody rounded, but a number of pixels."""
+LOOKED_AT = 50
+"""So many images of each split show whether there are labels at all."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +60,34 @@ class YoloLayout:
         labels = Labels(self.source, self.class_names)
         labelled = 0
         for image in self._images(split, labels.problems):
+            boxes: list[LabelledBox] = []
             try:
                 height, width = upright_size(image)
+                if (file := first_existing(label_files(image))) is not None:
+                    labelled += 1
+                    boxes += read_label_file(file, height, width, len(self.class_names), labels.problems)
             except DataError as error:
                 labels.problems.append(as_problem(error, image))
                 continue
-            file = first_existing(label_files(image))
-            labelled += file is not None
-            boxes = () if file is None else read_label_file(file, height, width, len(self.class_names), labels.problems)
-            labels.images.append(LabelledImage(image, height, width, list(boxes)))
+            labels.images.append(LabelledImage(image, height, width, boxes))
         if labels.images and not labelled:
             first = next(label_files(labels.images[0].path))
             what = f"none of the {len(labels.images)} images of {split!r} has a label file ({first} is the first)"
             labels.problems.append(Problem(self.source, what, "put the labels there, or correct the paths"))
         return labels
+
+    def layout(self) -> Layout:
+        """The same for whoever does not care about the format."""
+        splits = {
+            name: SplitFiles(places[0], places[0].parent, partial(self.read, name))
+            for name, places in self.splits.items()
+        }
+        return Layout("YOLO", self.source, splits)
+
+    def has_labels(self) -> bool:
+        """Whether one of the first images of a split has a label file."""
+        images = (image for split in self.splits for image in islice(self._images(split, []), LOOKED_AT))
+        return any(first_existing(label_files(image)) is not None for image in images)
 
     def _images(self, split: str, problems: list[Problem]) -> Iterator[Path]:
         seen: set[Path] = set()
@@ -127,6 +146,8 @@ def _from_yaml(path: Path, document: Mapping[str, Any]) -> YoloLayout:
             splits[split] = [_placed(root, path, split, place) for place in places]
     if not splits:
         raise DataError("names no images: it has neither train nor val", path, "add the folders of the splits")
+    # Some name one folder twice, as coco128.yaml does: what was trained on shows nothing when it is measured.
+    splits = {name: places for name, places in splits.items() if name == "train" or places != splits.get("train")}
     return YoloLayout(path, _yaml_names(path, document), splits)
 
 
@@ -201,7 +222,11 @@ def images_of(place: Path, problems: list[Problem]) -> Iterator[Path]:
             image = resolved(place.parent, name)
             if image is None:
                 what = f"line {number}: there is no {name}"
-                problems.append(Problem(place, what, "correct the path, or remove the line"))
+                problems.append(
+                    Problem(
+                        place, what, "correct the path, or remove the line", "image", "listed image that is not there"
+                    )
+                )
             else:
                 yield image
 
@@ -240,13 +265,11 @@ def read_label_file(
         width: The same.
         classes: Number of classes.
         problems: Lines that cannot be read are added.
+
+    Raises:
+        DataError: The file cannot be read.
     """
-    try:
-        lines = _text(path).splitlines()
-    except DataError as error:
-        problems.append(as_problem(error, path))
-        return
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -259,12 +282,18 @@ def read_label_file(
                 )
         except ValueError:
             problems.append(
-                Problem(path, f"line {number} holds what is no number: {line[:60]}", "correct or remove it")
+                Problem(
+                    path,
+                    f"line {number} holds what is no number: {line[:60]}",
+                    "correct or remove it",
+                    "box",
+                    "line that holds what is no number",
+                )
             )
         except DataError as error:
-            problems.append(Problem(path, f"line {number} {error.what}", str(error.fix)))
+            problems.append(Problem(path, f"line {number} {error.what}", str(error.fix), "box"))
         else:
-            yield LabelledBox(f"{path} line {number}", int(class_id), box)
+            yield LabelledBox(path, f"line {number}", int(class_id), box)
 
 
 def _box(numbers: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
