@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from prunedeploy.data.coco import Allowed, refused_problems
 from prunedeploy.data.coco_json import read_coco
+from prunedeploy.data.left_out import CLIPPED, LEFT_OUT, ProblemRow, problem_rows
 from prunedeploy.data.reading import check_header, read_record
 from prunedeploy.data.recognise import find_splits
 from prunedeploy.data.records import CocoDataset, Problem
@@ -20,8 +21,6 @@ from prunedeploy_engines.errors import DataError
 
 # COCO's own limits, in square pixels of the original image: cocodataset.org/#detection-eval.
 _SMALL_AREA, _LARGE_AREA = 32**2, 96**2
-
-LEFT_OUT, CLIPPED = "left out", "clipped"
 
 
 @dataclass(frozen=True)
@@ -51,23 +50,6 @@ class SplitSummary:
     boxes_per_class: dict[str, int]
     boxes_by_size: dict[str, int]
     image_sizes: dict[str, int]
-
-
-@dataclass(frozen=True)
-class ProblemRow:
-    """Problems of one kind in one split.
-
-    Attributes:
-        split: ``train``, ``test`` or ``undivided``; empty: of the folder.
-        kind: What is wrong.
-        count: With how many records.
-        becomes: What a build makes of it.
-    """
-
-    split: str
-    kind: str
-    count: int
-    becomes: str
 
 
 @dataclass(frozen=True)
@@ -120,15 +102,15 @@ class CocoReport:
 
     def add(self, split: str, problems: Sequence[Problem], allowed: Allowed) -> None:
         """Take up the problems of one split."""
-        counts: Counter[tuple[str, str]] = Counter()
-        for problem in problems:
-            becomes = {"edge": CLIPPED, "figures": "measured on what was trained on"}.get(problem.spoils, LEFT_OUT)
+
+        def becomes(problem: Problem) -> str:
             if allowed.refuses(problem):
-                fix = {"box": " without data.allow_bad_boxes", "image": " without data.allow_bad_images"}
-                becomes = f"an error{fix.get(problem.spoils, '')}"
-            counts[problem.group, becomes] += problem.count
+                key = {"box": " without data.allow_bad_boxes", "image": " without data.allow_bad_images"}
+                return f"an error{key.get(problem.spoils, '')}"
+            return {"edge": CLIPPED, "figures": "measured on what was trained on"}.get(problem.spoils, LEFT_OUT)
+
         self.problems.extend(problems)
-        self.rows.extend(ProblemRow(split, kind, count, becomes) for (kind, becomes), count in counts.items())
+        self.rows.extend(problem_rows(split, problems, becomes))
 
 
 def inspect_coco(

@@ -39,8 +39,8 @@ class Allowed:
     def refuses(self, problem: Problem) -> bool:
         """Whether a problem costs the whole split."""
         known_class = self.only_known_classes and problem.kind.startswith("box of another class")
-        left_out = {"box": self.bad_boxes or known_class, "image": self.bad_images, "edge": True}
-        return not left_out.get(problem.spoils, False)
+        passes = {"box": self.bad_boxes or known_class, "image": self.bad_images, "edge": True, "figures": True}
+        return not passes.get(problem.spoils, False)
 
     def in_training(self) -> Allowed:
         """The same for a training split: what is wrong with one record costs that record."""
