@@ -51,16 +51,16 @@ def write_data_set(folder: Path, annotations: int) -> Path:
     return path
 
 
-def read(path: Path, answer: multiprocessing.Queue[tuple[float, float, int]]) -> None:
-    """Read the data set and send seconds, peak memory in GB and the number of boxes."""
+def read(path: Path, answer: multiprocessing.Queue[tuple[float, float, float, int]]) -> None:
+    """Read the data set and send seconds, seconds of CPU, peak memory in GB and the number of boxes."""
     from prunedeploy.data import content_key, load_coco
 
-    before = time.perf_counter()
+    before, before_cpu = time.perf_counter(), time.process_time()
     dataset = load_coco(path, path.parent / "images")
     content_key(dataset)
-    seconds = time.perf_counter() - before
+    seconds, cpu_seconds = time.perf_counter() - before, time.process_time() - before_cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    answer.put((seconds, peak, sum(len(image.class_ids) for image in dataset.images)))
+    answer.put((seconds, cpu_seconds, peak, sum(len(image.class_ids) for image in dataset.images)))
 
 
 def main() -> None:
@@ -71,12 +71,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write_data_set(Path(folder), arguments.annotations)
         context = multiprocessing.get_context("spawn")
-        answer: multiprocessing.Queue[tuple[float, float, int]] = context.Queue()
+        answer: multiprocessing.Queue[tuple[float, float, float, int]] = context.Queue()
         process = context.Process(target=read, args=(path, answer))
         process.start()
-        seconds, peak, boxes = answer.get()
+        seconds, cpu_seconds, peak, boxes = answer.get()
         process.join()
-        print(f"{path.stat().st_size / 1e6:.0f} MB of JSON, {boxes} boxes: {seconds:.1f} s, peak {peak:.2f} GB")
+        size = f"{path.stat().st_size / 1e6:.0f} MB of JSON, {boxes} boxes"
+        print(f"{size}: {seconds:.1f} s ({cpu_seconds:.1f} s of CPU), peak {peak:.2f} GB")
 
 
 if __name__ == "__main__":

@@ -57,11 +57,11 @@ def sound_box(entry: Mapping[str, Any], frame: ImageRecord) -> Box | None:
     bbox, crowd = entry.get("bbox"), entry.get("iscrowd")
     if crowd not in (0, 1, None):  # some tools write null
         raise FaultyError("iscrowd neither 0 nor 1", f"has iscrowd {str(crowd)[:80]}", "give 0 or 1")
-    if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
+    if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         what = f"has bbox {str(bbox)[:80]}"
         raise FaultyError("bbox that is not four numbers", what, "give four numbers: x, y, width, height")
-    x, y, width, height = (float(value) for value in bbox)
-    if not all(math.isfinite(value) for value in (x, y, width, height)):
+    x, y, width, height = map(float, bbox)
+    if not all(map(math.isfinite, (x, y, width, height))):
         raise FaultyError("box with NaN or infinity", f"has NaN or infinity in its bbox {bbox}", "correct or remove it")
     if width < 0 or height < 0:
         what = f"has a negative size in its bbox {bbox}"
@@ -70,22 +70,35 @@ def sound_box(entry: Mapping[str, Any], frame: ImageRecord) -> Box | None:
         if (frame.image_id, x, y) in _OFFICIAL_ZERO_AREA:
             return None
         raise FaultyError("box of zero area", f"has a bbox of zero area {bbox}", "correct or remove it")
-    over_x, over_y = max(-x, x + width - frame.width), max(-y, y + height - frame.height)
-    left, top = min(max(x, 0.0), frame.width), min(max(y, 0.0), frame.height)
-    right, bottom = min(x + width, float(frame.width)), min(y + height, float(frame.height))
-    far = over_x > max(EDGE_PX, EDGE_SHARE * frame.width) or over_y > max(EDGE_PX, EDGE_SHARE * frame.height)
-    if far or right <= left or bottom <= top:
-        what = f"has bbox {bbox} outside its image of {frame.width} x {frame.height} (width x height)"
-        raise FaultyError("box outside its image", what, "bbox is x, y, width, height in pixels")
-    over = max(over_x, over_y)
-    inside = (left, top, width, height) if over <= 0 else (left, top, right - left, bottom - top)
+    inside: tuple[float, ...] = (x, y, width, height)
+    over = 0.0
+    if x < 0 or y < 0 or x + width > frame.width or y + height > frame.height:
+        inside, over = _clipped((x, y, width, height), frame)
     area = entry.get("area")
     if not (_is_number(area) and math.isfinite(area) and area > 0):
         area = inside[2] * inside[3]
     return Box(inside, bool(crowd), float(area), over if over > ROUNDING_PX else 0.0)
 
 
+def _clipped(xywh: tuple[float, float, float, float], frame: ImageRecord) -> tuple[tuple[float, ...], float]:
+    """A box cut to its image, and by how many pixels it left it.
+
+    Raises:
+        FaultyError: It left it by more than what is clipped, or nothing of it is inside.
+    """
+    x, y, width, height = xywh
+    over_x, over_y = max(-x, x + width - frame.width), max(-y, y + height - frame.height)
+    left, top = min(max(x, 0.0), frame.width), min(max(y, 0.0), frame.height)
+    right, bottom = min(x + width, float(frame.width)), min(y + height, float(frame.height))
+    far = over_x > max(EDGE_PX, EDGE_SHARE * frame.width) or over_y > max(EDGE_PX, EDGE_SHARE * frame.height)
+    if far or right <= left or bottom <= top:
+        what = f"has bbox {list(xywh)} outside its image of {frame.width} x {frame.height} (width x height)"
+        raise FaultyError("box outside its image", what, "bbox is x, y, width, height in pixels")
+    return (left, top, right - left, bottom - top), max(over_x, over_y)
+
+
 def _is_number(value: object) -> TypeGuard[float]:
-    if isinstance(value, int):  # JSON integers have no limit, floats have
-        return not isinstance(value, bool) and abs(value) < 2**53
-    return isinstance(value, float)
+    if isinstance(value, float):
+        return True
+    # JSON integers have no limit, floats have.
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
