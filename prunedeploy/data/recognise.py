@@ -94,7 +94,7 @@ def chosen(names: Sequence[str]) -> tuple[str, str, str]:
 
 def _unknown(folder: Path) -> DataError:
     jsons = sorted([*folder.glob("*.json"), *folder.glob("annotations/*.json")])
-    if any(folder.glob("labels/**/*.txt")):
+    if any(folder.glob("labels/**/*.txt")) or any(folder.glob("*/labels/*.txt")):
         what, fix = "has YOLO labels, but nothing that names their classes", "add a data.yaml with train, val and names"
     elif jsons:
         what, fix = f"no COCO JSON in this folder ({jsons[0].name} has no images and annotations)", f"give {LAYOUTS}"

@@ -250,6 +250,19 @@ def test_a_yolo_description_that_names_one_folder_twice_is_divided(tmp_path: Pat
     assert ([len(one) for one in names], names[0] & names[1]) == ([4, 1], set())
 
 
+def test_a_test_split_that_is_named_and_not_there_is_none(tmp_path: Path) -> None:
+    """As in the data.yaml of every Roboflow export that has none."""
+    yolo(tmp_path)
+    with (tmp_path / "data.yaml").open("a") as file:
+        file.write("test: ../test/images\n")
+    splits = find_splits(tmp_path)
+    assert splits.test is not None
+    assert splits.test.json_path.name == "val"
+    text(tmp_path / "data.yaml", "train: images/train\ntest: ../test/images\nnames: [cell]\n")
+    with pytest.raises(DataError, match=r"test: there is no \.\./test/images"):
+        find_splits(tmp_path)
+
+
 def test_the_content_key_of_text_labels_follows_them_and_not_their_place(tmp_path: Path) -> None:
     yolo(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "two", copy_function=shutil.copy2)

@@ -129,7 +129,7 @@ def _folder_per_split(folder: Path) -> Layout | None:
 
 def _split_folders(folder: Path) -> Iterator[tuple[Path, str]]:
     for below in sorted(folder.iterdir()):
-        if below.is_dir() and (split := SPLIT_NAMES.get(below.name.lower())):
+        if below.is_dir() and (split := SPLIT_NAMES.get(below.name.lower().rstrip("0123456789"))):
             yield below, split
 
 

@@ -55,7 +55,8 @@ class VocLayout:
             listed = self.source / "ImageSets" / "Main" / f"{name}.txt"
             place = listed if listed.is_file() else files[0].parent if files else self.source
             splits[name] = SplitFiles(place, self.image_folder or place, partial(self.read, name))
-        return Layout("Pascal VOC", next(file for files in self.splits.values() for file in files).parent, splits)
+        first = next((file for files in self.splits.values() for file in files), None)
+        return Layout("Pascal VOC", self.source if first is None else first.parent, splits)
 
     def read(self, split: str) -> Labels:
         """Read the XML files of one split."""
@@ -79,9 +80,9 @@ def find_voc(folder: Path) -> VocLayout | None:
     root = _root(folder)
     if root is None:
         return None
-    annotations = root / "Annotations"
+    annotations = _annotations(root)
     problems: dict[str, list[Problem]] = {}
-    if annotations.is_dir():
+    if annotations is not None:
         splits = {}
         for split in ("train", "val", "trainval", "test"):
             path = root / "ImageSets" / "Main" / f"{split}.txt"
@@ -99,14 +100,19 @@ def find_voc(folder: Path) -> VocLayout | None:
 def _root(folder: Path) -> Path | None:
     """The folder that holds ``Annotations`` or the splits: this one, or the only ``VOC...`` folder in it."""
     for root in (folder, folder / "VOCdevkit"):
-        if any((root / "Annotations").glob("*.xml")) or any(_beside(root, split) for split in SPLIT_FOLDERS):
+        if _annotations(root) is not None or any(_beside(root, split) for split in SPLIT_FOLDERS):
             return root
-        years = [path for path in sorted(root.glob("VOC*")) if any((path / "Annotations").glob("*.xml"))]
+        years = [path for path in sorted(root.glob("VOC*")) if _annotations(path) is not None]
         if len(years) > 1:
             raise DataError(f"holds {' and '.join(path.name for path in years)}", root, "give one of these folders")
         if years:
             return years[0]
     return None
+
+
+def _annotations(root: Path) -> Path | None:
+    """The folder of the XML files; many write its name in lower case."""
+    return next((root / name for name in ("Annotations", "annotations") if any((root / name).glob("*.xml"))), None)
 
 
 def _beside(root: Path, split: str) -> list[Path]:

@@ -142,8 +142,13 @@ def _from_yaml(path: Path, document: Mapping[str, Any]) -> YoloLayout:
         places = [value] if isinstance(value, str) else value or []
         if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
             raise DataError(f"{split} is {value!r}", path, "give a folder, a text file of images, or a list of these")
-        if places:
-            splits[split] = [_placed(root, path, split, place) for place in places]
+        try:
+            if places:
+                splits[split] = [_placed(root, path, split, place) for place in places]
+        except DataError:
+            # Roboflow names a test split whether there is one or not; training and validation must be there.
+            if split != "test" or len(splits) < 2:
+                raise
     if not splits:
         raise DataError("names no images: it has neither train nor val", path, "add the folders of the splits")
     # Some name one folder twice, as coco128.yaml does: what was trained on shows nothing when it is measured.
