@@ -30,21 +30,27 @@ def write_data_set(folder: Path, annotations: int) -> Path:
     images = [{"id": n, "file_name": f"{n:012d}.jpg", "width": 640, "height": 480} for n in range(count)]
     for image in images:
         (folder / "images" / str(image["file_name"])).touch()
-    entries = []
-    for n in range(annotations):
-        x, y, width, height = (round(float(value), 2) for value in rng.uniform((0, 0, 4, 4), (400, 300, 240, 180)))
-        polygon = (rng.uniform(0, 1, (CORNERS, 2)) * (width, height) + (x, y)).round(2)
-        entries.append(
-            {
-                "segmentation": [polygon.ravel().tolist()],
-                "area": round(width * height / 2, 4),
-                "iscrowd": 0,
-                "image_id": int(rng.integers(count)),
-                "bbox": [x, y, width, height],
-                "category_id": int(rng.integers(1, 81)),
-                "id": n,
-            }
-        )
+    boxes = rng.uniform((0, 0, 4, 4), (400, 300, 240, 180), (annotations, 4)).round(2)
+    polygons = rng.uniform(0, 1, (annotations, CORNERS, 2)) * boxes[:, None, 2:] + boxes[:, None, :2]
+    rows = zip(
+        boxes.tolist(),
+        polygons.round(2).reshape(annotations, -1).tolist(),
+        rng.integers(count, size=annotations).tolist(),
+        rng.integers(1, 81, size=annotations).tolist(),
+        strict=True,
+    )
+    entries = [
+        {
+            "segmentation": [polygon],
+            "area": round(box[2] * box[3] / 2, 4),
+            "iscrowd": 0,
+            "image_id": image_id,
+            "bbox": box,
+            "category_id": category_id,
+            "id": n,
+        }
+        for n, (box, polygon, image_id, category_id) in enumerate(rows)
+    ]
     categories = [{"id": n, "name": f"class {n}"} for n in range(1, 81)]
     path = folder / "instances.json"
     path.write_text(json.dumps({"images": images, "annotations": entries, "categories": categories}))

@@ -113,6 +113,7 @@ def check(
 
 _old_name = copy.copy(check)  # from when only COCO folders were read
 _old_name.hidden = True
+_old_name.epilog = (check.epilog or "").replace("data check", "data coco")
 command.add_command(_old_name, "coco")
 
 

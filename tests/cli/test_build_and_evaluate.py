@@ -272,16 +272,19 @@ def test_a_bad_image_ends_evaluate_unless_it_is_allowed(run: Any, darknet: Path,
 def test_class_names_beside_the_model_decide_and_a_guess_is_said(run: Any, darknet: Path, coco: Path) -> None:
     """Ids of the JSON in another order than the network's classes: by name each box finds its class."""
 
-    def classes() -> tuple[list[str], str]:
+    def classes() -> tuple[list[str], list[str]]:
         done = run("evaluate", darknet, "--data", coco, "--bootstrap", "0", "--json")
         assert done.exit_code == 0, done.stderr
-        return json.loads(done.stdout)["data"]["class_names"], done.stderr
+        document = json.loads(done.stdout)
+        assert all(f"prunedeploy: warning: {line}" in done.stderr for line in document["warnings"])
+        return document["data"]["class_names"], document["warnings"]
 
-    names, said = classes()
+    names, warnings = classes()
     assert names == ["red", "green", "blue"]
+    (said,) = warnings
     assert "tiny.cfg: nothing names the network's classes, so their order is a guess, the data's by id" in said
     (darknet.parent / "obj.names").write_text("blue\nred\ngreen\n")
-    assert classes() == (["blue", "red", "green"], "")
+    assert classes() == (["blue", "red", "green"], [])
     (darknet.parent / "obj.names").unlink()
     document = json.loads((coco / "test.json").read_text())
     document["categories"].append({"id": 9, "name": "violet"})
