@@ -98,7 +98,7 @@ def check(
         if report.rows:
             click.echo()
             rows = [[row.kind, row.split, row.becomes, str(row.count)] for row in report.rows]
-            print_table(["what is wrong", "split", "a build: it is", "records"], rows, left=3)
+            print_table(["what is wrong", "split", "in a build", "records"], rows, left=3)
             click.echo()
             for line in grouped(report.problems, None if show_all else EXAMPLES_PER_GROUP):
                 click.echo(line)

@@ -49,11 +49,13 @@ class YoloLayout:
         class_names: In the order of the class indices.
         splits: Where the images of each split are, by the file's own names (``train``, ``val``, ``test``; ``all`` if
             nothing divides them): folders, images, or text files that list images.
+        keypoints: Lines go on behind the box: with keypoints (``kpt_shape`` in the data.yaml), not with a polygon.
     """
 
     source: Path
     class_names: Sequence[str]
     splits: Mapping[str, Sequence[Path]]
+    keypoints: bool = False
 
     def read(self, split: str) -> Labels:
         """Read the labels of one split, and the size of every image from its header."""
@@ -65,7 +67,8 @@ class YoloLayout:
                 height, width = upright_size(image)
                 if (file := first_existing(label_files(image))) is not None:
                     labelled += 1
-                    boxes += read_label_file(file, height, width, len(self.class_names), labels.problems)
+                    classes = len(self.class_names)
+                    boxes += read_label_file(file, height, width, classes, labels.problems, self.keypoints)
             except DataError as error:
                 labels.problems.append(as_problem(error, image))
                 continue
@@ -153,7 +156,7 @@ def _from_yaml(path: Path, document: Mapping[str, Any]) -> YoloLayout:
         raise DataError("names no images: it has neither train nor val", path, "add the folders of the splits")
     # Some name one folder twice, as coco128.yaml does: what was trained on shows nothing when it is measured.
     splits = {name: places for name, places in splits.items() if name == "train" or places != splits.get("train")}
-    return YoloLayout(path, _yaml_names(path, document), splits)
+    return YoloLayout(path, _yaml_names(path, document), splits, keypoints="kpt_shape" in document)
 
 
 def _placed(root: Path, source: Path, split: str, place: str) -> Path:
@@ -260,7 +263,7 @@ def label_files(image: Path) -> Iterator[Path]:
 
 
 def read_label_file(
-    path: Path, height: int, width: int, classes: int, problems: list[Problem]
+    path: Path, height: int, width: int, classes: int, problems: list[Problem], keypoints: bool = False
 ) -> Iterator[LabelledBox]:
     """Read the objects of one image.
 
@@ -270,6 +273,7 @@ def read_label_file(
         width: The same.
         classes: Number of classes.
         problems: Lines that cannot be read are added.
+        keypoints: See `YoloLayout`.
 
     Raises:
         DataError: The file cannot be read.
@@ -279,7 +283,7 @@ def read_label_file(
             continue
         try:
             class_id, *numbers = [float(word) for word in line.split()]
-            box = _box(numbers, height, width)
+            box = _box(numbers[:4] if keypoints else numbers, height, width)
             if not (class_id.is_integer() and 0 <= class_id < classes):
                 raise DataError(
                     f"has class {class_id:g}, of {classes}",
