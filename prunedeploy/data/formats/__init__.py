@@ -6,5 +6,6 @@
     coco_folders  COCO JSON as seven tools arrange it
     labels        what the readers hand over: images with boxes, and what was wrong with them
     yolo          YOLO's text labels, with data.yaml, Darknet's obj.data or classes.txt
+    yolo_labels   one of its files
     voc           Pascal VOC's XML, with ImageSets or a folder per split
 """

@@ -125,6 +125,19 @@ _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise DataError(f"cannot be read ({reason})", path, "save it as UTF-8 text") from None
+
+
 def as_problem(error: DataError, file: Path) -> Problem:
     """An error of one file among the problems of its data set: it costs an image."""
     return Problem(Path(error.where) if error.where else file, error.what, error.fix or "correct or remove it", "image")

@@ -21,6 +21,7 @@ from prunedeploy.data.formats.labels import (
     LabelledImage,
     Labels,
     as_problem,
+    read_text,
     upright_size,
 )
 from prunedeploy.data.formats.layout import Layout, SplitFiles
@@ -121,13 +122,8 @@ def _beside(root: Path, split: str) -> list[Path]:
 
 def _listed(path: Path, annotations: Path, problems: list[Problem]) -> list[Path]:
     """The XML files of a list with one stem per line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"cannot be read ({reason})", path, "save it as UTF-8 text") from None
     files: dict[Path, None] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         name = line.split()[0] if line.split()[-1] in {"1", "0", "-1"} else line.strip()
