@@ -580,6 +580,41 @@ def test_bad_records_are_dropped_from_training_said_at_once_and_written_down(
     assert [row["count"] for row in json.loads(found.stdout)["data"]["left_out"]] == [1]
 
 
+def test_yolo_labels_are_built_from_and_evaluated_as_they_are(
+    finished: Any, tiny_case: Any, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The same boxes as text: the given network, which is not trained, has the same mAP on them."""
+    data, names = tmp_path / "yolo", []
+    for split in ("train", "test"):
+        document = json.loads((tiny_data / f"{split}.json").read_text())
+        names = [category["name"] for category in sorted(document["categories"], key=lambda entry: entry["id"])]
+        shutil.copytree(tiny_data / split, data / "images" / split)
+        (data / "labels" / split).mkdir(parents=True)
+        class_of = {name: index for index, name in enumerate(names)}
+        name_of = {category["id"]: category["name"] for category in document["categories"]}
+        for image in document["images"]:
+            lines = []
+            for box in (entry for entry in document["annotations"] if entry["image_id"] == image["id"]):
+                x, y, width, height = box["bbox"]
+                numbers = ((x + width / 2) / image["width"], (y + height / 2) / image["height"],
+                           width / image["width"], height / image["height"])  # fmt: skip
+                lines.append(" ".join(map(repr, (class_of[name_of[box["category_id"]]], *numbers))))
+            file = data / "labels" / split / Path(image["file_name"]).with_suffix(".txt").name
+            file.write_text("\n".join(lines))
+    description = f"train: images/train\nval: images/test\nnames: {json.dumps(names)}\n"
+    (data / "data.yaml").write_text(description)
+    outcome = tiny_case.build(tmp_path / "store", tmp_path / "out", f"data.path={data}")
+    first = finished[2].results
+    assert outcome.results["data"]["train_images"] == first["data"]["train_images"]
+    assert outcome.results["data"]["left_out"] == []
+    ours, theirs = (row_of(results, "original")["map50_clean"] for results in (outcome.results, first))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    found = CliRunner().invoke(cli, ["evaluate", str(outcome.out), "--bootstrap", "0", "--json"])
+    assert found.exit_code == 0, found.stderr
+    (row,) = json.loads(found.stdout)["results"]
+    assert row["map50_clean"] == row_of(outcome.results, "pruned")["map50_clean"]
+
+
 def test_bad_test_image_ends_the_build_unless_allowed(
     finished: Any, tiny_case: Any, tiny_data: Path, copied: Callable[[Path], Path], tmp_path: Path
 ) -> None:
