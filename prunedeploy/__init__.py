@@ -2,7 +2,7 @@
 
 The packages in the order in which data flows through them:
 
-- `prunedeploy.data`: COCO folders, the demo set, batches.
+- `prunedeploy.data`: data sets, the demo set, batches.
 - `prunedeploy.models`: Darknet files, the network, decode, loss.
 - `prunedeploy.attacks`, `prunedeploy.scores`, `prunedeploy.pruning`: PGD, importance, masks, shrinking.
 - `prunedeploy.evaluation`: detections and mAP of any runner, clean and attacked.

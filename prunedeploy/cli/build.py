@@ -86,7 +86,7 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
 )
 @click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
 @click.option("--weights", metavar="F", help="Its Darknet weights.")
-@click.option("--data", metavar="DIR", help="COCO folder; `prunedeploy data coco DIR` checks one.")
+@click.option("--data", metavar="DIR", help="Data set; `prunedeploy data check DIR` checks one.")
 @click.option("--precision", metavar="P,...", help="ONNX files to write: fp32, fp16, int8; default: fp32.")
 @click.option(
     "--uint8-input",

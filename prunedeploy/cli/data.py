@@ -1,8 +1,8 @@
-"""``prunedeploy data``: make the demo set, check a COCO folder, make one of other formats."""
+"""``prunedeploy data``: make the demo set, check a data set, write one as a COCO folder."""
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +13,7 @@ import click
 from prunedeploy.cli.failures import USER
 from prunedeploy.cli.group import Group, examples
 from prunedeploy.cli.options import PATH
-from prunedeploy.cli.output import print_json, quiet_stdout
+from prunedeploy.cli.output import print_json, print_table, quiet_stdout
 
 if TYPE_CHECKING:
     from prunedeploy.data.records import Problem
@@ -23,7 +23,7 @@ EXAMPLES_PER_GROUP = 3
 
 @click.group("data", cls=Group)
 def command() -> None:
-    """Make the demo set, check a COCO folder, or make one of YOLO's or Pascal VOC's labels."""
+    """Make the demo set, check a data set, or write one as a COCO folder."""
 
 
 @command.command("demo", epilog=examples("prunedeploy data demo demo-data"))
@@ -77,42 +77,65 @@ def bccd(folder: Path, mirror: str | None, as_json: bool) -> None:
 
 
 @command.command(
-    "coco",
+    "check",
     epilog=examples(
-        "prunedeploy data coco coco/", "prunedeploy data coco my-photos/ --names classes.txt --decode --all"
+        "prunedeploy data check coco/", "prunedeploy data check my-photos/ --names classes.txt --decode --all"
     ),
 )
 @click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--names", type=PATH, help="File with the network's class names, one per line.")
+@click.option("--only-known-classes", is_flag=True, help="As data.only_known_classes: leave boxes of others out.")
 @click.option("--decode", is_flag=True, help="Decode every image, to find damage behind the header: 5 ms per photo.")
 @click.option("--all", "show_all", is_flag=True, help="Show every problem, not three of each kind.")
 @click.pass_context
-def coco(ctx: click.Context, folder: Path, names: Path | None, decode: bool, show_all: bool, as_json: bool) -> None:
-    """Check a COCO folder: say everything that is wrong with it, and what is in it.
+def check(
+    ctx: click.Context,
+    folder: Path,
+    names: Path | None,
+    only_known_classes: bool,
+    decode: bool,
+    show_all: bool,
+    as_json: bool,
+) -> None:
+    """Check a data set: say what it is, what is in it, and everything that is wrong with it.
 
-    DIR holds train.json + train/ and test.json + test/, or annotations/instances_*.json with the image
-    folders of official COCO, or one JSON + images/. Exits with 2 if anything is wrong.
+    DIR holds COCO JSON as COCO, Roboflow, Ultralytics, CVAT, FiftyOne, Datumaro or Label Studio arrange it, YOLO labels
+    with a data.yaml, or Pascal VOC's XML. Exits with 2 if a build would not take it; what is wrong with single training
+    records is left out of a build, and no error.
     """
     from prunedeploy.data.check import inspect_coco
     from prunedeploy.data.class_names import read_names
 
     class_names = None if names is None else read_names(names)
     with quiet_stdout():
-        report = inspect_coco(folder, class_names, decode)
+        report = inspect_coco(folder, class_names, decode, only_known_classes)
     if as_json:
         print_json(report.as_json())
     else:
-        for line in report.lines():
-            if line in {str(problem) for problem in report.problems}:
-                break
+        if report.format:
+            click.echo(f"{folder}: {report.format}")
+        for line in report.summary():
             click.echo(line)
-        if report.problems:
+        if report.rows:
+            click.echo()
+            rows = [[row.kind, row.split, row.becomes, str(row.count)] for row in report.rows]
+            print_table(["what is wrong", "split", "in a build", "records"], rows, left=3)
+            click.echo()
             for line in grouped(report.problems, None if show_all else EXAMPLES_PER_GROUP):
                 click.echo(line)
-            count = len(report.problems)
-            click.echo(f"{folder}: {count} problem{'s' * (count > 1)}", err=True)
-    if report.problems:
+        else:
+            click.echo("nothing is wrong")
+    if count := len(report.problems):
+        usable = "" if not report.usable else "; a build takes the folder all the same"
+        click.echo(f"{folder}: {count} problem{'s' * (count > 1)}{usable}", err=True)
+    if not report.usable:
         ctx.exit(USER)
+
+
+_old_name = copy.copy(check)  # from when only COCO folders were read
+_old_name.hidden = True
+_old_name.epilog = (check.epilog or "").replace("data check", "data coco")
+command.add_command(_old_name, "coco")
 
 
 @command.command("convert", epilog=examples("prunedeploy data convert my-photos/ my-photos-coco/"))
@@ -120,12 +143,11 @@ def coco(ctx: click.Context, folder: Path, names: Path | None, decode: bool, sho
 @click.argument("out", metavar="OUT", type=PATH)
 @click.option("--all", "show_all", is_flag=True, help="Show everything that was left out, not three of each kind.")
 def convert_folder(folder: Path, out: Path, show_all: bool, as_json: bool) -> None:
-    """Write a data set with YOLO's or Pascal VOC's labels as a COCO folder, which `build --data` takes.
+    """Write a data set of any format that is read here as a COCO folder: boxes and classes, images as they are.
 
-    DIR holds a data.yaml, Darknet's obj.data, or classes.txt with images/ and labels/; or Annotations/, JPEGImages/ and
-    ImageSets/, or XML files beside the images of train/, valid/ and test/. What cannot be used is left out and listed.
+    For DIR see `prunedeploy data check`. What cannot be used is left out and listed.
     """
-    from prunedeploy.data.formats.convert import convert
+    from prunedeploy.data.convert import convert
 
     with quiet_stdout():
         done = convert(folder, out)
@@ -153,15 +175,10 @@ def grouped(problems: Iterable[Problem], examples: int | None) -> Iterator[str]:
     """
     kinds: dict[str, list[Problem]] = {}
     for problem in problems:
-        kinds.setdefault(kind_of(problem.what), []).append(problem)
+        kinds.setdefault(problem.group, []).append(problem)
     for same in sorted(kinds.values(), key=len, reverse=True):
         yield f"{len(same)} x {same[0].fix}:" if len(same) > 1 else f"{same[0].fix}:"
         for problem in same[:examples]:
             yield f"  {problem.file}: {problem.what}"
         if examples is not None and len(same) > examples:
             yield f"  and {len(same) - examples} more (--all shows them)"
-
-
-def kind_of(what: str) -> str:
-    """Return a problem's text without what differs between two of a kind: numbers and quoted names."""
-    return re.sub(r"'[^']*'|\"[^\"]*\"|-?\d+(\.\d+)?(e-?\d+)?|\b(nan|inf)\b", "#", what)

@@ -30,9 +30,14 @@ RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
 @click.option(
     "--data",
     metavar="DIR",
-    help="COCO folder, its test split; demo: the demo set. Default: what the model's build used.",
+    help="Data set, its test split; demo: the demo set. Default: what the model's build used.",
 )
-@click.option("--names", type=PATH, metavar="F", help="Class names of a .cfg or .onnx, one per line.")
+@click.option(
+    "--names",
+    type=PATH,
+    metavar="F",
+    help="Class names of a .cfg or .onnx, one per line; default: a .names file beside it.",
+)
 @click.option("--attack", type=click.Choice(["none", "pgd"]), default="none")
 @click.option(
     "--eps",
@@ -63,6 +68,8 @@ RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
 @count_option("--seed", "Of that draw, random starts and the bootstrap.", least=0)
 @count_option("--bootstrap", "Resamplings for the 95 % interval of every mAP; 0: none.", default=1000, least=0)
 @click.option("--allow-bad-images", is_flag=True, help="Leave out images that cannot be read; they are named.")
+@click.option("--allow-bad-boxes", is_flag=True, help="Leave out boxes that cannot be used; they are counted.")
+@click.option("--only-known-classes", is_flag=True, help="Leave out boxes of classes that the network does not have.")
 @click.option("--csv", "csv_folder", type=PATH, metavar="DIR", help="Write every detection as CSV into DIR.")
 @store_option("The demo set is composed beside it.")
 def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **options: Any) -> None:
@@ -90,6 +97,10 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
 
         request = Request(source=source, runtimes=tuple(runtimes), csv_folder=csv_folder, **options)
         document = run(request)
+    for warning in document["warnings"]:
+        click.echo(f"prunedeploy: warning: {warning}", err=True)
+    for row in document["data"]["left_out"]:
+        click.echo(f"{row['becomes']}: {row['count']} x {row['kind']}; the first: {row['named'][0]}", err=True)
     for path, reason in document["data"]["skipped"].items():
         click.echo(f"left out: {path}: {reason}", err=True)
     if as_json:

@@ -27,7 +27,7 @@ COMMANDS = {
     "serve": "Answer detection requests over HTTP and gRPC.",
     "sweep": "Build every model of a study, in parallel and resumable.",
     "report": "Write the report of a build or of a sweep.",
-    "data": "Make the demo set, or check a COCO folder.",
+    "data": "Check a data set, write one as COCO, or make the demo set.",
     "weights": "Download public Darknet weights, checked and resumable.",
     "store": "Show or tidy the results that builds share.",
     "doctor": "Say what works on this machine, and what to install.",

@@ -75,12 +75,16 @@ class DataConfig(Block):
     """Images and boxes.
 
     Attributes:
-        path: A COCO folder, or ``demo`` for the demo set, composed at first use.
+        path: A folder with COCO JSON, YOLO labels or Pascal VOC's XML, recognised by looking; or ``demo`` for the demo
+            set, composed at first use.
         train_images: Images drawn at random for training, the rest is for test; null: the split that the data
             has.
         greyscale: Rec. 601 luma in all three channels.
         workers: Processes that load training images; 0: the training process itself. Changes no result.
-        allow_bad_images: Leave out test images that cannot be read instead of ending with an error.
+        allow_bad_images: Leave out test images that cannot be read instead of ending with an error. What is wrong with
+            single images and boxes of the training split is always left out, counted and named.
+        allow_bad_boxes: The same for boxes of the test split: without area, outside their image, of no known image.
+        only_known_classes: Leave out boxes of classes that the network does not have instead of ending with an error.
         eval_images: Measure on so many of the test images, the same ones whatever the seed; null: all of them.
         cache_mb: Memory for keeping letterboxed training images. Changes no result.
     """
@@ -90,8 +94,16 @@ class DataConfig(Block):
     greyscale: bool = False
     workers: Count = 0
     allow_bad_images: bool = False
+    allow_bad_boxes: bool = False
+    only_known_classes: bool = False
     eval_images: AtLeastOne | None = None
     cache_mb: Count = 1024
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave two keys out unless they are set: hashes are made of this, and stay as they were."""
+        younger = ("allow_bad_boxes", "only_known_classes")
+        return {key: value for key, value in values(self).items() if value or key not in younger}
 
 
 class AttackConfig(Block):

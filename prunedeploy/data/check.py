@@ -1,4 +1,4 @@
-"""Say everything that is wrong with a COCO folder in one go, and what is in it."""
+"""Say everything that is wrong with a data folder in one go, and what is in it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from prunedeploy.data.coco import find_splits
+from prunedeploy.data.coco import Allowed, refused_problems
 from prunedeploy.data.coco_json import read_coco
+from prunedeploy.data.left_out import CLIPPED, LEFT_OUT, ProblemRow, problem_rows
 from prunedeploy.data.reading import check_header, read_record
+from prunedeploy.data.recognise import find_splits
 from prunedeploy.data.records import CocoDataset, Problem
 from prunedeploy_engines.errors import DataError
 
@@ -27,8 +29,8 @@ class SplitSummary:
 
     Attributes:
         split: ``train``, ``test`` or ``undivided``.
-        json_path: Its JSON.
-        images: Images that the JSON names.
+        json_path: Its JSON, or what stands for its labels.
+        images: Images that it names.
         images_without_boxes: Those that have no box at all.
         boxes: Boxes, without crowd boxes.
         crowd_boxes: Regions with too many objects to tell apart.
@@ -56,73 +58,108 @@ class CocoReport:
 
     Attributes:
         folder: The folder.
-        problems: Everything that is wrong; empty if the folder can be used.
+        format: What it was taken for; empty if it was not recognised.
+        problems: Everything that is wrong.
+        rows: The same, counted: of every split and kind.
         splits: What each readable split holds.
     """
 
     folder: Path
+    format: str = ""
     problems: list[Problem] = field(default_factory=list)
+    rows: list[ProblemRow] = field(default_factory=list)
     splits: list[SplitSummary] = field(default_factory=list)
+
+    @property
+    def usable(self) -> bool:
+        """Nothing is wrong that ends a build, or spoils its figures."""
+        return all(row.becomes in (LEFT_OUT, CLIPPED) for row in self.rows)
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values that ``json`` can write."""
-        return TypeAdapter(CocoReport).dump_python(self, mode="json")
+        return {**TypeAdapter(CocoReport).dump_python(self, mode="json"), "usable": self.usable}
 
-    def lines(self) -> Iterator[str]:
-        """Yield the report for people, line by line: what is there, then what is wrong."""
+    def summary(self) -> Iterator[str]:
+        """Yield what is there, for people, line by line."""
         for split in self.splits:
             yield (
                 f"{split.split}: {split.images} images ({split.images_without_boxes} without boxes), "
                 f"{split.boxes} boxes and {split.crowd_boxes} crowd boxes "
                 f"of {len(split.boxes_per_class)} classes"
             )
+            inside = split.json_path.is_relative_to(self.folder)
+            yield f"  labels: {split.json_path.relative_to(self.folder) if inside else split.json_path}"
             yield "  boxes by size: " + ", ".join(f"{number} {name}" for name, number in split.boxes_by_size.items())
             yield "  boxes by class: " + ", ".join(f"{name} {n}" for name, n in split.boxes_per_class.items())
             yield "  image sizes: " + ", ".join(f"{size} ({n})" for size, n in split.image_sizes.items())
+
+    def lines(self) -> Iterator[str]:
+        """Yield the report for people: what is there, then what is wrong."""
+        yield from self.summary()
         yield from (str(problem) for problem in self.problems)
         count = len(self.problems)
         yield "nothing is wrong" if count == 0 else f"{count} problem{'s' * (count > 1)}"
 
+    def add(self, split: str, problems: Sequence[Problem], allowed: Allowed) -> None:
+        """Take up the problems of one split."""
 
-def inspect_coco(folder: Path | str, class_names: Sequence[str] | None = None, decode: bool = False) -> CocoReport:
-    """Read every JSON and every image header of a COCO folder.
+        def becomes(problem: Problem) -> str:
+            if allowed.refuses(problem):
+                key = {"box": " without data.allow_bad_boxes", "image": " without data.allow_bad_images"}
+                return f"an error{key.get(problem.spoils, '')}"
+            return {"edge": CLIPPED, "figures": "measured on what was trained on"}.get(problem.spoils, LEFT_OUT)
+
+        self.problems.extend(problems)
+        self.rows.extend(problem_rows(split, problems, becomes))
+
+
+def inspect_coco(
+    folder: Path | str,
+    class_names: Sequence[str] | None = None,
+    decode: bool = False,
+    only_known_classes: bool = False,
+) -> CocoReport:
+    """Read all labels and every image header of a data folder.
 
     Args:
-        folder: See `prunedeploy.data.coco.find_splits`.
+        folder: See `prunedeploy.data.recognise.find_splits`.
         class_names: The network's classes, to check that it has all categories; None: the training split's
             categories are what the test split may use.
         decode: Decode every image too. Finds damage behind the header; about 5 ms per photo.
+        only_known_classes: As the configuration's ``data.only_known_classes``.
     """
     folder = Path(folder)
-    report = CocoReport(folder)
+    allowed = Allowed(only_known_classes=only_known_classes)
     try:
         splits = find_splits(folder)
     except DataError as error:
-        report.problems.append(Problem(folder, error.what, error.fix or "check the folder"))
+        report = CocoReport(folder)
+        report.add("", [Problem(Path(error.where or folder), error.what, error.fix or "check the folder")], allowed)
         return report
+    report = CocoReport(folder, splits.format)
     seen: dict[Path, str] = {}
-    for name, files in (("train", splits.train), ("test", splits.test), ("undivided", splits.undivided)):
-        if files is None:
-            continue
-        dataset, problems = read_coco(files.json_path, files.image_folder, class_names)
-        report.problems.extend(problems)
-        if dataset is None:
-            continue
-        class_names = class_names or dataset.class_names
-        report.problems.extend(_image_problems(dataset, decode))
-        report.problems.extend(_shared_images(dataset, name, seen))
-        report.splits.append(summarise(dataset, name))
+    for name, files in splits.named.items():
+        dataset, problems = read_coco(files, class_names, only_known_classes)
+        if dataset is not None:
+            class_names = class_names or dataset.class_names
+            problems = [*problems, *bad_images(dataset, decode), *_shared_images(dataset, name, seen)]
+            report.splits.append(summarise(dataset, name))
+        of_split = allowed if name == "test" else allowed.in_training()
+        problems += [more for more in refused_problems(dataset, problems, of_split) if more not in problems]
+        report.add(name, problems, of_split)
     return report
 
 
-def _image_problems(dataset: CocoDataset, decode: bool) -> Iterator[Problem]:
+def bad_images(dataset: CocoDataset, decode: bool) -> Iterator[Problem]:
+    """Yield the images that cannot be used, by their headers or, decoded, by all of their pixels."""
     for record in dataset.images:
         try:
             (read_record if decode else check_header)(record)
         except DataError as error:
             named = f"image {record.image_id}"
             what = error.what if named in error.what else f"{named}: {error.what}"
-            yield Problem(record.path, what, error.fix or "put the image there, or remove it from the JSON")
+            fix = error.fix or "put the image there, or remove it from the JSON"
+            yield Problem(record.path, what, fix, "image")
 
 
 def _shared_images(dataset: CocoDataset, split: str, seen: dict[Path, str]) -> Iterator[Problem]:
@@ -131,7 +168,8 @@ def _shared_images(dataset: CocoDataset, split: str, seen: dict[Path, str]) -> I
         path = record.path.resolve()
         if path in seen:
             where = "twice in this split" if seen[path] == split else f"in {seen[path]} and in {split}"
-            yield Problem(record.path, f"image {record.image_id}: this file is {where}", "keep it in one place")
+            what = f"image {record.image_id}: this file is {where}"
+            yield Problem(record.path, what, "keep it in one place", "figures", f"file that is {where}")
         seen.setdefault(path, split)
 
 

@@ -1,11 +1,11 @@
-"""COCO folders: find the splits, load them, divide them.
+"""Data sets in memory: load a split, or what is for training and what for test; divide them.
 
-Nothing here opens an image; `prunedeploy.data.loader` does, and `prunedeploy.data.check` looks at the files.
+Nothing here opens an image of a COCO JSON; `prunedeploy.data.loader` does, and `prunedeploy.data.check` looks at the
+files.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from prunedeploy.data.coco_json import read_coco
-from prunedeploy.data.records import CocoDataset
+from prunedeploy.data.formats.layout import SplitFiles
+from prunedeploy.data.recognise import find_splits
+from prunedeploy.data.records import CocoDataset, Problem
 from prunedeploy_engines.errors import DataError
 
 TRAIN_FRACTION = 0.8
@@ -21,66 +23,36 @@ TRAIN_FRACTION = 0.8
 
 
 @dataclass(frozen=True)
-class SplitFiles:
-    """The JSON of one split and the folder that its file names are relative to."""
+class Allowed:
+    """What is left out of a split instead of refusing it.
 
-    json_path: Path
-    image_folder: Path
-
-
-@dataclass(frozen=True)
-class Splits:
-    """What `find_splits` found; ``undivided`` is set exactly if there is neither a train nor a test split."""
-
-    train: SplitFiles | None = None
-    test: SplitFiles | None = None
-    undivided: SplitFiles | None = None
-
-
-def find_splits(folder: Path | str) -> Splits:
-    """Find the JSON files and image folders of a COCO folder.
-
-    Accepted: ``train.json`` + ``train/`` and ``test.json`` + ``test/``; official COCO
-    (``annotations/instances_train2017.json`` + ``train2017/``, ``instances_val2017.json`` + ``val2017/``, the
-    newest year there is); or a single JSON (in the folder or in ``annotations/``) + ``images/``, which is
-    undivided. A folder may hold only one of the two splits.
-
-    Raises:
-        DataError: No such folder, or nothing in it that is one of these layouts.
+    Attributes:
+        bad_boxes: Boxes that cannot be used.
+        bad_images: Images that cannot be used, where the labels show it already.
+        only_known_classes: Boxes of classes that the network does not have.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError("no such data folder", folder, "give the folder that holds the COCO JSON and the images")
-    own = {name: _own_split(folder, name) for name in ("train", "test")}
-    if any(own.values()):
-        return Splits(train=own["train"], test=own["test"])
-    train, val = _official_split(folder, "train"), _official_split(folder, "val")
-    if train or val:
-        return Splits(train=train, test=val)
-    candidates = sorted(folder.glob("*.json")) or sorted(folder.glob("annotations/*.json"))
-    if len(candidates) == 1:
-        images = folder / "images"
-        return Splits(undivided=SplitFiles(candidates[0], images if images.is_dir() else folder))
-    found = f"{len(candidates)} JSON files and none is train.json or test.json" if candidates else "no COCO JSON"
-    layouts = "train.json + train/ and test.json + test/, or annotations/instances_*.json, or one JSON + images/"
-    raise DataError(f"{found} in this folder", folder, f"arrange it as {layouts}")
+
+    bad_boxes: bool = False
+    bad_images: bool = False
+    only_known_classes: bool = False
+
+    def refuses(self, problem: Problem) -> bool:
+        """Whether a problem costs the whole split."""
+        known_class = self.only_known_classes and problem.kind.startswith("box of another class")
+        passes = {"box": self.bad_boxes or known_class, "image": self.bad_images, "edge": True, "figures": True}
+        return not passes.get(problem.spoils, False)
+
+    def in_training(self) -> Allowed:
+        """The same for a training split: what is wrong with one record costs that record."""
+        return replace(self, bad_boxes=True, bad_images=True)
 
 
-def _own_split(folder: Path, name: str) -> SplitFiles | None:
-    json_path = folder / f"{name}.json"
-    return SplitFiles(json_path, folder / name) if json_path.is_file() else None
-
-
-def _official_split(folder: Path, name: str) -> SplitFiles | None:
-    pattern = re.compile(rf"instances_({name}(\d{{4}}))\.json")
-    years = [match for path in folder.glob("annotations/*.json") if (match := pattern.fullmatch(path.name))]
-    if not years:
-        return None
-    newest = max(years, key=lambda match: int(match[2]))
-    return SplitFiles(folder / "annotations" / newest[0], folder / newest[1])
-
-
-def load_coco(json_path: Path | str, image_folder: Path | str, class_names: Sequence[str] | None = None) -> CocoDataset:
+def load_coco(
+    json_path: Path | str,
+    image_folder: Path | str,
+    class_names: Sequence[str] | None = None,
+    allowed: Allowed = Allowed(),
+) -> CocoDataset:
     """Read a COCO instances JSON and check every record of it.
 
     Args:
@@ -89,19 +61,42 @@ def load_coco(json_path: Path | str, image_folder: Path | str, class_names: Sequ
         class_names: The network's classes; the JSON's categories are mapped to them by name (Darknet's and
             COCO's names of the same class are the same). The JSON may have fewer. None: the JSON's categories
             by id.
+        allowed: What is left out instead of ending with an error.
 
     Returns:
         The split, boxes clipped to their images, crowd boxes flagged, images without boxes included.
 
     Raises:
-        DataError: The first problem, and how many more there are.
+        DataError: The first problem that is not allowed, and how many more there are.
     """
-    dataset, problems = read_coco(Path(json_path), Path(image_folder), class_names)
-    if dataset is None or problems:
-        first, more = problems[0], len(problems) - 1
-        rest = f" ({more} more problem{'s' * (more > 1)}: `prunedeploy data coco` lists them)" if more else ""
-        raise DataError(first.what, first.file, first.fix + rest)
+    return _load(SplitFiles(Path(json_path), Path(image_folder)), class_names, allowed)
+
+
+def _load(files: SplitFiles, class_names: Sequence[str] | None, allowed: Allowed) -> CocoDataset:
+    dataset, problems = read_coco(files, class_names, allowed.only_known_classes)
+    if refused := refused_problems(dataset, problems, allowed):
+        first, more = refused[0], len(refused) - 1
+        fix = first.fix
+        if dataset is not None and first.spoils in ("box", "image"):
+            word = "boxes" if first.spoils == "box" else "images"
+            fix += f", or leave such {word} out with data.allow_bad_{word}=true"
+        rest = f" ({more} more problem{'s' * (more > 1)}: `prunedeploy data check` lists them)" if more else ""
+        raise DataError(first.what, first.file, fix + rest)
+    assert dataset is not None  # its problems are refused
     return dataset
+
+
+def refused_problems(dataset: CocoDataset | None, problems: Sequence[Problem], allowed: Allowed) -> list[Problem]:
+    """Those of the problems that `read_coco` found that cost the split; one more if no box is left of many."""
+    if dataset is None:
+        return list(problems)
+    refused = [problem for problem in problems if allowed.refuses(problem)]
+    lost = sum(problem.count for problem in problems if problem.spoils == "box")
+    if lost and not refused and not any(len(image.class_ids) for image in dataset.images):
+        first = next(problem for problem in problems if problem.spoils == "box")
+        what = f"not one of its {lost} boxes can be used; the first: {first.what}"
+        refused.append(Problem(dataset.json_path, what, first.fix, kind="not one box can be used"))
+    return refused
 
 
 def load_splits(
@@ -109,6 +104,7 @@ def load_splits(
     class_names: Sequence[str] | None = None,
     train_images: int | None = None,
     seed: int = 0,
+    allowed: Allowed = Allowed(),
 ) -> tuple[CocoDataset, CocoDataset]:
     """Load what is for training and what is for test.
 
@@ -116,23 +112,25 @@ def load_splits(
         folder: See `find_splits`.
         class_names: See `load_coco`; None: the training JSON's categories, for both splits.
         train_images: Size of the training set. With both splits there, a seeded random subset of the training
-            split if that is larger (its rest is not used). With one JSON only, the rest is for test; None: 80
+            split if that is larger (its rest is not used). With one split only, the rest is for test; None: 80
             %.
         seed: Seed of the draw.
+        allowed: What is left out of the test split; of a training split, and of one that is yet to be divided, bad
+            records always are.
 
     Raises:
         DataError: See `find_splits`, `load_coco` and `train_test_subset`.
     """
     splits = find_splits(folder)
     if splits.train and splits.test:
-        train = load_coco(splits.train.json_path, splits.train.image_folder, class_names)
-        test = load_coco(splits.test.json_path, splits.test.image_folder, class_names or train.class_names)
+        train = _load(splits.train, class_names, allowed.in_training())
+        test = _load(splits.test, class_names or train.class_names, allowed)
         if train_images is not None and train_images < len(train.images):
             train, _ = train_test_subset(train, train_images, seed)
         return train, test
     only = splits.undivided or splits.train or splits.test
     assert only is not None  # find_splits raises otherwise
-    dataset = load_coco(only.json_path, only.image_folder, class_names)
+    dataset = _load(only, class_names, allowed if splits.test else allowed.in_training())
     if train_images is None:
         train_images = max(1, int(TRAIN_FRACTION * len(dataset.images)))
     return train_test_subset(dataset, train_images, seed)
@@ -143,16 +141,19 @@ def load_test_split(
     class_names: Sequence[str] | None = None,
     train_images: int | None = None,
     seed: int = 0,
+    allowed: Allowed = Allowed(),
 ) -> CocoDataset:
     """Load what is for test, as `load_splits` does; a folder that only has a test split gives all of it."""
     splits = find_splits(folder)
     if splits.test is None or (class_names is None and splits.train is not None):
-        return load_splits(folder, class_names, train_images, seed)[1]
-    return load_coco(splits.test.json_path, splits.test.image_folder, class_names)
+        return load_splits(folder, class_names, train_images, seed, allowed)[1]
+    return _load(splits.test, class_names, allowed)
 
 
 def train_test_subset(dataset: CocoDataset, train_images: int, seed: int) -> tuple[CocoDataset, CocoDataset]:
     """Draw ``train_images`` images for training; the rest is for test. Both keep the order of the JSON.
+
+    What was left out of the data set stays with the first.
 
     Raises:
         DataError: Fewer than ``train_images`` + 1 images: nothing would be left to test on.
@@ -167,7 +168,7 @@ def train_test_subset(dataset: CocoDataset, train_images: int, seed: int) -> tup
     drawn = set(np.random.default_rng([seed, total]).permutation(total)[:train_images].tolist())
     train = [image for index, image in enumerate(dataset.images) if index in drawn]
     test = [image for index, image in enumerate(dataset.images) if index not in drawn]
-    return replace(dataset, images=train), replace(dataset, images=test)
+    return replace(dataset, images=train), replace(dataset, images=test, problems=())
 
 
 def measured_subset(dataset: CocoDataset, images: int) -> CocoDataset:

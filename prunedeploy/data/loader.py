@@ -272,7 +272,7 @@ def _nothing_usable(dataset: CocoDataset, reasons: dict[Path, str]) -> DataError
     return DataError(
         f"not one of the {len(dataset.images)} images can be used; the first: {path}: {reason}",
         dataset.json_path,
-        "check the folder with `prunedeploy data coco`",
+        "check the folder with `prunedeploy data check`",
     )
 
 

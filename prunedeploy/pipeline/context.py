@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 
 from prunedeploy.config import BUNDLED, BuildConfig, TrainingConfig
-from prunedeploy.data import CocoDataset, content_key, find_splits, load_splits, measured_subset
+from prunedeploy.data import Allowed, CocoDataset, content_key, find_splits, load_splits, measured_subset
 from prunedeploy.data.class_names import COCO_NAMES
 from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
+from prunedeploy.data.left_out import left_out, said_in_one_line
 from prunedeploy.data.loader import EvaluationLoader, TrainingLoader
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
@@ -199,7 +200,10 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     if _trains(config) and splits.test is not None and splits.train is None:
         # `evaluate` takes all of a test split: part of it must not have been trained on.
         raise DataError("has images for test and none for training", folder, "add the training split")
-    training, test = load_splits(folder, names, config.data.train_images, config.seed)
+    allowed = Allowed(config.data.allow_bad_boxes, config.data.allow_bad_images, config.data.only_known_classes)
+    training, test = load_splits(folder, names, config.data.train_images, config.seed, allowed)
+    if is_main_process() and (lost := said_in_one_line(left_out(training, test))):
+        progress.message(f"data: {lost} (`prunedeploy data check {folder}` names them)")
     names = names or list(training.class_names)
     if len(names) != cfg.classes:
         raise ConfigError(

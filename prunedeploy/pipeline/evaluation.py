@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import torch
 from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.config import BUNDLED, EvaluationConfig
 from prunedeploy.data.class_names import COCO_NAMES, read_names
-from prunedeploy.data.coco import load_test_split, measured_subset
+from prunedeploy.data.coco import Allowed, load_test_split, measured_subset
 from prunedeploy.data.demo import CLASS_NAMES
+from prunedeploy.data.left_out import problem_rows
 from prunedeploy.data.loader import EvaluationLoader
+from prunedeploy.data.names_beside import names_beside
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, write_detections
 from prunedeploy.models import Darknet, load_darknet
@@ -57,6 +59,8 @@ class Request:
     seed: int | None
     bootstrap: int
     allow_bad_images: bool
+    allow_bad_boxes: bool
+    only_known_classes: bool
     csv_folder: Path | None
     store: Path
 
@@ -89,7 +93,9 @@ def run(request: Request) -> dict[str, Any]:
                 raise ConfigError(
                     "parent and engine have inputs of different sizes", source.given, "give its own parent"
                 )
-        dataset, path = _dataset(request, configuration, _class_names(request, bundle, parent), progress)
+        class_names = _class_names(request, bundle, parent)
+        dataset, path = _dataset(request, configuration, class_names, progress)
+        warnings = [] if class_names is not None else _guess(request, dataset, parent)
         own = None if bundle is None else bundle.manifest.input
         loader = EvaluationLoader(
             dataset,
@@ -127,7 +133,10 @@ def run(request: Request) -> dict[str, Any]:
             "path": path,
             "images": next(iter(results.values())).n_images,
             "skipped": {str(file): reason for file, reason in loader.skipped.items()},
+            "left_out": [asdict(row) for row in problem_rows("test", dataset.problems)],
+            "class_names": list(dataset.class_names),
         },
+        "warnings": warnings,
         "attack": used,
         "thresholds": {"map_score": settings.map_score_threshold, "iou": settings.iou_threshold},
         "results": [result_row(name, result) for name, result in results.items()],
@@ -213,12 +222,33 @@ def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None
         return read_names(request.names)
     if bundle is not None:
         return list(bundle.class_names)
-    if request.source.onnx is not None:
-        return list(read_onnx_header(request.source.onnx).class_names) or None
+    if request.source.onnx is not None and (names := read_onnx_header(request.source.onnx).class_names):
+        return list(names)
     classes = None if parent is None else parent.cfg.classes
+    beside = names_beside(request.source.given, classes)
+    if beside is not None:
+        return beside[0]
     if classes == len(COCO_NAMES):
         return list(COCO_NAMES)
     return list(CLASS_NAMES) if classes == len(CLASS_NAMES) and (request.data or BUNDLED) == BUNDLED else None
+
+
+def _guess(request: Request, dataset: CocoDataset, parent: Darknet | None) -> list[str]:
+    """What is to be said if nothing names the network's classes: the data's are taken, in the order of their ids.
+
+    Raises:
+        ConfigError: They are not as many.
+    """
+    count, given = len(dataset.class_names), request.source.given
+    if parent is not None and parent.cfg.classes != count:
+        what = f"the network has {parent.cfg.classes} classes, the data {count}"
+        raise ConfigError(what, given, "give the network's class names with --names")
+    if count == 1:
+        return []
+    return [
+        f"{given}: nothing names the network's classes, so their order is a guess, the data's by id: "
+        f"{', '.join(dataset.class_names)}; give it with --names, or as a .names file beside the model"
+    ]
 
 
 def _dataset(
@@ -232,7 +262,13 @@ def _dataset(
     folder = Path(path)
     if path == BUNDLED and not folder.is_dir():
         folder = composed_demo(request.store, progress)
-    dataset = load_test_split(folder, class_names, divided.get("train_images"), int(configuration.get("seed", 0)))
+    allowed = Allowed(
+        request.allow_bad_boxes or divided.get("allow_bad_boxes", False),
+        request.allow_bad_images,
+        request.only_known_classes or divided.get("only_known_classes", False),
+    )
+    seed = int(configuration.get("seed", 0))
+    dataset = load_test_split(folder, class_names, divided.get("train_images"), seed, allowed)
     limit = request.limit or divided.get("eval_images")
     if limit is not None and limit < len(dataset.images):
         dataset = measured_subset(dataset, limit)

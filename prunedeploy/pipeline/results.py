@@ -6,12 +6,13 @@ import json
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from prunedeploy.config import as_dict
+from prunedeploy.data.left_out import left_out
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.engine_rows import engine_rows
 from prunedeploy.pipeline.networks import Networks
@@ -20,6 +21,7 @@ from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
 from prunedeploy.pipeline.stages.evaluate import csv_name
 from prunedeploy.pipeline.stages.export import ENGINE, Artefact
 from prunedeploy.pipeline.stages.latency import PEAK
+from prunedeploy.pipeline.stages.training_run import SKIPPED
 from prunedeploy.pruning.subnet import count_parameters
 from prunedeploy.report.page import write_report
 from prunedeploy_engines.builder.from_onnx import read_engine_file, sidecar_path
@@ -98,7 +100,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
             "train_images": len(context.training.images),
             "test_images": len(context.test.images),
             "greyscale": config.data.greyscale,
-            "skipped": built.figures["skipped"],
+            **_left_out(context, built),
         },
         "latency_method": _latency_method(context, latency),
         "environment": {**machine_info(), "training_device": context.device.type, "training_threads": context.threads},
@@ -256,6 +258,19 @@ def _latency_method(context: BuildContext, latency: Mapping[str, Any]) -> dict[s
 def _stage_document(context: BuildContext, stage: str, name: str) -> Any:
     """A JSON file of a stage; None if the build has no such stage."""
     return next((result.read(name) for result in reversed(context.results) if result.name == stage), None)
+
+
+def _left_out(context: BuildContext, built: BuildResults) -> dict[str, Any]:
+    """What of the data was not used: images by path with the reason, and what was wrong with records, counted."""
+    in_training = dict((_stage_document(context, "score", "score.json") or {}).get("skipped") or {})
+    for result in context.results:
+        if result.name in TRAININGS and (result.folder / SKIPPED).is_file():
+            in_training |= result.read(SKIPPED)
+    return {
+        "skipped": {**in_training, **built.figures["skipped"]},
+        "skipped_in_training": sorted(in_training),
+        "left_out": [asdict(row) for row in left_out(context.training, context.test)],
+    }
 
 
 def _suffix(results: Sequence[StageResult], index: int) -> str:

@@ -229,8 +229,15 @@ def _about_accuracy(results: Results) -> Iterator[str]:
             "What a stronger or another attack would do is not known."
         )
     skipped = look_up(results, "data", "skipped")
-    if isinstance(skipped, (list, Mapping)) and skipped:
-        yield f"{len(skipped)} test images could not be read and are not in any figure."
+    in_training = look_up(results, "data", "skipped_in_training")
+    trained_without = in_training if isinstance(in_training, list) else []
+    if isinstance(skipped, (list, Mapping)) and (unread := set(skipped) - set(trained_without)):
+        yield f"{len(unread)} test images could not be read and are not in any figure."
+    if trained_without:
+        yield f"{len(trained_without)} training images could not be read and were left out."
+    for row in rows_of(look_up(results, "data", "left_out")):
+        where = "" if row.get("split") == "all" else f" in the {row.get('split')} split"
+        yield f"Labels{where}: {row.get('count')} x {row.get('kind')}, {row.get('becomes')}."
 
 
 def _about_artefacts(results: Results) -> Iterator[str]:

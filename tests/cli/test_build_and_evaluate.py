@@ -269,6 +269,55 @@ def test_a_bad_image_ends_evaluate_unless_it_is_allowed(run: Any, darknet: Path,
     assert "left out: " in allowed.stderr
 
 
+def test_class_names_beside_the_model_decide_and_a_guess_is_said(run: Any, darknet: Path, coco: Path) -> None:
+    """Ids of the JSON in another order than the network's classes: by name each box finds its class."""
+
+    def classes() -> tuple[list[str], list[str]]:
+        done = run("evaluate", darknet, "--data", coco, "--bootstrap", "0", "--json")
+        assert done.exit_code == 0, done.stderr
+        document = json.loads(done.stdout)
+        assert all(f"prunedeploy: warning: {line}" in done.stderr for line in document["warnings"])
+        return document["data"]["class_names"], document["warnings"]
+
+    names, warnings = classes()
+    assert names == ["red", "green", "blue"]
+    (said,) = warnings
+    assert "tiny.cfg: nothing names the network's classes, so their order is a guess, the data's by id" in said
+    (darknet.parent / "obj.names").write_text("blue\nred\ngreen\n")
+    assert classes() == (["blue", "red", "green"], [])
+    (darknet.parent / "obj.names").unlink()
+    document = json.loads((coco / "test.json").read_text())
+    document["categories"].append({"id": 9, "name": "violet"})
+    (coco / "test.json").write_text(json.dumps(document))
+    (coco / "train.json").write_text(json.dumps(document))
+    done = run("evaluate", darknet, "--data", coco)
+    assert done.exit_code == 2
+    assert "the network has 3 classes, the data 4" in done.stderr
+
+
+def test_bad_boxes_end_evaluate_unless_they_are_allowed(run: Any, darknet: Path, coco: Path) -> None:
+    document = json.loads((coco / "test.json").read_text())
+    document["annotations"][0]["bbox"][3] = 0
+    (coco / "test.json").write_text(json.dumps(document))
+    arguments = ("evaluate", darknet, "--data", coco, "--bootstrap", "0", "--json")
+    refused = run(*arguments)
+    assert (refused.exit_code, "zero area" in refused.stderr) == (2, True)
+    allowed = run(*arguments, "--allow-bad-boxes")
+    assert allowed.exit_code == 0
+    assert "left out: 1 x box of zero area; the first: " in allowed.stderr
+    assert [row["count"] for row in json.loads(allowed.stdout)["data"]["left_out"]] == [1]
+
+
+def test_only_known_classes_of_evaluate(run: Any, darknet: Path, coco: Path) -> None:
+    (darknet.parent / "tiny.names").write_text("red\ngreen\nyellow\n")
+    arguments = ("evaluate", darknet, "--data", coco, "--bootstrap", "0", "--json")
+    refused = run(*arguments)
+    assert (refused.exit_code, "does not have category 3 ('blue')" in refused.stderr) == (2, True)
+    allowed = run(*arguments, "--only-known-classes")
+    assert allowed.exit_code == 0
+    assert "box of another class: blue" in allowed.stderr
+
+
 def test_other_classes_than_the_data_are_refused(run: Any, bundle: Path, coco: Path) -> None:
     document = json.loads((coco / "test.json").read_text())
     document["categories"][0]["name"] = "violet"

@@ -45,5 +45,5 @@ def test_a_folder_of_no_known_format_is_one_line(run: Any, tmp_path: Path) -> No
     (tmp_path / "in").mkdir()
     done = run("data", "convert", tmp_path / "in", tmp_path / "out")
     assert (done.exit_code, done.stdout) == (2, "")
-    assert "has neither YOLO's nor Pascal VOC's labels; give a folder with a data.yaml" in done.stderr
+    assert "no COCO JSON in this folder, and no labels of YOLO or Pascal VOC; give COCO JSON" in done.stderr
     assert not (tmp_path / "out").exists()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from prunedeploy.cli.data import kind_of
+from prunedeploy.data.records import Problem
 
 
 def test_a_good_coco_folder(run: Any, coco: Path) -> None:
@@ -45,6 +45,9 @@ def test_every_problem_is_listed_those_of_a_kind_together(run: Any, coco: Path) 
 
 
 def test_problems_of_a_kind_differ_in_numbers_and_names_only() -> None:
+    def kind_of(what: str) -> str:
+        return Problem(Path("train.json"), what, "correct it").group
+
     assert kind_of("annotation 3: box 'a' has width -1.5") == kind_of("annotation 12: box 'b' has width nan")
     assert kind_of("annotation 3: no image") != kind_of("annotation 3: no category")
 
@@ -62,6 +65,48 @@ def test_coco_classes_are_checked_against_the_networks(run: Any, coco: Path, tmp
     assert "blue" in done.stdout
     absent = run("data", "coco", coco, "--names", tmp_path / "absent")
     assert "prunedeploy: error: " in absent.stderr
+
+
+def test_a_table_says_what_a_build_makes_of_bad_records(run: Any, coco: Path) -> None:
+    for split in ("train", "test"):
+        document = json.loads((coco / f"{split}.json").read_text())
+        document["annotations"][0]["bbox"] = [-4, 6, 16, 20]
+        document["annotations"][1]["bbox"] = [4, 6, 0, 20] if split == "train" else [4, 6, 10, 20]
+        (coco / f"{split}.json").write_text(json.dumps(document))
+    done = run("data", "check", coco)
+    assert done.exit_code == 0, "a build takes it"
+    assert done.stderr == f"{coco}: 3 problems; a build takes the folder all the same\n"
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert done.stdout.startswith(f"{coco}: COCO\n")
+    assert "box of zero area train left out 1".split() in lines
+    assert "box that leaves its image slightly test clipped 1".split() in lines
+    document["annotations"][1]["bbox"] = [4, 6, 0, 20]
+    (coco / "test.json").write_text(json.dumps(document))
+    done = run("data", "check", coco)
+    assert done.exit_code == 2
+    assert "box of zero area test an error without data.allow_bad_boxes 1".split() in [
+        line.split() for line in done.stdout.splitlines()
+    ]
+
+
+def test_ids_that_are_strings_are_listed(run: Any, coco: Path) -> None:
+    document = json.loads((coco / "train.json").read_text())
+    for entry in document["images"]:
+        entry["id"] = f"img-{entry['id']}"
+    (coco / "train.json").write_text(json.dumps(document))
+    done = run("data", "check", coco, "--all")
+    assert done.exit_code == 2
+    assert "images[0] has no integer id, but 'img-1'" in done.stdout
+    assert "not one of its 4 images can be used" in done.stdout
+    refused = run("build", "--config", "smoke", "--data", coco)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+
+
+def test_only_known_classes_of_a_check(run: Any, coco: Path, tmp_path: Path) -> None:
+    (tmp_path / "names").write_text("red\ngreen\n")
+    done = run("data", "check", coco, "--names", tmp_path / "names", "--only-known-classes")
+    assert done.exit_code == 0
+    assert "box of another class: blue" in done.stdout
 
 
 def test_the_check_of_a_folder_needs_no_torch(run_process: Any, coco: Path) -> None:

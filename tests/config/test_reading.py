@@ -231,6 +231,16 @@ def test_result_settings_leave_out_what_changes_no_result() -> None:
     assert "checkpoint_every" not in settings
 
 
+def test_younger_data_keys_are_in_no_hash_unless_they_are_set() -> None:
+    plain = load_config("demo")
+    assert {"allow_bad_boxes", "only_known_classes"}.isdisjoint(as_dict(plain)["data"])
+    for key in ("allow_bad_boxes", "only_known_classes"):
+        assert config_hash(load_config("demo", [f"data.{key}=false"])) == config_hash(plain)
+        chosen = load_config("demo", [f"data.{key}=true"])
+        assert as_dict(chosen)["data"] == {**as_dict(plain)["data"], key: True}
+        assert config_hash(chosen) != config_hash(plain)
+
+
 def test_iterate_is_in_no_key_or_hash_unless_it_is_chosen() -> None:
     """What was stored before the key was there is found again: these are the values that its keys were made of."""
     attack = {"eps": 0.05, "step_size": 0.02, "steps": 5, "random_start": False, "restarts": 1}

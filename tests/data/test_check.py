@@ -37,7 +37,12 @@ def test_everything_that_is_wrong_is_said_in_one_go(coco_folder, edit_json):
         document["images"][5].pop("width")
 
     edit_json(coco_folder / "train.json", change)
-    edit_json(coco_folder / "test.json", lambda d: d["categories"].append({"id": 3, "name": "unicorn"}))
+
+    def of_another_class(document):
+        document["categories"].append({"id": 3, "name": "unicorn"})
+        document["annotations"][0]["category_id"] = 3
+
+    edit_json(coco_folder / "test.json", of_another_class)
     (coco_folder / "train" / "107.png").unlink()
     (coco_folder / "test" / "101.png").write_bytes(b"no image")
     problems = inspect_coco(coco_folder).problems

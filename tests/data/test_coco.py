@@ -115,8 +115,8 @@ def test_a_box_one_pixel_over_the_edge_is_clipped(coco_folder, edit_json):
 @pytest.mark.parametrize(
     ("bbox", "said"),
     [
-        ([60.0, 10.0, 6.0, 10.0], "outside its image of 64 x 48"),
-        ([-1.5, 10.0, 6.0, 10.0], "outside"),
+        ([56.0, 10.0, 16.5, 10.0], "outside its image of 64 x 48"),
+        ([10.0, -8.5, 6.0, 20.0], "outside"),
         ([65.0, 10.0, 0.5, 10.0], "outside"),
         ([1.0, 10.0, 0.0, 10.0], "zero area"),
         ([20.0, 10.0, -6.0, 10.0], "negative size"),

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from prunedeploy.cli import cli
 from prunedeploy.config import load_config
 from prunedeploy.data.coco import load_test_split, measured_subset
 from prunedeploy.data.loader import EvaluationLoader
@@ -540,6 +542,77 @@ def test_bad_training_images_are_named_counted_and_skipped(
         assert any("skipped" in line and name in line for line in said.splitlines())
     assert "2 images were skipped in training" in said
     assert len(outcome.results["models"]) == 3
+    bad = [str(data / "train" / name) for name in ("00003.png", "00007.png")]
+    assert outcome.results["data"]["skipped_in_training"] == sorted(outcome.results["data"]["skipped"]) == bad
+    assert "2 training images could not be read and were left out" in (outcome.out / "report.html").read_text()
+    assert not tiny_case.build(tmp_path / "store", tmp_path / "again", *sets).computed
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert again["data"] == outcome.results["data"], "the store remembers what its trainings skipped"
+
+
+def test_bad_records_are_dropped_from_training_said_at_once_and_written_down(
+    finished: Any, tiny_case: Any, tiny_data: Path, copied: Callable[[Path], Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    data = copied(tiny_data)
+    for split in ("train", "test"):
+        document = json.loads((data / f"{split}.json").read_text())
+        document["annotations"][0]["bbox"][2] = 0.0
+        document["annotations"][1]["iscrowd"] = None
+        (data / f"{split}.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match=r"test\.json.*zero area.*data\.allow_bad_boxes=true"):
+        tiny_case.build(finished[0], tmp_path / "out", f"data.path={data}")
+    capsys.readouterr()
+    sets = (f"data.path={data}", "data.allow_bad_boxes=true")
+    outcome = tiny_case.build(finished[0], tmp_path / "out", *sets)
+    lines = capsys.readouterr().err.splitlines()
+    said = "data: 1 x box of zero area left out (train), 1 x box of zero area left out (test)"
+    assert any(line.startswith(said) for line in lines)
+    rows = outcome.results["data"]["left_out"]
+    assert [(row["split"], row["kind"], row["becomes"], row["count"]) for row in rows] == [
+        ("train", "box of zero area", "left out", 1), ("test", "box of zero area", "left out", 1),
+    ]  # fmt: skip
+    assert "train.json: annotation" in rows[0]["named"][0]
+    page = (outcome.out / "report.html").read_text()
+    assert "Labels in the train split: 1 x box of zero area, left out." in page
+    found = CliRunner().invoke(cli, ["evaluate", str(outcome.out), "--bootstrap", "0", "--json"])
+    assert found.exit_code == 0, found.stderr
+    assert [row["count"] for row in json.loads(found.stdout)["data"]["left_out"]] == [1]
+
+
+def test_yolo_labels_are_built_from_and_evaluated_as_they_are(
+    finished: Any, tiny_case: Any, tiny_data: Path, tmp_path: Path
+) -> None:
+    """The same boxes as text: the given network, which is not trained, has the same mAP on them."""
+    data, names = tmp_path / "yolo", []
+    for split in ("train", "test"):
+        document = json.loads((tiny_data / f"{split}.json").read_text())
+        names = [category["name"] for category in sorted(document["categories"], key=lambda entry: entry["id"])]
+        shutil.copytree(tiny_data / split, data / "images" / split)
+        (data / "labels" / split).mkdir(parents=True)
+        class_of = {name: index for index, name in enumerate(names)}
+        name_of = {category["id"]: category["name"] for category in document["categories"]}
+        for image in document["images"]:
+            lines = []
+            for box in (entry for entry in document["annotations"] if entry["image_id"] == image["id"]):
+                x, y, width, height = box["bbox"]
+                numbers = ((x + width / 2) / image["width"], (y + height / 2) / image["height"],
+                           width / image["width"], height / image["height"])  # fmt: skip
+                lines.append(" ".join(map(repr, (class_of[name_of[box["category_id"]]], *numbers))))
+            file = data / "labels" / split / Path(image["file_name"]).with_suffix(".txt").name
+            file.write_text("\n".join(lines))
+    description = f"train: images/train\nval: images/test\nnames: {json.dumps(names)}\n"
+    (data / "data.yaml").write_text(description)
+    outcome = tiny_case.build(tmp_path / "store", tmp_path / "out", f"data.path={data}")
+    first = finished[2].results
+    assert outcome.results["data"]["train_images"] == first["data"]["train_images"]
+    assert outcome.results["data"]["left_out"] == []
+    ours, theirs = (row_of(results, "original")["map50_clean"] for results in (outcome.results, first))
+    assert ours == pytest.approx(theirs, abs=1e-6)
+    found = CliRunner().invoke(cli, ["evaluate", str(outcome.out), "--bootstrap", "0", "--json"])
+    assert found.exit_code == 0, found.stderr
+    (row,) = json.loads(found.stdout)["results"]
+    assert row["map50_clean"] == row_of(outcome.results, "pruned")["map50_clean"]
 
 
 def test_bad_test_image_ends_the_build_unless_allowed(
@@ -547,9 +620,10 @@ def test_bad_test_image_ends_the_build_unless_allowed(
 ) -> None:
     data = copied(tiny_data)
     bad = data / "test" / "00002.png"
-    bad.write_bytes(bad.read_bytes()[:200])
-    with pytest.raises(DataError, match=r"00002\.png"):
-        tiny_case.build(finished[0], tmp_path / "out", f"data.path={data}")
+    bad.write_bytes(bad.read_bytes()[:-400])  # its header is whole
+    with pytest.raises(DataError, match=r"00002\.png.*data\.allow_bad_images=true"):
+        tiny_case.build(tmp_path / "store", tmp_path / "out", f"data.path={data}")
+    assert list((tmp_path / "store" / "results").iterdir()) == [], "found before anything was trained"
     assert not (tmp_path / "out" / "results.json").exists()
     sets = (f"data.path={data}", "data.allow_bad_images=true")
     outcome = tiny_case.build(finished[0], tmp_path / "out", *sets)

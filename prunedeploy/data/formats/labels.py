@@ -23,12 +23,14 @@ class LabelledBox:
     """One object of an image.
 
     Attributes:
-        where: The place it was read from, for people, e.g. ``labels/a.txt line 3``.
+        file: What it was read from.
+        where: The place in it, for people, e.g. ``line 3``.
         class_id: Index into the class names.
         xywh: Left, top, width and height in pixels of the upright image.
         ignored: It is no training target and costs no mAP (``difficult`` of Pascal VOC).
     """
 
+    file: Path
     where: str
     class_id: int
     xywh: tuple[float, float, float, float]
@@ -67,7 +69,7 @@ class Labels:
         return Path(os.path.commonpath(folders)) if folders else self.source.parent
 
     def document(self) -> dict[str, list[dict[str, Any]]]:
-        """The split as a COCO instances document; ids count from 1, and ``where`` names each box's place."""
+        """The split as a COCO instances document; ids count from 1, ``file`` and ``where`` name each box's place."""
         folder = self.image_folder()
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -83,6 +85,7 @@ class Labels:
                         "bbox": list(box.xywh),
                         "area": box.xywh[2] * box.xywh[3],
                         "iscrowd": int(box.ignored),
+                        "file": str(box.file),
                         "where": box.where,
                     }
                 )
@@ -122,9 +125,22 @@ _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
 
 
+def read_text(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        DataError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise DataError(f"cannot be read ({reason})", path, "save it as UTF-8 text") from None
+
+
 def as_problem(error: DataError, file: Path) -> Problem:
-    """An error of one file among the problems of its data set."""
-    return Problem(Path(error.where) if error.where else file, error.what, error.fix or "correct or remove it")
+    """An error of one file among the problems of its data set: it costs an image."""
+    return Problem(Path(error.where) if error.where else file, error.what, error.fix or "correct or remove it", "image")
 
 
 def first_existing(candidates: Iterable[Path]) -> Path | None:

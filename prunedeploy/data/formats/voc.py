@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -20,8 +21,10 @@ from prunedeploy.data.formats.labels import (
     LabelledImage,
     Labels,
     as_problem,
+    read_text,
     upright_size,
 )
+from prunedeploy.data.formats.layout import Layout, SplitFiles
 from prunedeploy.data.records import Problem
 from prunedeploy_engines.errors import DataError
 
@@ -46,6 +49,16 @@ class VocLayout:
     image_folder: Path | None
     problems: Mapping[str, Sequence[Problem]] = field(default_factory=dict)
 
+    def layout(self) -> Layout:
+        """The same for whoever does not care about the format."""
+        splits = {}
+        for name, files in self.splits.items():
+            listed = self.source / "ImageSets" / "Main" / f"{name}.txt"
+            place = listed if listed.is_file() else files[0].parent if files else self.source
+            splits[name] = SplitFiles(place, self.image_folder or place, partial(self.read, name))
+        first = next((file for files in self.splits.values() for file in files), None)
+        return Layout("Pascal VOC", self.source if first is None else first.parent, splits)
+
     def read(self, split: str) -> Labels:
         """Read the XML files of one split."""
         labels = Labels(self.source, self.class_names, problems=list(self.problems.get(split, ())))
@@ -68,9 +81,9 @@ def find_voc(folder: Path) -> VocLayout | None:
     root = _root(folder)
     if root is None:
         return None
-    annotations = root / "Annotations"
+    annotations = _annotations(root)
     problems: dict[str, list[Problem]] = {}
-    if annotations.is_dir():
+    if annotations is not None:
         splits = {}
         for split in ("train", "val", "trainval", "test"):
             path = root / "ImageSets" / "Main" / f"{split}.txt"
@@ -88,14 +101,19 @@ def find_voc(folder: Path) -> VocLayout | None:
 def _root(folder: Path) -> Path | None:
     """The folder that holds ``Annotations`` or the splits: this one, or the only ``VOC...`` folder in it."""
     for root in (folder, folder / "VOCdevkit"):
-        if any((root / "Annotations").glob("*.xml")) or any(_beside(root, split) for split in SPLIT_FOLDERS):
+        if _annotations(root) is not None or any(_beside(root, split) for split in SPLIT_FOLDERS):
             return root
-        years = [path for path in sorted(root.glob("VOC*")) if any((path / "Annotations").glob("*.xml"))]
+        years = [path for path in sorted(root.glob("VOC*")) if _annotations(path) is not None]
         if len(years) > 1:
             raise DataError(f"holds {' and '.join(path.name for path in years)}", root, "give one of these folders")
         if years:
             return years[0]
     return None
+
+
+def _annotations(root: Path) -> Path | None:
+    """The folder of the XML files; many write its name in lower case."""
+    return next((root / name for name in ("Annotations", "annotations") if any((root / name).glob("*.xml"))), None)
 
 
 def _beside(root: Path, split: str) -> list[Path]:
@@ -104,13 +122,8 @@ def _beside(root: Path, split: str) -> list[Path]:
 
 def _listed(path: Path, annotations: Path, problems: list[Problem]) -> list[Path]:
     """The XML files of a list with one stem per line."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"cannot be read ({reason})", path, "save it as UTF-8 text") from None
     files: dict[Path, None] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         name = line.split()[0] if line.split()[-1] in {"1", "0", "-1"} else line.strip()
@@ -118,7 +131,8 @@ def _listed(path: Path, annotations: Path, problems: list[Problem]) -> list[Path
         if file.is_file():
             files[file] = None
         else:
-            problems.append(Problem(path, f"line {number}: there is no {file.name} in Annotations", "remove the line"))
+            what = f"line {number}: there is no {file.name} in Annotations"
+            problems.append(Problem(path, what, "remove the line", "image", "listed XML file that is not there"))
     return list(files)
 
 
@@ -160,13 +174,12 @@ def _read_xml(path: Path, images: _Images, class_ids: Mapping[str, int], problem
     boxes = []
     for number, thing in enumerate(root.findall("object"), 1):
         name = _text(thing, "name")
-        where = f"{path} object {number}"
         try:
             if not name:
                 raise DataError("has no name", fix="give it the name of its class")
-            box = LabelledBox(where, class_ids[name], _box(thing), _text(thing, "difficult") == "1")
+            box = LabelledBox(path, f"object {number}", class_ids[name], _box(thing), _text(thing, "difficult") == "1")
         except DataError as error:
-            problems.append(Problem(path, f"object {number} {error.what}", str(error.fix)))
+            problems.append(Problem(path, f"object {number} {error.what}", str(error.fix), "box"))
         else:
             boxes.append(box)
     return LabelledImage(image, int(height), int(width), boxes)

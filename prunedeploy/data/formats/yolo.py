@@ -10,9 +10,10 @@ image without a label file has no objects. What is where says
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,16 @@ from prunedeploy.data.formats.labels import (
     as_problem,
     first_existing,
     images_below,
+    read_text,
     upright_size,
 )
+from prunedeploy.data.formats.layout import Layout, SplitFiles
+from prunedeploy.data.formats.yolo_labels import label_files, read_label_file
 from prunedeploy.data.records import Problem
 from prunedeploy_engines.errors import DataError, PrunedeployError
 
-NORMALISED_AT_MOST = 1.5
-"""A number above this is no share of an image that somebody rounded, but a number of pixels."""
+LOOKED_AT = 50
+"""So many images of each split show whether there are labels at all."""
 
 
 @dataclass(frozen=True)
@@ -44,31 +48,48 @@ class YoloLayout:
         class_names: In the order of the class indices.
         splits: Where the images of each split are, by the file's own names (``train``, ``val``, ``test``; ``all`` if
             nothing divides them): folders, images, or text files that list images.
+        keypoints: Lines go on behind the box: with keypoints (``kpt_shape`` in the data.yaml), not with a polygon.
     """
 
     source: Path
     class_names: Sequence[str]
     splits: Mapping[str, Sequence[Path]]
+    keypoints: bool = False
 
     def read(self, split: str) -> Labels:
         """Read the labels of one split, and the size of every image from its header."""
         labels = Labels(self.source, self.class_names)
         labelled = 0
         for image in self._images(split, labels.problems):
+            boxes: list[LabelledBox] = []
             try:
                 height, width = upright_size(image)
+                if (file := first_existing(label_files(image))) is not None:
+                    labelled += 1
+                    classes = len(self.class_names)
+                    boxes += read_label_file(file, height, width, classes, labels.problems, self.keypoints)
             except DataError as error:
                 labels.problems.append(as_problem(error, image))
                 continue
-            file = first_existing(label_files(image))
-            labelled += file is not None
-            boxes = () if file is None else read_label_file(file, height, width, len(self.class_names), labels.problems)
-            labels.images.append(LabelledImage(image, height, width, list(boxes)))
+            labels.images.append(LabelledImage(image, height, width, boxes))
         if labels.images and not labelled:
             first = next(label_files(labels.images[0].path))
             what = f"none of the {len(labels.images)} images of {split!r} has a label file ({first} is the first)"
             labels.problems.append(Problem(self.source, what, "put the labels there, or correct the paths"))
         return labels
+
+    def layout(self) -> Layout:
+        """The same for whoever does not care about the format."""
+        splits = {
+            name: SplitFiles(places[0], places[0].parent, partial(self.read, name))
+            for name, places in self.splits.items()
+        }
+        return Layout("YOLO", self.source, splits)
+
+    def has_labels(self) -> bool:
+        """Whether one of the first images of a split has a label file."""
+        images = (image for split in self.splits for image in islice(self._images(split, []), LOOKED_AT))
+        return any(first_existing(label_files(image)) is not None for image in images)
 
     def _images(self, split: str, problems: list[Problem]) -> Iterator[Path]:
         seen: set[Path] = set()
@@ -123,11 +144,18 @@ def _from_yaml(path: Path, document: Mapping[str, Any]) -> YoloLayout:
         places = [value] if isinstance(value, str) else value or []
         if not isinstance(places, list) or not all(isinstance(place, str) for place in places):
             raise DataError(f"{split} is {value!r}", path, "give a folder, a text file of images, or a list of these")
-        if places:
-            splits[split] = [_placed(root, path, split, place) for place in places]
+        try:
+            if places:
+                splits[split] = [_placed(root, path, split, place) for place in places]
+        except DataError:
+            # Roboflow names a test split whether there is one or not; training and validation must be there.
+            if split != "test" or len(splits) < 2:
+                raise
     if not splits:
         raise DataError("names no images: it has neither train nor val", path, "add the folders of the splits")
-    return YoloLayout(path, _yaml_names(path, document), splits)
+    # Some name one folder twice, as coco128.yaml does: what was trained on shows nothing when it is measured.
+    splits = {name: places for name, places in splits.items() if name == "train" or places != splits.get("train")}
+    return YoloLayout(path, _yaml_names(path, document), splits, keypoints="kpt_shape" in document)
 
 
 def _placed(root: Path, source: Path, split: str, place: str) -> Path:
@@ -159,7 +187,7 @@ def _yaml_names(path: Path, document: Mapping[str, Any]) -> list[str]:
 
 def _from_darknet(path: Path) -> YoloLayout:
     """Read ``key = value`` lines; relative paths are tried from the file's folder and from the folder above."""
-    lines = [line.partition("=") for line in _text(path).splitlines() if "=" in line]
+    lines = [line.partition("=") for line in read_text(path).splitlines() if "=" in line]
     values = {key.strip(): value.strip() for key, _, value in lines if not key.lstrip().startswith("#")}
     files = {}
     for key in ("names", "train", "valid"):
@@ -196,12 +224,16 @@ def images_of(place: Path, problems: list[Problem]) -> Iterator[Path]:
     if place.suffix.lower() != ".txt":
         yield place
         return
-    for number, line in enumerate(_text(place).splitlines(), 1):
+    for number, line in enumerate(read_text(place).splitlines(), 1):
         if name := line.strip():
             image = resolved(place.parent, name)
             if image is None:
                 what = f"line {number}: there is no {name}"
-                problems.append(Problem(place, what, "correct the path, or remove the line"))
+                problems.append(
+                    Problem(
+                        place, what, "correct the path, or remove the line", "image", "listed image that is not there"
+                    )
+                )
             else:
                 yield image
 
@@ -217,77 +249,3 @@ def resolved(folder: Path, name: str) -> Path | None:
     tails = [Path(*parts[start:]) for start in range(len(parts))]
     tails = [tail for tail in tails if tail.parts and ".." not in tail.parts] or [Path(name)]
     return first_existing(base / tail for tail in tails for base in (folder, folder.parent))
-
-
-def label_files(image: Path) -> Iterator[Path]:
-    """Where an image's labels may be: ``labels`` in the place of ``images`` or ``JPEGImages``, then beside it."""
-    parts = image.parts
-    for name in ("images", "JPEGImages"):
-        if name in parts[:-1]:
-            last = len(parts) - 1 - parts[::-1].index(name)
-            yield Path(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt")
-    yield image.with_suffix(".txt")
-
-
-def read_label_file(
-    path: Path, height: int, width: int, classes: int, problems: list[Problem]
-) -> Iterator[LabelledBox]:
-    """Read the objects of one image.
-
-    Args:
-        path: Its label file.
-        height: Of the image in pixels.
-        width: The same.
-        classes: Number of classes.
-        problems: Lines that cannot be read are added.
-    """
-    try:
-        lines = _text(path).splitlines()
-    except DataError as error:
-        problems.append(as_problem(error, path))
-        return
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            class_id, *numbers = [float(word) for word in line.split()]
-            box = _box(numbers, height, width)
-            if not (class_id.is_integer() and 0 <= class_id < classes):
-                raise DataError(
-                    f"has class {class_id:g}, of {classes}",
-                    fix=f"give 0 to {classes - 1}, or add the name of the class",
-                )
-        except ValueError:
-            problems.append(
-                Problem(path, f"line {number} holds what is no number: {line[:60]}", "correct or remove it")
-            )
-        except DataError as error:
-            problems.append(Problem(path, f"line {number} {error.what}", str(error.fix)))
-        else:
-            yield LabelledBox(f"{path} line {number}", int(class_id), box)
-
-
-def _box(numbers: Sequence[float], height: int, width: int) -> tuple[float, float, float, float]:
-    """The box in pixels of ``cx cy w h``, or around a polygon."""
-    polygon = len(numbers) >= 6 and len(numbers) % 2 == 0
-    if len(numbers) != 4 and not polygon:
-        what = f"has {len(numbers) + 1} numbers"
-        raise DataError(what, fix="give class, cx, cy, w, h, or the class and three points or more")
-    if not all(math.isfinite(number) for number in numbers):
-        raise DataError("has NaN or infinity", fix="correct or remove it")
-    if max(map(abs, numbers)) > NORMALISED_AT_MOST:
-        raise DataError(f"has {max(numbers, key=abs):g}", fix="divide by the image's width and height: 0 to 1")
-    if polygon:
-        xs, ys = numbers[::2], numbers[1::2]
-        left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
-        return left * width, top * height, (right - left) * width, (bottom - top) * height
-    cx, cy, w, h = numbers
-    return (cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise DataError(f"cannot be read ({reason})", path, "save it as UTF-8 text") from None

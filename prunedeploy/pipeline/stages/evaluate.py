@@ -15,7 +15,7 @@ from PIL import Image
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import GatesConfig, result_settings
 from prunedeploy.data.loader import Batch
-from prunedeploy.data.reading import check_header
+from prunedeploy.data.reading import read_record
 from prunedeploy.evaluation import (
     TorchRunner,
     evaluate,
@@ -31,25 +31,39 @@ from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
 from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.detection.nms import detections_from
+from prunedeploy_engines.errors import DataError
 from prunedeploy_engines.runtimes.opening import open_runner
 from prunedeploy_engines.runtimes.runner import Runner
 from prunedeploy_export import check_map_parity
 
 
-def check_images_stage(context: BuildContext) -> StageResult | None:
-    """Look at the header of every test image, so that a bad one is found before anything is trained.
+def check_images_stage(context: BuildContext) -> StageResult:
+    """Decode every test image, so that a bad one is found before anything is trained.
 
-    Returns:
-        None where bad images are allowed: they are left out later, and named.
+    Raises:
+        DataError: An image cannot be used, and bad images are not allowed; or not one can be used.
     """
-    if context.config.data.allow_bad_images:
-        return None
-
-    with context.stage("check-images", 1, {}, {"data": context.test_key}) as result:
+    allowed = context.config.data.allow_bad_images
+    images = context.test.images
+    settings = {"allow_bad_images": True} if allowed else {}
+    with context.stage("check-images", 1, settings, {"data": context.test_key}) as result:
         if result.work:
-            for record in context.test.images:
-                check_header(record)
-            result.write("checked.json", {"images": len(context.test.images)})
+            skipped: dict[str, str] = {}
+            with context.progress.task("check the test images", len(images)) as advance:
+                for record in images:
+                    try:
+                        read_record(record)
+                    except DataError as error:
+                        if not allowed:
+                            fix = f"{error.fix}, or leave such images out with data.allow_bad_images=true"
+                            raise DataError(error.what, error.where, fix) from None
+                        skipped[str(record.path)] = error.what
+                        context.progress.message(f"test image left out: {record.path}: {error.what}")
+                    advance(1)
+            if len(skipped) == len(images):
+                what = f"not one of the {len(images)} test images can be used"
+                raise DataError(what, context.test.json_path, "put the images there")
+            result.write("checked.json", {"images": len(images), "skipped": skipped})
     return result
 
 

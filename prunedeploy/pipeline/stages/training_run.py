@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,8 +15,13 @@ from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, StageResult
+from prunedeploy.training.distributed import is_main_process
 from prunedeploy.training.loop import train
 from prunedeploy.training.optimisation import ParameterSet
+from prunedeploy_engines.files import write_atomically
+
+SKIPPED = "skipped.json"
+"""Path and reason of every image that a training could not use; there is no such file if there was none."""
 
 
 @contextmanager
@@ -39,10 +45,18 @@ def training_run(
     log = result.checkpoints / "log.jsonl"
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stubs do not know it
     loader = context.loader(block, model.cfg, clean=name == "clean")
+    kept = result.checkpoints / SKIPPED  # a training that is resumed does not meet every bad image again
+    skipped: dict[str, str] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
 
-    def batches(start: int) -> Iterable[Batch]:
+    def batches(start: int) -> Iterator[Batch]:
         loader.start_step = start
-        return loader
+        for batch in loader:
+            new = {str(path): reason for path, reason in batch.skipped.items() if str(path) not in skipped}
+            if new:
+                skipped.update(new)
+                if is_main_process():
+                    write_atomically(kept, json.dumps(skipped).encode())
+            yield batch
 
     every_parameter = ParameterSet(tuple(p for p in model.parameters() if p.requires_grad))
     with context.progress.task(name, block.steps) as advance:
@@ -51,10 +65,11 @@ def training_run(
             stage=name, work=result.checkpoints, log=log,
             advance=lambda count, loss: advance(count, loss=loss) if loss == loss else advance(count),
         )  # fmt: skip
-    for path, reason in loader.skipped.items():
+    for path, reason in skipped.items():
         context.progress.message(f"skipped in training: {path}: {reason}")
-    if loader.skipped:
-        context.progress.message(f"{len(loader.skipped)} images were skipped in training")
+    if skipped:
+        context.progress.message(f"{len(skipped)} images were skipped in training")
+        result.write(SKIPPED, skipped)
     model.eval()
     if log.is_file():
         shutil.copyfile(log, result.work / "log.jsonl")

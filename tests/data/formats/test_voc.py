@@ -64,6 +64,13 @@ def test_without_lists_all_files_are_one_split(tmp_path: Path) -> None:
     assert [path.name for path in found(tmp_path).splits["all"]] == ["a.xml"]
 
 
+def test_the_folder_of_the_files_may_be_in_lower_case(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    xml(tmp_path / "annotations" / "a.xml", thing())
+    (image,) = found(tmp_path).read("all").images
+    assert (image.path.name, [box.xywh for box in image.boxes]) == ("a.png", [(10.0, 5.0, 20.0, 40.0)])
+
+
 def test_the_only_year_of_a_devkit_is_taken_and_two_are_named(tmp_path: Path) -> None:
     devkit(tmp_path / "VOCdevkit" / "VOC2007")
     assert found(tmp_path).source == tmp_path / "VOCdevkit" / "VOC2007"

@@ -81,6 +81,13 @@ def test_polygon_becomes_the_box_around_it(tmp_path: Path) -> None:
     assert boxes(layout.read("train")) == [("a.jpg", 0, (10.0, 10.0, 20.0, 20.0))]
 
 
+def test_keypoints_behind_a_box_are_no_polygon(tmp_path: Path) -> None:
+    folder = ultralytics(tmp_path, "1 0.5 0.5 0.2 0.4 0.9 0.9 2 0.1 0.1 2\n")
+    with (folder / "data.yaml").open("a") as file:
+        file.write("kpt_shape: [2, 3]\n")
+    assert boxes(found(folder).read("train")) == [("a.jpg", 1, (40.0, 15.0, 20.0, 20.0))]
+
+
 def test_size_is_that_of_the_upright_photo(tmp_path: Path) -> None:
     folder = ultralytics(tmp_path)
     picture(folder / "images" / "train" / "a.jpg", orientation=6)
@@ -162,4 +169,4 @@ def test_document_counts_from_one_and_names_files_below_their_folder(tmp_path: P
     assert document["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
     (box,) = document["annotations"]
     assert (box["image_id"], box["category_id"], box["area"], box["iscrowd"]) == (1, 2, pytest.approx(400), 0)
-    assert box["where"].endswith("a.txt line 1")
+    assert (Path(box["file"]).name, box["where"]) == ("a.txt", "line 1")

@@ -9,7 +9,7 @@ import pytest
 
 from labelled import picture, text
 from prunedeploy.data import load_splits
-from prunedeploy.data.formats.convert import convert
+from prunedeploy.data.convert import convert
 from prunedeploy_engines.errors import DataError, StoreError
 
 
@@ -35,14 +35,15 @@ def test_a_converted_folder_has_the_boxes_of_the_labels(tmp_path: Path) -> None:
 
 
 def test_a_box_that_leaves_its_image_is_clipped_and_one_without_area_left_out(tmp_path: Path) -> None:
-    """100 x 50 pixels: one box runs from -10 to 30, the next is half a pixel outside, the last has no width."""
-    lines = "0 .1 .5 .4 .4\n0 .0975 .5 .205 .4\n0 .5 .5 0 .4\n"
+    """100 x 50 pixels: boxes run from -4 to 36, from half a pixel outside, and from -10; the last has no width."""
+    lines = "0 .16 .5 .4 .4\n0 .0975 .5 .205 .4\n0 .1 .5 .4 .4\n0 .5 .5 0 .4\n"
     done = convert(yolo(tmp_path / "in", lines), tmp_path / "out")
     (train, _) = load_splits(tmp_path / "out")
-    assert train.images[0].boxes_xywh.tolist() == [[0, 15, 30, 20], [0, 15, 20, 20]]
-    assert [(problem.what.partition(": ")[2], problem.fix) for problem in done.splits[0].problems] == [
-        ("box -10, 15, 40, 20 leaves its image", "clipped"),
-        ("box 50, 15, 0, 20 has no area inside its image", "left out"),
+    assert train.images[0].boxes_xywh.tolist() == [[0, 15, 36, 20], [0, 15, 20, 20]]
+    assert [(problem.what.partition(" [")[0], problem.spoils) for problem in done.splits[0].problems] == [
+        ("line 1 leaves its image by 4 pixels, bbox", "edge"),
+        ("line 3 has bbox", "box"),
+        ("line 4 has a bbox of zero area", "box"),
     ]
 
 
@@ -55,9 +56,18 @@ def test_a_third_split_is_kept_and_not_mixed_in(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda folder: (folder / "data.yaml").unlink(), "has neither YOLO's nor Pascal VOC's labels"),
-        (lambda folder: text(folder / "Annotations" / "a.xml", "<annotation/>"), "could be two formats: YOLO's, by"),
-        (lambda folder: text(folder / "images" / "val" / "val.png", "x"), "split 'val' has no usable image"),
+        (
+            lambda folder: (folder / "data.yaml").unlink(),
+            "has YOLO labels, but nothing that names their classes; add a data.yaml",
+        ),
+        (
+            lambda folder: text(folder / "Annotations" / "a.xml", "<annotation/>"),
+            "could be two formats: Pascal VOC by Annotations and YOLO by data.yaml",
+        ),
+        (
+            lambda folder: text(folder / "images" / "val" / "val.png", "x"),
+            "split 'val' cannot be used: has no usable image",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_converted_is_one_line_and_leaves_nothing(tmp_path, spoil, line) -> None:
@@ -82,9 +92,10 @@ def test_blood_cells_lose_their_two_boxes_without_area(shared: Path, tmp_path: P
         ("train", "trainval", 292), ("test", "test", 72),
     ]  # fmt: skip
     assert sum(one.boxes for one in done.splits) == 4886
-    left_out = [problem.what for one in done.splits for problem in one.problems if problem.fix == "left out"]
-    assert len(left_out) == 2
-    assert all("has no area" in what for what in left_out)
+    left_out = [problem for one in done.splits for problem in one.problems]
+    assert [(problem.file.name, problem.spoils, problem.kind) for problem in left_out] == [
+        ("BloodImage_00338.xml", "box", "box of zero area"), ("BloodImage_00343.xml", "box", "box of zero area"),
+    ]  # fmt: skip
     train, test = load_splits(tmp_path / "out")
     assert (len(train), len(test)) == (292, 72)
     assert json.loads((tmp_path / "out" / "test.json").read_text())["categories"][0]["name"] == "Platelets"
