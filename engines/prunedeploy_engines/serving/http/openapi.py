@@ -200,6 +200,7 @@ def _schemas() -> dict[str, Any]:
             "model version images times_ms",
             images=_list_of(image, minItems=1),
             times_ms={"type": "object", "additionalProperties": number},
+            remarks=_list_of(_STRING),
         ),
         "Models": _object("models", models=_list_of(any_model)),
     }
