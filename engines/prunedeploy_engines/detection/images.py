@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
 MAX_PIXELS = 50_000_000
+_SHORT = "the JPEG file has lost its end, less than 1 % of the picture; it is used as it is"
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: bool = False) -> npt.NDArray[np.uint8]:
@@ -82,9 +83,7 @@ def upright_rgb(opened: ImageFile.ImageFile) -> tuple[npt.NDArray[np.uint8], str
         if complete is None:
             raise
         with complete:
-            return _upright_rgb(
-                complete
-            ), "the JPEG file has lost its end, less than 1 % of the picture; it is used as it is"
+            return _upright_rgb(complete), _SHORT
     return _upright_rgb(opened), ""
 
 
