@@ -32,11 +32,22 @@ def quiet_stdout() -> Iterator[None]:
             os.close(saved)
 
 
-def print_json(document: object) -> None:
-    """Print a document; what JSON does not have, such as NaN, becomes null."""
+def print_json(document: object, indent: int | None = 2) -> None:
+    """Print a document; what JSON does not have, such as NaN, becomes null.
+
+    JSON is UTF-8 (RFC 8259): where stdout has another encoding, as on Windows, or a name is no text at all, everything
+    that is not ASCII is escaped.
+    """
     from prunedeploy.report.format import without_nan
 
-    click.echo(json.dumps(without_nan(document), indent=2, ensure_ascii=False, allow_nan=False))
+    plain = without_nan(document)
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
+    encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    try:
+        text.encode("utf-8" if encoding in ("utf-8", "utf8") else "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(plain, indent=indent, allow_nan=False)
+    click.echo(text)
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
