@@ -24,6 +24,7 @@ EXTRA_OF = {
         "train",
     ),
     "onnxruntime": "cpu",
+    "av": "video",
     "tensorrt": "gpu",
     "cuda": "gpu",
     "tensorrt_rtx": "rtx",

@@ -14,6 +14,9 @@ from prunedeploy_engines.errors import DataError
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""What names of images in a folder end with."""
+
 MAX_PIXELS = 50_000_000
 _SHORT = "the JPEG file has lost its end, less than 1 % of the picture; it is used as it is"
 
@@ -98,6 +101,27 @@ def _upright_rgb(opened: Image.Image) -> npt.NDArray[np.uint8]:
         background = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         image = Image.alpha_composite(background, layer)
     return np.array(image.convert("RGB"))
+
+
+def image_files(path: Path) -> list[Path]:
+    """The image files of a folder, sorted by name; of a file, itself.
+
+    Raises:
+        DataError: There is none.
+    """
+    if not path.exists():
+        raise DataError("there is no such file or folder of images", path)
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.iterdir() if _is_image(file))
+    if not files:
+        raise DataError("this folder has no images", path, f"put some into it: {', '.join(SUFFIXES)}")
+    return files
+
+
+def _is_image(file: Path) -> bool:
+    # "._photo.jpg" is what macOS leaves on other systems' disks.
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
 def to_greyscale(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
