@@ -97,8 +97,7 @@ def test_boxes_are_drawn_into_a_video(run: Any, bundle: Path, tmp_path: Path, ou
     with load_bundle(bundle) as opened:
         for pixels, (_, written) in zip(large, frames, strict=True):
             drawn = draw_detections(pixels, opened.detect(pixels))
-            assert np.abs(drawn.astype(int) - written).mean() < 3
-            assert np.abs(drawn.astype(int) - pixels).mean() > 3  # a box was drawn at all
+            assert np.abs(drawn.astype(int) - written).mean() < 0.5 * np.abs(pixels.astype(int) - written).mean()
 
 
 def test_a_folder_is_its_images(run: Any, bundle: Path, tmp_path: Path) -> None:
@@ -196,7 +195,7 @@ def start(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def test_ctrl_c_leaves_a_file_that_plays(bundle: Path, tmp_path: Path) -> None:
-    source = write_video(tmp_path / "long.mkv", moving_cell(4_000), **LOSSLESS)
+    source = write_video(tmp_path / "long.mkv", moving_cell(1_000), **LOSSLESS)
     process = start(bundle, source, "--json", "--out", "out.mp4", cwd=tmp_path)
     assert process.stdout is not None
     for _ in range(25):
@@ -208,7 +207,7 @@ def test_ctrl_c_leaves_a_file_that_plays(bundle: Path, tmp_path: Path) -> None:
     assert errors.splitlines()[-1] == "interrupted"
     assert "Traceback" not in errors
     told = 25 + len(output.splitlines())
-    assert 25 <= told - 1 <= len(read_video(tmp_path / "out.mp4")) <= told < 4_000
+    assert told - 1 <= len(read_video(tmp_path / "out.mp4")) <= told < 1_000
     assert sorted(path.name for path in tmp_path.glob("*out*")) == ["out.mp4"]
     assert not list(tmp_path.glob(".*.tmp.*"))
 
@@ -235,7 +234,7 @@ def test_ctrl_c_before_the_first_frame_leaves_nothing(bundle: Path, video: Path,
 
 def test_a_reader_that_goes_away_ends_it_and_leaves_a_file_that_plays(bundle: Path, tmp_path: Path) -> None:
     """As ``| head`` does."""
-    source = write_video(tmp_path / "long.mkv", moving_cell(4_000), **LOSSLESS)
+    source = write_video(tmp_path / "long.mkv", moving_cell(1_000), **LOSSLESS)
     process = start(bundle, source, "--json", "--out", "out.mp4", cwd=tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -244,4 +243,4 @@ def test_a_reader_that_goes_away_ends_it_and_leaves_a_file_that_plays(bundle: Pa
     errors = process.stderr.read()
     assert process.wait(100) == 141, errors
     assert "Traceback" not in errors
-    assert 1 <= len(read_video(tmp_path / "out.mp4")) < 4_000
+    assert 1 <= len(read_video(tmp_path / "out.mp4")) < 1_000
