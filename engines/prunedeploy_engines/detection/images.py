@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from prunedeploy_engines.detection.short_jpeg import complete_jpeg
 from prunedeploy_engines.errors import DataError
 
 if TYPE_CHECKING:
@@ -77,8 +78,6 @@ def upright_rgb(opened: ImageFile.ImageFile) -> tuple[npt.NDArray[np.uint8], str
     Returns:
         The pixels as `read_image` gives them; and what there is to say about the file, empty if nothing.
     """
-    from prunedeploy_engines.detection.short_jpeg import complete_jpeg
-
     try:
         opened.load()
     except OSError:
