@@ -72,13 +72,14 @@ def command(
 ) -> None:
     """Find objects in images, in a video, or in what a camera sees.
 
-    BUNDLE is a bundle or a build's output folder. Boxes are printed in pixels of the image. An image that cannot be
-    read is named, the others are still done, and the exit code is 2.
+    BUNDLE is a bundle or a build's output folder. Give it images, folders of images, one video, or one camera. Boxes are
+    in pixels of the image. An image that cannot be read is named, the others are still done, and the exit code is 2.
 
-    With --json, images give one list when all are done, and a video or camera one line per frame as soon as it is
-    done. At the end of a video, the frames per second are printed: decoding, network, drawing and encoding together.
-    A camera is not waited for: frames that come while the network is busy are skipped. Ctrl-C ends it, and completes
-    the file of --out. Videos need the extra 'video': pip install 'prunedeploy[video]'.
+    For images, --json prints one list when all are done; for a video or camera, one line per frame as soon as the frame
+    is done. In the end the speed is printed, in frames per second, with decoding, drawing and encoding included.
+
+    A camera runs until you press Ctrl-C; frames that arrive while the network is busy are skipped. Videos and cameras
+    need PyAV: pip install 'prunedeploy[video]'.
     """
     from prunedeploy_engines.bundle.source import find_model
     from prunedeploy_engines.video.source import VideoSource, is_video

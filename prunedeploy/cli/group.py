@@ -24,7 +24,7 @@ COMMANDS = {
     "build": "Make a detector robust, prune it, export it and measure it.",
     "evaluate": "Measure mAP of a model, on clean and on attacked images.",
     "bench": "Measure the latency of bundles or ONNX files against each other.",
-    "detect": "Find objects in images, and draw them.",
+    "detect": "Find objects in images or videos, and draw them.",
     "engine": "Build TensorRT engines from a bundle or an ONNX file.",
     "export": "Write a bundle for Triton, or a manifest for KServe.",
     "serve": "Answer detection requests over HTTP and gRPC.",
