@@ -72,7 +72,7 @@ def command(
 ) -> None:
     """Find objects in images, in a video, or in what a camera sees.
 
-    BUNDLE is a bundle or a build's output folder. Give it images, folders of images, one video, or one camera. Boxes are
+    BUNDLE is a bundle or a build's output folder. Give it images, folders of images, a video, or a camera. Boxes are
     in pixels of the image. An image that cannot be read is named, the others are still done, and the exit code is 2.
 
     For images, --json prints one list when all are done; for a video or camera, one line per frame as soon as the frame
