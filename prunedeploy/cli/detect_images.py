@@ -63,17 +63,18 @@ def speed(count: int, what: str, seconds: float) -> str:
 
 
 @contextmanager
-def progress(total: int | None, label: str) -> Iterator[Callable[[], None]]:
+def progress(total: int | None, label: str, *, hidden: bool = False) -> Iterator[Callable[[], None]]:
     """Show a bar on a terminal while the ``with`` block runs; nothing elsewhere, or for a single step.
 
     Args:
         total: Steps; None if nobody knows.
         label: What they are.
+        hidden: Show nothing, since lines are printed on the same terminal.
 
     Yields:
         Call it after each step.
     """
-    if not sys.stderr.isatty() or total == 1:
+    if hidden or not sys.stderr.isatty() or total == 1:
         yield lambda: None
         return
     from rich.console import Console

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -37,26 +38,26 @@ def detect_and_print(
 
     file = None if out is None else _video_file(out, name)
     run, detections, frames = VideoRun(), Counter[str](), Counter[str]()
-    with progress(source.total, "frames") as advance:
 
-        def tell(frame: Frame, found: Detections) -> None:
-            names = Counter(found.class_names[class_id] for class_id in found.class_ids)
-            detections.update(names)
-            frames.update(names.keys())
-            if as_json:
-                height, width = frame.pixels.shape[:2]
-                row = {"frame": frame.index, "time_s": frame.time_s, "width": width, "height": height}
-                print_json({**row, "detections": found.to_rows()}, indent=None, file=stdout)
-            advance()
+    def tell(frame: Frame, found: Detections) -> None:
+        names = Counter(found.class_names[class_id] for class_id in found.class_ids)
+        detections.update(names)
+        frames.update(names.keys())
+        if as_json:
+            height, width = frame.pixels.shape[:2]
+            row = {"frame": frame.index, "time_s": frame.time_s, "width": width, "height": height}
+            print_json({**row, "detections": found.to_rows()}, indent=None, file=stdout)
+        advance()
 
-        try:
+    try:
+        with progress(source.total, "frames", hidden=as_json and stdout.isatty()) as advance:
             detect_video(source, lambda frame: detect(frame.pixels), tell, run, file)
-        finally:
-            if run.frames:
-                line = f"{name}: {speed(run.frames, 'frame', run.seconds)}"
-                skipped = f", {run.skipped} skipped" if source.live else ""
-                written = f" -> {file}" if file is not None else ""
-                click.echo(f"{line}{skipped}{written}", err=as_json, file=None if as_json else stdout)
+    finally:
+        if run.frames:
+            skipped = f", {run.skipped} skipped" if source.live else ""
+            written = f" -> {file}" if file is not None else ""
+            line = f"{name}: {speed(run.frames, 'frame', run.seconds)}{skipped}{written}"
+            click.echo(line, file=sys.stderr if as_json else stdout)
     if not as_json and detections:
         cells = [[f"  {name}", str(count), str(frames[name])] for name, count in detections.most_common()]
         print_table(["  class", "detections", "in frames"], cells, file=stdout)
