@@ -60,7 +60,7 @@ $(VENV)/.installed-demo: $(WHAT_INSTALLING_READS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(WHAT_INSTALLING_READS) | $(BIN)/python
-	$(INSTALL) -e '.[cpu,openvino,train,serve,tracing,cluster,dev]'
+	$(INSTALL) -e '.[cpu,openvino,train,serve,video,tracing,cluster,dev]'
 	@$(install_rtx)
 	@$(fetch_bindings)
 	@touch $@ $(VENV)/.installed-demo

@@ -6,6 +6,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from typing import TypeVar
 from prunedeploy_engines.errors import StoreError
 
 Filled = TypeVar("Filled")
+
+_LEFTOVERS = {".DS_Store", "Thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", ".directory"}
+_SWAP_FILE = re.compile(r"\..+\.sw[a-p]|\.#.+|#.+#")  # of vi, and of Emacs
 
 REPLACED = ".old.tmp"
 """How the name of a folder ends while it is replaced."""
@@ -112,7 +116,12 @@ def recover_folder(folder: Path) -> None:
 
 
 def _is_full(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and not all(is_leftover(path.name) for path in folder.iterdir())
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file is of the kind that file managers and editors leave in folders that somebody looks into."""
+    return name in _LEFTOVERS or name.startswith("._") or name.endswith("~") or _SWAP_FILE.fullmatch(name) is not None
 
 
 def flush(path: Path) -> None:

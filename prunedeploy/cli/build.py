@@ -12,7 +12,7 @@ import click
 
 from prunedeploy.cli.build_search import print_search
 from prunedeploy.cli.group import Session, command_with_examples
-from prunedeploy.cli.options import PATH, store_option
+from prunedeploy.cli.options import PATH, RESUMED_FROM, store_option
 from prunedeploy.cli.output import MISSING, amount, number, print_json, print_table, quiet_stdout, size
 from prunedeploy.process_setup import keep_freed_memory
 
@@ -144,6 +144,7 @@ def command(
     config = load_config(source, sets, options)  # before torch is loaded: a typing error is told at once
     from prunedeploy.pipeline.build import build
 
+    session.resumes_from(store, *RESUMED_FROM)
     with quiet_stdout():
         outcome = build(
             config,

@@ -1,21 +1,19 @@
-"""``prunedeploy detect``: needs the base install and a runtime only."""
+"""``prunedeploy detect``: needs the base install and a runtime only, for videos also the extra ``video``."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from prunedeploy.cli.detect_images import detect_images, image_paths, print_rows
+from prunedeploy.cli.detect_video import detect_and_print
 from prunedeploy.cli.failures import USER
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import FRACTION, PATH, PRECISIONS, RUNTIMES, count_option
-from prunedeploy.cli.output import comma_list, print_json, print_table, quiet_stdout
-from prunedeploy_engines.errors import DataError
-
-if TYPE_CHECKING:
-    from prunedeploy_engines.bundle import Bundle
-    from prunedeploy_engines.runtimes.runner import Runner
+from prunedeploy.cli.output import comma_list, print_json, quiet_stdout
 
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 
@@ -24,18 +22,27 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
     "detect",
     "prunedeploy detect runs/demo-structured-bn-scale-0.75-s0 photo.jpg",
     "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
+    "prunedeploy detect bundle/ photos/ --json > found.json",
     "prunedeploy detect bundle/ photo.jpg --runtime openvino --precision int8",
-    "prunedeploy detect bundle/ photo.jpg --json",
+    "prunedeploy detect bundle/ street.mp4 --out street-boxes.mp4",
+    "prunedeploy detect bundle/ street.mp4 --every 5 --json > found.jsonl",
+    "prunedeploy detect bundle/ camera:0 --json     # until Ctrl-C",
 )
 @click.argument("bundle", type=PATH)
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=PATH)
-@click.option("--out", type=PATH, metavar="DIR", help="Write every image there as <name>.png with its boxes drawn.")
+@click.argument("sources", metavar="IMAGE|FOLDER...|VIDEO|camera:N", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="DIR|FILE.mp4",
+    help="Draw the boxes: every image into DIR as <name>.png, a video into FILE.mp4 or DIR/<name>.mp4.",
+)
 @click.option(
     "--score-threshold",
     type=FRACTION,
     metavar="T",
     help="Show detections with a score above it; default: the bundle's.",
 )
+@count_option("--every", "Of a video or camera: look at every Nth frame only.", default=1)
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", help="What runs the bundle.")
 @click.option(
     "--precision",
@@ -53,42 +60,59 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
 def command(
     ctx: click.Context,
     bundle: Path,
-    images: tuple[Path, ...],
+    sources: tuple[Path, ...],
     out: Path | None,
     score_threshold: float | None,
+    every: int,
     runtime: str,
     precision: str,
     providers: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Find objects in images, and draw them.
+    """Find objects in images, in a video, or in what a camera sees.
 
-    BUNDLE is a bundle or a build's output folder. Boxes are printed in pixels of the image. An image that
-    cannot be read is named, the others are still done, and the exit code is 2.
+    BUNDLE is a bundle or a build's output folder. Give it images, folders of images, a video, or a camera. Boxes are
+    in pixels of the image. An image that cannot be read is named, the others are still done, and the exit code is 2.
+
+    For images, --json prints one list when all are done; for a video or camera, one line per frame as soon as the frame
+    is done. In the end the speed is printed, in frames per second, with decoding, drawing and encoding included.
+
+    A camera runs until you press Ctrl-C; frames that arrive while the network is busy are skipped. Videos and cameras
+    need PyAV: pip install 'prunedeploy[video]'.
     """
     from prunedeploy_engines.bundle.source import find_model
+    from prunedeploy_engines.video.source import VideoSource, is_video
 
     if providers is not None and runtime != "onnxruntime":
         raise click.UsageError(f"--providers are ONNX Runtime's; --runtime {runtime} has none")
     wanted = ["cpu"] if providers is None else comma_list(providers, "--providers", PROVIDERS)
-    rows: list[dict[str, Any]] = []
-    with quiet_stdout(), find_model(bundle).load_bundle() as opened:
-        names = _drawn_names(images)
+    videos = [source for source in sources if is_video(source) and not source.is_dir()]
+    if videos and len(sources) > 1:
+        raise click.UsageError(f"{videos[0]} is a video: give one video or camera at a time, and no images beside it")
+    if every > 1 and not videos:
+        raise click.UsageError("--every is for videos and cameras")
+    if out is not None and not videos and is_video(out):
+        raise click.UsageError(f"--out {out} is the name of a video; images are written into a folder")
+    images = [] if videos else image_paths(sources)
+    with quiet_stdout() as stdout, find_model(bundle).load_bundle() as opened:
         target = _gpu_target() if runtime == "tensorrt" else None
         options: dict[str, Any] = {"threads": threads, "providers": wanted, "target": target}
         # In this process, which ends after a few images: there is no PyTorch in it, and no second process to wait for.
         with opened.runner(runtime, precision, **options, in_process=True) as runner:
-            for image in images:
-                drawn = None if out is None else out / names[image]
-                rows.append(_detect(opened, runner, image, drawn, score_threshold))
+            detect = partial(opened.detect, runner=runner, score_threshold=score_threshold)
+            if videos:
+                with VideoSource(videos[0], every) as source:
+                    detect_and_print(source, videos[0], detect, out, stdout, as_json=as_json)
+                return
+            rows = detect_images(images, detect, out)
     for row in rows:
         if "error" in row:
             click.echo(f"prunedeploy: error: {row['error']}", err=True)
     if as_json:
         print_json(rows)
     else:
-        _print(rows)
+        print_rows(rows)
     if any("error" in row for row in rows):
         ctx.exit(USER)
 
@@ -99,63 +123,3 @@ def _gpu_target() -> str | None:
 
     device = cuda_device()
     return None if device is None else device.target
-
-
-def _detect(
-    bundle: Bundle, runner: Runner, image: Path, drawn: Path | None, score_threshold: float | None
-) -> dict[str, Any]:
-    """Detect in one image; an image that cannot be read gives a row with ``error``."""
-    from prunedeploy_engines.detection.images import read_image
-
-    try:
-        pixels = read_image(image)
-    except DataError as error:
-        return {"image": str(image), "error": str(error)}
-    found = bundle.detect(pixels, runner=runner, score_threshold=score_threshold)
-    row: dict[str, Any] = {
-        "image": str(image),
-        "width": pixels.shape[1],
-        "height": pixels.shape[0],
-        "detections": found.to_rows(),
-    }
-    if drawn is not None:
-        import io
-
-        from PIL import Image
-
-        from prunedeploy_engines.detection.drawing import draw_detections
-        from prunedeploy_engines.files import write_atomically
-
-        png = io.BytesIO()
-        Image.fromarray(draw_detections(pixels, found)).save(png, "PNG")
-        write_atomically(drawn, png.getvalue())
-        row["drawn"] = str(drawn)
-    return row
-
-
-def _drawn_names(images: tuple[Path, ...]) -> dict[Path, str]:
-    """Name the drawn file of each image; images of the same name from several folders get numbers."""
-    names: dict[Path, str] = {}
-    for image in dict.fromkeys(images):
-        name, number = f"{image.stem}.png", 1
-        while name in names.values():
-            number += 1
-            name = f"{image.stem}-{number}.png"
-        names[image] = name
-    return names
-
-
-def _print(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        if "error" in row:
-            continue
-        count = len(row["detections"])
-        where = f" -> {row['drawn']}" if "drawn" in row else ""
-        click.echo(f"{row['image']} ({row['width']} x {row['height']}): {count} detection{'s' * (count != 1)}{where}")
-        if count:
-            places = ("x_min", "y_min", "width", "height")
-            cells = [
-                [f"  {found['class_name']}", f"{found['score']:.3f}", *(f"{found[key]:.0f}" for key in places)]
-                for found in row["detections"]
-            ]
-            print_table(["  class", "score", "x", "y", "width", "height"], cells)

@@ -9,7 +9,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -24,6 +24,7 @@ EXTRA_OF = {
         "train",
     ),
     "onnxruntime": "cpu",
+    "av": "video",
     "tensorrt": "gpu",
     "cuda": "gpu",
     "tensorrt_rtx": "rtx",
@@ -32,17 +33,20 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
-def handle(error: BaseException, debug: bool) -> int:
+def handle(error: BaseException, debug: bool, has_kept: Callable[[], bool]) -> int:
     """Print what there is to say about an error and return the exit code.
 
     Args:
         error: What ended the command.
         debug: Print the traceback too.
+        has_kept: Says of an interrupted command whether the same command would go on where it was.
     """
     if isinstance(error, BrokenPipeError):
         _silence_stdout()
         return BROKEN_PIPE
     line, code = explain(error)
+    if code == INTERRUPTED and has_kept():
+        line += "; the same command resumes"
     if debug and not isinstance(error, click.ClickException):
         traceback.print_exception(error)
     click.echo(line, err=True)
@@ -52,7 +56,7 @@ def handle(error: BaseException, debug: bool) -> int:
 def explain(error: BaseException) -> tuple[str, int]:
     """Return the line for an error, and the exit code."""
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return "interrupted; the same command resumes", INTERRUPTED
+        return "interrupted", INTERRUPTED
     if isinstance(error, PrunedeployError):
         return _line(str(error)), error.exit_code
     if isinstance(error, click.ClickException):

@@ -6,14 +6,17 @@ import importlib
 import os
 import shlex
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
 
 from prunedeploy.cli.failures import handle
+from prunedeploy.cli.streams import prepare_streams
 from prunedeploy_engines.version import __version__
 
 # In the order of use. The short help stands here, so that `prunedeploy --help` loads no command.
@@ -21,7 +24,7 @@ COMMANDS = {
     "build": "Make a detector robust, prune it, export it and measure it.",
     "evaluate": "Measure mAP of a model, on clean and on attacked images.",
     "bench": "Measure the latency of bundles or ONNX files against each other.",
-    "detect": "Find objects in images, and draw them.",
+    "detect": "Find objects in images or videos, and draw them.",
     "engine": "Build TensorRT engines from a bundle or an ONNX file.",
     "export": "Write a bundle for Triton, or a manifest for KServe.",
     "serve": "Answer detection requests over HTTP and gRPC.",
@@ -41,10 +44,22 @@ class Session:
     Attributes:
         debug: Show tracebacks.
         command: The command line, as it could be typed again.
+        began: When it was called, in seconds since the epoch.
     """
 
     debug: bool = False
     command: str = "prunedeploy"
+    began: float = field(default_factory=time.time)
+    _resumable: list[tuple[Path, str]] = field(default_factory=list)
+
+    def resumes_from(self, folder: Path, *patterns: str) -> None:
+        """Say where a command keeps what the same command goes on with after it was interrupted."""
+        self._resumable += [(folder, pattern) for pattern in patterns]
+
+    def has_kept(self) -> bool:
+        """Whether there is something there that was written or used since the command began."""
+        paths = (path for folder, pattern in self._resumable for path in folder.glob(pattern))
+        return any(path.stat().st_mtime >= self.began for path in paths)
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -125,9 +140,9 @@ class RootGroup(Group):
             code = super().main(given, prog_name or "prunedeploy", complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()  # a reader that is gone is noticed here, not when the interpreter ends
         except _FailedError as failed:
-            code = handle(failed.error, session.debug)
+            code = handle(failed.error, session.debug, session.has_kept)
         except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  whatever it is, it gets its line
-            code = handle(error, session.debug)
+            code = handle(error, session.debug, session.has_kept)
         if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
@@ -188,6 +203,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the program ``prunedeploy``."""
+    prepare_streams()
     warnings.formatwarning = _one_line_warning
     cli()
 

@@ -14,6 +14,8 @@ AT_LEAST_ONE = click.IntRange(1)
 POSITIVE = click.FloatRange(0, min_open=True)
 FRACTION = click.FloatRange(0, 1)
 PRECISIONS = ("fp32", "fp16", "int8")
+RESUMED_FROM = ("results/*", "checkpoints/*/*")
+"""Where a store has what an interrupted command goes on with."""
 RUNTIMES = ("onnxruntime", "openvino", "tensorrt")
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 import click
 
@@ -15,37 +16,56 @@ MISSING = "-"
 
 
 @contextlib.contextmanager
-def quiet_stdout() -> Iterator[None]:
-    """Send whatever is printed meanwhile, also by C libraries and child processes, to stderr."""
-    saved: int | None = None
+def quiet_stdout() -> Iterator[TextIO]:
+    """Send whatever is printed meanwhile, also by C libraries and child processes, to stderr.
+
+    Yields:
+        What still leads to stdout.
+    """
+    saved, stdout = None, sys.stdout
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         if sys.stdout.fileno() == 1:  # not so under a test runner, which has put something else there
             saved = os.dup(1)
             os.dup2(2, 1)
+            stdout = os.fdopen(saved, "w", encoding=stdout.encoding, errors=stdout.errors, closefd=False)
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            yield
+            yield stdout
     finally:
         if saved is not None:
             os.dup2(saved, 1)
             os.close(saved)
 
 
-def print_json(document: object) -> None:
-    """Print a document; what JSON does not have, such as NaN, becomes null."""
+def print_json(document: object, *, indent: int | None = 2, file: TextIO | None = None) -> None:
+    """Print a document on stdout or another file; what JSON does not have, such as NaN, becomes null.
+
+    JSON is UTF-8 (RFC 8259): where stdout has another encoding, as on Windows, or a name is no text at all, everything
+    that is not ASCII is escaped.
+    """
     from prunedeploy.report.format import without_nan
 
-    click.echo(json.dumps(without_nan(document), indent=2, ensure_ascii=False, allow_nan=False))
+    plain = without_nan(document)
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
+    encoding = (getattr(file or sys.stdout, "encoding", None) or "utf-8").lower()
+    try:
+        text.encode("utf-8" if encoding in ("utf-8", "utf8") else "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(plain, indent=indent, allow_nan=False)
+    click.echo(text, file=file)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, file: TextIO | None = None
+) -> None:
     """Print an aligned table.
 
     Args:
         columns: Headings.
         rows: Cells, as many as there are headings.
         left: So many columns are aligned on the left; the others, numbers, on the right.
+        file: Where to; None is stdout.
     """
     from rich import box
     from rich.console import Console
@@ -58,12 +78,12 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
         table.add_column(Text(name), justify="left" if text else "right", no_wrap=not text, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(file=sys.stdout, highlight=False)
+    console = Console(file=file or sys.stdout, highlight=False)
     if not console.is_terminal:  # a file or a pipe has no width: nothing is folded
         console.width = 400
     with console.capture() as captured:
         console.print(table)
-    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()), file=file)
 
 
 def number(value: object, digits: int = 3) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from prunedeploy.cli.group import Command, examples
+from prunedeploy.cli.group import Command, Session, examples
+from prunedeploy.cli.options import RESUMED_FROM
 from prunedeploy.cli.output import print_json, quiet_stdout
 from prunedeploy.cli.sweep_output import counted, plan_document, print_outcome, print_plan
 
@@ -103,7 +104,10 @@ ONLY = ("configuration", "ratio", "seed")
     metavar="DIR",
     help="Where the results of stages are kept and shared.",
 )
+@click.pass_obj
 def command(
+    session: Session,
+    /,
     source: str,
     executor: str,
     ray_address: str | None,
@@ -140,6 +144,7 @@ def command(
         return
     from prunedeploy.pipeline.progress import Progress
 
+    session.resumes_from(store, *RESUMED_FROM)
     progress = Progress()
     with quiet_stdout(), _executors(executor, threads, workers, ray_address, gpus_per_task, progress) as executors:
         from prunedeploy.study.sweep.driver import run_sweep

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from prunedeploy.cli.group import command_with_examples
+from prunedeploy.cli.group import Session, command_with_examples
 from prunedeploy.cli.options import PATH
 from prunedeploy.cli.output import print_json, quiet_stdout, size
 
@@ -15,7 +15,8 @@ from prunedeploy.cli.output import print_json, quiet_stdout, size
 @click.argument("name", metavar="yolov3|yolov3-tiny|yolov3-spp")
 @click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--mirror", metavar="URL", help="Fetch URL/NAME.weights instead of the author's file.")
-def command(name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
+@click.pass_obj
+def command(session: Session, /, name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     """Download the public Darknet weights of a network into DIR.
 
     Interrupted, the same command goes on where it was. The file gets its name only when its SHA-256 is
@@ -26,6 +27,7 @@ def command(name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     from prunedeploy.public_weights import fetch_file, weights_of
 
     known = weights_of(name)
+    session.resumes_from(folder, f"{known.name}.part")
     with quiet_stdout(), Progress().task(f"{name}.weights, bytes", known.size) as advance:
         path = fetch_file(known, folder, base_url=mirror, progress=advance)
     if as_json:

@@ -18,7 +18,7 @@ from typing import Any
 
 from prunedeploy.pipeline.store.store import read_json, write_json
 from prunedeploy_engines.errors import StoreError
-from prunedeploy_engines.files import recover_folder
+from prunedeploy_engines.files import is_leftover, recover_folder
 from prunedeploy_engines.locks import FileLock
 
 MARKER = "build.json"
@@ -122,7 +122,7 @@ def _earlier_build(path: Path) -> dict[str, Any] | None:
         StoreError: The folder holds something that is not a build.
     """
     with _usable(path):
-        names = sorted(os.listdir(path))
+        names = _listed(path)
     if MARKER in names:
         document = read_json(path / MARKER)
         if isinstance(document, dict) and document.get("kind") == KIND and "config_hash" in document:
@@ -135,13 +135,18 @@ def _earlier_build(path: Path) -> dict[str, Any] | None:
 
 def _clear(path: Path) -> None:
     """Remove what builds write, ``build.json`` last, so that the folder is always recognised as a build's."""
-    names = [name for name in sorted(os.listdir(path)) if name not in {LOCK, MARKER}]
+    names = [name for name in _listed(path) if name not in {LOCK, MARKER}]
     if foreign := [name for name in names if name not in ENTRIES and not _is_ours_unfinished(name)]:
         what = f"holds {foreign[0]}, which no build wrote"
         raise StoreError(what, path, "move it away, or choose another --out; nothing was changed")
     with _usable(path):
         for name in names:
             _remove(path / name)
+
+
+def _listed(path: Path) -> list[str]:
+    """What is in the folder, but for what file managers and editors leave there."""
+    return sorted(name for name in os.listdir(path) if not is_leftover(name))
 
 
 def _is_ours_unfinished(name: str) -> bool:

@@ -474,3 +474,45 @@ def test_the_bundle_is_left_as_it_was(run: Any, bundle: Path) -> None:
     document_of(run("bench", bundle, *QUICK, "--profile", "--json"))
     assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
     load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--runtime", "openvino"), ("--runtime", "tensorrt"), ("--kind", "end-to-end")]
+)
+def test_a_darknet_network_is_measured_with_torch_or_refused_in_one_line(
+    run: Any, darknet: Path, options: tuple[str, ...]
+) -> None:
+    line = refused(run("bench", darknet, *options, *QUICK))
+    assert line.startswith("prunedeploy: error:")
+    assert "bug" not in line
+    if "tensorrt" not in options:
+        assert "tiny.cfg: is a Darknet network, which" in line
+        assert "--runtime torch" in line
+
+
+def test_a_darknet_network_beside_a_bundle_is_an_empty_row_with_its_reason(
+    run: Any, darknet: Path, bundle: Path
+) -> None:
+    rows = document_of(run("bench", darknet, bundle, *QUICK, "--json"))["rows"]
+    assert "is a Darknet network, which ONNX Runtime does not run" in rows[0]["reason"]
+    assert (rows[0]["latency_ms"], rows[1]["reason"]) == (None, None)
+
+
+def test_a_darknet_network_is_measured_with_torch(run: Any, darknet: Path) -> None:
+    (row,) = document_of(run("bench", darknet, "--runtime", "torch", *QUICK, "--json"))["rows"]
+    assert row["runtime"] == "torch"
+    assert row["latency_ms"]["p50"] > 0
+
+
+@pytest.mark.parametrize("threads", ["16", "3,16"])
+def test_the_peak_is_taken_with_no_more_threads_than_cpus(
+    run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch, threads: str
+) -> None:
+    """More threads than CPUs slow the MatMul, and rows seemed to reach several times the peak."""
+    monkeypatch.setattr("prunedeploy_engines.bench.rows.usable_cpus", lambda: 2)
+    document = document_of(run("bench", bundle, *QUICK[:-1], threads, "--json"))
+    assert [peak["threads"] for peak in document["peaks"]] == [2]
+    for row, count in zip(document["rows"], threads.split(","), strict=True):
+        assert row["threads"] == int(count)
+        assert row["notes"] == [f"{count} threads share 2 CPUs"]
+        assert row["peak_gflops"] == document["peaks"][0]["gflops"]

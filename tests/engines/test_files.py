@@ -153,3 +153,10 @@ def test_killed_at_any_file_operation_the_old_or_the_new_folder_is_whole(tmp_pat
     words = [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(tmp_path)]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_a_folder_with_nothing_but_a_file_managers_leftover_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".DS_Store").write_bytes(b"x")
+    write_whole_folder(tmp_path / "new", lambda folder: (folder / "a").write_bytes(b"1"))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a"]

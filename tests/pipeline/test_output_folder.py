@@ -304,3 +304,13 @@ def test_error_in_a_build_frees_the_folder_for_the_next(tmp_path: Path) -> None:
         raise ZeroDivisionError
     write_json(tmp_path / "results.json", {})
     assert build_into(tmp_path)
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "desktop.ini", "._x"])
+def test_what_a_file_manager_leaves_is_nobodys_build(tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("x")
+    assert not build_into(tmp_path / "out")
+    assert build_into(tmp_path / "out")
+    assert not build_into(tmp_path / "out", OTHER, overwrite=True)
+    assert (tmp_path / "out" / name).read_text() == "x"

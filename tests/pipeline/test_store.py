@@ -363,6 +363,26 @@ def remove_a_file(folder: Path) -> None:
     (folder / "curves" / "loss.json").unlink()
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "Thumbs.db", "._model.weights", "model.cfg~", ".model.cfg.swp", "#a#"])
+def test_what_a_file_manager_or_editor_leaves_in_a_result_costs_no_training(tmp_path: Path, name: str) -> None:
+    with Store(tmp_path / "store") as store:
+        folder = computed(store, KEY, lambda work: (work / "model.cfg").write_text("[net]"))
+        (folder / name).write_text("x")
+        (tmp_path / "store" / "results" / name).write_text("x")
+        (tmp_path / "store" / name).write_text("x")
+        again = []
+        computed(store, KEY, again.append)
+        assert again == []
+        assert [row.kind for row in store.ls(hashed=True)] == ["result"]
+
+
+def test_a_folder_that_a_file_manager_has_looked_into_becomes_a_store(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / ".DS_Store").write_text("x")
+    Store(tmp_path / "store").close()
+    assert (tmp_path / "store" / "store.json").is_file()
+
+
 def add_a_file(folder: Path) -> None:
     (folder / "curves" / "other.json").write_text("{}")
 

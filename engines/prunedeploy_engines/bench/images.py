@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prunedeploy_engines.detection.images import read_image
+from prunedeploy_engines.detection.images import image_files, read_image
 from prunedeploy_engines.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 MOST = 32
 """Images of one measurement; more would only take memory, in every process."""
 RANDOM = 8
@@ -43,22 +42,6 @@ def load_images(path: Path, most: int = MOST) -> ImageList:
         return [np.array(images[index]) for index in _spread(len(images), most)]
     files = image_files(path)
     return [read_image(files[index]) for index in _spread(len(files), most)]
-
-
-def image_files(path: Path) -> list[Path]:
-    """The image files of a folder, sorted by name; of a file, itself.
-
-    Raises:
-        DataError: There is none.
-    """
-    if not path.exists():
-        raise DataError("there is no such file or folder of images", path)
-    if path.is_file():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
-    if not files:
-        raise DataError("this folder has no images", path, f"put some into it: {', '.join(SUFFIXES)}")
-    return files
 
 
 def images_record(path: Path | None, images: ImageList, seed: int) -> dict[str, Any]:

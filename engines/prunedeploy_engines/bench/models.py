@@ -117,7 +117,9 @@ def find_file(subject: Subject, runtime: str, provider: str | None, precision: s
         return _engine(subject, precision)
     if subject.source.onnx is not None:
         return _onnx_file(subject, subject.source.onnx)
-    assert subject.bundle is not None
+    if subject.bundle is None:
+        fix = "give the bundle or the ONNX file that a build made of it, or measure it with --runtime torch"
+        raise ConfigError(f"is a Darknet network, which {_TITLES[runtime]} does not run", given, fix)
     assert precision is not None
     target = model_target(runtime, (provider or "cpu",))
     return _of_bundle(subject.bundle, subject.bundle.model_path(precision, target), precision)

@@ -11,6 +11,7 @@ from prunedeploy_engines.bench.accuracy import accuracy_of
 from prunedeploy_engines.bench.models import ModelFile, Subject, find_file
 from prunedeploy_engines.errors import PrunedeployError
 from prunedeploy_engines.files import file_sha256
+from prunedeploy_engines.machine.environment import usable_cpus
 
 RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -153,9 +154,14 @@ def _notes(subject: Subject) -> list[str]:
 
 def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice: Choice) -> None:
     """Put a row and what it needs into the plan."""
-    threads = [] if row["threads"] is None else [f"{row['threads']} thread{'s' * (row['threads'] > 1)}"]
     engine = [row["runtime"], row["provider"] if _on_gpu(row["runtime"], row["provider"]) else None, row["precision"]]
-    words = [row["model"], " ".join(filter(None, engine)), f"batch {row['batch']}", *threads, row["kind"]]
+    words = [
+        row["model"],
+        " ".join(filter(None, engine)),
+        f"batch {row['batch']}",
+        *_in_words(row["threads"]),
+        row["kind"],
+    ]
     key = ", ".join(words)
     planned.rows[key] = row
     if model is None:
@@ -175,7 +181,16 @@ def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice:
     planned.specs[key] = spec
     if row["runtime"] in _PEAK_RUNTIMES and not _on_gpu(row["runtime"], row["provider"]):
         precision = "int8" if row["precision"] == "int8" else "fp32"  # CPUs compute fp16 files in fp32
-        peak = ", ".join([f"MatMul {row['runtime']} {precision}", *threads])
-        probe = {"runtime": "matmul", "on": row["runtime"], "precision": precision, "threads": row["threads"]}
+        most = usable_cpus()
+        # More threads than CPUs get in each other's way, and what they reach is not the peak.
+        probed = None if row["threads"] is None else min(row["threads"], most)
+        peak = ", ".join([f"MatMul {row['runtime']} {precision}", *_in_words(probed)])
+        probe = {"runtime": "matmul", "on": row["runtime"], "precision": precision, "threads": probed}
+        if row["threads"] is not None and row["threads"] > most:
+            row["notes"] = [*row["notes"], f"{row['threads']} threads share {most} CPU{'s' * (most > 1)}"]
         planned.specs.setdefault(peak, probe)
         planned.peaks[key] = peak
+
+
+def _in_words(threads: int | None) -> list[str]:
+    return [] if threads is None else [f"{threads} thread{'s' * (threads > 1)}"]

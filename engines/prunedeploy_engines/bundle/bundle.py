@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from prunedeploy_engines.bundle.files import BundleFile, place_file, refuse_unlisted, verify_file
+from prunedeploy_engines.bundle.files import BundleFile, place_file, refuse_reached, verify_file
 from prunedeploy_engines.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest, parse_manifest, read_manifest
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.images import read_image, to_greyscale
@@ -323,10 +323,11 @@ def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
 
     Args:
         path: The folder, or its ``bundle.json``.
-        verify: Compare size and SHA-256 of every listed file, and refuse files that are not listed.
+        verify: Compare size and SHA-256 of every listed file. Other files in the folder are ignored, except one that
+            a listed model takes its weights from.
 
     Raises:
-        BundleError: Something is missing, changed, not listed, or leads out of the folder.
+        BundleError: Something is missing, changed, or leads out of the folder.
     """
     folder = Path(path)
     if folder.name == MANIFEST_NAME:
@@ -344,5 +345,5 @@ def load_bundle(path: str | Path, verify: bool = True) -> Bundle:
         if verify:
             verify_file(folder, name, entry)
     if verify:
-        refuse_unlisted(folder, manifest)
+        refuse_reached(folder, manifest)
     return Bundle(folder, manifest)

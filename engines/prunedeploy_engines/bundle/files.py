@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
@@ -42,19 +45,35 @@ def verify_file(folder: Path, name: str, entry: FileEntry) -> None:
         raise BundleError(f"{name} was changed (SHA-256 differs)", where=folder, fix="copy the bundle again")
 
 
-def refuse_unlisted(folder: Path, manifest: Manifest) -> None:
-    """Look for files that the manifest does not list.
+def refuse_reached(folder: Path, manifest: Manifest) -> None:
+    """Look for files that the manifest does not list although a listed model takes its weights from them.
+
+    What nothing listed reaches, such as the ``.DS_Store`` of a file manager, does no harm.
 
     Raises:
         BundleError: There is one.
     """
-    for file in sorted(folder.rglob("*")):
-        name = file.relative_to(folder).as_posix()
-        half_written = file.name.startswith(".") and file.name.endswith(".tmp")  # by a writer that was killed
-        if name in manifest.files or name == MANIFEST_NAME or half_written:
-            continue
-        if file.is_symlink() or not file.is_dir():
-            raise BundleError(f"{name} is not listed in {MANIFEST_NAME}", where=folder, fix="remove it")
+    listed = {*manifest.files, MANIFEST_NAME}
+    if all(path.relative_to(folder).as_posix() in listed or path.is_dir() for path in folder.rglob("*")):
+        return  # the usual case
+    for name, entry in manifest.files.items():
+        for location in _weight_files(folder / name) if entry.role == "onnx" else ():
+            reached = (PurePosixPath(name).parent / location).as_posix()
+            if reached not in listed:
+                what = f"{name} takes weights from {reached}, which is not listed in {MANIFEST_NAME}"
+                raise BundleError(what, where=folder, fix="build the bundle again")
+
+
+def _weight_files(onnx: Path) -> Iterator[str]:
+    """Where an ONNX file says its weights are, if they are not in it.
+
+    That is the entry ``location`` of a TensorProto's external_data: field 1, the key, then field 2, the value.
+    """
+    if not onnx.stat().st_size:
+        return
+    with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for match in re.finditer(rb"\x0a\x08location\x12(.)", content, re.DOTALL):
+            yield content[match.end() : match.end() + match[1][0]].decode("utf-8", "replace")
 
 
 def place_file(folder: Path, name: str, file: BundleFile) -> FileEntry:

@@ -9,19 +9,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from prunedeploy_engines.detection.short_jpeg import complete_jpeg
 from prunedeploy_engines.errors import DataError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageFile
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+"""What names of images in a folder end with."""
 
 MAX_PIXELS = 50_000_000
+_SHORT = "the JPEG file has lost its end, less than 1 % of the picture; it is used as it is"
 
 
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: bool = False) -> npt.NDArray[np.uint8]:
     """Read an image file as RGB.
 
     EXIF rotation is applied; greyscale, palette, CMYK and 16-bit images are converted; transparent pixels
-    are laid over white.
+    are laid over white. A JPEG file that has lost its end is read with a warning, see `short_jpeg`.
 
     Args:
         path: JPEG, PNG or whatever else Pillow reads; of an animation the first frame.
@@ -44,7 +49,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: boo
                 width, height = opened.size
                 if width * height > max_pixels:
                     raise _too_large(path, width * height, max_pixels)
-                pixels = upright_rgb(opened)
+                pixels, note = upright_rgb(opened)
     except DataError:
         raise
     except Image.DecompressionBombError:
@@ -60,14 +65,31 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS, *, greyscale: boo
     except Exception as error:
         # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and more for damaged files.
         raise DataError(f"the image is damaged ({error})", where=path, fix="replace or remove it") from error
+    if note:
+        warnings.warn(f"{path}: {note}", stacklevel=2)
     return to_greyscale(pixels) if greyscale else pixels
 
 
-def upright_rgb(opened: Image.Image) -> npt.NDArray[np.uint8]:
-    """Decode an image that Pillow has opened, of any of its modes; the pixels are those of `read_image`.
+def upright_rgb(opened: ImageFile.ImageFile) -> tuple[npt.NDArray[np.uint8], str]:
+    """Decode an image that Pillow has opened, of any of its modes.
 
     Whatever Pillow raises for a damaged file comes through.
+
+    Returns:
+        The pixels as `read_image` gives them; and what there is to say about the file, empty if nothing.
     """
+    try:
+        opened.load()
+    except OSError:
+        complete = complete_jpeg(opened)
+        if complete is None:
+            raise
+        with complete:
+            return _upright_rgb(complete), _SHORT
+    return _upright_rgb(opened), ""
+
+
+def _upright_rgb(opened: Image.Image) -> npt.NDArray[np.uint8]:
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(opened)
@@ -78,6 +100,27 @@ def upright_rgb(opened: Image.Image) -> npt.NDArray[np.uint8]:
         background = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         image = Image.alpha_composite(background, layer)
     return np.array(image.convert("RGB"))
+
+
+def image_files(path: Path) -> list[Path]:
+    """The image files of a folder, sorted by name; of a file, itself.
+
+    Raises:
+        DataError: There is none.
+    """
+    if not path.exists():
+        raise DataError("there is no such file or folder of images", path)
+    if path.is_file():
+        return [path]
+    files = sorted(file for file in path.iterdir() if _is_image(file))
+    if not files:
+        raise DataError("this folder has no images", path, f"put some into it: {', '.join(SUFFIXES)}")
+    return files
+
+
+def _is_image(file: Path) -> bool:
+    # "._photo.jpg" is what macOS leaves on other systems' disks.
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
 def to_greyscale(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -109,8 +152,13 @@ def _too_large(path: str | Path, pixels: int | None, max_pixels: int) -> DataErr
 def _eight_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
     """Bring 16-bit, 32-bit or float greyscale to 8 bits; Pillow's own conversion clips at 255."""
     wide = values.astype(np.float64)
-    # Pillow opens 16-bit PNG as "I;16" or "I": the type does not say how many bits are used, the values do.
-    scale = 65535.0 if (wide.size and wide.max() > 255.0) or values.dtype == np.uint16 else 255.0
-    if values.dtype.kind == "f" and wide.size and wide.max() <= 1.0:
+    largest = float(wide.max()) if wide.size else 0.0
+    if values.dtype.kind == "f" and largest <= 1.0:
         scale = 1.0
+    elif largest <= 255.0:
+        # Pillow opens 16-bit PNG as "I;16" or "I", so the type does not always say that these are 16 bits, and dark.
+        scale = 65535.0 if values.dtype == np.uint16 else 255.0
+    else:
+        # Sensors of 10, 12 and 14 bits write their values into 16 as they are.
+        scale = next((2.0**bits - 1 for bits in (10, 12, 14) if largest < 2**bits), 65535.0)
     return np.clip(np.rint(wide * (255.0 / scale)), 0, 255).astype(np.uint8)

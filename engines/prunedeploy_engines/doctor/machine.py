@@ -12,7 +12,7 @@ from typing import Any
 
 from prunedeploy_engines.doctor.finding import Finding, install
 from prunedeploy_engines.errors import RuntimeUnavailableError
-from prunedeploy_engines.machine.environment import cpu_name
+from prunedeploy_engines.machine.environment import cpu_name, usable_cpus
 from prunedeploy_engines.runtimes.tensorrt.library import cuda_device, cuda_driver_problem
 
 ROOT = Path("/")
@@ -160,7 +160,7 @@ def state_finding(state: Mapping[str, Any], cpus: int | None = None) -> Finding:
     load = (state.get("load_average") or [None])[0]
     if load is not None:
         told.append(f"load {load:.1f}")
-        if load > (cpus or _usable_cpus()):
+        if load > (cpus or usable_cpus()):
             advice.append("other programs use the CPUs: measure when they have ended")
     if not readable:
         told.insert(0, "clocks, governor and temperature are not readable")
@@ -215,10 +215,6 @@ def memory_bytes() -> int | None:
 def read_cpuinfo() -> str:
     """Text of ``/proc/cpuinfo``; empty where there is none."""
     return _read("/proc/cpuinfo")
-
-
-def _usable_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _read(path: str | Path) -> str:

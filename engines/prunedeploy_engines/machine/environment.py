@@ -42,11 +42,16 @@ def cpu_info() -> dict[str, Any]:
         "architecture": platform.machine(),
         "cores": _physical_cores(text),
         "logical_cpus": os.cpu_count(),
-        "usable_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cpus": usable_cpus(),
         "mhz": _mhz(clock / "scaling_cur_freq") or _cpuinfo_mhz(text),
         "max_mhz": _mhz(clock / "cpuinfo_max_freq"),
         "governor": read_text(clock / "scaling_governor"),
     }
+
+
+def usable_cpus() -> int:
+    """How many CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_name(cpuinfo: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.errors import ConfigError
-from prunedeploy_engines.files import write_whole_folder
+from prunedeploy_engines.files import is_leftover, write_whole_folder
 from prunedeploy_export.cluster.copied_sources import copied_sources
 from prunedeploy_export.cluster.triton_config import TritonSettings, model_filename, triton_configs
 from prunedeploy_export.cluster.triton_detector import TritonDetector, triton_detector
@@ -122,7 +122,7 @@ def _check_not_foreign(folder: Path) -> None:
     if not folder.is_dir():
         return
     for entry in sorted(folder.iterdir()):
-        if not (entry / CONFIG).is_file():
+        if not (entry / CONFIG).is_file() and not is_leftover(entry.name):
             raise ConfigError(f"holds {entry.name}, so it is no Triton repository", folder, "choose another folder")
 
 

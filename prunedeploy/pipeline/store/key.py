@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy_engines.errors import StoreError
-from prunedeploy_engines.files import file_sha256, write_atomically
+from prunedeploy_engines.files import file_sha256, is_leftover, write_atomically
 
 RECORD = "stage.json"
 SCHEMA_VERSION = 1
@@ -207,12 +207,14 @@ def check_result(folder: Path, digest: str, hashed: bool = True) -> dict[str, An
 
 
 def walk_files(folder: Path) -> Iterator[Path]:
-    """Yield every file below a folder, sorted.
+    """Yield every file below a folder, sorted, but what file managers and editors leave there.
 
     Raises:
         ValueError: There is a link, a device or a socket.
     """
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if is_leftover(entry.name):
+            continue
         if entry.is_dir(follow_symlinks=False):
             yield from walk_files(Path(entry.path))
         elif entry.is_file(follow_symlinks=False):

@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from prunedeploy.pipeline.store.key import StageKey, check_result, walk_files, write_record
 from prunedeploy_engines.errors import StoreError
-from prunedeploy_engines.files import flush, write_atomically
+from prunedeploy_engines.files import flush, is_leftover, write_atomically
 from prunedeploy_engines.locks import FileLock
 
 MARKER = "store.json"
@@ -103,7 +103,9 @@ class Store:
     def _claim(self) -> None:
         marker = self.root / MARKER
         if not marker.exists():
-            others = [name for name in os.listdir(self.root) if not name.startswith(f".{MARKER}.")]
+            others = [
+                name for name in os.listdir(self.root) if not (name.startswith(f".{MARKER}.") or is_leftover(name))
+            ]
             if not others:
                 write_json(marker, {"kind": "prunedeploy store", "schema_version": SCHEMA_VERSION})
             elif not marker.exists():  # not made meanwhile by another process

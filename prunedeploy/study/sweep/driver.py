@@ -24,6 +24,7 @@ from prunedeploy.study.rows.rows import CellKey, Row
 from prunedeploy.study.sweep.grid import Cell, Sweep
 from prunedeploy.study.sweep.tasks import CellFailed, Executor, Phase, StageDone, Task
 from prunedeploy_engines.errors import StoreError
+from prunedeploy_engines.files import is_leftover
 
 if TYPE_CHECKING:
     from prunedeploy.study.sweep.plan import PlannedCell
@@ -219,7 +220,7 @@ class _Run:
 def _opened(sweep: Sweep, out: Path) -> Iterator[RowFile]:
     """The row file of an output folder that is empty or this sweep's."""
     if out.is_dir():
-        others = sorted(path.name for path in out.iterdir())
+        others = sorted(path.name for path in out.iterdir() if not is_leftover(path.name))
         if others and ROWS not in others:
             raise StoreError(f"holds something else ({others[0]})", out, "choose another --out")
     elif out.exists():

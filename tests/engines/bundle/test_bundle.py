@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -101,17 +102,54 @@ def test_missing_file_is_refused_even_unverified(folder: Path) -> None:
             load_bundle(folder, verify=verify)
 
 
-@pytest.mark.parametrize("name", ["extra.txt", "engines/sm86/model.engine"])
-def test_file_that_is_not_listed_is_refused(folder: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        "._model.onnx",
+        "__MACOSX/._bundle.json",
+        ".bundle.json.swp",
+        "bundle.json~",
+        ".model.onnx.1234.tmp",  # of a writer that was killed
+        "notes.txt",
+        "engines/sm86/model.plan",
+    ],
+)
+def test_file_that_is_not_listed_is_ignored(folder: Path, name: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_bytes(b"x")
-    with pytest.raises(BundleError, match=re.escape(f"{name} is not listed")):
-        load_bundle(folder)
+    opened = load_bundle(folder)
+    assert set(opened.manifest.files) == {"model.onnx"}
+    with pytest.raises(BundleError, match="has no engine"):
+        opened.engine_path()
 
 
-def test_left_over_of_a_killed_writer_does_no_harm(folder: Path) -> None:
-    (folder / ".model.onnx.1234.tmp").write_bytes(b"half")
+def test_links_that_are_not_listed_are_ignored(folder: Path) -> None:
+    (folder / "elsewhere").symlink_to("/nowhere")
+    (folder / "above").symlink_to(folder.parent)
     load_bundle(folder)
+
+
+@pytest.mark.parametrize("location", ["model.onnx.data", "weights/of it.bin"])
+def test_weights_of_a_listed_model_must_be_listed(tmp_path: Path, location: str) -> None:
+    """Else they could change unnoticed: the model's own digest says nothing of them."""
+    (tmp_path / "source" / location).parent.mkdir(parents=True)
+    model = onnx.load(save_tiny_detector(tmp_path / "tiny.onnx"))
+    onnx.save(
+        model, tmp_path / "source" / "model.onnx", save_as_external_data=True, location=location, size_threshold=0
+    )
+    files = {"model.onnx": BundleFile(tmp_path / "source" / "model.onnx", "onnx", "fp32")}
+    about: dict[str, Any] = {"class_names": CLASS_NAMES, "input": {"height": 32, "width": 48}}
+    write_bundle(tmp_path / "lacks", files, **about)
+    (tmp_path / "lacks" / location).parent.mkdir(exist_ok=True)
+    (tmp_path / "lacks" / location).write_bytes((tmp_path / "source" / location).read_bytes())
+    with pytest.raises(BundleError, match=re.escape(f"model.onnx takes weights from {location}, which is not listed")):
+        load_bundle(tmp_path / "lacks")
+    write_bundle(tmp_path / "whole", {**files, location: BundleFile(tmp_path / "source" / location, "other")}, **about)
+    (tmp_path / "whole" / ".DS_Store").write_bytes(b"x")
+    load_bundle(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,21 @@ def test_dark_16_bit_greyscale_stays_dark(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png").max() <= 1
 
 
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_greyscale_of_fewer_bits_in_a_16_bit_file_fills_the_range(tmp_path: Path, bits: int, suffix: str) -> None:
+    """Industrial, medical and thermal cameras write their 10, 12 or 14 bits as they are."""
+    white = 2**bits - 1
+    Image.fromarray(np.array([[0, white // 4, white // 2, white]], np.uint16)).save(tmp_path / f"a.{suffix}")
+    # A quarter and a half of 255, of values that are rounded down to whole numbers: 63.7 and 127.4.
+    assert read_image(tmp_path / f"a.{suffix}")[0, :, 0].tolist() == [0, 64, 127, 255]
+
+
+def test_a_dim_12_bit_frame_stays_dim(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1500, 2048]], np.uint16)).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, 93, 128]  # 255 / 4095 of each
+
+
 def test_transparent_pixels_lie_over_white(tmp_path: Path) -> None:
     rgba = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], dtype=np.uint8)  # 51 / 255 = .2
     Image.fromarray(rgba).save(tmp_path / "a.png")

@@ -64,6 +64,7 @@ def encoded_images() -> dict[str, bytes]:
         "grey.png": (Image.fromarray(rng.integers(0, 65536, (40, 30), dtype=np.uint16)), "PNG", {}),
         "long.webp": (photo.resize((300, 20)), "WEBP", {"lossless": True}),
         "black.png": (Image.new("RGB", (31, 77)), "PNG", {}),
+        "noise.jpg": (Image.fromarray(rng.integers(0, 256, (240, 320, 3), dtype=np.uint8)), "JPEG", {}),
         "dot.png": (Image.new("RGB", (1, 1), (255, 0, 0)), "PNG", {}),
     }
     files = {}
@@ -71,6 +72,7 @@ def encoded_images() -> dict[str, bytes]:
         content = io.BytesIO()
         image.save(content, kind, **options)
         files[name] = content.getvalue()
+    files["short.jpg"] = files["noise.jpg"][:-2]  # without its end marker
     return files
 
 

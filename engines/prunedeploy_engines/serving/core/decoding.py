@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,12 +14,12 @@ from prunedeploy_engines.detection.images import upright_rgb
 from prunedeploy_engines.serving.core.errors import InvalidRequestError, TooLargeError, UnsupportedMediaError
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import ImageFile
 
 FORMATS = "JPEG, PNG or WebP"
 
 
-def open_image(data: bytes | memoryview, max_pixels: int, where: str | None = None) -> Image.Image:
+def open_image(data: bytes | memoryview, max_pixels: int, where: str | None = None) -> ImageFile.ImageFile:
     """Parse the header of an image that came with a request; nothing is decoded.
 
     Args:
@@ -58,12 +59,15 @@ def open_image(data: bytes | memoryview, max_pixels: int, where: str | None = No
     return opened
 
 
-def decode_image(opened: Image.Image, where: str | None = None) -> npt.NDArray[np.uint8]:
+def decode_image(
+    opened: ImageFile.ImageFile, where: str | None = None, remark: Callable[[str], None] | None = None
+) -> npt.NDArray[np.uint8]:
     """Decode an image that came with a request.
 
     Args:
         opened: From `open_image`; of no use afterwards.
         where: Where it stands in the request, for the message.
+        remark: Is told if the file has lost its end, but so little of it that it was read all the same.
 
     Returns:
         ``(H, W, 3)`` uint8 RGB, as `read_image` gives it.
@@ -73,6 +77,9 @@ def decode_image(opened: Image.Image, where: str | None = None) -> npt.NDArray[n
     """
     try:
         with opened:
-            return upright_rgb(opened)
+            pixels, note = upright_rgb(opened)
     except Exception:  # noqa: BLE001 - Pillow's decoders raise as much as its parsers
         raise InvalidRequestError("the image is damaged", where, f"send {FORMATS}") from None
+    if note and remark is not None:
+        remark(note if where is None else f"{where}: {note}")
+    return pixels

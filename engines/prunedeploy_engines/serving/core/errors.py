@@ -64,6 +64,12 @@ class ClientGoneError(ServingError):
     status, grpc_status, kind = 499, "CANCELLED", "client-gone"
 
 
+class NotOfferedError(ServingError):
+    """The request is for an extension of the protocol that is not part of this server."""
+
+    status, grpc_status, kind = 501, "UNIMPLEMENTED", "not-offered"
+
+
 class OverloadedError(ServingError):
     """The queue is full.
 

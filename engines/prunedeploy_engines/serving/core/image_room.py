@@ -16,7 +16,7 @@ from prunedeploy_engines.serving.core.errors import DeadlineError, ModelUnavaila
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from PIL import Image
+    from PIL import ImageFile
 
 Result = TypeVar("Result")
 
@@ -57,7 +57,7 @@ class ImageRoom:
     @asynccontextmanager
     async def opened(
         self, images: Sequence[bytes | memoryview], fields: Sequence[str], deadline: float
-    ) -> AsyncIterator[list[Image.Image]]:
+    ) -> AsyncIterator[list[ImageFile.ImageFile]]:
         """Open the images of a request and wait until they may be decoded; they count as held until the ``with`` ends.
 
         Args:
@@ -73,7 +73,7 @@ class ImageRoom:
             TooLargeError: They have more pixels together than one request may have.
             DeadlineError: There was no room in time.
         """
-        opened: list[Image.Image] = []
+        opened: list[ImageFile.ImageFile] = []
         pixels = 0
         for image, field in zip(images, fields, strict=True):
             opened.append(open_image(image, self._max_pixels, field))

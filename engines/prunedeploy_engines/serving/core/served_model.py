@@ -121,7 +121,7 @@ class ServedModel:
             held: list[Any] = opened
             model = self
             while True:
-                batch, geometries, preprocess_s = await model._batch_of(held, fields)
+                batch, geometries, preprocess_s = await model._batch_of(held, fields, notes)
                 if model._successor is None:
                     break
                 model = model._successor  # replaced meanwhile, perhaps by one of another input size
@@ -146,20 +146,21 @@ class ServedModel:
         await asyncio.get_running_loop().run_in_executor(None, self._batcher.close)
 
     async def _batch_of(
-        self, images: list[Any], fields: Sequence[str]
+        self, images: list[Any], fields: Sequence[str], notes: RequestNotes
     ) -> tuple[Images, list[LetterboxGeometry], float]:
         """Make network input of images, beside the event loop and one by one, so that other requests get their turn.
 
         Args:
             images: Opened ones, which are replaced by their pixels; or pixels.
             fields: Where each stands in the request.
+            notes: Are told what there is to say about a file.
 
         Returns:
             The input, where each image lies in it, and the seconds that it took beyond decoding.
         """
         tensors, geometries, seconds = [], [], 0.0
         for index, field in enumerate(fields):
-            images[index], tensor, geometry, took = await self._room.beside(self._prepared, images[index], field)
+            images[index], tensor, geometry, took = await self._room.beside(self._prepared, images[index], field, notes)
             tensors.append(tensor)
             geometries.append(geometry)
             seconds += took
@@ -169,8 +170,8 @@ class ServedModel:
         batch = await self._room.beside(np.stack, tensors)
         return batch, geometries, seconds + time.monotonic() - begun
 
-    def _prepared(self, image: Any, field: str) -> tuple[Pixels, Any, LetterboxGeometry, float]:
-        pixels = image if isinstance(image, np.ndarray) else decode_image(image, field)
+    def _prepared(self, image: Any, field: str, notes: RequestNotes) -> tuple[Pixels, Any, LetterboxGeometry, float]:
+        pixels = image if isinstance(image, np.ndarray) else decode_image(image, field, notes.remarks.append)
         begun = time.monotonic()
         tensor, geometry = self.bundle.prepare(pixels, uint8=self.takes_uint8)
         return pixels, tensor, geometry, time.monotonic() - begun

@@ -33,7 +33,7 @@ DETECT = "-detect"
 SERVER: dict[str, Any] = {
     "name": "prunedeploy",
     "version": __version__,
-    "extensions": ["binary_tensor_data", "model_repository"],
+    "extensions": ["binary_tensor_data", "model_repository", "model_configuration", "statistics"],
 }
 
 # Rounding in a client's resizing may leave [0, 1] a little; pixels of 0 to 255 leave it by far.
@@ -122,6 +122,42 @@ class Service:
             "outputs": [dict(zip(keys, one, strict=True)) for one in outputs],
         }
 
+    def config(self, name: str, version: str | None) -> dict[str, Any]:
+        """A model's configuration, as far as Triton's model configuration extension has words for it.
+
+        Raises:
+            ServingError: See `ModelRepository.get`.
+        """
+        about = self.metadata(name, version)
+        tensors = {part: [_configured(**one) for one in about[f"{part}s"]] for part in ("input", "output")}
+        settings = self.settings
+        return {
+            "name": name,
+            "platform": about["platform"],
+            "backend": "prunedeploy",
+            "version_policy": {"latest": {"num_versions": 1}},
+            "max_batch_size": settings.max_images,
+            **tensors,
+            "instance_group": [{"name": name, "count": settings.workers}],
+            "dynamic_batching": {
+                "preferred_batch_size": [settings.max_batch],
+                "max_queue_delay_microseconds": round(1e3 * settings.max_delay_ms),
+            },
+            "model_transaction_policy": {"decoupled": False},
+        }
+
+    def statistics(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
+        """Counts and times in the form of Triton's statistics extension, of one model or of all that are loaded.
+
+        Raises:
+            ServingError: See `ModelRepository.get`.
+        """
+        if name is not None:
+            self.get(name, version)
+        names = [state.name for state in self.index(ready=True)] if name is None else [name]
+        known = self.repository.metrics.statistics
+        return {"model_stats": [known.as_json(one, VERSION, self.bundle_of(one)) for one in names]}
+
     async def load(self, name: str) -> None:
         """Load or replace the bundle behind a protocol name.
 
@@ -209,6 +245,13 @@ class Service:
         fields = [f"inputs[0].data[{index}]" for index in range(len(tensor.data))]
         found, _ = await model.detect(tensor.data, fields, score, iou, deadline, notes)
         return padded([(one.boxes_xyxy, one.scores, one.class_ids) for one in found])
+
+
+def _configured(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
+    """A tensor in the words of a model configuration, where a batch's first side is left out and no shape is empty."""
+    data_type = "TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}"
+    named = {"name": name, "data_type": data_type}
+    return {**named, "dims": shape[1:]} if shape[1:] else {**named, "dims": [1], "reshape": {"shape": []}}
 
 
 def refuse_content(parameters: Iterable[str]) -> None:

@@ -57,7 +57,8 @@ def detect_routes(service: Service) -> list[NotedRoute]:
         with notes.encoding():
             listed = json.dumps(list(map(_row, found, pixels)), separators=(",", ":"))
         times = {} if notes.times is None else notes.times.milliseconds()
-        head = json.dumps({"model": model.name, "version": VERSION})[:-1]
+        remarks = {"remarks": notes.remarks} if notes.remarks else {}
+        head = json.dumps({"model": model.name, "version": VERSION, **remarks})[:-1]
         return Response(f'{head}, "images": {listed}, "times_ms": {json.dumps(times)}}}', media_type=JSON)
 
     async def list_models(request: Request) -> Response:

@@ -45,6 +45,7 @@ def openapi_document(settings: ServingSettings) -> dict[str, Any]:
         "/v2": {"get": _operation("About the server", answer="ServerMetadata", open=settings.token is None)},
         "/v2/health/live": {"get": _operation("The process answers", answer="Live", open=True)},
         "/v2/health/ready": {"get": _operation("Every model answers", 503, answer="Ready", open=True)},
+        "/v2/models/stats": {"get": _operation("Counts and times of all models", answer="Statistics")},
         "/v2/repository/index": {"post": _operation("States", *_OF_BODIES, answer="Index", body="IndexRequest")},
         "/v1/models": {"get": _operation("What is known of each model", answer="Models")},
         "/v1/detect": {"post": _detect()},
@@ -59,6 +60,10 @@ def openapi_document(settings: ServingSettings) -> dict[str, Any]:
         base = f"/v2/models/{{name}}{address}"
         parameters = [_path(part) for part in parts]
         paths[base] = {"parameters": parameters, "get": _operation("Its tensors", 404, 503, answer="Metadata")}
+        config = _operation("Its configuration, as Triton writes it", 404, 503, answer="Config")
+        paths[f"{base}/config"] = {"parameters": parameters, "get": config}
+        counts = _operation("Counts and times of its requests", 404, 503, answer="Statistics")
+        paths[f"{base}/stats"] = {"parameters": parameters, "get": counts}
         ready = _operation("It answers", 404, 503, answer="ModelReady")
         paths[f"{base}/ready"] = {"parameters": parameters, "get": ready}
         paths[f"{base}/infer"] = {"parameters": parameters, "post": _infer()}
@@ -158,6 +163,8 @@ def _schemas() -> dict[str, Any]:
     number = {"type": "number"}
     datatype = {"enum": ["FP32", "UINT8", "INT32", "INT64", "BYTES"]}
     described = _object("name datatype shape", datatype=datatype, shape=_list_of({"type": "integer"}))
+    configured = _object("name data_type dims", dims=_list_of({"type": "integer"}))
+    counted = {"inference_stats": _OPEN_OBJECT, "inference_count": side, "execution_count": side}
     shape = _list_of(side, maxItems=8)
     tensor = _object("name datatype shape", datatype=datatype, shape=shape, parameters=_OPEN_OBJECT, data=_list_of({}))
     box = _list_of(number, minItems=4, maxItems=4)
@@ -185,6 +192,13 @@ def _schemas() -> dict[str, Any]:
             inputs=_list_of(described),
             outputs=_list_of(described),
         ),
+        "Config": _object(
+            "name platform backend max_batch_size input output",
+            max_batch_size=side,
+            input=_list_of(configured),
+            output=_list_of(configured),
+        ),
+        "Statistics": _object("model_stats", model_stats=_list_of(_object("name version inference_stats", **counted))),
         "IndexRequest": _object(ready={"type": "boolean"}, parameters={"type": "object", "maxProperties": 0}),
         "Index": _list_of(_object("name version state reason")),
         "RepositoryRequest": _object(parameters=unload),
@@ -200,6 +214,7 @@ def _schemas() -> dict[str, Any]:
             "model version images times_ms",
             images=_list_of(image, minItems=1),
             times_ms={"type": "object", "additionalProperties": number},
+            remarks=_list_of(_STRING),
         ),
         "Models": _object("models", models=_list_of(any_model)),
     }

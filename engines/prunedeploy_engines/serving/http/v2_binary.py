@@ -149,7 +149,11 @@ def _input(given: Any, where: str, rest: memoryview) -> tuple[InputTensor, memor
         data = raw_data(datatype, shape, count, raw, where)
     else:
         listed = of_kind(list, entry.get("data"), f"{where}.data")
-        data = _texts(listed, count, where) if datatype == BYTES else _numbers(listed, datatype, shape, count, where)
+        data = (
+            _texts(listed, shape, count, where)
+            if datatype == BYTES
+            else _numbers(listed, datatype, shape, count, where)
+        )
     return InputTensor(name, datatype, shape, data), rest
 
 
@@ -172,8 +176,13 @@ def _numbers(given: list[Any], datatype: str, shape: tuple[int, ...], count: int
     return array.astype(dtype).reshape(shape)
 
 
-def _texts(given: list[Any], count: int, where: str) -> list[bytes | memoryview]:
-    """Base64 of JSON, since no image is valid text by itself."""
+def _texts(given: list[Any], shape: tuple[int, ...], count: int, where: str) -> list[bytes | memoryview]:
+    """Base64 of JSON, since no image is valid text by itself; flat, or nested as the shape is."""
+    if any(isinstance(one, list) for one in given):
+        for side in shape[1:]:
+            if not all(isinstance(one, list) and len(one) == side for one in given):
+                raise InvalidRequestError(f"{where}.data is not flat and not nested as {where}.shape, {list(shape)}")
+            given = [element for one in given for element in one]
     if len(given) != count:
         raise InvalidRequestError(f"{where}.data has {len(given)} elements, its shape makes {count}")
     try:

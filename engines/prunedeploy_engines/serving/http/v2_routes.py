@@ -8,12 +8,23 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from prunedeploy_engines.serving.core.errors import ModelUnavailableError
+from prunedeploy_engines.serving.core.errors import ModelUnavailableError, NotOfferedError
 from prunedeploy_engines.serving.core.limits import parse_json
 from prunedeploy_engines.serving.core.service import SERVER, Service, refuse_content
 from prunedeploy_engines.serving.core.tensors import header_timeout_s
 from prunedeploy_engines.serving.http.request import NotedRoute, body_of, notes_of
 from prunedeploy_engines.serving.http.v2_binary import HEADER, of_kind, read_request, write_answer
+
+_NOT_OFFERED = {
+    "/v2/systemsharedmemory/{rest:path}": "shared memory",
+    "/v2/cudasharedmemory/{rest:path}": "CUDA shared memory",
+    "/v2/trace/setting": "trace settings",
+    "/v2/models/{name}/trace/setting": "trace settings",
+    "/v2/logging": "log settings",
+    "/v2/models/{name}/generate": "generating text",
+    "/v2/models/{name}/generate_stream": "generating text",
+}
+"""What clients written for Triton may ask for, by its address."""
 
 
 def v2_routes(service: Service) -> list[NotedRoute]:
@@ -25,6 +36,7 @@ def v2_routes(service: Service) -> list[NotedRoute]:
     rest = _Rest(service)
     model = "/v2/models/{name}"
     versioned = model + "/versions/{version}"
+    everything = ["GET", "POST", "PUT", "DELETE"]
     return [
         NotedRoute(model + "/infer", rest.infer, methods=["POST"]),
         NotedRoute("/v2", rest.server),
@@ -33,11 +45,15 @@ def v2_routes(service: Service) -> list[NotedRoute]:
         NotedRoute("/v2/repository/index", rest.index, methods=["POST"]),
         NotedRoute("/v2/repository/models/{name}/load", rest.load, methods=["POST"]),
         NotedRoute("/v2/repository/models/{name}/unload", rest.unload, methods=["POST"]),
+        NotedRoute("/v2/models/stats", rest.statistics),
         NotedRoute(model, rest.metadata),
         NotedRoute(model + "/ready", rest.model_ready),
+        *(NotedRoute(f"{one}/config", rest.config) for one in (model, versioned)),
+        *(NotedRoute(f"{one}/stats", rest.statistics) for one in (model, versioned)),
         NotedRoute(versioned, rest.metadata),
         NotedRoute(versioned + "/ready", rest.model_ready),
         NotedRoute(versioned + "/infer", rest.infer, methods=["POST"]),
+        *(NotedRoute(address, rest.not_offered, methods=everything) for address in _NOT_OFFERED),
     ]
 
 
@@ -65,6 +81,16 @@ class _Rest:
         name, version = _address(request)
         self._service.get(name, version)
         return JSONResponse({"name": name, "ready": True})
+
+    async def config(self, request: Request) -> Response:
+        return JSONResponse(self._service.config(*_address(request)))
+
+    async def statistics(self, request: Request) -> Response:
+        return JSONResponse(self._service.statistics(request.path_params.get("name"), _address(request)[1]))
+
+    async def not_offered(self, request: Request) -> Response:
+        what = _NOT_OFFERED[notes_of(request).route]
+        raise NotOfferedError(f"{what} is an extension of the protocol that this server does not offer")
 
     async def infer(self, request: Request) -> Response:
         name, version = _address(request)
@@ -106,4 +132,4 @@ class _Rest:
 
 
 def _address(request: Request) -> tuple[str, str | None]:
-    return request.path_params["name"], request.path_params.get("version")
+    return request.path_params.get("name", ""), request.path_params.get("version")

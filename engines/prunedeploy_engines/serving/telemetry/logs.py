@@ -71,6 +71,8 @@ def log_request(notes: RequestNotes, status: str, seconds: float) -> None:
     }
     if notes.model:
         fields |= {"model": notes.model, "version": notes.version, "images": notes.images}
+    if notes.remarks:
+        fields["remarks"] = notes.remarks
     if notes.error:
         fields["error"] = notes.error
     if notes.times is not None:

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from prunedeploy_engines.serving.telemetry.request_notes import STAGES, RequestNotes
+from prunedeploy_engines.serving.telemetry.statistics import Statistics
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -21,6 +22,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.statistics = Statistics()
         kept: dict[str, Any] = {"namespace": "prunedeploy", "registry": self.registry}
         timed = {"buckets": _SECONDS, **kept}
         self._requests = Counter("requests", "Requests answered", ("protocol", "route", "model", "status"), **kept)
@@ -39,6 +41,7 @@ class Metrics:
 
     def batch(self, model: str, images: int, seconds: float) -> None:
         """A batch was computed."""
+        self.statistics.batch(model, images, seconds)
         self._batches.labels(model).observe(images)
         self._batch_seconds.labels(model).observe(seconds)
 
@@ -54,6 +57,7 @@ class Metrics:
             status: HTTP status, or the name of gRPC's.
             seconds: It took.
         """
+        self.statistics.request(notes, seconds)
         self._requests.labels(notes.protocol, notes.route, notes.model, status).inc()
         self._seconds.labels(notes.protocol, notes.route).observe(seconds)
         if notes.error:

@@ -54,6 +54,7 @@ class RequestNotes:
         version: Version of the model.
         images: In the request.
         times: By stage; None if nothing was computed.
+        remarks: What there is to say about images that were read although something is wrong with their files.
         error: Kind of error; empty if there was none.
         trace_parent: Header of W3C Trace Context.
         begun: By `time.monotonic`.
@@ -66,6 +67,7 @@ class RequestNotes:
     version: str = ""
     images: int = 0
     times: StageTimes | None = None
+    remarks: list[str] = field(default_factory=list)
     error: str = ""
     trace_parent: str = ""
     begun: float = field(default_factory=time.monotonic)

@@ -204,3 +204,17 @@ def test_models_are_listed_with_what_the_page_shows(tmp_path: Path) -> None:
     assert one["input_size"] == [32, 48]
     assert one["bytes"] == (made.path / "model.onnx").stat().st_size
     assert two == {"name": "two", "version": "1", "state": "UNAVAILABLE", "reason": "unloaded"}
+
+
+def test_a_jpeg_that_has_lost_its_end_is_answered_with_a_remark(server: Running) -> None:
+    kind = {"Content-Type": "image/jpeg"}
+    file = io.BytesIO()
+    Image.effect_noise((320, 240), 90).convert("RGB").save(file, "JPEG")
+    whole = file.getvalue()
+    full, short = (server.ask("POST", "/v1/detect?model=tiny", file, kind).json for file in (whole, whole[:-2]))
+    assert short["images"] == full["images"]
+    assert "remarks" not in full
+    assert len(short["remarks"]) == 1
+    assert short["remarks"][0].startswith("the body: the JPEG file has lost its end")
+    damaged = server.ask("POST", "/v1/detect?model=tiny", whole[: len(whole) // 2], kind)
+    assert (damaged.status, damaged.json) == (400, {"error": "the body: the image is damaged; send JPEG, PNG or WebP"})
