@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +106,14 @@ def with_precision(curve: ScoreCurve, precision: float) -> OperatingPoint:
         best = f"the best is {curve.precision.max():.3f}" if len(curve.precision) else "nothing was detected"
         raise DataError(f"no score threshold has a precision of {precision:g} on the held-out images: {best}")
     return _point(curve, int(enough[-1]))
+
+
+def at_threshold(curve: ScoreCurve, score_threshold: float) -> OperatingPoint:
+    """What a detector does at a given threshold; without a detection above it precision and recall are 0."""
+    kept = np.flatnonzero(curve.thresholds >= score_threshold)
+    if len(kept) == 0:
+        return OperatingPoint(score_threshold, 0.0, 0.0, 0.0)
+    return replace(_point(curve, int(kept[-1])), score_threshold=score_threshold)
 
 
 def _point(curve: ScoreCurve, at: int) -> OperatingPoint:

@@ -56,6 +56,11 @@ class Bundle:
         """(height, width) of the network input, in pixels."""
         return self.manifest.input.height, self.manifest.input.width
 
+    def score_threshold(self, precision: str = "fp32") -> float:
+        """The score that detections are above unless told otherwise: the precision's operating point, if it has one."""
+        point = self.manifest.operating_points.get(precision)
+        return self.manifest.thresholds.score if point is None else point.score_threshold
+
     def model_path(self, precision: str = "fp32", target: str | None = None) -> Path:
         """The ONNX file of a precision.
 
@@ -273,6 +278,7 @@ def write_bundle(
     class_names: Iterable[str],
     input: Mapping[str, Any],
     thresholds: Mapping[str, float] | None = None,
+    operating_points: Mapping[str, Mapping[str, Any]] | None = None,
     pruning: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -287,6 +293,7 @@ def write_bundle(
         class_names: In the order of the scores.
         input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``; see `manifest.InputSpec`.
         thresholds: ``score`` and ``iou``.
+        operating_points: By precision; see `manifest.OperatingPoint`.
         pruning: See `manifest.PruningRecord`; None for a network that was not pruned.
         metrics: Any JSON object.
         provenance: ``commit``, ``configuration``, ``seeds``, ``versions``.
@@ -303,6 +310,7 @@ def write_bundle(
         "class_names": list(class_names),
         "input": dict(input),
         "thresholds": dict(thresholds or {}),
+        "operating_points": {precision: dict(point) for precision, point in (operating_points or {}).items()},
         "pruning": None if pruning is None else dict(pruning),
         "metrics": dict(metrics or {}),
         "provenance": dict(provenance or {}),
