@@ -227,7 +227,9 @@ def print_operating_points(results: Mapping[str, Any]) -> None:
         if point["why_not"]:
             click.echo(f"{at}, not chosen: {point['why_not']}")
         else:
-            click.echo(f"{at}, precision {number(point['precision'])}, recall {number(point['recall'])}")
+            is_graphs = point["score_threshold"] == point["graph_threshold"]
+            own = " (the graph's own, see export.nms_score_threshold)" if is_graphs else ""
+            click.echo(f"{at}{own}, precision {number(point['precision'])}, recall {number(point['recall'])}")
 
 
 def _engine_cells(engine: Mapping[str, Any]) -> list[str]:

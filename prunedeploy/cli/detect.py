@@ -34,7 +34,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
     "--score-threshold",
     type=FRACTION,
     metavar="T",
-    help="Show detections with a score above it; default: the bundle's.",
+    help="Show detections with a score above it; default: the operating point that the build chose for the precision.",
 )
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", help="What runs the bundle.")
 @click.option(
@@ -78,10 +78,14 @@ def command(
         target = _gpu_target() if runtime == "tensorrt" else None
         options: dict[str, Any] = {"threads": threads, "providers": wanted, "target": target}
         # In this process, which ends after a few images: there is no PyTorch in it, and no second process to wait for.
+        threshold = opened.score_threshold(precision) if score_threshold is None else score_threshold
+        nms = opened.nms_in_graph(precision)
+        if nms is not None and (limit := nms.limit_on(threshold)) is not None:
+            click.echo(f"prunedeploy: warning: {limit}", err=True)
         with opened.runner(runtime, precision, **options, in_process=True) as runner:
             for image in images:
                 drawn = None if out is None else out / names[image]
-                rows.append(_detect(opened, runner, image, drawn, score_threshold))
+                rows.append(_detect(opened, runner, image, drawn, threshold))
     for row in rows:
         if "error" in row:
             click.echo(f"prunedeploy: error: {row['error']}", err=True)
@@ -101,9 +105,7 @@ def _gpu_target() -> str | None:
     return None if device is None else device.target
 
 
-def _detect(
-    bundle: Bundle, runner: Runner, image: Path, drawn: Path | None, score_threshold: float | None
-) -> dict[str, Any]:
+def _detect(bundle: Bundle, runner: Runner, image: Path, drawn: Path | None, score_threshold: float) -> dict[str, Any]:
     """Detect in one image; an image that cannot be read gives a row with ``error``."""
     from prunedeploy_engines.detection.images import read_image
 

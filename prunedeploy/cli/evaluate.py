@@ -92,6 +92,8 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
         document = run(request)
     for path, reason in document["data"]["skipped"].items():
         click.echo(f"left out: {path}: {reason}", err=True)
+    for limit in document["warnings"]:
+        click.echo(f"prunedeploy: warning: {limit}", err=True)
     if as_json:
         print_json(document)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from prunedeploy.pipeline.context import StageResult
@@ -11,7 +10,7 @@ from prunedeploy.pipeline.left_out import LeftOut
 from prunedeploy.pipeline.stages.export import ENGINE, Artefact, runner_key
 from prunedeploy_engines.builder.from_onnx import read_engine_file
 from prunedeploy_engines.files import file_sha256
-from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
+from prunedeploy_engines.runtimes.onnx_file import OnnxHeader, read_onnx_header
 
 FIGURES = ("map_clean", "map_pgd_transfer", "map50_clean", "map50_pgd_transfer", "intervals")
 
@@ -79,8 +78,11 @@ def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[
         summaries = [summary for name, summary in latency.items() if name.rpartition("|")[0] == f"pruned|{key}"]
         measured = latency.get(f"pruned|{key}|1") or next(iter(summaries), None)
         note = None
+        header = read_onnx_header(artefact.file)
         if artefact.target == "gpu":
             note = "for TensorRT and ONNX Runtime's GPU providers; mAP measured on the CPU, latency not"
+        if header.nms is not None:
+            note = "; ".join([*([note] if note else []), f"{header.nms.limit}, and its mAP is that of those"])
         yield {
             "runtime": runtime,
             "target": artefact.target or "cpu",
@@ -91,12 +93,12 @@ def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[
             **{name: found.get(name.removesuffix("_transfer")) for name in FIGURES},
             "computes_in": None if measured is None else measured["engine"].get("computes_in"),
             "latency_ms": measured,
-            "quantisation": _quantisation(artefact.file),
+            "quantisation": _quantisation(header),
             "note": note,
         }
 
 
-def _quantisation(path: Path) -> dict[str, Any] | None:
+def _quantisation(header: OnnxHeader) -> dict[str, Any] | None:
     """How an int8 file was made, without the long list of every convolution's cost."""
-    made = read_onnx_header(path).quantisation
+    made = header.quantisation
     return None if made is None else {key: value for key, value in made.items() if key != "costs_db"}

@@ -20,6 +20,7 @@ from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import BundleError, store_errors_as
 from prunedeploy_engines.files import write_atomically, write_whole_folder
 from prunedeploy_engines.locks import locked
+from prunedeploy_engines.runtimes.onnx_file import NmsInGraph, read_onnx_header
 from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ class Bundle:
         """The score that detections are above unless told otherwise: the precision's operating point, if it has one."""
         point = self.manifest.operating_points.get(precision)
         return self.manifest.thresholds.score if point is None else point.score_threshold
+
+    def nms_in_graph(self, precision: str = "fp32") -> NmsInGraph | None:
+        """The suppression in the graph of a precision's ONNX file; None without, or if there is no such file."""
+        try:
+            return read_onnx_header(self.model_path(precision)).nms
+        except BundleError:
+            return None
 
     def model_path(self, precision: str = "fp32", target: str | None = None) -> Path:
         """The ONNX file of a precision.

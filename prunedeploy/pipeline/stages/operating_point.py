@@ -34,7 +34,8 @@ def operating_point_stage(
     It is chosen on training images, but not on those that int8 was calibrated on. ``operating_point.json`` has under
     the name of each file, and under `NETWORK`: ``score_threshold`` in [0, 1]; ``precision``, ``recall`` and ``f1``
     there; ``chosen``, the rule; ``why_not``, if it could not be followed and ``evaluation.score_threshold`` stands
-    instead; ``images``, ``boxes``; and ``curve``, rows of score threshold, precision and recall.
+    instead; ``images``, ``boxes``; ``graph_threshold``, which suppression in the graph gives nothing below, so that no
+    lower one is chosen; and ``curve``, rows of score threshold, precision and recall.
     """
     config = context.config
     settings = {
@@ -70,9 +71,9 @@ def operating_point_stage(
                         found.setdefault(name, []).append(table)
                     advance(len(batch.image_ids))
             usable = replace(held_out, images=[image for image in held_out.images if image.image_id in seen])
-            lowest = {artefact.name: _graph_threshold(artefact) for artefact in artefacts}
+            of_graphs = {artefact.name: _graph_threshold(artefact) for artefact in artefacts}
             document = {
-                name: _point(context, usable, DetectionTable.concatenate(found.get(name, [])), lowest.get(name, 0.0))
+                name: _point(context, usable, DetectionTable.concatenate(found.get(name, [])), of_graphs.get(name))
                 for name in runners
             }
             result.write(FILE, document)
@@ -93,20 +94,24 @@ def _held_out(context: BuildContext) -> CocoDataset:
     return rest if wanted >= len(rest.images) else train_test_subset(rest, wanted, context.config.seed)[0]
 
 
-def _graph_threshold(artefact: Artefact) -> float:
+def _graph_threshold(artefact: Artefact) -> float | None:
     """The score that a file with suppression in its graph gives nothing below."""
     nms = read_onnx_header(artefact.file).nms
-    return 0.0 if nms is None else nms.score_threshold
+    return None if nms is None else nms.score_threshold
 
 
-def _point(context: BuildContext, dataset: CocoDataset, detections: DetectionTable, lowest: float) -> dict[str, Any]:
-    """The operating point of one file; ``lowest`` is the lowest threshold that changes anything."""
+def _point(
+    context: BuildContext, dataset: CocoDataset, detections: DetectionTable, of_graph: float | None
+) -> dict[str, Any]:
+    """The operating point of one file, from its detections on held-out images."""
+    lowest = of_graph or 0.0
     wanted, usual = context.config.operating_point.precision, context.config.evaluation.score_threshold
     boxes = sum(int((~image.iscrowd).sum()) for image in dataset.images)
     about = {
         "chosen": "best F1" if wanted is None else f"highest recall with a precision of at least {wanted:g}",
         "images": len(dataset.images),
         "boxes": boxes,
+        "graph_threshold": of_graph,
     }
     nothing = {"score_threshold": max(usual, lowest), "precision": None, "recall": None, "f1": None}
     if boxes < FEWEST_BOXES:
