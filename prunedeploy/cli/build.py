@@ -235,7 +235,7 @@ def print_operating_points(results: Mapping[str, Any]) -> None:
 def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
     shares = (engine.get("computes_in") or {}).items()
     return [
-        str(engine.get("file") or MISSING).removeprefix("bundle/"),
+        str(engine.get("file") or "not delivered").removeprefix("bundle/"),
         f"{engine.get('runtime')} {engine.get('target')}",
         str(engine.get("precision")),
         ", ".join(f"{100 * share:.0f} % {name}" for name, share in shares) or MISSING,

@@ -15,6 +15,7 @@ from prunedeploy.config import as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.engine_rows import engine_rows
 from prunedeploy.pipeline.left_out import LeftOut
+from prunedeploy.pipeline.model_rows import model_row, speedup
 from prunedeploy.pipeline.networks import Networks
 from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
 from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
@@ -23,7 +24,6 @@ from prunedeploy.pipeline.stages.export import ENGINE, Artefact
 from prunedeploy.pipeline.stages.latency import PEAK
 from prunedeploy.pipeline.stages.operating_point import FILE as POINTS
 from prunedeploy.pipeline.stages.operating_point import NETWORK
-from prunedeploy.pruning.subnet import count_parameters
 from prunedeploy.report.page import write_report
 from prunedeploy_engines.builder.from_onnx import read_engine_file, sidecar_path
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
@@ -81,7 +81,10 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
     config = context.config
     pruning = built.networks.prune.read("pruning.json")
     latency = built.latency.read("latency.json")
-    rows = {row: _model_row(row, built, latency) for row in built.exports}
+    rows = {
+        row: model_row(row, built.networks.rows[row], export, built.evaluations[row], latency)
+        for row, export in built.exports.items()
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -93,7 +96,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "scores": config.scores.name,
         "seed": config.seed,
         "models": list(rows.values()),
-        "speedup": _speedup(rows),
+        "speedup": speedup(rows),
         "engines": engine_rows(
             built.artefacts, built.engines, built.missing_engines, built.left_out, built.figures, latency["rows"]
         ),
@@ -222,38 +225,6 @@ def _points_by_precision(built: BuildResults) -> dict[str, dict[str, Any]]:
 
 def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
-
-
-def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dict[str, Any]:
-    model = load_stage_model(built.networks.rows[row].folder)
-    figures = built.evaluations[row].read("evaluation.json")
-    times: dict[str, Any] = dict.fromkeys(("onnxruntime", "openvino", "torch", "tensorrt"))
-    for name, summary in latency["rows"].items():
-        of, *engine_name, batch = name.split("|")
-        runtime = engine_name[0]
-        # An engine of more than the runtime's name is another file than the plain fp32 one.
-        if of == row and len(engine_name) == 1 and (times[runtime] is None or batch == "1"):
-            times[runtime] = summary
-    weights = [model.conv(layer.index).weight for layer in model.cfg.convolutions]
-    return {
-        "name": row,
-        "params": count_parameters(model),
-        "filters": sum(layer.out_channels for layer in model.cfg.convolutions),
-        "zero_weights": sum(int((weight == 0).sum()) for weight in weights),
-        "weights": sum(weight.numel() for weight in weights),
-        "macs": model.cfg.macs,
-        "onnx_bytes": (built.exports[row].folder / "model.onnx").stat().st_size,
-        **_without("transfer", figures["torch"]),
-        "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
-        "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
-        "latency_ms": times,
-    }
-
-
-def _speedup(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Median of the original over the median of the pruned network, by runtime."""
-    dense, pruned = rows["original"]["latency_ms"], rows["pruned"]["latency_ms"]
-    return {name: dense[name]["p50"] / pruned[name]["p50"] for name in dense if dense[name] and pruned[name]}
 
 
 def _gates(built: BuildResults, row: str) -> list[dict[str, Any]]:
