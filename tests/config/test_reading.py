@@ -231,6 +231,26 @@ def test_result_settings_leave_out_what_changes_no_result() -> None:
     assert "checkpoint_every" not in settings
 
 
+def test_younger_keys_are_in_no_hash_unless_they_are_chosen() -> None:
+    plain = load_config("demo")
+    assert "operating_point" not in as_dict(plain)
+    assert "match_share" not in as_dict(plain)["export"]["int8"]
+    said = load_config("demo", ["operating_point.rule=f1", "operating_point.images=128", "export.int8.match_share=0.9"])
+    assert config_hash(said) == config_hash(plain)
+    for key, value in (("operating_point.images", "64"), ("export.int8.match_share", "0.95")):
+        assert config_hash(load_config("demo", [f"{key}={value}"])) != config_hash(plain)
+
+
+def test_rule_of_the_operating_point_by_option_and_key() -> None:
+    assert load_config("demo").operating_point.precision is None
+    assert load_config("demo", options={"operating_point": "precision=0.9"}).operating_point.precision == 0.9
+    both = load_config("demo", ["operating_point.images=64"], {"operating_point": "precision=.95"}).operating_point
+    assert (both.precision, both.images) == (0.95, 64)
+    for wrong in ("recall=0.9", "precision=1.5", "precision=", "precision=high", "0.9", ""):
+        with pytest.raises(ConfigError, match=r"--operating-point: .*is f1 or precision=P .* e\.g\. precision=0\.9"):
+            load_config("demo", options={"operating_point": wrong})
+
+
 def test_iterate_is_in_no_key_or_hash_unless_it_is_chosen() -> None:
     """What was stored before the key was there is found again: these are the values that its keys were made of."""
     attack = {"eps": 0.05, "step_size": 0.02, "steps": 5, "random_start": False, "restarts": 1}

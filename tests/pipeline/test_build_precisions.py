@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from prunedeploy.cli import cli
+from prunedeploy.cli.serve import _warn_of_thresholds
 from prunedeploy.config import load_config
 from prunedeploy.data import load_splits, train_test_subset
 from prunedeploy.pipeline.build import BuildOutcome, build
@@ -325,6 +327,22 @@ def test_threshold_below_that_of_the_graph_is_answered_with_a_line(everything: B
     assert low.stderr.count("warning") == 1
     assert "warning" not in told("detect", everything.out / "bundle", image, "--score-threshold", "0.3").stderr
     assert "warning" not in told("detect", everything.out / "bundle", image).stderr
+
+
+def test_bench_and_serve_say_it_of_a_bundle_with_a_lower_threshold(
+    everything: BuildOutcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low = Path(shutil.copytree(everything.out / "bundle", tmp_path / "bundle"))
+    manifest = json.loads((low / "bundle.json").read_text())
+    (low / "bundle.json").write_text(json.dumps({**manifest, "operating_points": {}, "thresholds": {"score": 0.1}}))
+    measured = told("bench", low, "--seconds", "0.01", "--min-calls", "1", "--warmup", "0")
+    assert measured.stderr.count("score of 0.3 only; the lower threshold of 0.1 finds no more") == 1
+    capsys.readouterr()
+    _warn_of_thresholds({"mine": low}, "int8")
+    assert capsys.readouterr().err == (
+        "prunedeploy: warning: mine: suppression is part of the graph, which gives detections above a score of 0.3 "
+        "only; no request can lower that\n"
+    )
 
 
 def told(*arguments: object) -> Result:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_serializer
 
 from prunedeploy_engines.errors import BundleError
 
@@ -129,6 +130,11 @@ class Manifest(_Part):
     metrics: dict[str, JsonValue] = {}
     provenance: Provenance = Provenance()
     files: dict[str, FileEntry]
+
+    @model_serializer(mode="wrap")
+    def _without_points_that_there_are_not(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """A bundle without operating points looks as it did before there were any."""
+        return {key: value for key, value in values(self).items() if (key, value) != ("operating_points", {})}
 
     @field_validator("files")
     @classmethod
