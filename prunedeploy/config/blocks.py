@@ -522,7 +522,7 @@ class OperatingPointConfig(Block):
     @classmethod
     def _known(cls, rule: str) -> str:
         if re.fullmatch(r"f1|precision=(0(\.\d+)?|\.\d+|1(\.0+)?)", rule) is None:
-            raise ValueError("is f1 or precision=P with P from 0 to 1, e.g. precision=0.9")
+            raise ValueError("must be f1 or precision=P with P from 0 to 1, e.g. precision=0.9")
         return rule
 
     @property
