@@ -127,6 +127,7 @@ def test_every_option_sets_its_key() -> None:
         "target": "cpu,sm86",
         "uint8_input": True,
         "nms": True,
+        "operating_point": "precision=0.9",
         "seed": 7,
     }
     assert options.keys() == OPTIONS.keys()
