@@ -77,11 +77,11 @@ def command(
         names = _drawn_names(images)
         target = _gpu_target() if runtime == "tensorrt" else None
         options: dict[str, Any] = {"threads": threads, "providers": wanted, "target": target}
-        # In this process, which ends after a few images: there is no PyTorch in it, and no second process to wait for.
         threshold = opened.score_threshold(precision) if score_threshold is None else score_threshold
         nms = opened.nms_in_graph(precision)
         if nms is not None and (limit := nms.limit_on(threshold)) is not None:
             click.echo(f"prunedeploy: warning: {limit}", err=True)
+        # In this process, which ends after a few images: there is no PyTorch in it, and no second process to wait for.
         with opened.runner(runtime, precision, **options, in_process=True) as runner:
             for image in images:
                 drawn = None if out is None else out / names[image]

@@ -46,9 +46,10 @@ class LeftOut:
     @property
     def line(self) -> str:
         """For people: what is left out, why, and which key would let it through."""
-        where = "" if self.runtime is None else f" on {self.runtime}"
+        what = self.file if self.runtime is None else f"{self.file} on {self.runtime}"
+        what = f"the engine of {what} for {self.target}" if self.gate == "engine" else what
         remedy = limit_of(self.gate, self.precision)
-        return f"{self.file}{where} is left out: {self.reason}" + (f"; to let it through, {remedy}" if remedy else "")
+        return f"{what} is left out: {self.reason}" + (f"; to let it through, {remedy}" if remedy else "")
 
     def as_dict(self) -> dict[str, Any]:
         """A row of ``left_out`` in ``results.json``."""

@@ -116,7 +116,8 @@ def test_engine_that_is_refused_costs_no_other(folder: Path, tiny_case: TinyCase
     outcome = tiny_case.build(folder / "store", folder / "engines", "targets=cpu,sm75,sm86")
     (left_out,) = outcome.results["left_out"]
     line = left_out["line"]
-    assert line.startswith("model.onnx is left out: no engine for sm75 can be built of it with ")
+    assert line.startswith("the engine of model.onnx for sm75 is left out: tensorrt")
+    assert line.endswith(" cannot build it")
     assert "Myelin" not in line
     assert str(folder) not in line
     assert "Myelin" in left_out["detail"]
@@ -163,4 +164,6 @@ def test_every_key_that_is_named_exists(gate: str, precision: str) -> None:
 
 
 def test_what_no_limit_would_help_names_none() -> None:
-    assert LeftOut("model.onnx", "fp32", "sm75", "no engine", "engine").line == "model.onnx is left out: no engine"
+    line = LeftOut("model.onnx", "fp32", "sm75", "it cannot be built", "engine").line
+    assert line == "the engine of model.onnx for sm75 is left out: it cannot be built"
+    assert LeftOut("model.fp16.onnx", "fp16", None, "too large").line == "model.fp16.onnx is left out: too large"

@@ -166,7 +166,7 @@ def engine_stages(
             missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
             continue
         if (result.folder / FAILED).is_file():
-            reason = f"no engine for {target} can be built of it with {_installed(versions)}"
+            reason = f"{_installed(versions)} cannot build it"
             said = result.read(FAILED)["reason"]
             left_out.append(LeftOut(artefact.name, artefact.precision, target, reason, "engine", detail=said))
         else:
