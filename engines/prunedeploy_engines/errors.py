@@ -52,7 +52,18 @@ class PruningError(PrunedeployError):
 
 
 class GateError(PrunedeployError):
-    """An exported artefact does not compute what its parent computes."""
+    """An exported artefact does not compute what its parent computes.
+
+    Args:
+        what: As of every error; ``where`` and ``fix`` too.
+        where: See there.
+        fix: See there.
+        gate: Which limit was missed: ``tensor``, ``detections``, ``map`` or ``budget``; None where no limit would help.
+    """
+
+    def __init__(self, what: str, where: object = None, fix: str | None = None, *, gate: str | None = None) -> None:
+        super().__init__(what, where, fix)
+        self.gate = gate
 
 
 class BundleError(PrunedeployError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +14,9 @@ from prunedeploy.cli.options import PATH, POSITIVE, count_option
 from prunedeploy.cli.output import comma_list, print_json, quiet_stdout, whole_numbers
 from prunedeploy_engines.bench.rows import KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
 from prunedeploy_engines.bench.run import Effort
+
+if TYPE_CHECKING:
+    from prunedeploy_engines.bench.models import Subject
 
 SCENARIOS = ("single-stream", "offline", "server")
 
@@ -186,7 +190,19 @@ def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort) -> dict[str,
     with quiet_stdout():
         if choice.images is not None:
             load_images(choice.images)  # a mistake is told before the first process starts
-        planned = plan_rows(find_subjects(bundles), choice)
+        subjects = find_subjects(bundles)
+        _warn_of_thresholds(subjects, choice)
+        planned = plan_rows(subjects, choice)
         label = f"measuring, {len(planned.specs)} processes"
         with click.progressbar(length=steps(planned, choice, effort), label=label, file=sys.stderr) as bar:
             return run_plan(planned, choice, effort, lambda _: bar.update(1))
+
+
+def _warn_of_thresholds(subjects: Sequence[Subject], choice: Choice) -> None:
+    """Say it of bundles whose threshold is below that of the suppression in a graph: fewer detections are handled."""
+    for subject in subjects:
+        for precision in choice.precisions if subject.bundle is not None else ():
+            nms = subject.bundle.nms_in_graph(precision)
+            limit = None if nms is None else nms.limit_on(subject.bundle.score_threshold(precision))
+            if limit is not None:
+                click.echo(f"prunedeploy: warning: {subject.name} ({precision}): {limit}", err=True)

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from prunedeploy.cli.build_search import print_search
+from prunedeploy.cli.failures import INCOMPLETE
 from prunedeploy.cli.group import Session, command_with_examples
 from prunedeploy.cli.options import PATH, RESUMED_FROM, store_option
 from prunedeploy.cli.output import MISSING, amount, number, print_json, print_table, quiet_stdout, size
@@ -97,6 +98,12 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
 @click.option("--nms", is_flag=True, default=None, help="ONNX files give detections: suppression is in the graph.")
 @click.option("--target", metavar="T,...", help="What to build engines for: cpu, sm75, sm86, ...")
 @click.option(
+    "--operating-point",
+    metavar="RULE",
+    help="The score threshold that files are deployed with, chosen on held-out training images: f1, the best F1 (the "
+    "default), or precision=P, the highest recall with at least this precision, e.g. precision=0.9.",
+)
+@click.option(
     "--out", type=PATH, metavar="DIR", help="Folder to write; default: runs/<config>-<method>-<scores>-<ratio>-s<seed>."
 )
 @store_option("Where the results of stages are kept and shared between builds.")
@@ -109,9 +116,9 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     help="Change any key of the configuration, e.g. --set finetune.steps=1000; may be repeated.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what another build has written into --out.")
-@click.pass_obj
+@click.pass_context
 def command(
-    session: Session,
+    ctx: click.Context,
     /,
     source: str,
     out: Path | None,
@@ -132,6 +139,9 @@ def command(
 
     Killed or interrupted, the same command goes on where it was; a second identical build computes nothing.
     Values come from, the later winning: the defaults, --config, --set, the other options.
+
+    A file that fails its gates, or an engine that cannot be built, is left out and named, and the rest is delivered:
+    exit code 3. If nothing is left to deliver it is 2.
     """
     keep_freed_memory()
     from prunedeploy.config import load_config
@@ -144,6 +154,7 @@ def command(
     config = load_config(source, sets, options)  # before torch is loaded: a typing error is told at once
     from prunedeploy.pipeline.build import build
 
+    session = ctx.ensure_object(Session)
     session.resumes_from(store, *RESUMED_FROM)
     with quiet_stdout():
         outcome = build(
@@ -161,8 +172,14 @@ def command(
         print_json({"out": outcome.out, "computed": outcome.computed, **outcome.results})
     else:
         print_results(outcome.results)
+        print_operating_points(outcome.results)
         print_search(outcome.results.get("search"))
         print_places(outcome.out, outcome.computed)
+    left_out = outcome.results.get("left_out") or []
+    for one in left_out:
+        click.echo(f"prunedeploy: warning: {one['line']}", err=True)
+    if left_out:
+        ctx.exit(INCOMPLETE)
 
 
 def print_results(results: Mapping[str, Any]) -> None:
@@ -202,10 +219,25 @@ def print_results(results: Mapping[str, Any]) -> None:
         click.echo("* noisy: the coefficient of variation is above 0.1")
 
 
+def print_operating_points(results: Mapping[str, Any]) -> None:
+    """Say at which score threshold each file is deployed, and what it does there."""
+    points = [point for point in results.get("operating_points") or () if point["file"]]
+    if points:
+        click.echo(f"\noperating point ({points[0]['chosen']}, on {points[0]['images']} held-out training images):")
+    for point in points:
+        at = f"  {point['file']}: score threshold {number(point['score_threshold'])}"
+        if point["why_not"]:
+            click.echo(f"{at}, not chosen: {point['why_not']}")
+        else:
+            is_graphs = point["score_threshold"] == point["graph_threshold"]
+            own = " (the graph's own, see export.nms_score_threshold)" if is_graphs else ""
+            click.echo(f"{at}{own}, precision {number(point['precision'])}, recall {number(point['recall'])}")
+
+
 def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
     shares = (engine.get("computes_in") or {}).items()
     return [
-        str(engine.get("file") or MISSING).removeprefix("bundle/"),
+        str(engine.get("file") or "not delivered").removeprefix("bundle/"),
         f"{engine.get('runtime')} {engine.get('target')}",
         str(engine.get("precision")),
         ", ".join(f"{100 * share:.0f} % {name}" for name, share in shares) or MISSING,

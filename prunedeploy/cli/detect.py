@@ -40,7 +40,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
     "--score-threshold",
     type=FRACTION,
     metavar="T",
-    help="Show detections with a score above it; default: the bundle's.",
+    help="Show detections with a score above it; default: the operating point that the build chose for the precision.",
 )
 @count_option("--every", "Of a video or camera: look at every Nth frame only.", default=1)
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", help="What runs the bundle.")
@@ -98,9 +98,13 @@ def command(
     with quiet_stdout() as stdout, find_model(bundle).load_bundle() as opened:
         target = _gpu_target() if runtime == "tensorrt" else None
         options: dict[str, Any] = {"threads": threads, "providers": wanted, "target": target}
+        threshold = opened.score_threshold(precision) if score_threshold is None else score_threshold
+        nms = opened.nms_in_graph(precision)
+        if nms is not None and (limit := nms.limit_on(threshold)) is not None:
+            click.echo(f"prunedeploy: warning: {limit}", err=True)
         # In this process, which ends after a few images: there is no PyTorch in it, and no second process to wait for.
         with opened.runner(runtime, precision, **options, in_process=True) as runner:
-            detect = partial(opened.detect, runner=runner, score_threshold=score_threshold)
+            detect = partial(opened.detect, runner=runner, score_threshold=threshold)
             if videos:
                 with VideoSource(videos[0], every) as source:
                     detect_and_print(source, videos[0], detect, out, stdout, as_json=as_json)

@@ -1,6 +1,7 @@
 """What a failure looks like: one line on stderr and an exit code, a traceback only on request.
 
-0 is success, 2 what the user can mend, 130 an interrupt, 1 a bug of ours.
+0 is success, 2 what the user can mend, 3 a build that delivered but left something out, 130 an interrupt, 1 a bug of
+ours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import click
 
 from prunedeploy_engines.errors import PrunedeployError
 
-BUG, USER, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+BUG, USER, INCOMPLETE, INTERRUPTED, BROKEN_PIPE = 1, 2, 3, 130, 141
 
 # What a missing library is needed for is what its extra installs.
 EXTRA_OF = {

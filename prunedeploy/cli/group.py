@@ -129,7 +129,7 @@ class RootGroup(Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run, and exit with 0, 2 (the user can mend it), 130 (interrupted) or 1 (a bug)."""
+        """Run, and exit with 0, 2 (the user can mend it), 3 (delivered in part), 130 (interrupted) or 1 (a bug)."""
         given = list(sys.argv[1:] if args is None else args)
         session = Session(
             debug=os.environ.get("PRUNEDEPLOY_DEBUG", "") not in ("", "0"),
@@ -182,7 +182,8 @@ EPILOG = f"""{
     )
 }
 
-Exit codes: 0 success, 2 something that you can mend (one line says what), 1 a bug, 130 interrupted.
+Exit codes: 0 success, 2 something that you can mend (one line says what), 3 a build that delivered but left something
+out (a line says what and why), 1 a bug, 130 interrupted.
 """
 
 

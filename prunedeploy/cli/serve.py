@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +92,7 @@ def command(
         line = f"anybody who reaches {settings.host} can use this server; give --token-file"
         click.echo(f"prunedeploy: warning: {line}", err=True)
     named = _named(bundles)
+    _warn_of_thresholds(named, settings.precision)
 
     def announce(addresses: Addresses) -> None:
         if as_json:
@@ -100,6 +102,16 @@ def command(
             click.echo(f"serving {', '.join(named)} at {addresses.http}{grpc}")
 
     run(named, settings, announce)
+
+
+def _warn_of_thresholds(named: Mapping[str, Path], precision: str) -> None:
+    """Say which models have suppression in their graph, whose threshold no request can lower."""
+    from prunedeploy_engines.bundle import load_bundle
+
+    for name, folder in named.items():
+        nms = load_bundle(folder, verify=False).nms_in_graph(precision)
+        if nms is not None and nms.score_threshold > 0:
+            click.echo(f"prunedeploy: warning: {name}: {nms.limit}; no request can lower that", err=True)
 
 
 def _is_loopback(host: str) -> bool:

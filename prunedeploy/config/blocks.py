@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 BUNDLED = "demo"
 """The value of ``model.weights`` and ``data.path`` that means: what comes with the package."""
@@ -431,7 +441,7 @@ class GatesConfig(Block):
         parity_tolerance: Gate 1: largest max|a - b| / max|a| per output.
         match_iou: Gate 2: after NMS every detection has a match of its class with at least this IoU,
         match_score: and a score that differs by at most this.
-        map_tolerance: Gate 3: largest difference of mAP.
+        map_tolerance: Gate 3: largest difference of mAP; of int8 the largest loss.
     """
 
     parity_tolerance: Positive = 1e-4
@@ -453,12 +463,15 @@ class Int8Config(GatesConfig):
     """How the int8 files are made, and their gates.
 
     Attributes:
+        match_share: Gate 2 wants a match for this share of the detections, and never fails for one alone; gate 1 asks
+            it of the predictions. Eight bits move single scores of any real network; what that costs, gate 3 says.
         calibration_images: Training images, drawn with the seed, that the ranges of values are measured on.
         method: How a tensor's range is chosen: all values but 0.01 % (``percentile``), all (``minmax``), or the
             smallest mean squared error (``mse``).
         sensitivity_images: How many of the calibration images each convolution's cost is measured on.
         map_budget: Convolutions are left in fp32, those that cost most first, until clean and robust mAP on
-            training images are at most this much lower than the fp32 file's; null: as calibrated.
+            training images are at most this much lower than the fp32 file's, and gates 1 and 2 are passed; null: as
+            calibrated.
         budget_images: Other training images that this is measured on.
     """
 
@@ -466,11 +479,17 @@ class Int8Config(GatesConfig):
     match_iou: Fraction = 0.5
     match_score: Fraction = 0.1
     map_tolerance: Fraction = 0.01
+    match_share: Fraction = 0.9
     calibration_images: AtLeastOne = 64
     method: Literal["percentile", "minmax", "mse"] = "percentile"
     sensitivity_images: AtLeastOne = 8
     map_budget: Fraction | None = 0.01
     budget_images: AtLeastOne = 128
+
+    @model_serializer(mode="wrap")
+    def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave ``match_share`` out unless it is chosen, as `AttackConfig` does ``iterate``."""
+        return {key: value for key, value in values(self).items() if (key, value) != ("match_share", 0.9)}
 
 
 class ExportConfig(GatesConfig):
@@ -495,6 +514,33 @@ class ExportConfig(GatesConfig):
     nms_max_detections: AtLeastOne = 100
     fp16: Fp16Config = Fp16Config()
     int8: Int8Config = Int8Config()
+
+
+class OperatingPointConfig(Block):
+    """The score threshold that the pruned network's files are deployed with, and that pictures are drawn at.
+
+    It is chosen per network and file on training images that int8 was not calibrated on; mAP is reported at the
+    thresholds of ``evaluation`` all the same. Where it cannot be chosen, ``evaluation.score_threshold`` is used.
+
+    Attributes:
+        rule: ``f1``: the best F1; ``precision=0.9``: the highest recall with at least this precision.
+        images: How many images it is chosen on, drawn with the seed; fewer if there are not so many.
+    """
+
+    rule: str = "f1"
+    images: AtLeastOne = 128
+
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, rule: str) -> str:
+        if re.fullmatch(r"f1|precision=(0(\.\d+)?|\.\d+|1(\.0+)?)", rule) is None:
+            raise ValueError("must be f1 or precision=P with P from 0 to 1, e.g. precision=0.9")
+        return rule
+
+    @property
+    def precision(self) -> float | None:
+        """What is asked for; None for the best F1."""
+        return None if self.rule == "f1" else float(self.rule.partition("=")[2])
 
 
 class ReportConfig(Block):
@@ -547,7 +593,14 @@ class BuildConfig(Block):
     latency: LatencyConfig = LatencyConfig()
     export: ExportConfig = ExportConfig()
     targets: Targets = ("cpu",)
+    operating_point: OperatingPointConfig = OperatingPointConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_serializer(mode="wrap")
+    def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave ``operating_point`` out unless it is chosen, so that hashes stay as they were."""
+        default = OperatingPointConfig().model_dump()
+        return {key: value for key, value in values(self).items() if (key, value) != ("operating_point", default)}
 
     @model_validator(mode="before")
     @classmethod

@@ -36,6 +36,7 @@ OPTIONS = {
     "uint8_input": "export.uint8_input",
     "nms": "export.nms",
     "target": "targets",
+    "operating_point": "operating_point.rule",
     "seed": "seed",
 }
 """The key that each option of ``prunedeploy build`` sets."""
@@ -68,7 +69,7 @@ def load_config(
     chosen = [value for names, value, _ in assignments if names == ["method"]]
     data, origins = for_method(data, origins, given.get("method", chosen[-1] if chosen else None))
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    assignments += [(OPTIONS[name].split("."), value, f"--{name}") for name, value in plain.items()]
+    assignments += [(OPTIONS[name].split("."), value, f"--{name.replace('_', '-')}") for name, value in plain.items()]
     for names, value, where in assignments:
         _set(data, origins, names, value, where)
     _start_from_given_network(data, origins, given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,13 @@ class ScoreCurve:
         thresholds: ``(n,)`` float64, descending, in [0, 1]: each keeps one more group of equal scores.
         precision: ``(n,)``, right detections / detections above the threshold.
         recall: ``(n,)``, objects found / objects.
+        scores: ``(n,)`` float64, of each group.
     """
 
     thresholds: NDArray[np.float64]
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
+    scores: NDArray[np.float64]
 
     @property
     def f1(self) -> NDArray[np.float64]:
@@ -85,6 +87,7 @@ def score_curve(dataset: CocoDataset, detections: DetectionTable) -> ScoreCurve:
         thresholds=(values[last] + below) / 2,  # halfway to the next lower score, so that rounding moves nothing
         precision=found[last] / (last + 1),
         recall=found[last] / objects,
+        scores=values[last],
     )
 
 
@@ -106,6 +109,14 @@ def with_precision(curve: ScoreCurve, precision: float) -> OperatingPoint:
         best = f"the best is {curve.precision.max():.3f}" if len(curve.precision) else "nothing was detected"
         raise DataError(f"no score threshold has a precision of {precision:g} on the held-out images: {best}")
     return _point(curve, int(enough[-1]))
+
+
+def at_threshold(curve: ScoreCurve, score_threshold: float) -> OperatingPoint:
+    """What a detector does at a given threshold; without a detection above it precision and recall are 0."""
+    kept = np.flatnonzero(curve.scores > score_threshold)
+    if len(kept) == 0:
+        return OperatingPoint(score_threshold, 0.0, 0.0, 0.0)
+    return replace(_point(curve, int(kept[-1])), score_threshold=score_threshold)
 
 
 def _point(curve: ScoreCurve, at: int) -> OperatingPoint:

@@ -13,17 +13,26 @@ from typing import Any
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
 from prunedeploy.config.ratio_target import RatioTarget
 from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
+from prunedeploy.pipeline.left_out import check_something_is_left
 from prunedeploy.pipeline.networks import Networks, pruned_networks
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.ratio.search import RatioSearch
 from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ratio
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
-from prunedeploy.pipeline.stages.evaluate import check_images_stage, compare_stage, evaluate_stage, gallery_stage
+from prunedeploy.pipeline.stages.evaluate import (
+    check_images_stage,
+    compare_stage,
+    evaluate_stage,
+    gallery_stage,
+    without_what_failed,
+)
 from prunedeploy.pipeline.stages.export import artefact_stages, check_calibration_images, engine_stages, export_stage
 from prunedeploy.pipeline.stages.granularity import check_reachable
 from prunedeploy.pipeline.stages.latency import latency_stage
-from prunedeploy.pipeline.stages.pattern import pattern_stage
+from prunedeploy.pipeline.stages.operating_point import FILE as POINTS
+from prunedeploy.pipeline.stages.operating_point import NETWORK, operating_point_stage
+from prunedeploy.pipeline.stages.pattern import pattern_stage, with_the_pattern
 from prunedeploy.pipeline.stages.score import check_scores
 from prunedeploy.pipeline.stages.train import original_stage, pretrain_stage
 from prunedeploy.pipeline.store.key import canonical_json
@@ -115,18 +124,42 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
     """The stages from the finished networks to the last measurement."""
     rows = networks.rows
     exports = {row: export_stage(context, model) for row, model in rows.items()}
-    artefacts = artefact_stages(context, networks.pruned, exports["pruned"])
+    artefacts, left_out = artefact_stages(context, networks.pruned, exports["pruned"])
     pattern = pattern_stage(context, networks.prune, artefacts)
-    engines, missing_engines = engine_stages(context, artefacts)
+    artefacts, without_pattern = with_the_pattern(pattern, artefacts)
+    left_out += without_pattern
+    check_something_is_left(artefacts, left_out)
     evaluations = {
         row: evaluate_stage(context, row, model, exports[row], artefacts if row == "pruned" else ())
         for row, model in rows.items()
     }
+    artefacts, failed_map = without_what_failed(evaluations["pruned"], artefacts)
+    left_out += failed_map
+    check_something_is_left(artefacts, left_out)
+    engines, missing_engines, failed_engines = engine_stages(context, artefacts)
+    left_out += failed_engines
     comparison = compare_stage(context, evaluations)
-    gallery = gallery_stage(context, rows)
+    points = {
+        row: operating_point_stage(context, row, model, artefacts if row == "pruned" else ())
+        for row, model in rows.items()
+    }
+    gallery = gallery_stage(
+        context, rows, {row: stage.read(POINTS)[NETWORK]["score_threshold"] for row, stage in points.items()}
+    )
     latency = latency_stage(context, rows, exports, artefacts)
     return BuildResults(
-        networks, exports, artefacts, pattern, engines, missing_engines, evaluations, comparison, gallery, latency
+        networks=networks,
+        exports=exports,
+        artefacts=artefacts,
+        left_out=left_out,
+        pattern=pattern,
+        engines=engines,
+        missing_engines=missing_engines,
+        evaluations=evaluations,
+        comparison=comparison,
+        points=points,
+        gallery=gallery,
+        latency=latency,
     )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from prunedeploy.pipeline.context import StageResult
+from prunedeploy.pipeline.left_out import LeftOut
 from prunedeploy.pipeline.stages.export import ENGINE, Artefact, runner_key
 from prunedeploy_engines.builder.from_onnx import read_engine_file
 from prunedeploy_engines.files import file_sha256
-from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
+from prunedeploy_engines.runtimes.onnx_file import OnnxHeader, read_onnx_header
 
 FIGURES = ("map_clean", "map_pgd_transfer", "map50_clean", "map50_pgd_transfer", "intervals")
 
@@ -19,19 +19,27 @@ def engine_rows(
     artefacts: Sequence[Artefact],
     engines: Sequence[StageResult],
     missing: Sequence[Mapping[str, str]],
+    left_out: Sequence[LeftOut],
     figures: Mapping[str, Any],
     latency: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Describe what is deployed.
+    """Describe what is deployed, and what was asked for and is not.
 
     Args:
         artefacts: ONNX files.
         engines: Stages that built TensorRT engines.
         missing: Engines that could not be built here: target, precision, reason.
+        left_out: What failed a gate; it has a row without a file.
         figures: ``evaluation.json`` of the pruned network.
         latency: ``rows`` of ``latency.json``.
     """
-    rows = [row for artefact in artefacts for row in _onnx_rows(artefact, figures, latency)]
+    failed = {(one.file, one.runtime) for one in left_out}
+    rows = [
+        row
+        for artefact in artefacts
+        for row in _onnx_rows(artefact, figures, latency)
+        if (artefact.name, row["runtime"]) not in failed
+    ]
     unknown = {"map_clean": None, "map_pgd_transfer": None, "computes_in": None, "latency_ms": None}
     for stage in engines:
         for plan in sorted(stage.folder.glob("*.plan")):
@@ -42,13 +50,23 @@ def engine_rows(
                 **unknown,
                 "note": f"built ahead of time with {about.library} {about.version}; not run: no such GPU here",
             })  # fmt: skip
+    without_a_file = [("tensorrt", one["target"], one["precision"], one["reason"]) for one in missing]
+    without_a_file += [
+        (one.runtime or ("tensorrt" if one.gate == "engine" else ENGINE), one.target or "cpu", one.precision, one.line)
+        for one in left_out
+    ]
     return rows + [
         {
-            "runtime": "tensorrt", "target": one["target"], "precision": one["precision"], "file": None, "bytes": None,
-            **unknown, "note": one["reason"],
+            "runtime": runtime,
+            "target": target,
+            "precision": precision,
+            "file": None,
+            "bytes": None,
+            **unknown,
+            "note": why,
         }
-        for one in missing
-    ]  # fmt: skip
+        for runtime, target, precision, why in without_a_file
+    ]
 
 
 def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -60,8 +78,11 @@ def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[
         summaries = [summary for name, summary in latency.items() if name.rpartition("|")[0] == f"pruned|{key}"]
         measured = latency.get(f"pruned|{key}|1") or next(iter(summaries), None)
         note = None
+        header = read_onnx_header(artefact.file)
         if artefact.target == "gpu":
             note = "for TensorRT and ONNX Runtime's GPU providers; mAP measured on the CPU, latency not"
+        if header.nms is not None:
+            note = "; ".join([*([note] if note else []), f"{header.nms.limit}, and its mAP is that of those"])
         yield {
             "runtime": runtime,
             "target": artefact.target or "cpu",
@@ -72,12 +93,12 @@ def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[
             **{name: found.get(name.removesuffix("_transfer")) for name in FIGURES},
             "computes_in": None if measured is None else measured["engine"].get("computes_in"),
             "latency_ms": measured,
-            "quantisation": _quantisation(artefact.file),
+            "quantisation": _quantisation(header),
             "note": note,
         }
 
 
-def _quantisation(path: Path) -> dict[str, Any] | None:
+def _quantisation(header: OnnxHeader) -> dict[str, Any] | None:
     """How an int8 file was made, without the long list of every convolution's cost."""
-    made = read_onnx_header(path).quantisation
+    made = header.quantisation
     return None if made is None else {key: value for key, value in made.items() if key != "costs_db"}

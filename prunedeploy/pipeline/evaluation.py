@@ -95,7 +95,9 @@ def run(request: Request) -> dict[str, Any]:
                 )
         class_names = _class_names(request, bundle, parent)
         dataset, path = _dataset(request, configuration, class_names, progress)
+        limits = {name: _limit(name, request, bundle, settings.map_score_threshold) for name in request.runtimes}
         warnings = [] if class_names is not None else _guess(request, dataset, parent)
+        warnings += sorted({limit for limit in limits.values() if limit is not None})
         own = None if bundle is None else bundle.manifest.input
         loader = EvaluationLoader(
             dataset,
@@ -214,6 +216,18 @@ def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet 
         device = cuda_device()
         return bundle.runner(name, request.precision, target=None if device is None else device.target)
     return bundle.runner(name, request.precision, threads=threads)
+
+
+def _limit(name: str, request: Request, bundle: Bundle | None, score_threshold: float) -> str | None:
+    """What is to be said of a file with suppression in its graph: mAP is that of the few detections that it gives."""
+    if name == "torch":
+        return None
+    onnx = request.source.onnx
+    if onnx is not None:
+        nms = read_onnx_header(onnx).nms
+    else:
+        nms = None if bundle is None else bundle.nms_in_graph(request.precision)
+    return None if nms is None else nms.limit_on(score_threshold)
 
 
 def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None) -> list[str] | None:

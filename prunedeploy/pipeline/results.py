@@ -15,14 +15,17 @@ from prunedeploy.config import as_dict
 from prunedeploy.data.left_out import left_out
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.engine_rows import engine_rows
+from prunedeploy.pipeline.left_out import LeftOut
+from prunedeploy.pipeline.model_rows import model_row, speedup
 from prunedeploy.pipeline.networks import Networks
 from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
 from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
 from prunedeploy.pipeline.stages.evaluate import csv_name
 from prunedeploy.pipeline.stages.export import ENGINE, Artefact
 from prunedeploy.pipeline.stages.latency import PEAK
+from prunedeploy.pipeline.stages.operating_point import FILE as POINTS
+from prunedeploy.pipeline.stages.operating_point import NETWORK
 from prunedeploy.pipeline.stages.training_run import SKIPPED
-from prunedeploy.pruning.subnet import count_parameters
 from prunedeploy.report.page import write_report
 from prunedeploy_engines.builder.from_onnx import read_engine_file, sidecar_path
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
@@ -33,6 +36,7 @@ from prunedeploy_engines.machine.environment import library_versions, machine_in
 
 SCHEMA_VERSION = 1
 TRAININGS = ("original", "pretrain", "optimise-scores", "finetune")
+RECORDED_BY_THEIR_STAGES = ("map", "pattern", "engine")
 MAKE_THE_PRUNED = ("finetune", DEAD_CHANNELS)
 
 
@@ -47,8 +51,10 @@ class BuildResults:
         pattern: The gate of n:m pruning; None for other methods.
         engines: GPU engines.
         missing_engines: Target and reason of those that could not be built.
+        left_out: What failed a gate or cannot be built; ``artefacts`` and ``engines`` are what is delivered.
         evaluations: mAP of each network.
         comparison: Pruned against robust.
+        points: Operating points of each network, and of the files of the pruned one.
         gallery: Pictures.
         latency: All networks.
     """
@@ -56,11 +62,13 @@ class BuildResults:
     networks: Networks
     exports: dict[str, StageResult]
     artefacts: list[Artefact]
+    left_out: list[LeftOut]
     pattern: StageResult | None
     engines: list[StageResult]
     missing_engines: list[dict[str, str]]
     evaluations: dict[str, StageResult]
     comparison: StageResult
+    points: dict[str, StageResult]
     gallery: StageResult
     latency: StageResult
 
@@ -75,7 +83,10 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
     config = context.config
     pruning = built.networks.prune.read("pruning.json")
     latency = built.latency.read("latency.json")
-    rows = {row: _model_row(row, built, latency) for row in built.exports}
+    rows = {
+        row: model_row(row, built.networks.rows[row], export, built.evaluations[row], latency)
+        for row, export in built.exports.items()
+    }
     return {
         "schema_version": SCHEMA_VERSION,
         "name": config.name,
@@ -87,9 +98,17 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "scores": config.scores.name,
         "seed": config.seed,
         "models": list(rows.values()),
-        "speedup": _speedup(rows),
-        "engines": engine_rows(built.artefacts, built.engines, built.missing_engines, built.figures, latency["rows"]),
+        "speedup": speedup(rows),
+        "engines": engine_rows(
+            built.artefacts, built.engines, built.missing_engines, built.left_out, built.figures, latency["rows"]
+        ),
+        "left_out": [one.as_dict() for one in built.left_out],
         "gates": [{"model": row, **gate} for row in built.exports for gate in _gates(built, row)],
+        "operating_points": [
+            {"model": row, "file": None if name == NETWORK else name, **point}
+            for row, stage in built.points.items()
+            for name, point in stage.read(POINTS).items()
+        ],
         "pruning": pruning,
         "dead_channels": _stage_document(context, DEAD_CHANNELS, "dead_channels.json"),
         "score_report": _stage_document(context, "score", "score.json"),
@@ -162,6 +181,9 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
             name = f"engines/{about.target}/{plan.name}"
             files[name] = BundleFile(plan, "engine", about.precision, about.target)
             files[f"{name}.json"] = BundleFile(sidecar_path(plan), "metadata", None, about.target)
+    points = _points_by_precision(built)
+    first = built.artefacts[0].precision
+    score = points[first]["score_threshold"] if first in points else config.evaluation.score_threshold
     rows = {model["name"]: model for model in results["models"]}
     deployed = [engine for engine in results["engines"] if engine["file"] is not None]
     write_bundle(
@@ -169,7 +191,8 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
         files,
         class_names=context.class_names,
         input={"height": height, "width": width, "letterbox_colour": list(GREY), "greyscale": config.data.greyscale},
-        thresholds={"score": config.evaluation.score_threshold, "iou": config.evaluation.iou_threshold},
+        thresholds={"score": score, "iou": config.evaluation.iou_threshold},
+        operating_points=points,
         pruning={
             **results["pruning"],
             "scores": config.scores.name,
@@ -195,40 +218,15 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
     )
 
 
+def _points_by_precision(built: BuildResults) -> dict[str, dict[str, Any]]:
+    """The operating points of the bundle's files, of int8 that of the file for CPUs, where one could be chosen."""
+    found = built.points["pruned"].read(POINTS)
+    there = {one.precision: found[one.name] for one in sorted(built.artefacts, key=lambda one: one.target == "cpu")}
+    return {precision: _without("why_not", point) for precision, point in there.items() if point["why_not"] is None}
+
+
 def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
-
-
-def _model_row(row: str, built: BuildResults, latency: Mapping[str, Any]) -> dict[str, Any]:
-    model = load_stage_model(built.networks.rows[row].folder)
-    figures = built.evaluations[row].read("evaluation.json")
-    times: dict[str, Any] = dict.fromkeys(("onnxruntime", "openvino", "torch", "tensorrt"))
-    for name, summary in latency["rows"].items():
-        of, *engine_name, batch = name.split("|")
-        runtime = engine_name[0]
-        # An engine of more than the runtime's name is another file than the plain fp32 one.
-        if of == row and len(engine_name) == 1 and (times[runtime] is None or batch == "1"):
-            times[runtime] = summary
-    weights = [model.conv(layer.index).weight for layer in model.cfg.convolutions]
-    return {
-        "name": row,
-        "params": count_parameters(model),
-        "filters": sum(layer.out_channels for layer in model.cfg.convolutions),
-        "zero_weights": sum(int((weight == 0).sum()) for weight in weights),
-        "weights": sum(weight.numel() for weight in weights),
-        "macs": model.cfg.macs,
-        "onnx_bytes": (built.exports[row].folder / "model.onnx").stat().st_size,
-        **_without("transfer", figures["torch"]),
-        "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
-        "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
-        "latency_ms": times,
-    }
-
-
-def _speedup(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Median of the original over the median of the pruned network, by runtime."""
-    dense, pruned = rows["original"]["latency_ms"], rows["pruned"]["latency_ms"]
-    return {name: dense[name]["p50"] / pruned[name]["p50"] for name in dense if dense[name] and pruned[name]}
 
 
 def _gates(built: BuildResults, row: str) -> list[dict[str, Any]]:
@@ -236,6 +234,7 @@ def _gates(built: BuildResults, row: str) -> list[dict[str, Any]]:
     if row == "pruned":
         made = [artefact for artefact in built.artefacts if not artefact.is_plain]
         gates += [{"artefact": one.name, **gate} for one in made for gate in one.stage.read("gates.json")]
+        gates += [one.as_gate() for one in built.left_out if one.gate not in RECORDED_BY_THEIR_STAGES]
         gates += [] if built.pattern is None else built.pattern.read("pattern.json")
     return gates + list(built.evaluations[row].read("evaluation.json")["gates"])
 

@@ -4,7 +4,7 @@ Every number comes from ``results.json``; this only says it in words, tables and
 SVG, pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
 
 - `words`: the headline, and what the numbers do not say.
-- `models`, `tables`, `figures`, `pruning`, `search`, `training`, `gallery`: what is shown.
+- `models`, `tables`, `delivery`, `figures`, `pruning`, `search`, `training`, `gallery`: what is shown.
 - `format`, `prunedeploy_engines.markup`: how.
 """
 
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunedeploy.report.delivery import left_out_list, operating_points_table
 from prunedeploy.report.figures import latency_chart, map_chart
 from prunedeploy.report.format import look_up, mapping, number, three_digits, without_nan
 from prunedeploy.report.gallery import gallery_figure
@@ -151,7 +152,14 @@ def _engines(results: Results) -> Html:
         "after NMS and its mAP, against those of the PyTorch network."
     )
     some = bool(results.get("gates"))
-    return join(engines_table(results), tag("h3", "Gates"), gates if some else None, gates_table(results))
+    return join(
+        engines_table(results),
+        left_out_list(results),
+        operating_points_table(results),
+        tag("h3", "Gates"),
+        gates if some else None,
+        gates_table(results),
+    )
 
 
 def _method(results: Results) -> Html:

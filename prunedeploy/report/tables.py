@@ -23,7 +23,7 @@ from prunedeploy.report.format import (
     small,
 )
 from prunedeploy.report.words import Results, runtime_name
-from prunedeploy_engines.markup.html import Html, Node, join, tag
+from prunedeploy_engines.markup.html import Html, Node, join, tag, text
 from prunedeploy_engines.markup.page import note, number_cell, table
 
 Model = Mapping[str, Any]
@@ -90,7 +90,8 @@ def gates_table(results: Results) -> Html:
     """What each gate measured and what it allows."""
     rows = []
     for gate in rows_of(results.get("gates")):
-        measured, allowed, on, passed = _GATES.get(str(gate.get("gate")), _other_gate)(gate)
+        judge = _failed_gate if gate.get("passed") is False else _GATES.get(str(gate.get("gate")), _other_gate)
+        measured, allowed, on, passed = judge(gate)
         verdict, kind = {True: ("passed", "good"), False: ("failed", "bad"), None: ("proves nothing", "warn")}[passed]
         network = join(plain(gate.get("model")), _gate_artefact(gate))
         rows.append([network, plain(gate.get("gate")), measured, allowed, on, tag("span", verdict, cls=kind)])
@@ -113,8 +114,9 @@ def _tensor_gate(gate: Model) -> _Judged:
     allowed = number(gate.get("tolerance"))
     measured = join("boxes ", small(found[0]), ", scores ", small(found[1]))
     measurements = [value for value in found if value is not None]
-    passed = None if allowed is None or len(measurements) < 2 else max(measurements) <= allowed
-    return measured, join(small(allowed), " of the largest value"), _images(gate), passed
+    share = _share(gate, "within", " of the predictions within that")
+    passed = None if allowed is None or len(measurements) < 2 else max(measurements) <= allowed or share is not None
+    return join(measured, share), join(small(allowed), " of the largest value"), _images(gate), passed
 
 
 def _detections_gate(gate: Model) -> _Judged:
@@ -124,6 +126,7 @@ def _detections_gate(gate: Model) -> _Judged:
         "lowest IoU ", fixed(iou, 5, why="nothing was detected"),
         ", largest score difference ", small(difference),
         f", {flips:.0f} coin flips of NMS" if (flips := number(gate.get("coin_flips"))) else None,
+        _share(gate, "matched_share", " matched"),
     )  # fmt: skip
     allowed = join("IoU ≥ ", plain(least), ", score ± ", plain(most))
     passed = None
@@ -132,14 +135,26 @@ def _detections_gate(gate: Model) -> _Judged:
     return measured, allowed, join(count(gate.get("detections")), " detections, ", _images(gate)), passed
 
 
+def _share(gate: Model, key: str, words: str) -> Html | None:
+    """Of a gate that asks for a share of what it compares: how many it was; nothing where it was all of them."""
+    share, least = number(gate.get(key)), number(gate.get("allowed_share"))
+    if share is None or least is None or share == 1:
+        return None
+    return text(f", {100 * share:.1f} %{words} (at least {100 * least:g} %)")
+
+
 def _map_gate(gate: Model) -> _Judged:
     deviation, allowed = number(gate.get("deviation")), number(gate.get("tolerance"))
     reference, candidate = number(gate.get("reference")), number(gate.get("candidate"))
     both = None
     if reference is not None and candidate is not None:
         both = f" ({map_text(reference)} to {map_text(candidate)})"
-    passed = None if deviation is None or allowed is None or reference is None else abs(deviation) <= allowed
-    return join("mAP differs by ", small(deviation), both), join("± ", plain(allowed)), "all test images", passed
+    one_sided = gate.get("may_gain") is True
+    passed = None
+    if deviation is not None and allowed is not None and reference is not None:
+        passed = (-deviation if one_sided else abs(deviation)) <= allowed
+    limit = join("≥ −" if one_sided else "± ", plain(allowed))
+    return join("mAP differs by ", small(deviation), both), limit, "all test images", passed
 
 
 def _pattern_gate(gate: Model) -> _Judged:
@@ -151,6 +166,10 @@ def _pattern_gate(gate: Model) -> _Judged:
 
 def _other_gate(gate: Model) -> _Judged:
     return plain({key: value for key, value in gate.items() if key not in ("model", "gate")}), "", "", None
+
+
+def _failed_gate(gate: Model) -> _Judged:
+    return plain(gate.get("reason")), "", "", False
 
 
 _GATES: dict[str, Callable[[Model], _Judged]] = {

@@ -245,6 +245,12 @@ def _about_artefacts(results: Results) -> Iterator[str]:
     unmeasured = sum(number(engine.get("map_clean")) is None and bool(engine.get("file")) for engine in engines)
     if unmeasured:
         yield f"Engines built but not run here, so their mAP and latency are not known: {unmeasured}."
+    left_out = rows_of(results.get("left_out"))
+    if left_out:
+        files = ", ".join(
+            sorted({f"{one.get('file')} ({one.get('target') or one.get('precision')})" for one in left_out})
+        )
+        yield f"Asked for and not delivered, see Engines: {files}."
     gates = rows_of(results.get("gates"))
     if not gates and rows_of(results.get("models")):
         yield "No gates were recorded: that the ONNX files compute what PyTorch does was not shown."

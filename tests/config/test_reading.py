@@ -127,6 +127,7 @@ def test_every_option_sets_its_key() -> None:
         "target": "cpu,sm86",
         "uint8_input": True,
         "nms": True,
+        "operating_point": "precision=0.9",
         "seed": 7,
     }
     assert options.keys() == OPTIONS.keys()
@@ -239,6 +240,28 @@ def test_younger_data_keys_are_in_no_hash_unless_they_are_set() -> None:
         chosen = load_config("demo", [f"data.{key}=true"])
         assert as_dict(chosen)["data"] == {**as_dict(plain)["data"], key: True}
         assert config_hash(chosen) != config_hash(plain)
+
+
+def test_younger_keys_are_in_no_hash_unless_they_are_chosen() -> None:
+    plain = load_config("demo")
+    assert "operating_point" not in as_dict(plain)
+    assert "match_share" not in as_dict(plain)["export"]["int8"]
+    said = load_config("demo", ["operating_point.rule=f1", "operating_point.images=128", "export.int8.match_share=0.9"])
+    assert config_hash(said) == config_hash(plain)
+    for key, value in (("operating_point.images", "64"), ("export.int8.match_share", "0.95")):
+        assert config_hash(load_config("demo", [f"{key}={value}"])) != config_hash(plain)
+
+
+def test_rule_of_the_operating_point_by_option_and_key() -> None:
+    assert load_config("demo").operating_point.precision is None
+    assert load_config("demo", options={"operating_point": "precision=0.9"}).operating_point.precision == 0.9
+    both = load_config("demo", ["operating_point.images=64"], {"operating_point": "precision=.95"}).operating_point
+    assert (both.precision, both.images) == (0.95, 64)
+    for wrong in ("recall=0.9", "precision=1.5", "precision=", "precision=high", "0.9", ""):
+        with pytest.raises(
+            ConfigError, match=r"--operating-point: .*must be f1 or precision=P .* e\.g\. precision=0\.9"
+        ):
+            load_config("demo", options={"operating_point": wrong})
 
 
 def test_iterate_is_in_no_key_or_hash_unless_it_is_chosen() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunedeploy.evaluation import DetectionTable
-from prunedeploy.evaluation.operating_point import best_f1, score_curve, with_precision
+from prunedeploy.evaluation.operating_point import at_threshold, best_f1, score_curve, with_precision
 from prunedeploy_engines.errors import DataError
 
 BOX, AWAY = (10.0, 10.0, 40.0, 40.0), (300.0, 300.0, 40.0, 40.0)
@@ -26,6 +26,15 @@ def test_three_detections_by_hand(dataset_of: Any, table_of: Any) -> None:
     assert best.score_threshold == pytest.approx(0.2, abs=1e-6)
     precise = with_precision(curve, 0.7)
     assert (precise.score_threshold, precise.recall) == (pytest.approx(0.85, abs=1e-6), 0.5)
+
+
+def test_what_a_given_threshold_does(dataset_of: Any, table_of: Any) -> None:
+    """The three detections above: a threshold counts what is above it, and one above them all finds nothing."""
+    dataset = dataset_of([[(0, BOX, False)], [(0, BOX, False)]])
+    curve = score_curve(dataset, table_of([(1, 0, BOX, 0.9), (1, 0, AWAY, 0.8), (2, 0, BOX, 0.4)]))
+    for threshold, precision, recall in ((0.5, 1 / 2, 1 / 2), (0.1, 2 / 3, 1), (0.89, 1, 1 / 2), (0.95, 0, 0)):
+        point = at_threshold(curve, threshold)
+        assert (point.score_threshold, point.precision, point.recall) == pytest.approx((threshold, precision, recall))
 
 
 def test_equal_scores_are_kept_or_dropped_together(dataset_of: Any, table_of: Any) -> None:

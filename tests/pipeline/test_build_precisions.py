@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner, Result
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from prunedeploy.cli import cli
+from prunedeploy.cli.serve import _warn_of_thresholds
 from prunedeploy.config import load_config
+from prunedeploy.data import load_splits, train_test_subset
 from prunedeploy.pipeline.build import BuildOutcome, build
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.builder.from_onnx import read_engine_file
-from prunedeploy_engines.errors import DataError, GateError
+from prunedeploy_engines.errors import DataError
 from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
 from prunedeploy_engines.runtimes.opening import unavailable_reason
 from prunedeploy_engines.runtimes.tensorrt.library import installed_version
@@ -223,10 +228,133 @@ def test_bundle_names_map_and_latency_of_its_files(everything: BuildOutcome) -> 
     assert all(row["map_clean"] is not None for row in metrics if row["runtime"] == "onnxruntime")
 
 
-def test_file_that_fails_its_gate_ends_the_build(demo_store: Path, tiny_data: Path, tmp_path: Path) -> None:
-    with pytest.raises(GateError, match=r"model\.onnx.*tensor parity"):
-        built(demo_store, tmp_path / "out", tiny_data, "export.int8.parity_tolerance=1e-6")
-    assert not (tmp_path / "out" / "bundle").exists()
+def held_out(tiny_data: Path) -> list[tuple[Path, list[tuple[int, tuple[float, ...]]]]]:
+    """Path and boxes (class, xyxy) of the training images that int8 was not calibrated on."""
+    training, _ = load_splits(tiny_data, None, 16, 0)
+    _, rest = train_test_subset(training, 4, 0)
+    truth = COCO(str(tiny_data / "train.json"))
+    order = {category: index for index, category in enumerate(sorted(truth.getCatIds()))}
+    images = []
+    for record in rest.images:
+        rows = truth.loadAnns(truth.getAnnIds(imgIds=[record.image_id]))
+        boxes = [(order[row["category_id"]], (x, y, x + w, y + h)) for row in rows for x, y, w, h in [row["bbox"]]]
+        images.append((record.path, boxes))
+    return images
+
+
+def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    return width * height / (sum(areas) - width * height)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_bundle_detects_at_its_operating_point_with_the_precision_and_recall_it_claims(
+    plain: BuildOutcome, tiny_data: Path, precision: str
+) -> None:
+    """Counted by a plain loop over what the bundle finds in the held-out images."""
+    right = found = boxes = 0
+    with load_bundle(plain.out / "bundle") as bundle, bundle.runner("onnxruntime", precision) as runner:
+        point = bundle.manifest.operating_points[precision]
+        threshold = bundle.score_threshold(precision)
+        for path, truth in held_out(tiny_data):
+            left = list(truth)
+            boxes += len(truth)
+            seen = bundle.detect(path, runner=runner, score_threshold=threshold)
+            found += len(seen)
+            for box, class_id in zip(seen.boxes_xyxy.tolist(), seen.class_ids.tolist(), strict=True):
+                fitting = [one for one in left if one[0] == class_id and overlap(box, one[1]) >= 0.5]
+                if fitting:
+                    right += 1
+                    left.remove(max(fitting, key=lambda one: overlap(box, one[1])))
+    assert threshold == point.score_threshold
+    assert boxes >= 20
+    assert right / boxes > 0.8
+    assert (point.precision, point.recall) == pytest.approx((right / found, right / boxes), abs=1e-6)
+    assert point.f1 == pytest.approx(2 * right / (found + boxes), abs=1e-6)
+    assert point.f1 >= max(2 * p * r / (p + r) for _, p, r in point.curve if p + r) - 1e-4
+
+
+def test_operating_points_stand_in_results_report_and_bundle(plain: BuildOutcome) -> None:
+    rows = {(row["model"], row["file"]): row for row in plain.results["operating_points"]}
+    files = ("model.onnx", "model.fp16.onnx", "model.int8.onnx")
+    assert set(rows) == {*((name, None) for name in ("original", "robust", "pruned")), *(("pruned", f) for f in files)}
+    manifest = load_bundle(plain.out / "bundle").manifest
+    for precision, file in zip(("fp32", "fp16", "int8"), files, strict=True):
+        assert manifest.operating_points[precision].score_threshold == rows["pruned", file]["score_threshold"]
+    assert manifest.thresholds.score == rows["pruned", "model.onnx"]["score_threshold"]
+    assert "Operating points" in (plain.out / "report.html").read_text()
+    assert plain.results["configuration"]["evaluation"]["score_threshold"] == 0.5  # the paper's stays as it was
+
+
+def test_wanted_precision_is_reached_or_said_to_be_out_of_reach(
+    demo_store: Path, out: Path, tiny_data: Path, plain: BuildOutcome
+) -> None:
+    precise = built(demo_store, out / "precise", tiny_data, "operating_point.rule=precision=0.99")
+    assert set(precise.computed) <= {"operating-point", "gallery"}  # nothing else depends on it
+    for row in precise.results["operating_points"]:
+        if row["why_not"] is None:
+            assert row["precision"] >= 0.99
+        else:
+            assert row["score_threshold"] == 0.5
+    assert any(row["why_not"] is None for row in precise.results["operating_points"])
+
+
+def test_map_of_a_file_with_suppression_is_that_of_the_file_as_it_is_delivered(
+    everything: BuildOutcome, demo_store: Path, tiny_data: Path
+) -> None:
+    row = engine_row(everything, "model.onnx")
+    found = everything.out / "detections" / "pruned-onnxruntime-model.onnx-clean.csv"
+    with found.open() as file:
+        assert min(float(one["score"]) for one in csv.DictReader(file)) > 0.3
+    assert row["map_clean"] == pytest.approx(map_of(found, tiny_data / "test.json"), abs=1e-9)
+    assert "above a score of 0.3 only" in row["note"]
+    gates = [gate for gate in everything.results["gates"] if gate["gate"] == "map" and gate["model"] == "pruned"]
+    gate = next(gate for gate in gates if gate["artefact"] == "model.int8.onnx")
+    assert gate["candidate"] != engine_row(everything, "model.int8.onnx")["map_clean"]  # the gate counts all scores
+    for point in everything.results["operating_points"]:
+        assert point["file"] is None or point["score_threshold"] >= 0.3
+    said = told("evaluate", everything.out / "bundle", "--data", tiny_data, "--bootstrap", "0", "--json")
+    assert json.loads(said.stdout)["results"][0]["map_clean"] == pytest.approx(row["map_clean"], abs=1e-9)
+    assert "warning: suppression is part of the graph, which gives detections above a score of 0.3 only" in said.stderr
+
+
+def test_threshold_below_that_of_the_graph_is_answered_with_a_line(everything: BuildOutcome, tiny_data: Path) -> None:
+    image = sorted(tiny_data.rglob("*.png"))[-1]
+    low = told("detect", everything.out / "bundle", image, "--score-threshold", "0.1")
+    assert "score of 0.3 only; the lower threshold of 0.1 finds no more" in low.stderr
+    assert low.stderr.count("warning") == 1
+    assert "warning" not in told("detect", everything.out / "bundle", image, "--score-threshold", "0.3").stderr
+    assert "warning" not in told("detect", everything.out / "bundle", image).stderr
+
+
+def test_bench_and_serve_say_it_of_a_bundle_with_a_lower_threshold(
+    everything: BuildOutcome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    low = Path(shutil.copytree(everything.out / "bundle", tmp_path / "bundle"))
+    manifest = json.loads((low / "bundle.json").read_text())
+    (low / "bundle.json").write_text(json.dumps({**manifest, "operating_points": {}, "thresholds": {"score": 0.1}}))
+    measured = told("bench", low, "--seconds", "0.01", "--min-calls", "1", "--warmup", "0")
+    assert measured.stderr.count("score of 0.3 only; the lower threshold of 0.1 finds no more") == 1
+    capsys.readouterr()
+    _warn_of_thresholds({"mine": low}, "int8")
+    assert capsys.readouterr().err == (
+        "prunedeploy: warning: mine: suppression is part of the graph, which gives detections above a score of 0.3 "
+        "only; no request can lower that\n"
+    )
+
+
+def told(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_file_that_fails_its_gate_costs_no_other(demo_store: Path, tiny_data: Path, tmp_path: Path) -> None:
+    outcome = built(demo_store, tmp_path / "out", tiny_data, "export.int8.match_iou=1", "export.int8.match_share=1")
+    assert [one["file"] for one in outcome.results["left_out"]] == ["model.int8.onnx"]
+    assert set(load_bundle(outcome.out / "bundle").manifest.files) == {"model.onnx", "model.fp16.onnx"}
 
 
 def test_too_few_images_to_calibrate_is_told_before_anything_is_trained(tiny_data: Path, tmp_path: Path) -> None:

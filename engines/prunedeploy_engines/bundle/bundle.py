@@ -20,6 +20,7 @@ from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import BundleError, store_errors_as
 from prunedeploy_engines.files import write_atomically, write_whole_folder
 from prunedeploy_engines.locks import locked
+from prunedeploy_engines.runtimes.onnx_file import NmsInGraph, read_onnx_header
 from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
 if TYPE_CHECKING:
@@ -55,6 +56,18 @@ class Bundle:
     def input_size(self) -> tuple[int, int]:
         """(height, width) of the network input, in pixels."""
         return self.manifest.input.height, self.manifest.input.width
+
+    def score_threshold(self, precision: str = "fp32") -> float:
+        """The score that detections are above unless told otherwise: the precision's operating point, if it has one."""
+        point = self.manifest.operating_points.get(precision)
+        return self.manifest.thresholds.score if point is None else point.score_threshold
+
+    def nms_in_graph(self, precision: str = "fp32") -> NmsInGraph | None:
+        """The suppression in the graph of a precision's ONNX file; None without, or if there is no such file."""
+        try:
+            return read_onnx_header(self.model_path(precision)).nms
+        except BundleError:
+            return None
 
     def model_path(self, precision: str = "fp32", target: str | None = None) -> Path:
         """The ONNX file of a precision.
@@ -273,6 +286,7 @@ def write_bundle(
     class_names: Iterable[str],
     input: Mapping[str, Any],
     thresholds: Mapping[str, float] | None = None,
+    operating_points: Mapping[str, Mapping[str, Any]] | None = None,
     pruning: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -287,6 +301,7 @@ def write_bundle(
         class_names: In the order of the scores.
         input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``; see `manifest.InputSpec`.
         thresholds: ``score`` and ``iou``.
+        operating_points: By precision; see `manifest.OperatingPoint`.
         pruning: See `manifest.PruningRecord`; None for a network that was not pruned.
         metrics: Any JSON object.
         provenance: ``commit``, ``configuration``, ``seeds``, ``versions``.
@@ -303,6 +318,7 @@ def write_bundle(
         "class_names": list(class_names),
         "input": dict(input),
         "thresholds": dict(thresholds or {}),
+        "operating_points": {precision: dict(point) for precision, point in (operating_points or {}).items()},
         "pruning": None if pruning is None else dict(pruning),
         "metrics": dict(metrics or {}),
         "provenance": dict(provenance or {}),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_serializer
 
 from prunedeploy_engines.errors import BundleError
 
@@ -53,6 +54,26 @@ class Thresholds(_Part):
     iou: Fraction = 0.45
 
 
+class OperatingPoint(_Record):
+    """The score threshold of one precision, chosen when it was built, and what the network does there.
+
+    Attributes:
+        score_threshold: Detections have a higher score.
+        precision: Right detections / detections, on held-out images.
+        recall: Objects found / objects.
+        f1: Their harmonic mean.
+        chosen: By which rule.
+        curve: Score threshold, precision and recall, thresholds descending.
+    """
+
+    score_threshold: Fraction
+    precision: Fraction
+    recall: Fraction
+    f1: Fraction
+    chosen: str
+    curve: tuple[tuple[Fraction, Fraction, Fraction], ...] = ()
+
+
 class FileEntry(_Part):
     """One file of the bundle.
 
@@ -91,17 +112,29 @@ class Provenance(_Record):
 
 
 class Manifest(_Part):
-    """The whole of `bundle.json`. ``created`` is ISO 8601 in UTC."""
+    """The whole of `bundle.json`.
+
+    Attributes:
+        created: ISO 8601 in UTC.
+        thresholds: Of every precision that has no operating point of its own.
+        operating_points: By precision; a bundle that was built before there were any has none.
+    """
 
     schema_version: Literal[1] = 1
     created: str
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     input: InputSpec
     thresholds: Thresholds = Thresholds()
+    operating_points: dict[str, OperatingPoint] = {}
     pruning: PruningRecord | None = None
     metrics: dict[str, JsonValue] = {}
     provenance: Provenance = Provenance()
     files: dict[str, FileEntry]
+
+    @model_serializer(mode="wrap")
+    def _without_points_that_there_are_not(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """A bundle without operating points looks as it did before there were any."""
+        return {key: value for key, value in values(self).items() if (key, value) != ("operating_points", {})}
 
     @field_validator("files")
     @classmethod

@@ -33,6 +33,19 @@ class NmsInGraph:
     iou_threshold: float
     max_detections: int
 
+    @property
+    def limit(self) -> str:
+        """Its score threshold in words."""
+        return (
+            f"suppression is part of the graph, which gives detections above a score of {self.score_threshold:g} only"
+        )
+
+    def limit_on(self, score_threshold: float) -> str | None:
+        """What to say to somebody who asks for a lower score threshold; None if it is not lower."""
+        if score_threshold >= self.score_threshold:
+            return None
+        return f"{self.limit}; the lower threshold of {score_threshold:g} finds no more"
+
 
 @dataclass(frozen=True)
 class OnnxHeader:

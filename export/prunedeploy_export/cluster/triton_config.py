@@ -215,13 +215,14 @@ def _declared(tensor: Tensor, *batch: int) -> Message:
 
 def _python_parameters(bundle: Bundle, detector: TritonDetector, settings: TritonSettings) -> list[Message]:
     thresholds = bundle.manifest.thresholds
+    file = bundle.manifest.files[detector.path.relative_to(bundle.path).as_posix()]
     values: dict[str, Any] = {
         **bundle.manifest.input.model_dump(),
         "uint8_input": detector.uint8_input,
         "batch": detector.batch,
         "max_batch": settings.max_batch if detector.batch is None else detector.batch,
         "nms_classes": detector.nms_classes,
-        "score_threshold": thresholds.score,
+        "score_threshold": bundle.score_threshold(file.precision or "fp32"),
         "iou_threshold": thresholds.iou,
     }
     return map_entries({"detector": {"string_value": json.dumps(values)}})

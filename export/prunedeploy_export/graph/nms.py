@@ -2,7 +2,7 @@
 
 The operator NonMaxSuppression is not used: TensorRT-RTX parses it and cannot build it, full TensorRT looks at
 5000 boxes only, and the length of what it gives depends on the data. Here the same greedy suppression is a
-fixed point of matrix products over the best candidates: all shapes are fixed but for the batch.
+fixed point of masked sums over the best candidates: all shapes are fixed but for the batch.
 """
 
 from __future__ import annotations
@@ -141,7 +141,10 @@ class _Suppression:
         """``(N, Q, 1)``: 1 for candidates that stay. At the latest after Q rounds nothing changes any more."""
         column: list[str | int | None] = ["batch", self._candidates, 1]
         body = [
-            helper.make_node("MatMul", [suppresses, "nms/before"], ["nms/better_ones"]),
+            helper.make_node("Transpose", ["nms/before"], ["nms/before_line"], perm=[0, 2, 1]),
+            # Not a MatMul: TensorRT-RTX has none in fp32 inside a Loop for Turing (sm75).
+            helper.make_node("Mul", [suppresses, "nms/before_line"], ["nms/suppressing"]),  # (N, Q, Q)
+            helper.make_node("ReduceSum", ["nms/suppressing", self._axis(2)], ["nms/better_ones"], keepdims=1),
             helper.make_node("Less", ["nms/better_ones", self._constant("half", 0.5)], ["nms/free"]),
             helper.make_node("Cast", ["nms/free"], ["nms/free_float"], to=TensorProto.FLOAT),
             helper.make_node("Mul", ["nms/free_float", valid], ["nms/after"]),

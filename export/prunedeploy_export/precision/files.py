@@ -118,19 +118,26 @@ class Quantiser:
         self._slopes = negative_slopes(self._model)
 
     def write(
-        self, path: str | Path, activations: Activations, *, loss: Loss | None = None, budget: float | None = None
+        self,
+        path: str | Path,
+        activations: Activations,
+        *,
+        loss: Loss | None = None,
+        budget: float | None = None,
+        accepted: Callable[[ModelProto], bool] | None = None,
     ) -> tuple[OnnxFile, Quantisation]:
         """Write an int8 file.
 
         The convolutions of the heads stay in fp32, since what they give is decoded in fp32; the first one too,
         unless it is measured to be harmless. More are left out, those that cost most first, as long as the loss
-        is above the budget.
+        is above the budget or the network is not accepted.
 
         Args:
             path: The file.
             activations: ``"uint8"`` for CPUs, ``"int8"`` for TensorRT.
             loss: What an int8 network loses in mAP; None measures none and leaves out no more.
             budget: Largest loss allowed.
+            accepted: Whether a network within the budget passes; None: it does.
 
         Raises:
             GateError: The budget cannot be met, see `sensitivity.skip_within_budget`.
@@ -147,7 +154,10 @@ class Quantiser:
             def lost(names: Sequence[str]) -> float:
                 return loss(self._quantised(ranges, activations, names))
 
-            skipped, trials = skip_within_budget(costs, always, lost, budget)
+            def passes(names: Sequence[str]) -> bool:
+                return accepted is None or accepted(self._quantised(ranges, activations, names))
+
+            skipped, trials = skip_within_budget(costs, always, lost, budget, accepted=passes)
         model = self._quantised(ranges, activations, skipped)
         record = Quantisation(
             activations=activations,

@@ -79,6 +79,7 @@ def skip_within_budget(
     loss: Callable[[Sequence[str]], float],
     budget: float,
     largest_share: float = 0.5,
+    accepted: Callable[[Sequence[str]], bool] | None = None,
 ) -> tuple[tuple[str, ...], tuple[tuple[int, float], ...]]:
     """Leave out as few convolutions as keep the loss within the budget, those that cost most first.
 
@@ -90,6 +91,8 @@ def skip_within_budget(
         loss: What is lost, e.g. in mAP, with these convolutions in fp32 and all others in int8.
         budget: Largest loss allowed.
         largest_share: Largest share of all convolutions that may be left out.
+        accepted: Asked where the loss is within the budget: whether these convolutions will do in every other respect.
+            If none will, the last ones within the budget are returned.
 
     Returns:
         Names of those that stay in fp32, and what was tried: each a number of skipped convolutions (beside
@@ -103,16 +106,22 @@ def skip_within_budget(
     most = min(int(largest_share * len(costs)), len(candidates))
     counts = [0, *(2**power for power in range(32) if 2**power < most), most]
     trials: list[tuple[int, float]] = []
+    within: tuple[str, ...] | None = None
     for count in dict.fromkeys(counts):
         skipped = (*always, *candidates[:count])
         lost = loss(skipped)
         trials.append((count, lost))
         if lost <= budget:
-            return skipped, tuple(trials)
+            within = skipped
+            if accepted is None or accepted(skipped):
+                break
+    if within is not None:
+        return within, tuple(trials)
     tried = ", ".join(f"{count}: {lost:.4f}" for count, lost in trials)
     raise GateError(
         f"int8 costs more than the budget of {budget:g}, also with convolutions left in fp32 ({tried})",
         fix="calibrate on more images or with another method, raise the budget, or deploy fp16",
+        gate="budget",
     )
 
 

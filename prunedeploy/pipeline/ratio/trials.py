@@ -15,6 +15,7 @@ from typing import Any
 from prunedeploy.config import BuildConfig
 from prunedeploy.config.ratio_target import RatioTarget
 from prunedeploy.pipeline.context import BuildContext, StageResult
+from prunedeploy.pipeline.left_out import check_something_is_left
 from prunedeploy.pipeline.networks import all_networks, unpruned_networks
 from prunedeploy.pipeline.ratio.search import Measured, RatioSearch, search_ratio
 from prunedeploy.pipeline.results import BuildResults
@@ -118,7 +119,11 @@ def final_value(context: BuildContext, built: BuildResults, target: RatioTarget)
     if target.measure == "onnx_bytes":
         return _smallest(built.artefacts)
     rows = built.latency.read("latency.json")["rows"]
-    engine = runner_key(trial_runtime(context.config), _first_for_cpu(built.artefacts))
+    wanted = context.config.export.precisions[0]
+    timed = [one for one in built.artefacts if one.precision == wanted and one.target != "gpu"]
+    if not timed:  # it is left out
+        return None
+    engine = runner_key(trial_runtime(context.config), timed[0])
     row = rows.get(f"pruned|{engine}|1")
     return None if row is None else Measured(row["p50"], row["noisy"])
 
@@ -189,7 +194,7 @@ def _map(context: BuildContext, measure: str) -> Measured:
     plain = [name for name in context.config.export.precisions if name == "fp32"]
     settings = context.config.export.model_copy(update={"precisions": tuple(plain)})
     fp32_only = replace(context, config=context.config.model_copy(update={"export": settings}))
-    artefacts = artefact_stages(fp32_only, pruned, export)
+    artefacts, _ = artefact_stages(fp32_only, pruned, export)
     return _map_of(evaluate_stage(fp32_only, "pruned", pruned, export, artefacts), measure)
 
 
@@ -203,7 +208,9 @@ def _map_of(evaluation: StageResult, measure: str) -> Measured:
 def _files(context: BuildContext) -> tuple[StageResult, list[Artefact]]:
     """The pruned network, and the files that are deployed of it."""
     pruned = all_networks(context).pruned
-    return pruned, artefact_stages(context, pruned, export_stage(context, pruned))
+    artefacts, left_out = artefact_stages(context, pruned, export_stage(context, pruned))
+    check_something_is_left(artefacts, left_out)
+    return pruned, artefacts
 
 
 def _latency_ms(context: BuildContext) -> Measured:

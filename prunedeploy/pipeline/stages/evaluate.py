@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from prunedeploy.attacks import Pgd
-from prunedeploy.config import GatesConfig, result_settings
+from prunedeploy.config import result_settings
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.reading import read_record
 from prunedeploy.evaluation import (
@@ -26,15 +26,20 @@ from prunedeploy.evaluation import (
     write_detections,
 )
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.left_out import LeftOut, with_its_limit
 from prunedeploy.pipeline.stages.export import ENGINE, PLAIN, Artefact, cpu_runtimes, runner_key
+from prunedeploy.pipeline.stages.gating import gates_config
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
 from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.detection.nms import detections_from
-from prunedeploy_engines.errors import DataError
+from prunedeploy_engines.errors import DataError, GateError
 from prunedeploy_engines.runtimes.opening import open_runner
 from prunedeploy_engines.runtimes.runner import Runner
 from prunedeploy_export import check_map_parity
+
+GATED_ALONE = "|without suppression"
+"""Ends the name of an engine that gate 3 is measured with and nothing else: the file before suppression is put in."""
 
 
 def check_images_stage(context: BuildContext) -> StageResult:
@@ -74,13 +79,19 @@ def evaluate_stage(
 
     The attacked images are made in fp32 with the network's own gradients; the engines see the very same ones. A
     file for GPUs is measured on ONNX Runtime's CPU provider: what its numbers are worth, not how fast it is.
+
+    Figures of a file with suppression in its graph are those of the file as it is delivered, so of detections above
+    the graph's own threshold; gate 3, which counts all of them, is measured beside it without suppression.
+
+    Raises:
+        GateError: The plain fp32 file fails gate 3. Of other files `evaluation.json` says which failed.
     """
     config = context.config
     engines = _engines(context, export, artefacts)
     settings = {
         "attack": config.attack.model_dump(),
         "evaluation": result_settings(config.evaluation),
-        "map_tolerances": {name: allowed for name, (*_, allowed) in engines.items()},
+        "map_tolerances": {name: engine.allowed for name, engine in engines.items() if engine.allowed is not None},
         "seed": config.seed,
         "device": context.device.type,
         "greyscale": config.data.greyscale,
@@ -95,9 +106,9 @@ def evaluate_stage(
             loader = context.evaluation_loader(context.test, network, config.evaluation.batch_size)
             with ExitStack() as stack:
                 runners: dict[str, Runner] = {"torch": stack.enter_context(TorchRunner(network))}
-                for name, (runtime, path, _file, _allowed) in engines.items():
+                for name, engine in engines.items():
                     # They take turns in one process: threads that spin would take each other's cores.
-                    opened = open_runner(path, runtime, threads=context.threads, allow_spinning=False)
+                    opened = open_runner(engine.path, engine.runtime, threads=context.threads, allow_spinning=False)
                     runners[name] = stack.enter_context(opened)
                 task = context.progress.task(f"evaluate {row}", len(context.test.images))
                 found = evaluate(
@@ -113,13 +124,16 @@ def evaluate_stage(
                     progress=stack.enter_context(task),
                 )
             clean = {name: one.clean.usual.result.map_50_95 for name, one in found.items()}
-            gates = []
-            for name, (runtime, _path, file, allowed) in engines.items():
-                gate = check_map_parity(clean["torch"], clean[name], allowed, artefact=f"{file} on {runtime}")
-                gates.append({"gate": "map", "artefact": file, "runtime": runtime, **asdict(gate)})
+            gates = [
+                _map_gate(engine, clean["torch"], clean[name], is_plain=name == ENGINE)
+                for name, engine in engines.items()
+                if engine.allowed is not None
+            ]
             skipped = {str(path): reason for path, reason in loader.skipped.items()}
             document: dict[str, Any] = {"gates": gates, "skipped": skipped}
             for name, one in found.items():
+                if name.endswith(GATED_ALONE):
+                    continue
                 bounds = {of: None if each is None else [each.low, each.high] for of, each in one.intervals().items()}
                 about = {"intervals": bounds, "n_images": one.n_images, "transfer": one.transfer}
                 document[name] = {**one.metrics(), **about}
@@ -135,18 +149,74 @@ def csv_name(engine: str, kind: str) -> str:
     return f"{engine.replace('|', '-')}-{kind}.csv"
 
 
-def _engines(
-    context: BuildContext, export: StageResult, artefacts: Sequence[Artefact]
-) -> dict[str, tuple[str, Path, str, float]]:
-    """Runtime, path, name and tolerance of mAP of every engine whose mAP is measured."""
-    settings = context.config.export
-    gates: dict[str, GatesConfig] = {"fp32": settings, "fp16": settings.fp16, "int8": settings.int8}
-    found = {ENGINE: (ENGINE, export.folder / PLAIN, PLAIN, settings.map_tolerance)}
+@dataclass(frozen=True)
+class _Engine:
+    """A file whose mAP is measured on a runtime; ``allowed`` is the tolerance of gate 3, None if it is not gated."""
+
+    runtime: str
+    path: Path
+    file: str
+    precision: str
+    allowed: float | None
+
+
+def _engines(context: BuildContext, export: StageResult, artefacts: Sequence[Artefact]) -> dict[str, _Engine]:
+    """Every engine whose mAP is measured, the plain fp32 file first."""
+    found = {ENGINE: _Engine(ENGINE, export.folder / PLAIN, PLAIN, "fp32", context.config.export.map_tolerance)}
     for artefact in artefacts:
+        allowed = gates_config(context, artefact.precision).map_tolerance
+        about = (artefact.name, artefact.precision)
         for runtime in cpu_runtimes(context) if artefact.target != "gpu" else (ENGINE,):
-            allowed = gates[artefact.precision].map_tolerance
-            found[runner_key(runtime, artefact)] = (runtime, artefact.measured, artefact.name, allowed)
+            name = runner_key(runtime, artefact)
+            if artefact.has_nms:
+                found[name] = _Engine(runtime, artefact.file, *about, None)
+                name += GATED_ALONE
+            found[name] = _Engine(runtime, artefact.measured, *about, allowed)
     return found
+
+
+def _map_gate(engine: _Engine, reference: float | None, candidate: float | None, *, is_plain: bool) -> dict[str, Any]:
+    """A row of gate 3; of a file that fails it with ``passed`` false and the reason.
+
+    Raises:
+        GateError: The plain fp32 file on ONNX Runtime fails it.
+    """
+    assert engine.allowed is not None
+    row = {"gate": "map", "artefact": engine.file, "runtime": engine.runtime}
+    artefact, may_gain = f"{engine.file} on {engine.runtime}", engine.precision == "int8"
+    try:
+        found = check_map_parity(reference, candidate, engine.allowed, may_gain=may_gain, artefact=artefact)
+        return {**row, **asdict(found), "may_gain": may_gain, "passed": True}
+    except GateError as error:
+        if is_plain:
+            raise with_its_limit(error, "fp32") from None
+        known = reference is not None and candidate is not None
+        measured = {"reference": reference, "candidate": candidate, "tolerance": engine.allowed, "may_gain": may_gain}
+        deviation = candidate - reference if known else None
+        return {**row, **measured, "deviation": deviation, "passed": False, "reason": error.what}
+
+
+def without_what_failed(evaluation: StageResult, artefacts: Sequence[Artefact]) -> tuple[list[Artefact], list[LeftOut]]:
+    """The files that have passed gate 3, and what has not.
+
+    A file that fails on ONNX Runtime, on which the other gates are measured too, is left out; one that fails on another
+    runtime only is delivered, and is not for that runtime.
+    """
+    failed = {
+        (gate["artefact"], gate["runtime"]): gate["reason"]
+        for gate in evaluation.read("evaluation.json")["gates"]
+        if gate.get("passed") is False
+    }
+    left_out = []
+    for artefact in artefacts:
+        about = (artefact.name, artefact.precision, artefact.target)
+        runtimes = [runtime for runtime in (ENGINE, "openvino") if (artefact.name, runtime) in failed]
+        if ENGINE in runtimes:
+            left_out.append(LeftOut(*about, failed[artefact.name, ENGINE], gate="map"))
+        else:
+            left_out += [LeftOut(*about, failed[artefact.name, one], gate="map", runtime=one) for one in runtimes]
+    gone = {one.file for one in left_out if one.runtime is None}
+    return [artefact for artefact in artefacts if artefact.name not in gone], left_out
 
 
 def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult]) -> StageResult:
@@ -173,10 +243,13 @@ def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult])
     return result
 
 
-def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> StageResult:
-    """Test images with boxes, clean and attacked, for each of the three networks."""
+def gallery_stage(
+    context: BuildContext, models: Mapping[str, StageResult], score_thresholds: Mapping[str, float]
+) -> StageResult:
+    """Test images with boxes, clean and attacked, for each of the three networks at its own score threshold."""
     config = context.config
     thresholds = config.evaluation.model_dump(include={"score_threshold", "iou_threshold"})
+    own = {row: score for row, score in score_thresholds.items() if score != config.evaluation.score_threshold}
     settings = {
         "attack": config.attack.model_dump(),
         "thresholds": thresholds,
@@ -184,6 +257,7 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
         "greyscale": config.data.greyscale,
         "seed": config.seed,
         "class_names": context.class_names,
+        **({"score_thresholds": own} if own else {}),
     }
     inputs = {row: models[row].digest for row in models}
     with context.stage("gallery", 1, settings, {**inputs, "data": context.test_key}) as result:
@@ -196,8 +270,9 @@ def gallery_stage(context: BuildContext, models: Mapping[str, StageResult]) -> S
                 batch = next(iter(loader))
                 rows = rows or [{"image_id": one, "file_name": names[one]} for one in batch.image_ids]
                 pgd = Pgd.against(network, config.attack, "fp32", config.seed)
+                used = {**thresholds, "score_threshold": score_thresholds[row]}
                 with TorchRunner(network) as runner:
-                    for kind, number, pixels, found in detected(batch, pgd, runner, thresholds, context.class_names):
+                    for kind, number, pixels, found in detected(batch, pgd, runner, used, context.class_names):
                         scale = max(1, round(480 / max(pixels.shape[:2])))
                         file = f"{number:02d}-{row}-{kind}.png"
                         Image.fromarray(draw_detections(pixels, found, scale=scale)).save(result.work / file)

@@ -3,48 +3,30 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from onnx import ModelProto
-
-from prunedeploy.attacks import Pgd
-from prunedeploy.config import GatesConfig
-from prunedeploy.data import CocoDataset, train_test_subset
-from prunedeploy.evaluation import TorchRunner, evaluate
 from prunedeploy.models import Darknet, FoldedDarknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.pipeline.left_out import LeftOut, with_its_limit
+from prunedeploy.pipeline.stages.gating import check_gates, check_nms_gate, gate_settings, gates_config
+from prunedeploy.pipeline.stages.quantise import write_int8
 from prunedeploy_engines.builder.from_onnx import engine_from_onnx
-from prunedeploy_engines.detection.nms import detections_from
-from prunedeploy_engines.errors import DataError, RuntimeUnavailableError
+from prunedeploy_engines.errors import DataError, EngineError, GateError, PrunedeployError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
-from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_engines.runtimes.opening import unavailable_reason
 from prunedeploy_engines.runtimes.tensorrt.library import installed_version, rtx_targets
-from prunedeploy_export import (
-    Quantiser,
-    check_detection_parity,
-    check_tensor_parity,
-    fp16_from_fp32,
-    onnx_from_torch,
-    with_nms,
-    with_uint8_input,
-)
+from prunedeploy_export import fp16_from_fp32, onnx_from_torch, with_nms, with_uint8_input
 from prunedeploy_export.graph.edit import read_model, write_model
-from prunedeploy_export.graph.nms import MAX_CANDIDATES
 from prunedeploy_export.precision.quantisation import Activations
 
 ENGINE = "onnxruntime"
-GATE_IMAGES = 8
 PLAIN = "model.onnx"
 WITHOUT_NMS = "without-nms.onnx"
 ACTIVATIONS: dict[str, Activations] = {"cpu": "uint8", "gpu": "int8"}
-
-Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+FAILED = "failed.json"
+"""In the place of its file in the result of a stage that made none: why, so that it is not made again."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +38,7 @@ class Artefact:
         target: ``cpu`` or ``gpu`` of an int8 file, None of the others.
         stage: That wrote it.
         file: The ONNX file.
-        measured: The file that mAP is measured with: the same, but without suppression in the graph, since mAP
+        measured: The file that gate 3 is measured with: the same, but without suppression in the graph, since the gate
             counts detections of all scores.
     """
 
@@ -74,8 +56,12 @@ class Artefact:
     @property
     def name(self) -> str:
         """Name in the bundle."""
-        parts = ["model", *([self.precision] if self.precision != "fp32" else [])]
-        return ".".join([*parts, *(["gpu"] if self.target == "gpu" else []), "onnx"])
+        return _file_name(self.precision, self.target)
+
+    @property
+    def has_nms(self) -> bool:
+        """Suppression is in its graph."""
+        return self.measured != self.file
 
 
 def cpu_runtimes(context: BuildContext) -> tuple[str, ...]:
@@ -90,11 +76,15 @@ def runner_key(runtime: str, artefact: Artefact) -> str:
 
 
 def export_stage(context: BuildContext, model: StageResult) -> StageResult:
-    """Write ``model.onnx`` in fp32 and pass the gates of tensors and detections on test images."""
+    """Write ``model.onnx`` in fp32 and pass the gates of tensors and detections on test images.
+
+    Raises:
+        GateError: It fails one, so there is nothing that other precisions could be made of.
+    """
     settings = context.config.export
     config = {
         "opset": settings.opset,
-        "gates": _gate_settings(settings),
+        "gates": gate_settings(settings),
         "thresholds": context.config.evaluation.model_dump(include={"map_score_threshold", "iou_threshold"}),
         "class_names": context.class_names,
         "greyscale": context.config.data.greyscale,
@@ -104,7 +94,10 @@ def export_stage(context: BuildContext, model: StageResult) -> StageResult:
             network = load_stage_model(model.folder)
             path = result.work / PLAIN
             onnx_from_torch(FoldedDarknet(network), path, class_names=context.class_names, opset=settings.opset)
-            result.write("gates.json", _gates(context, network, path, settings))
+            try:
+                result.write("gates.json", check_gates(context, network, path, "fp32", PLAIN))
+            except GateError as error:
+                raise with_its_limit(error, "fp32") from None
     return result
 
 
@@ -124,10 +117,13 @@ def check_calibration_images(context: BuildContext) -> None:
         )
 
 
-def artefact_stages(context: BuildContext, model: StageResult, export: StageResult) -> list[Artefact]:
-    """The ONNX files of the bundle, one per precision; of int8 one per kind of target."""
+def artefact_stages(
+    context: BuildContext, model: StageResult, export: StageResult
+) -> tuple[list[Artefact], list[LeftOut]]:
+    """The ONNX files of the bundle, one per precision, of int8 one per kind of target; and what failed its gates."""
     settings = context.config.export
-    found = []
+    found: list[Artefact] = []
+    left_out: list[LeftOut] = []
     for precision in dict.fromkeys(settings.precisions):
         targets: Sequence[str | None] = [None]
         if precision == "int8":
@@ -135,16 +131,20 @@ def artefact_stages(context: BuildContext, model: StageResult, export: StageResu
         for target in targets:
             if precision == "fp32" and not settings.uint8_input and not settings.nms:
                 found.append(Artefact(precision, target, export, export.folder / PLAIN, export.folder / PLAIN))
+                continue
+            made = _artefact_stage(context, model, export, precision, target)
+            if (made.stage.folder / FAILED).is_file():
+                left_out.append(LeftOut(made.name, precision, target, **made.stage.read(FAILED)))
             else:
-                found.append(_artefact_stage(context, model, export, precision, target))
-    return found
+                found.append(made)
+    return found, left_out
 
 
 def engine_stages(
     context: BuildContext, artefacts: Sequence[Artefact]
-) -> tuple[list[StageResult], list[dict[str, str]]]:
-    """TensorRT engines for the GPU targets; and which could not be built here, and why."""
-    built, missing = [], []
+) -> tuple[list[StageResult], list[dict[str, str]], list[LeftOut]]:
+    """TensorRT engines for the GPU targets; which cannot be built on this machine; and which cannot be built at all."""
+    built, missing, left_out = [], [], []
     sparse = context.config.sparse_weights
     versions = {name: installed_version(name) for name in ("tensorrt", "tensorrt_rtx")}
     for target, artefact in itertools.product(context.config.targets, artefacts):
@@ -157,17 +157,45 @@ def engine_stages(
                 if result.work:
                     onnx = result.work / artefact.name
                     onnx.write_bytes(artefact.file.read_bytes())  # the plan is named after its file
-                    engine_from_onnx(onnx, result.work, target=target, sparse=sparse)
-                    onnx.unlink()
-            built.append(result)
+                    try:
+                        engine_from_onnx(onnx, result.work, target=target, sparse=sparse)
+                    except EngineError as error:
+                        _write_why(result, error)
+                    onnx.unlink(missing_ok=True)
         except RuntimeUnavailableError as error:
             missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
-    return built, missing
+            continue
+        if (result.folder / FAILED).is_file():
+            reason = f"{_installed(versions)} cannot build it"
+            said = result.read(FAILED)["reason"]
+            left_out.append(LeftOut(artefact.name, artefact.precision, target, reason, "engine", detail=said))
+        else:
+            built.append(result)
+    return built, missing, left_out
 
 
-def gate_images(context: BuildContext, network: Darknet) -> npt.NDArray[np.float32]:
-    """The test images that an artefact is compared with its parent on."""
-    return next(iter(context.evaluation_loader(context.test, network, GATE_IMAGES))).images.numpy()
+def _installed(versions: dict[str, str | None]) -> str:
+    return " or ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
+
+
+def _write_why(result: StageResult, error: PrunedeployError) -> None:
+    """Leave in a stage's result why it has no file.
+
+    Raises:
+        RuntimeUnavailableError: The error itself, if it is about this machine and not about the file.
+    """
+    if isinstance(error, RuntimeUnavailableError):
+        raise error
+    assert result.work is not None
+    for file in result.work.glob("*.onnx"):
+        file.unlink()
+    gate = error.gate if isinstance(error, GateError) else None
+    result.write(FAILED, {"reason": error.what, "gate": gate})
+
+
+def _file_name(precision: str, target: str | None) -> str:
+    parts = ["model", *([precision] if precision != "fp32" else [])]
+    return ".".join([*parts, *(["gpu"] if target == "gpu" else []), "onnx"])
 
 
 def _check_it_is_built_here(target: str, versions: dict[str, str | None]) -> None:
@@ -181,7 +209,6 @@ def _artefact_stage(
     context: BuildContext, model: StageResult, export: StageResult, precision: str, target: str | None
 ) -> Artefact:
     settings, config = context.config.export, context.config
-    gates_config: GatesConfig = {"fp16": settings.fp16, "int8": settings.int8}.get(precision, settings)
     nms = None
     if settings.nms:
         threshold = settings.nms_score_threshold
@@ -192,7 +219,7 @@ def _artefact_stage(
     key = {
         "precision": precision,
         "target": target,
-        "gates": _gate_settings(gates_config),
+        "gates": gate_settings(gates_config(context, precision)),
         "uint8_input": settings.uint8_input,
         "nms": None if nms is None else asdict(nms),
         "int8": own,
@@ -207,146 +234,29 @@ def _artefact_stage(
     with context.stage("precision", 2, key, inputs) as stage:
         if stage.work:
             network = load_stage_model(model.folder)
-            source, path = export.folder / PLAIN, stage.work / measured
-            if precision == "fp32":
-                path.write_bytes(source.read_bytes())
-            elif precision == "fp16":
-                fp16_from_fp32(source, path)
-            else:
-                _quantise(context, network, source, path, ACTIVATIONS[str(target)])
-            if settings.uint8_input:
-                write_model(with_uint8_input(read_model(path)), path)
-            gates = _gates(context, network, path, gates_config)
-            if nms is not None:
-                write_model(with_nms(read_model(path), nms), stage.work / PLAIN)
-                gates.append(_nms_gate(context, network, path, stage.work / PLAIN, nms))
-            stage.write("gates.json", gates)
+            path = stage.work / measured
+            try:
+                _write_file(context, network, export.folder / PLAIN, path, precision, target)
+                gates = check_gates(context, network, path, precision, _file_name(precision, target))
+                if nms is not None:
+                    write_model(with_nms(read_model(path), nms), stage.work / PLAIN)
+                    name = _file_name(precision, target)
+                    gates.append(check_nms_gate(context, network, path, stage.work / PLAIN, nms, name))
+                stage.write("gates.json", gates)
+            except (GateError, EngineError) as error:
+                _write_why(stage, error)
     return Artefact(precision, target, stage, stage.folder / PLAIN, stage.folder / measured)
 
 
-def _gates(context: BuildContext, network: Darknet, path: Path, settings: GatesConfig) -> list[dict[str, Any]]:
-    """Gates 1 and 2 of a file against the network, passed; what they measured."""
-    images = gate_images(context, network)
-    with TorchRunner(network) as parent, OnnxRuntimeRunner(path, threads=context.threads) as engine:
-        reference, candidate = parent.infer(images), engine.infer(images)
-    tensors = check_tensor_parity(reference, candidate, settings.parity_tolerance, artefact=path.name)
-    found = check_detection_parity(
-        reference,
-        candidate,
-        score_threshold=context.config.evaluation.map_score_threshold,
-        iou_threshold=context.config.evaluation.iou_threshold,
-        min_iou=settings.match_iou,
-        score_tolerance=settings.match_score,
-        artefact=path.name,
-    )
-    return [{"gate": "tensor", **asdict(tensors)}, {"gate": "detections", **asdict(found)}]
-
-
-def _nms_gate(context: BuildContext, network: Darknet, plain: Path, path: Path, nms: NmsInGraph) -> dict[str, Any]:
-    """Gate 2 of suppression in the graph: what it gives is what suppression on the host gives, box by box."""
-    images = gate_images(context, network)
-    with (
-        OnnxRuntimeRunner(plain, threads=context.threads) as without,
-        OnnxRuntimeRunner(path, threads=context.threads) as engine,
-    ):
-        raw, candidate = without.infer(images), engine.infer(images)
-    found = check_detection_parity(
-        _suppressed_on_the_host(raw, nms, candidate[0].shape[1]),
-        candidate,
-        score_threshold=nms.score_threshold,
-        iou_threshold=nms.iou_threshold,
-        artefact=path.name,
-    )
-    return {"gate": "detections", "suppression": "in the graph", **asdict(found)}
-
-
-def _suppressed_on_the_host(outputs: Outputs, nms: NmsInGraph, rows: int) -> Outputs:
-    """Detections in the form of boxes ``(N, rows, 4)`` and scores ``(N, rows, C)``."""
-    images, classes = len(outputs[0]), outputs[1].shape[2]
-    boxes = np.zeros((images, rows, 4), np.float32)
-    scores = np.zeros((images, rows, classes), np.float32)
-    for i in range(images):
-        found, found_scores, class_ids = detections_from(
-            outputs[0][i],
-            outputs[1][i],
-            score_threshold=nms.score_threshold,
-            iou_threshold=nms.iou_threshold,
-            max_detections=rows,
-            pre_nms_top_k=MAX_CANDIDATES,
-        )
-        boxes[i, : len(found)] = found
-        scores[i, np.arange(len(found)), class_ids] = found_scores
-    return boxes, scores
-
-
-def _quantise(context: BuildContext, network: Darknet, source: Path, path: Path, activations: Activations) -> None:
-    """Calibrate on training images and write an int8 file within its budget."""
-    config, settings = context.config, context.config.export.int8
-    drawn, rest = train_test_subset(context.training, settings.calibration_images, config.seed)
-    images = np.concatenate([batch.images.numpy() for batch in context.evaluation_loader(drawn, network, 32)])
-    with context.progress.task(f"int8 for {activations}", 1) as advance:
-        quantiser = Quantiser(
-            source,
-            images,
-            seed=config.seed,
-            method=settings.method,
-            sensitivity_images=settings.sensitivity_images,
-            threads=context.threads,
-        )
-        loss = None
-        if settings.map_budget is not None:
-            held_out = train_test_subset(rest, settings.budget_images, config.seed)[0]
-            loss = _map_loss(context, network, source, held_out, path.with_name("trial.onnx"))
-        quantiser.write(path, activations, loss=loss, budget=settings.map_budget)
-        advance(1)
-
-
-def _map_loss(
-    context: BuildContext, network: Darknet, source: Path, held_out: CocoDataset, trial: Path
-) -> Callable[[ModelProto], float]:
-    """How much mAP an int8 network loses against the fp32 file, clean or attacked, whichever is more.
-
-    Args:
-        context: The build's context.
-        network: The PyTorch parent; its gradients make the attacked images, once.
-        source: The fp32 file.
-        held_out: Training images, not those of the calibration.
-        trial: Where networks that are tried are written meanwhile.
-
-    Returns:
-        A function of a network: the larger of the two losses, negative if both mAPs rose.
-    """
-    settings = context.config.evaluation
-    batches = list(context.evaluation_loader(held_out, network, settings.batch_size))
-    pgd = Pgd.against(network, context.config.attack, "fp32", context.config.seed)
-    attacked = [pgd(batch.images, batch.targets) for batch in batches]
-
-    def maps(path: Path) -> tuple[float, float]:
-        in_turn = iter(attacked)
-        with OnnxRuntimeRunner(path, threads=context.threads) as engine:
-            result = evaluate(
-                {"int8": engine},
-                batches,
-                held_out,
-                attack=lambda model, images, targets: next(in_turn),
-                attacked_model=network,
-                iou_threshold=settings.iou_threshold,
-                score_threshold=settings.map_score_threshold,
-                resamples=0,
-            )["int8"].metrics()
-        return result["map_clean"] or 0.0, result["map_pgd"] or 0.0
-
-    reference = maps(source)
-
-    def loss(model: ModelProto) -> float:
-        write_model(model, trial)
-        try:
-            return max(before - after for before, after in zip(reference, maps(trial), strict=True))
-        finally:
-            trial.unlink()
-
-    return loss
-
-
-def _gate_settings(settings: GatesConfig) -> dict[str, Any]:
-    return settings.model_dump(mode="json", include=set(GatesConfig.model_fields))
+def _write_file(
+    context: BuildContext, network: Darknet, source: Path, path: Path, precision: str, target: str | None
+) -> None:
+    """Write a precision's file, without suppression in its graph."""
+    if precision == "fp32":
+        path.write_bytes(source.read_bytes())
+    elif precision == "fp16":
+        fp16_from_fp32(source, path)
+    else:
+        write_int8(context, network, source, path, ACTIVATIONS[str(target)], _file_name(precision, target))
+    if context.config.export.uint8_input:
+        write_model(with_uint8_input(read_model(path)), path)

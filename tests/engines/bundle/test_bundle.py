@@ -79,6 +79,30 @@ def test_bundle_json_has_the_agreed_keys(folder: Path) -> None:
     assert set(content["files"]["model.onnx"]) == {"bytes", "sha256", "role", "precision", "target"}
 
 
+POINT = {"score_threshold": 0.2, "precision": 0.8, "recall": 0.6, "f1": 0.686, "chosen": "best F1", "images": 128}
+
+
+def test_operating_point_of_a_precision_is_its_threshold(tmp_path: Path) -> None:
+    curve = [[0.4, 0.9, 0.5], [0.2, 0.8, 0.6]]
+    write(tmp_path / "bundle", operating_points={"int8": {**POINT, "curve": curve}})
+    bundle = load_bundle(tmp_path / "bundle")
+    assert (bundle.score_threshold("int8"), bundle.score_threshold()) == (0.2, 0.9)
+    point = bundle.manifest.operating_points["int8"]
+    assert (point.precision, point.recall, point.curve) == (0.8, 0.6, ((0.4, 0.9, 0.5), (0.2, 0.8, 0.6)))
+    assert point.model_extra == {"images": 128}
+
+
+def test_bundle_of_before_there_were_operating_points_has_its_old_threshold(folder: Path) -> None:
+    assert "operating_points" not in json.loads((folder / "bundle.json").read_text())
+    assert {load_bundle(folder).score_threshold(precision) for precision in ("fp32", "fp16", "int8")} == {0.9}
+
+
+def test_operating_point_outside_its_range_is_refused(tmp_path: Path) -> None:
+    for wrong in ({"score_threshold": 1.5}, {"precision": -0.1}, {"curve": [[0.5, 2.0, 0.1]]}):
+        with pytest.raises(BundleError, match=f"operating_points.fp32.{next(iter(wrong))}"):
+            write(tmp_path / "bundle", operating_points={"fp32": {**POINT, **wrong}})
+
+
 @pytest.mark.parametrize("position", [0, 100, -1])
 def test_one_changed_byte_is_refused(folder: Path, position: int) -> None:
     content = bytearray((folder / "model.onnx").read_bytes())

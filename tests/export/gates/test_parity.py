@@ -215,6 +215,63 @@ def test_network_without_detections_is_recorded_as_proving_nothing():
     assert (parity.detections, parity.min_iou, parity.max_score_difference) == (0, None, None)
 
 
+def row_of(count: int, moved: int, by: float = 0.2):
+    """So many detections side by side, the first few with their scores moved, and as they were."""
+    boxes = [(40.0 * i, 10.0, 40.0 * i + 30, 60.0) for i in range(count)]
+    return outputs(*((*box, 0.8) for box in boxes)), outputs(
+        *((*box, 0.8 - by if i < moved else 0.8) for i, box in enumerate(boxes))
+    )
+
+
+def test_a_share_of_the_detections_must_match_where_that_is_asked():
+    reference, candidate = row_of(10, moved=1)
+    with pytest.raises(GateError, match="matched detections: image 0"):
+        check_detection_parity(reference, candidate, score_tolerance=0.1)
+    parity = check_detection_parity(reference, candidate, score_tolerance=0.1, share=0.9)
+    assert (parity.matched_share, parity.allowed_share, parity.detections) == (0.9, 0.9, 10)
+    assert parity.max_score_difference == 0.0  # of those that match
+    with pytest.raises(
+        GateError, match=r"4 of 20 have no match, at least 90 % must have one; the first: image 0"
+    ) as told:
+        check_detection_parity(*row_of(10, moved=2), score_tolerance=0.1, share=0.9)
+    assert told.value.gate == "detections"
+
+
+def test_one_detection_alone_never_fails_a_share():
+    for count in (1, 2, 3):  # the parent's only: the other side's is below the threshold
+        reference, candidate = row_of(count, moved=1, by=0.7)
+        assert check_detection_parity(reference, candidate, share=0.99).detections == count
+        with pytest.raises(GateError, match="matched detections"):
+            check_detection_parity(reference, candidate)
+    with pytest.raises(GateError, match="2 of 2 have no match"):
+        check_detection_parity(*row_of(2, moved=2, by=0.7), share=0.99)
+
+
+def test_a_share_lets_no_relabelled_network_pass():
+    reference, _ = row_of(10, moved=0)
+    with pytest.raises(GateError, match="20 of 20 have no match"):
+        check_detection_parity(reference, (reference[0], reference[1][..., ::-1]), share=0.1)
+
+
+def test_a_share_of_the_predictions_must_be_within_the_tolerance():
+    reference, candidate = row_of(10, moved=1)  # 0.2 of 0.8: 0.25
+    with pytest.raises(GateError, match="tensor parity: scores"):
+        check_tensor_parity(reference, candidate, 0.1)
+    parity = check_tensor_parity(reference, candidate, 0.1, share=0.9)
+    assert (parity.within, parity.boxes, parity.scores) == (0.9, 0.0, pytest.approx(0.25))
+    with pytest.raises(GateError, match=r"80 % of the predictions are within it, not 90 %") as told:
+        check_tensor_parity(*row_of(10, moved=2), 0.1, share=0.9)
+    assert told.value.gate == "tensor"
+
+
+def test_map_that_may_gain_is_limited_below_only():
+    assert check_map_parity(0.3, 0.5, 0.01, may_gain=True).deviation == pytest.approx(0.2)
+    assert check_map_parity(0.3, 0.291, 0.01, may_gain=True).deviation == pytest.approx(-0.009)
+    for candidate in (0.289, math.nan, None):
+        with pytest.raises(GateError, match=r"mAP parity: .* and it may be lower by 0\.01"):
+            check_map_parity(0.3, candidate, 0.01, may_gain=True)
+
+
 def test_map_gate_allows_the_tolerance_either_way_and_no_more():
     assert check_map_parity(0.412, 0.4115, 0.001).deviation == pytest.approx(-0.0005)
     assert check_map_parity(0.412, 0.4125, 0.001).deviation == pytest.approx(0.0005)

@@ -15,9 +15,11 @@ from onnx import TensorProto, helper
 
 from effort import examples
 from export.networks import ODD_CFG, folded, random_images, random_network
+from prunedeploy_engines.builder.from_onnx import engine_from_onnx
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph, read_onnx_header
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
+from prunedeploy_engines.runtimes.tensorrt.library import installed_version
 from prunedeploy_export import onnx_from_torch, with_nms, with_uint8_input
 from prunedeploy_export.graph.edit import read_model, write_model
 
@@ -306,3 +308,13 @@ def test_the_source_is_not_changed(odd):
     after = with_nms(model, ANY)
     assert model.SerializeToString() == before
     assert json.loads({entry.key: entry.value for entry in after.metadata_props}["nms"])["max_detections"] == 100
+
+
+@pytest.mark.skipif(installed_version("tensorrt_rtx") is None, reason="needs tensorrt-rtx (prunedeploy[rtx])")
+@pytest.mark.parametrize("uint8_input", [False, True])
+def test_suppression_can_be_built_for_turing_which_has_no_fp32_matmul(tmp_path, uint8_input):
+    """T4 and RTX 20: TensorRT-RTX refuses a product of fp32 matrices inside a Loop for sm75."""
+    plain = read_model(onnx_from_torch(folded(random_network(ODD_CFG, seed=3)), tmp_path / "plain.onnx").path)
+    write_model(with_nms(with_uint8_input(plain) if uint8_input else plain, ANY), tmp_path / "model.onnx")
+    engine = engine_from_onnx(tmp_path / "model.onnx", tmp_path / "engines", target="sm75")
+    assert engine.nms == {"score_threshold": 0.25, "iou_threshold": 0.5, "max_detections": 100}

@@ -99,6 +99,25 @@ def test_nothing_is_left_out_if_nothing_is_lost():
     assert loss.asked == [()]
 
 
+def test_more_is_left_out_until_the_network_is_accepted():
+    seen = []
+
+    def accepted(skipped) -> bool:
+        seen.append(len(skipped))
+        return len(skipped) >= 4
+
+    skipped, trials = skip_within_budget(costs(12), [], Loss(12), 1.1, accepted=accepted)
+    assert skipped == tuple(RANKED[:4])
+    assert seen == [1, 2, 4]  # with none left out the loss is above the budget, so nobody is asked
+    assert [count for count, _ in trials] == [0, 1, 2, 4]
+
+
+def test_of_those_within_the_budget_the_last_is_returned_if_none_is_accepted():
+    skipped, trials = skip_within_budget(costs(12), [], Loss(12), 0.8, accepted=lambda skipped: False)
+    assert skipped == tuple(RANKED[:6])
+    assert [count for count, _ in trials] == [0, 1, 2, 4, 6]
+
+
 def test_those_that_cost_most_are_left_out_by_doubling():
     loss = Loss(12)
     skipped, trials = skip_within_budget(costs(12), [], loss, 0.8)

@@ -184,8 +184,9 @@ class ServedModel:
         score_threshold: float | None,
         iou_threshold: float | None,
     ) -> list[Detections]:
+        score = self.bundle.score_threshold(self.precision) if score_threshold is None else score_threshold
         return [
-            self.bundle.detections(*one, score_threshold=score_threshold, iou_threshold=iou_threshold)
+            self.bundle.detections(*one, score_threshold=score, iou_threshold=iou_threshold)
             for one in zip(boxes, scores, geometries, strict=True)
         ]
 

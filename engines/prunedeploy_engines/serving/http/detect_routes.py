@@ -153,7 +153,7 @@ def _about(service: Service, state: ModelState) -> dict[str, Any]:
         "bytes": sum(one.bytes for one in files if one.role == "onnx" and one.precision == model.precision),
         "input_size": list(model.bundle.input_size),
         "class_names": list(manifest.class_names),
-        "thresholds": manifest.thresholds.model_dump(),
+        "thresholds": {**manifest.thresholds.model_dump(), "score": model.bundle.score_threshold(model.precision)},
         "pruning": None if manifest.pruning is None else manifest.pruning.model_dump(mode="json"),
         "metrics": manifest.metrics,
     }
