@@ -31,6 +31,9 @@ OPTIONS = {
     "allocation": "allocation",
     "cfg": "model.cfg",
     "weights": "model.weights",
+    "input_size": "model.input_size",
+    "anchors": "model.anchors",
+    "letterbox": "model.letterbox",
     "data": "data.path",
     "precision": "export.precisions",
     "uint8_input": "export.uint8_input",
@@ -68,7 +71,7 @@ def load_config(
     chosen = [value for names, value, _ in assignments if names == ["method"]]
     data, origins = for_method(data, origins, given.get("method", chosen[-1] if chosen else None))
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
-    assignments += [(OPTIONS[name].split("."), value, f"--{name}") for name, value in plain.items()]
+    assignments += [(OPTIONS[name].split("."), value, f"--{name.replace('_', '-')}") for name, value in plain.items()]
     for names, value, where in assignments:
         _set(data, origins, names, value, where)
     _start_from_given_network(data, origins, given)

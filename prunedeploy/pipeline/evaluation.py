@@ -98,6 +98,7 @@ def run(request: Request) -> dict[str, Any]:
             (configuration.get("data") or {}).get("greyscale", False) if own is None else own.greyscale,
             allow_bad_images=request.allow_bad_images,
             letterbox_colour=GREY if own is None else own.letterbox_colour,
+            stretch=not _letterboxed(request, bundle, parent),
         )
         # Random starts are keyed by pixels, as in a build.
         attack = Pgd.against(parent, threat_model, "fp32", seed).of_model if threat_model and parent else None
@@ -205,6 +206,15 @@ def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet 
         device = cuda_device()
         return bundle.runner(name, request.precision, target=None if device is None else device.target)
     return bundle.runner(name, request.precision, threads=threads)
+
+
+def _letterboxed(request: Request, bundle: Bundle | None, parent: Darknet | None) -> bool:
+    """Whether the model's images are letterboxed, or stretched to its input."""
+    if bundle is not None:
+        return bundle.manifest.input.letterbox
+    if request.source.onnx is not None:
+        return read_onnx_header(request.source.onnx).letterbox
+    return parent is None or parent.cfg.letterbox
 
 
 def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None) -> list[str] | None:

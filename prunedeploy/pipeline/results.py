@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prunedeploy.config import as_dict
+from prunedeploy.models import read_cfg
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.engine_rows import engine_rows
 from prunedeploy.pipeline.networks import Networks
@@ -84,6 +85,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "method": config.method,
         "scores": config.scores.name,
         "seed": config.seed,
+        "network": context.network.as_dict(config.pretrain),
         "models": list(rows.values()),
         "speedup": _speedup(rows),
         "engines": engine_rows(built.artefacts, built.engines, built.missing_engines, built.figures, latency["rows"]),
@@ -149,7 +151,8 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
 
 def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
     config = context.config
-    height, width = load_stage_model(built.networks.pruned.folder).cfg.input_size
+    cfg = read_cfg(built.networks.pruned.folder / "model.cfg")
+    height, width = cfg.input_size
     files = {
         artefact.name: BundleFile(artefact.file, "onnx", artefact.precision, artefact.target)
         for artefact in built.artefacts
@@ -166,7 +169,13 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
         out.file("bundle"),
         files,
         class_names=context.class_names,
-        input={"height": height, "width": width, "letterbox_colour": list(GREY), "greyscale": config.data.greyscale},
+        input={
+            "height": height,
+            "width": width,
+            "letterbox_colour": list(GREY),
+            "greyscale": config.data.greyscale,
+            "letterbox": cfg.letterbox,
+        },
         thresholds={"score": config.evaluation.score_threshold, "iou": config.evaluation.iou_threshold},
         pruning={
             **results["pruning"],
