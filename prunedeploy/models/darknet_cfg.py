@@ -232,6 +232,17 @@ class DarknetCfg:
         """``(height, width)`` in pixels."""
         return self.input_shape[1:]
 
+    def check_channels(self) -> None:
+        """Refuse a network for images that are not RGB.
+
+        Raises:
+            DarknetFormatError: ``channels=`` is not 3.
+        """
+        if self.input_shape[0] != 3:
+            at = f"{self.where}:{self.net.option_lines['channels']}"
+            what = f"channels={self.input_shape[0]}: only networks for images of three channels can be used"
+            raise DarknetFormatError(what, at, "train one with channels=3; data.greyscale shows it grey images")
+
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations of all convolutions for one image."""

@@ -186,7 +186,9 @@ def _parent(request: Request, configuration: dict[str, Any]) -> Darknet:
         fix = "give the build's output folder instead, or its parent with --parent-cfg and --parent-weights"
         raise ConfigError(needs, source.given, fix)
     device = "cuda" if torch.cuda.is_available() and configuration.get("device") != "cpu" else "cpu"
-    return load_darknet(cfg, weights).to(device).eval()
+    network = load_darknet(cfg, weights)
+    network.cfg.check_channels()
+    return network.to(device).eval()
 
 
 def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet | None, threads: int | None) -> Runner:

@@ -164,9 +164,10 @@ def given_cfg(config: BuildConfig) -> DarknetCfg:
     """The cfg of the network that is pruned, with the configuration's input size and kind of resizing.
 
     Raises:
-        DarknetFormatError: It cannot be used, or not with this size.
+        DarknetFormatError: It cannot be used, is not for images of three channels, or not of this size.
     """
     model, cfg = config.model, _own_cfg(config)
+    cfg.check_channels()
     if model.input_size is not None:
         width, height = map(int, model.input_size.split("x"))
         cfg = with_input_size(cfg, (height, width))
