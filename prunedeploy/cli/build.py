@@ -28,6 +28,7 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     "prunedeploy build --ratio 0.75",
     "prunedeploy build --target-map 0.30",
     "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
+    "prunedeploy build --cfg yolov3-tiny --weights yolov3-tiny.weights --data cells/ --input-size 320x256",
     "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
 )
 @click.option(
@@ -86,7 +87,21 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     "more; latency: filters go where they cost most measured time per importance.",
 )
 @click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
-@click.option("--weights", metavar="F", help="Its Darknet weights.")
+@click.option("--weights", metavar="F", help="Its Darknet weights, or the first layers of them.")
+@click.option(
+    "--input-size",
+    metavar="W[xH]",
+    help="Size of the network's input in pixels: one side, or width x height, e.g. 320 or 416x256; default: the cfg's.",
+)
+@click.option(
+    "--anchors", type=click.Choice(("auto",)), metavar="auto", help="Anchors by k-means on the training boxes."
+)
+@click.option(
+    "--letterbox/--stretch",
+    default=None,
+    help="Images keep their aspect and are padded, or are stretched to the input; default: as the cfg's letter_box= "
+    "says, letterboxed without it.",
+)
 @click.option("--data", metavar="DIR", help="Data set; `prunedeploy data check DIR` checks one.")
 @click.option("--precision", metavar="P,...", help="ONNX files to write: fp32, fp16, int8; default: fp32.")
 @click.option(

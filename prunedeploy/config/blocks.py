@@ -66,19 +66,46 @@ Batches = Annotated[tuple[AtLeastOne, ...], BeforeValidator(as_tuple), Field(min
 Milestones = Annotated[tuple[Fraction, ...], BeforeValidator(as_tuple)]
 
 
+def as_input_size(value: object) -> object:
+    """Let ``320`` stand for ``320x320``; sides are positive, the width first."""
+    sides = re.fullmatch(r"([1-9]\d{0,4})(?:\s*[xX*]\s*([1-9]\d{0,4}))?", str(value).strip())
+    if not isinstance(value, (int, str)) or sides is None:
+        raise ValueError(f"give one side or width x height in pixels, e.g. 320 or 416x256, not {value!r}")
+    return f"{int(sides[1])}x{int(sides[2] or sides[1])}"
+
+
 class ModelConfig(Block):
     """The network that is to be pruned.
+
+    With data of classes that the network does not know by name, its heads are re-made for the data's classes and
+    start fresh.
 
     Attributes:
         cfg: Darknet cfg: a path, or the name of one that ships, e.g. ``yolov3-tiny``.
         weights: Darknet weights: a path, or ``demo`` for the bundled ones. Not read when ``pretrain.from`` is
-            scratch.
-        names: File with one class name per line; null: the categories of the training data, by id.
+            scratch. The first layers alone, such as ``yolov3-tiny.conv.15``, and the weights of the same network with
+            another number of classes load what fits; the rest starts fresh.
+        names: File with one class name per line: the classes that the weights know; null: COCO's for a network of 80
+            classes, else the categories of the training data, by id.
+        input_size: Size of the network's input in pixels, one side or width x height, e.g. ``320`` or ``416x256``;
+            multiples of the network's largest stride; null: what the cfg says.
+        anchors: ``auto``: by k-means on the training boxes; null: what the cfg says.
+        letterbox: Scale images with their aspect kept and pad the rest; false: stretch them. null: what ``letter_box=``
+            in the cfg's ``[net]`` says, and letterbox without it.
     """
 
     cfg: str = "yolov3-slim"
     weights: str | None = BUNDLED
     names: str | None = None
+    input_size: Annotated[str, BeforeValidator(as_input_size)] | None = None
+    anchors: Literal["auto"] | None = None
+    letterbox: bool | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave out what is not chosen: keys and hashes are made of this, and stay as they were."""
+        younger = {"input_size", "anchors", "letterbox"}
+        return {key: value for key, value in values(self).items() if value is not None or key not in younger}
 
 
 class DataConfig(Block):
@@ -229,8 +256,9 @@ class PretrainConfig(TrainingConfig):
         start: In YAML ``from``. ``bundled``: the adversarially pre-trained demo weights, nothing is trained;
             ``given``: train ``model.weights`` against PGD; ``scratch``: random weights, first clean_steps on
                 clean images.
-        clean_steps: Steps on clean images before those against PGD; only from scratch. What they give is
-            ``original``.
+        clean_steps: Steps on clean images before those against PGD. What they give is ``original``. They are taken
+            from scratch, and from given weights where a part of the network starts fresh or has other anchors (transfer
+            training); then 0 means as many as ``steps``.
     """
 
     start: Literal["bundled", "scratch", "given"] = Field(default="given", alias="from")

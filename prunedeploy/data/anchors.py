@@ -30,20 +30,21 @@ class AnchorFit:
     recall: float
 
 
-def box_sizes(dataset: CocoDataset, input_size: tuple[int, int]) -> NDArray[np.float64]:
-    """Sizes of the boxes once their images are letterboxed.
+def box_sizes(dataset: CocoDataset, input_size: tuple[int, int], stretch: bool = False) -> NDArray[np.float64]:
+    """Sizes of the boxes once their images are letterboxed, or stretched.
 
     Args:
         dataset: Boxes of crowds are left out.
         input_size: Height and width of the network's input in pixels.
+        stretch: Images are stretched to the input.
 
     Returns:
         ``(n, 2)`` widths and heights in input pixels.
     """
     sizes = [np.zeros((0, 2))]
     for image in dataset.images:
-        scale = min(input_size[0] / image.height, input_size[1] / image.width)
-        sizes.append(image.boxes_xywh[~image.iscrowd, 2:].astype(np.float64) * scale)
+        scale_xy = np.array([input_size[1] / image.width, input_size[0] / image.height])
+        sizes.append(image.boxes_xywh[~image.iscrowd, 2:].astype(np.float64) * (scale_xy if stretch else min(scale_xy)))
     return np.concatenate(sizes)
 
 

@@ -48,14 +48,18 @@ class Sample:
     geometry: LetterboxGeometry
 
 
-def load_sample(record: ImageRecord, input_size: tuple[int, int], greyscale: bool, colour: Colour) -> Sample:
-    """Read and letterbox one image; its crowd boxes and those that leave nothing in the input are left out.
+def load_sample(
+    record: ImageRecord, input_size: tuple[int, int], greyscale: bool, colour: Colour, stretch: bool = False
+) -> Sample:
+    """Read and letterbox (or stretch) one image.
+
+    Its crowd boxes and those that leave nothing in the input are left out.
 
     Raises:
         DataError: The image is missing, cannot be decoded, or has another size than the JSON says.
     """
     pixels = read_record(record, greyscale)
-    image, geometry = letterbox(pixels, input_size, colour)
+    image, geometry = letterbox(pixels, input_size, colour, stretch)
     wanted = ~record.iscrowd
     boxes = letterbox_boxes(record.boxes_xyxy[wanted], geometry).astype(np.float32)
     boxes, kept = clip_boxes(boxes, *input_size, min_area_kept=0.0, min_side_px=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prunedeploy.text_files import listed_lines
 from prunedeploy_engines.errors import ConfigError
 
 COCO_NAMES = (
@@ -19,13 +20,13 @@ COCO_NAMES = (
 
 
 def read_names(path: Path) -> list[str]:
-    """Read a file with one class name per line.
+    """Read a file with one class name per line; see `prunedeploy.text_files.listed_lines`.
 
     Raises:
         ConfigError: It cannot be read, or is empty.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = listed_lines(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"cannot be read ({reason})", path, "give a file with one class name per line") from None

@@ -46,6 +46,7 @@ class StepDataset(Dataset[Batch]):
     greyscale: bool
     colour: Colour
     cached: bool
+    stretch: bool = False
     bad: dict[int, str] = field(default_factory=dict)
     _samples: dict[int, Sample] = field(default_factory=dict)
     _order: tuple[int, NDArray[np.int64]] | None = None
@@ -100,7 +101,7 @@ class StepDataset(Dataset[Batch]):
             raise DataError(self.bad[index])
         sample = self._samples.get(index)
         if sample is None:
-            sample = load_sample(self.dataset.images[index], self.input_size, self.greyscale, self.colour)
+            sample = load_sample(self.dataset.images[index], self.input_size, self.greyscale, self.colour, self.stretch)
             if self.cached:
                 self._samples[index] = sample
         return sample
@@ -127,6 +128,7 @@ class TrainingLoader:
         letterbox_colour: RGB of the padding, 0 to 255.
         start_step: First step of an iteration.
         cache_bytes: Budget for keeping letterboxed images in memory.
+        stretch: Stretch images to the input instead of letterboxing them.
 
     Raises:
         DataError: While iterating: every image is bad. At once: the data set is empty.
@@ -144,6 +146,7 @@ class TrainingLoader:
         letterbox_colour: Colour = GREY,
         start_step: int = 0,
         cache_bytes: int = CACHE_BYTES,
+        stretch: bool = False,
     ) -> None:
         _check_sizes(dataset, input_size, batch_size)
         if start_step < 0 or workers < 0 or seed < 0:
@@ -159,7 +162,15 @@ class TrainingLoader:
         self.workers = workers
         self.skipped: dict[Path, str] = {}
         self._steps = StepDataset(
-            dataset, input_size, batch_size, seed, augment, greyscale, letterbox_colour, needed <= cache_bytes
+            dataset,
+            input_size,
+            batch_size,
+            seed,
+            augment,
+            greyscale,
+            letterbox_colour,
+            needed <= cache_bytes,
+            stretch,
         )
 
     def batch(self, step: int) -> Batch:
@@ -219,6 +230,7 @@ class EvaluationLoader:
         greyscale: Rec. 601 luma in all three channels.
         allow_bad_images: Leave out images that cannot be used instead of raising.
         letterbox_colour: RGB of the padding, 0 to 255.
+        stretch: Stretch images to the input instead of letterboxing them.
 
     Raises:
         DataError: While iterating: a bad image, unless allowed; or every image is bad. At once: the data set
@@ -231,6 +243,7 @@ class EvaluationLoader:
     greyscale: bool = False
     allow_bad_images: bool = False
     letterbox_colour: Colour = GREY
+    stretch: bool = False
     skipped: dict[Path, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -250,7 +263,9 @@ class EvaluationLoader:
             skipped: dict[Path, str] = {}
             for record in records[start : start + self.batch_size]:
                 try:
-                    samples.append(load_sample(record, self.input_size, self.greyscale, self.letterbox_colour))
+                    samples.append(
+                        load_sample(record, self.input_size, self.greyscale, self.letterbox_colour, self.stretch)
+                    )
                     ids.append(record.image_id)
                 except DataError as error:
                     if not self.allow_bad_images:

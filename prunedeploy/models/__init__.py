@@ -2,6 +2,8 @@
 
 - `darknet_cfg`: the cfg format and the layer graph it describes.
 - `darknet_weights`: the weight format.
+- `cfg_rewriting`: another input size, other classes or anchors for a network.
+- `starting_weights`: whole or partial weights to start a training from.
 - `darknet`: the network as a PyTorch module.
 - `decode`: raw heads to boxes and scores.
 - `loss`: the detection loss.

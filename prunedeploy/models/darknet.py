@@ -21,7 +21,7 @@ from prunedeploy.models.darknet_cfg import (
     Yolo,
     read_cfg,
 )
-from prunedeploy.models.darknet_weights import NEW_HEADER, WeightFile, read_weights, weights_bytes
+from prunedeploy.models.darknet_weights import NEW_HEADER, ConvParameters, WeightFile, read_weights, weights_bytes
 from prunedeploy_engines.files import write_atomically
 
 # Darknet normalises by sqrt(var) + 1e-6 (normalize_cpu in blas.c), PyTorch by sqrt(var + eps).
@@ -245,9 +245,14 @@ class Darknet(nn.Module):
     def load_weight_file(self, file: WeightFile) -> None:
         """Take the parameters (and the header) of a weight file."""
         self.header = file.header
+        indices = (layer.index for layer in self.cfg.convolutions)
+        self.load_parameters(dict(zip(indices, file.parameters, strict=True)))
+
+    def load_parameters(self, parameters: Mapping[int, ConvParameters]) -> None:
+        """Take the parameters of some convolutions, by layer index."""
         with torch.no_grad():
-            for layer, values in zip(self.cfg.convolutions, file.parameters, strict=True):
-                state = self.conv(layer.index).state_dict()
+            for index, values in parameters.items():
+                state = self.conv(index).state_dict()
                 for name, value in values.items():
                     state[name].copy_(torch.from_numpy(value.copy()))
 
@@ -257,7 +262,7 @@ class Darknet(nn.Module):
         Raises:
             StoreError: The file system refuses.
         """
-        write_atomically(cfg, self.cfg.text.encode())
+        write_atomically(cfg, self.cfg.to_bytes())
         write_atomically(weights, weights_bytes(self.cfg, self.weight_file()))
 
     def parameter_count(self) -> int:
@@ -342,13 +347,23 @@ def load_darknet(cfg: str | Path | DarknetCfg, weights: str | Path | None = None
     """
     parsed = cfg if isinstance(cfg, DarknetCfg) else read_cfg(cfg)
     file = None if weights is None else read_weights(weights, parsed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Darknet(parsed)
+    model = fresh_darknet(parsed, seed)
     if file is not None:
         model.load_weight_file(file)
-    else:
-        _prepare_heads(model)
+    return model
+
+
+def fresh_darknet(cfg: DarknetCfg, seed: int) -> Darknet:
+    """Build a network with random weights, in evaluation mode.
+
+    Args:
+        cfg: The network.
+        seed: Seed of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Darknet(cfg)
+    _prepare_heads(model)
     return model.eval()
 
 

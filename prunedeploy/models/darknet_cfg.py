@@ -1,21 +1,28 @@
 """The Darknet ``.cfg`` format: sections, options, and the layer graph that they describe.
 
 The text is kept as it was read, so an untouched cfg is written back byte for byte and a pruned
-one differs in its ``filters=`` lines only.
+one differs in its ``filters=`` lines only. What Darknet and OpenCV misread is left out of it when it is read: a
+byte-order mark, and a comment behind an option.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
+from prunedeploy.text_files import decode_text, is_decoded
 from prunedeploy_engines.errors import DarknetFormatError
 
 ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic")
+
+_COMMENT_BEHIND = re.compile(r"(?m)^([^#;\n]*[^#;\s][^#;\n]*?)[ \t]*[#;][^\n]*?(\r?)$")
+"""What stands behind something else in its line; a comment that has a line of its own stays."""
+
 
 T = TypeVar("T")
 Shape = tuple[int, int, int]
@@ -23,11 +30,10 @@ Shape = tuple[int, int, int]
 
 _TRAINING_ONLY_NET = frozenset(
     "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches "
-    "policy steps scales mosaic mixup cutmix flip power letter_box max_crop min_crop aspect "
-    "time_steps".split()
+    "policy steps scales mosaic mixup cutmix flip power max_crop min_crop aspect time_steps".split()
 )
 _OPTIONS: Mapping[str, frozenset[str]] = {
-    "net": frozenset("width height channels".split()) | _TRAINING_ONLY_NET,
+    "net": frozenset("width height channels letter_box".split()) | _TRAINING_ONLY_NET,
     "convolutional": frozenset("batch_normalize filters size stride pad padding groups activation dilation".split()),
     "maxpool": frozenset("size stride padding".split()),
     "upsample": frozenset({"stride"}),
@@ -173,9 +179,12 @@ class DarknetCfg:
     """A parsed cfg.
 
     Attributes:
-        text: The file's text, byte for byte.
+        text: The file's text, without what other programs misread.
         where: Name for error messages.
         input_shape: ``(channels, height, width)`` of ``[net]``.
+        letterbox: Whether images are letterboxed to the input size, as the original Darknet does, or stretched to
+            it: ``letter_box=`` of ``[net]``, which a widespread fork reads; without it they are letterboxed.
+        net: The section ``[net]``.
         sections: All sections but ``[net]``; ``sections[i]`` describes ``layers[i]``.
         layers: The resolved graph.
     """
@@ -183,6 +192,8 @@ class DarknetCfg:
     text: str
     where: str
     input_shape: Shape
+    letterbox: bool
+    net: Section = field(repr=False)
     sections: tuple[Section, ...] = field(repr=False)
     layers: tuple[Layer, ...] = field(repr=False)
 
@@ -221,6 +232,17 @@ class DarknetCfg:
         """``(height, width)`` in pixels."""
         return self.input_shape[1:]
 
+    def check_channels(self) -> None:
+        """Refuse a network for images that are not RGB.
+
+        Raises:
+            DarknetFormatError: ``channels=`` is not 3.
+        """
+        if self.input_shape[0] != 3:
+            at = f"{self.where}:{self.net.option_lines['channels']}"
+            what = f"channels={self.input_shape[0]}: only networks for images of three channels can be used"
+            raise DarknetFormatError(what, at, "train one with channels=3; data.greyscale shows it grey images")
+
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations of all convolutions for one image."""
@@ -236,22 +258,46 @@ class DarknetCfg:
         Returns:
             A new cfg whose text differs in the ``filters=`` (and ``groups=``) lines only.
         """
-        lines = self.text.split("\n")
-        insertions: list[tuple[int, str]] = []
+        changes: dict[int, dict[str, int]] = {}
         for option, values in (("filters", filters), ("groups", groups or {})):
             for index, value in values.items():
-                section = self.sections[index]
+                changes.setdefault(index, {})[option] = value
+        return self.with_options(changes)
+
+    def with_options(self, changes: Mapping[int, Mapping[str, object]]) -> DarknetCfg:
+        """The same cfg with other values of some options.
+
+        Args:
+            changes: New values by layer index and option; -1 is ``[net]``.
+
+        Returns:
+            A new cfg whose text differs in the lines of these options only; options that a section lacked are
+            inserted below its header.
+
+        Raises:
+            DarknetFormatError: The result is not a network.
+        """
+        lines = self.text.split("\n")
+        insertions: list[tuple[int, str]] = []
+        for index, options in changes.items():
+            section = self.net if index < 0 else self.sections[index]
+            for option, value in options.items():
                 number = section.option_lines.get(option)
                 if number is None:
                     insertions.append((section.line, f"{option}={value}"))
                 elif section.options[option] != str(value):
                     before, _, after = lines[number - 1].partition("=")
-                    old = after.strip()
-                    lines[number - 1] = f"{before}={after.replace(old, str(value), 1)}"
+                    old = section.options[option]
+                    after = after.replace(old, str(value), 1) if old else f"{value}{after}"
+                    lines[number - 1] = f"{before}={after}"
         for after_line, text in sorted(insertions, reverse=True):
             ending = "\r" if lines[after_line - 1].endswith("\r") else ""
             lines.insert(after_line, text + ending)
         return parse_cfg("\n".join(lines), self.where)
+
+    def to_bytes(self) -> bytes:
+        """The text as a file; bytes that are not UTF-8, in comments, are those that were read."""
+        return self.text.encode("utf-8", "surrogateescape")
 
 
 def read_cfg(path: str | Path) -> DarknetCfg:
@@ -263,7 +309,7 @@ def read_cfg(path: str | Path) -> DarknetCfg:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = decode_text(path.read_bytes())
     except OSError as error:
         raise DarknetFormatError(f"cannot be read ({error.strerror})", path, "give an existing .cfg file") from None
     except UnicodeDecodeError:
@@ -281,11 +327,13 @@ def parse_cfg(text: str, where: str = "cfg") -> DarknetCfg:
     Raises:
         DarknetFormatError: Names ``where:line`` and what is wrong there.
     """
+    text = _COMMENT_BEHIND.sub(r"\1\2", text.replace("\ufeff", ""))
     sections = _parse_sections(text, where)
     if not sections or sections[0].kind not in ("net", "network"):
         raise DarknetFormatError("does not start with [net]", f"{where}:1", "give a Darknet .cfg file")
     net = _Reader(sections[0], where)
     input_shape = (net.integer("channels", 3), net.integer("height"), net.integer("width"))
+    letterbox = bool(net.integer("letter_box", 1, 0))
     layers: list[Layer] = []
     for section in sections[1:]:
         reader = _LayerReader(section, where, layers, input_shape)
@@ -299,7 +347,7 @@ def parse_cfg(text: str, where: str = "cfg") -> DarknetCfg:
         if (head.classes, head.anchors_wh) != (heads[0].classes, heads[0].anchors_wh):
             what = "[yolo] sections differ in classes or anchors"
             raise DarknetFormatError(what, f"{where}:{head.line}", "make them agree")
-    return DarknetCfg(text, where, input_shape, tuple(sections[1:]), tuple(layers))
+    return DarknetCfg(text, where, input_shape, letterbox, sections[0], tuple(sections[1:]), tuple(layers))
 
 
 def _parse_sections(text: str, where: str) -> list[Section]:
@@ -311,6 +359,8 @@ def _parse_sections(text: str, where: str) -> list[Section]:
         if not line or line[0] in "#;":
             continue
         at = f"{where}:{number}"
+        if not is_decoded(line):
+            raise DarknetFormatError("is not text", at, "give a Darknet .cfg file, saved as UTF-8")
         if line.startswith("["):
             kind = line.strip("[]").strip().lower()
             if not line.endswith("]") or kind not in _OPTIONS_OF:

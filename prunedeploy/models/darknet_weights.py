@@ -6,7 +6,9 @@ without ``bias, weights``. Darknet's ``save_convolutional_weights`` is the speci
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +44,56 @@ def parameter_shapes(layer: Convolutional) -> dict[str, tuple[int, ...]]:
     return {**dict.fromkeys(names, (layer.out_channels,)), "weight": layer.weight_shape}
 
 
+def layer_counts(cfg: DarknetCfg) -> list[int]:
+    """Number of float32 values of each convolution in a weight file, in cfg order."""
+    return [sum(math.prod(shape) for shape in parameter_shapes(layer).values()) for layer in cfg.convolutions]
+
+
 def weight_count(cfg: DarknetCfg) -> int:
     """Number of float32 values that a weight file of ``cfg`` holds."""
-    return sum(int(np.prod(shape)) for layer in cfg.convolutions for shape in parameter_shapes(layer).values())
+    return sum(layer_counts(cfg))
 
 
-def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
+def layers_of_size(cfg: DarknetCfg, values: int) -> int | None:
+    """How many of the network's convolutions, from the first, have so many values; None if one would be cut."""
+    ends = [0, *accumulate(layer_counts(cfg))]
+    return ends.index(values) if values > 0 and values in ends else None
+
+
+def measure(path: Path) -> int:
+    """Number of float32 values that a weight file holds behind its header.
+
+    Raises:
+        DarknetFormatError: The file is missing, has no header, or ends inside a value.
+    """
+    try:
+        with path.open("rb") as file:
+            start, size = file.read(16), path.stat().st_size
+    except OSError as error:
+        raise DarknetFormatError(f"cannot be read ({error.strerror})", path, "give an existing .weights file") from None
+    values, cut = divmod(size - _header_bytes(start, path), 4)
+    if cut:
+        raise DarknetFormatError(f"has {size:,} bytes and ends inside a number", path, _FETCH)
+    return values
+
+
+def _header_bytes(start: bytes, path: Path) -> int:
+    if len(start) < 16:
+        raise DarknetFormatError(f"has {len(start)} bytes, not even a header", path, "download or export it again")
+    major, minor = np.frombuffer(start, "<i4", count=2)
+    return 20 if int(major) * 10 + int(minor) >= 2 else 16
+
+
+_FETCH = "it was cut off or altered on its way: fetch it again"
+
+
+def read_weights(path: str | Path, cfg: DarknetCfg, layers: int | None = None) -> WeightFile:
     """Read a weight file that belongs to ``cfg``.
+
+    Args:
+        path: The file.
+        cfg: The network.
+        layers: Number of convolutions, from the first, that the file holds; None: all.
 
     Raises:
         DarknetFormatError: The file is missing, too short, too long, or holds a value that is not finite or
@@ -59,28 +104,19 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
         data = path.read_bytes()
     except OSError as error:
         raise DarknetFormatError(f"cannot be read ({error.strerror})", path, "give an existing .weights file") from None
-    if len(data) < 16:
-        raise DarknetFormatError(f"has {len(data)} bytes, not even a header", path, "download or export it again")
-    major, minor = np.frombuffer(data, "<i4", count=2)
-    header_bytes = 20 if int(major) * 10 + int(minor) >= 2 else 16
-    expected = header_bytes + 4 * weight_count(cfg)
-    if len(data) != expected:
-        short = len(data) < expected
-        raise DarknetFormatError(
-            f"has {len(data):,} bytes, but {Path(cfg.where).name} needs {expected:,}: "
-            f"{abs(len(data) - expected):,} {'missing' if short else 'left over'}",
-            path,
-            "give the weights that belong to this cfg" + (", or fetch the file again" if short else ""),
-        )
+    header_bytes = _header_bytes(data[:16], path)
+    convolutions = cfg.convolutions[:layers]
+    if len(data) != header_bytes + 4 * sum(layer_counts(cfg)[:layers]):
+        raise wrong_size(path, cfg, (len(data) - header_bytes) / 4)
     values = np.frombuffer(data, "<f4", offset=header_bytes)
     if not np.isfinite(values).all():
         what = f"value {int(np.argmin(np.isfinite(values)))} is not a finite number"
         raise DarknetFormatError(what, path, "fetch or export it again")
     parameters, at = [], 0
-    for layer in cfg.convolutions:
+    for layer in convolutions:
         current: ConvParameters = {}
         for name, shape in parameter_shapes(layer).items():
-            count = int(np.prod(shape))
+            count = math.prod(shape)
             current[name] = values[at : at + count].reshape(shape)
             at += count
         if layer.batch_normalize and current["variance"].min() < 0:
@@ -89,6 +125,23 @@ def read_weights(path: str | Path, cfg: DarknetCfg) -> WeightFile:
             raise DarknetFormatError(what, path, "give the weights that belong to this cfg")
         parameters.append(current)
     return WeightFile(data[:header_bytes], tuple(parameters))
+
+
+def wrong_size(path: Path, cfg: DarknetCfg, values: float) -> DarknetFormatError:
+    """What a file of so many values is to this network, as far as that tells, and what to do."""
+    size, counts = path.stat().st_size, layer_counts(cfg)
+    off = round(4 * (values - sum(counts)))
+    what = f"has {size:,} bytes, but {Path(cfg.where).name} needs {size - off:,}: "
+    what += f"{abs(off):,} {'left over' if off > 0 else 'missing'}"
+    fix = "give the weights that belong to this cfg"
+    if off < 0:
+        whole = sum(end <= values for end in accumulate(counts))
+        if values > sum(counts[:whole]):
+            what += f"; it ends inside the convolution of layer {cfg.convolutions[whole].index}"
+            fix += ", or fetch the file again if it was cut off on its way"
+        elif whole:
+            what += f"; it holds the first {whole} of {len(counts)} convolutions, which only a training can start from"
+    return DarknetFormatError(what, path, fix)
 
 
 def weights_bytes(cfg: DarknetCfg, file: WeightFile) -> bytes:

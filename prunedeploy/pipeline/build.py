@@ -88,8 +88,8 @@ def build(
             folder = stack.enter_context(_claimed(out, config, target, command, overwrite))
         stages = stack.enter_context(Store(store, progress.message))
         check_reachable(config if target is None else config.model_copy(update={"ratio": 0.0}))
-        check_scores(config)
         context = open_context(config, stages, progress)
+        check_scores(config, context.network.cfg)
         check_calibration_images(context)
         check_images_stage(context)
         search: RatioSearch | None = None

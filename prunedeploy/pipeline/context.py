@@ -16,17 +16,16 @@ import torch
 import torch.distributed as dist
 
 from prunedeploy.config import BUNDLED, BuildConfig, TrainingConfig
-from prunedeploy.data import Allowed, CocoDataset, content_key, find_splits, load_splits, measured_subset
-from prunedeploy.data.class_names import COCO_NAMES
-from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, holds_demo, write_demo
+from prunedeploy.data import CocoDataset, content_key, find_splits, measured_subset
+from prunedeploy.data.demo import DemoSettings, holds_demo, write_demo
 from prunedeploy.data.left_out import left_out, said_in_one_line
 from prunedeploy.data.loader import EvaluationLoader, TrainingLoader
 from prunedeploy.models import Darknet, load_darknet
-from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
+from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pipeline.progress import Progress
+from prunedeploy.pipeline.starting_network import StartingNetwork, class_names_known, given_cfg, starting_network
 from prunedeploy.pipeline.store.key import StageKey, read_record
 from prunedeploy.pipeline.store.store import Store
-from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy.training.distributed import is_main_process, start_process_group, world
 from prunedeploy_engines.errors import ConfigError, DataError
 from prunedeploy_engines.locks import FileLock
@@ -74,7 +73,7 @@ class BuildContext:
         progress: Where long work says how far it is.
         device: Where the network is trained.
         threads: Threads of PyTorch on the CPU, resolved.
-        class_names: Class names of the network, in the order of its scores.
+        network: What the build starts from; its cfg has the input size, classes and anchors of the build.
         training: Training images.
         test: Test images.
         training_key: Content of the training images; ``test_key`` of the test images.
@@ -86,12 +85,17 @@ class BuildContext:
     progress: Progress
     device: torch.device
     threads: int
-    class_names: list[str]
+    network: StartingNetwork
     training: CocoDataset
     test: CocoDataset
     training_key: str
     test_key: str
     results: list[StageResult] = field(default_factory=list)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Class names of the network, in the order of its scores."""
+        return self.network.class_names
 
     @contextmanager
     def stage(
@@ -170,15 +174,20 @@ class BuildContext:
             data.workers,
             data.greyscale,
             cache_bytes=data.cache_mb << 20,
+            stretch=not cfg.letterbox,
         )
 
     def evaluation_loader(
         self, dataset: CocoDataset, network: Darknet, batch_size: int, allow_bad_images: bool = False
     ) -> EvaluationLoader:
-        """Letterboxed images of a data set, not augmented; bad ones are left out if the configuration says so too."""
-        data = self.config.data
+        """Letterboxed (or stretched) images of a data set, not augmented.
+
+        Bad ones are left out if the configuration says so too.
+        """
+        data, cfg = self.config.data, network.cfg
         allowed = allow_bad_images or data.allow_bad_images
-        return EvaluationLoader(dataset, network.cfg.input_size, batch_size, data.greyscale, allowed)
+        stretch = not cfg.letterbox
+        return EvaluationLoader(dataset, cfg.input_size, batch_size, data.greyscale, allowed, stretch=stretch)
 
 
 def open_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:
@@ -193,49 +202,29 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     start_process_group(device)
-    cfg = read_cfg(original_cfg_path(config))
-    names = _class_names(config, cfg)
+    cfg = given_cfg(config)
+    names = class_names_known(config, cfg)
     folder = _data_folder(config, store, progress)
     splits = find_splits(folder)
-    if _trains(config) and splits.test is not None and splits.train is None:
+    training, test, network = starting_network(config, cfg, names, folder)
+    trains = _trains(config, network)
+    if trains and splits.test is not None and splits.train is None:
         # `evaluate` takes all of a test split: part of it must not have been trained on.
         raise DataError("has images for test and none for training", folder, "add the training split")
-    allowed = Allowed(config.data.allow_bad_boxes, config.data.allow_bad_images, config.data.only_known_classes)
-    training, test = load_splits(folder, names, config.data.train_images, config.seed, allowed)
     if is_main_process() and (lost := said_in_one_line(left_out(training, test))):
         progress.message(f"data: {lost} (`prunedeploy data check {folder}` names them)")
-    names = names or list(training.class_names)
-    if len(names) != cfg.classes:
-        raise ConfigError(
-            f"the network has {cfg.classes} classes, the data {len(names)}",
-            folder,
-            "give the network's class names with --set model.names=FILE",
-        )
     if not training.images or not test.images:
         raise DataError("has no images for training or none for test", folder, "add images")
-    if _trains(config) and all(record.iscrowd.all() for record in training.images):
+    if trains and all(record.iscrowd.all() for record in training.images):
         what = f"not one of the {len(training.images)} training images has a box to learn from"
         raise DataError(what, training.json_path, "add their annotations")
+    for line in network.said(config.pretrain):
+        progress.message(line)
     count = config.data.eval_images
     if count is not None and count < len(test.images):
         test = measured_subset(test, count)
     keys, threads = (content_key(training), content_key(test)), torch.get_num_threads()
-    return BuildContext(config, store, progress, device, threads, names, training, test, *keys)
-
-
-def original_cfg_path(config: BuildConfig) -> Path:
-    """The cfg of the network that is pruned: a path, or a name that ships."""
-    given = Path(config.model.cfg)
-    if given.suffix == ".cfg" or given.exists():
-        return given
-    return darknet_cfg_path(config.model.cfg)
-
-
-def original_weights_path(config: BuildConfig) -> Path | None:
-    """The weights of the network that is pruned; None if none were given."""
-    if config.model.weights == BUNDLED:
-        return asset_path("demo-clean.weights")
-    return None if config.model.weights is None else Path(config.model.weights)
+    return BuildContext(config, store, progress, device, threads, network, training, test, *keys)
 
 
 def load_stage_model(folder: Path) -> Darknet:
@@ -259,29 +248,12 @@ def training_device(config: BuildConfig) -> torch.device:
     return device
 
 
-def _trains(config: BuildConfig) -> bool:
+def _trains(config: BuildConfig, network: StartingNetwork) -> bool:
     """Whether any training takes a step."""
     pretrain = config.pretrain
-    first = {"bundled": 0, "given": pretrain.steps, "scratch": pretrain.clean_steps + pretrain.steps}[pretrain.start]
+    first = network.clean_steps(pretrain) + (0 if pretrain.start == "bundled" else pretrain.steps)
     optimising = config.score_optimization.steps if config.optimises_scores and config.ratio > 0 else 0
     return first + optimising + config.finetune.steps > 0
-
-
-def _class_names(config: BuildConfig, cfg: DarknetCfg) -> list[str] | None:
-    if config.model.names is not None:
-        path = Path(config.model.names)
-        try:
-            names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError):
-            raise ConfigError("cannot be read", path, "give a file with one class name per line") from None
-        if len(names) != cfg.classes:
-            raise ConfigError(f"has {len(names)} names, the network has {cfg.classes} classes", path, "correct it")
-        return names
-    if config.data.path == BUNDLED and cfg.classes == len(CLASS_NAMES):
-        return list(CLASS_NAMES)
-    if cfg.classes == len(COCO_NAMES):
-        return list(COCO_NAMES)
-    return None
 
 
 def _data_folder(config: BuildConfig, store: Store, progress: Progress) -> Path:

@@ -106,6 +106,7 @@ def run(request: Request) -> dict[str, Any]:
             (configuration.get("data") or {}).get("greyscale", False) if own is None else own.greyscale,
             allow_bad_images=request.allow_bad_images,
             letterbox_colour=GREY if own is None else own.letterbox_colour,
+            stretch=not _letterboxed(request, bundle, parent),
         )
         # Random starts are keyed by pixels, as in a build.
         attack = Pgd.against(parent, threat_model, "fp32", seed).of_model if threat_model and parent else None
@@ -196,7 +197,9 @@ def _parent(request: Request, configuration: dict[str, Any]) -> Darknet:
         fix = "give the build's output folder instead, or its parent with --parent-cfg and --parent-weights"
         raise ConfigError(needs, source.given, fix)
     device = "cuda" if torch.cuda.is_available() and configuration.get("device") != "cpu" else "cpu"
-    return load_darknet(cfg, weights).to(device).eval()
+    network = load_darknet(cfg, weights)
+    network.cfg.check_channels()
+    return network.to(device).eval()
 
 
 def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet | None, threads: int | None) -> Runner:
@@ -228,6 +231,15 @@ def _limit(name: str, request: Request, bundle: Bundle | None, score_threshold: 
     else:
         nms = None if bundle is None else bundle.nms_in_graph(request.precision)
     return None if nms is None else nms.limit_on(score_threshold)
+
+
+def _letterboxed(request: Request, bundle: Bundle | None, parent: Darknet | None) -> bool:
+    """Whether the model's images are letterboxed, or stretched to its input."""
+    if bundle is not None:
+        return bundle.manifest.input.letterbox
+    if request.source.onnx is not None:
+        return read_onnx_header(request.source.onnx).letterbox
+    return parent is None or parent.cfg.letterbox
 
 
 def _class_names(request: Request, bundle: Bundle | None, parent: Darknet | None) -> list[str] | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from prunedeploy.config import as_dict
 from prunedeploy.data.left_out import left_out
-from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy.models import read_cfg
+from prunedeploy.pipeline.context import BuildContext, StageResult
 from prunedeploy.pipeline.engine_rows import engine_rows
 from prunedeploy.pipeline.left_out import LeftOut
 from prunedeploy.pipeline.model_rows import model_row, speedup
@@ -97,6 +98,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "method": config.method,
         "scores": config.scores.name,
         "seed": config.seed,
+        "network": context.network.as_dict(config.pretrain),
         "models": list(rows.values()),
         "speedup": speedup(rows),
         "engines": engine_rows(
@@ -170,7 +172,8 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
 
 def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
     config = context.config
-    height, width = load_stage_model(built.networks.pruned.folder).cfg.input_size
+    cfg = read_cfg(built.networks.pruned.folder / "model.cfg")
+    height, width = cfg.input_size
     files = {
         artefact.name: BundleFile(artefact.file, "onnx", artefact.precision, artefact.target)
         for artefact in built.artefacts
@@ -190,7 +193,13 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
         out.file("bundle"),
         files,
         class_names=context.class_names,
-        input={"height": height, "width": width, "letterbox_colour": list(GREY), "greyscale": config.data.greyscale},
+        input={
+            "height": height,
+            "width": width,
+            "letterbox_colour": list(GREY),
+            "greyscale": config.data.greyscale,
+            "letterbox": cfg.letterbox,
+        },
         thresholds={"score": score, "iou": config.evaluation.iou_threshold},
         operating_points=points,
         pruning={

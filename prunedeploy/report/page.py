@@ -105,8 +105,9 @@ def _origin(results: Results) -> list[Html]:
     about = ", ".join(filter(None, made))
     written = f"Written {results['created']}" if results.get("created") else "Written at an unknown time"
     by = _if_known(" by prunedeploy ", look_up(results, "environment", "prunedeploy"))
+    said = [tag("p", str(line), cls="about") for line in look_up(results, "network", "said") or ()]
     command = [" with ", tag("code", str(results["command"]))] if results.get("command") else None
-    return [*([tag("p", about, cls="about")] if about else []), tag("p", written, by, command, cls="about")]
+    return [*([tag("p", about, cls="about")] if about else []), *said, tag("p", written, by, command, cls="about")]
 
 
 def _if_known(words: str, value: object) -> str:
@@ -133,8 +134,9 @@ def _tiles(results: Results) -> Iterator[tuple[str, str, str]]:
 
 def _comparison(results: Results) -> Html:
     charts = [chart for chart in (map_chart(results), latency_chart(results)) if chart is not None]
+    original = look_up(results, "network", "original") or "the network as given"
     explained = note(
-        "Original is the network as given, robust the same after adversarial training, pruned what comes "
+        f"Original is {original}, robust the same after adversarial training, pruned what comes "
         "out. PGD images are made with the gradients of the very network under test; for an ONNX file they "
         "come from its PyTorch parent (transfer)."
     )

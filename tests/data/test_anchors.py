@@ -31,6 +31,15 @@ def test_fit_counts_boxes_with_an_anchor_above_a_half() -> None:
     assert (found.mean_iou, found.recall) == (pytest.approx((1 + 4 / 12) / 2), 0.5)
 
 
+def test_sizes_are_those_in_the_input_letterboxed_or_stretched() -> None:
+    """A box of 20 x 10 in an image of 100 x 50: into 64 x 64, by .64 both ways or by .64 and 1.28."""
+    box = np.array([[3, 4, 20, 10]], np.float32)
+    record = ImageRecord(1, Path("x.png"), 50, 100, box, np.zeros(1, np.int64), np.zeros(1, np.bool_))
+    dataset = CocoDataset([record], ["thing"], [1], Path("x.json"))
+    np.testing.assert_allclose(box_sizes(dataset, (64, 64)), [[12.8, 6.4]])
+    np.testing.assert_allclose(box_sizes(dataset, (64, 64), stretch=True), [[12.8, 12.8]])
+
+
 def test_known_clusters_are_found_in_the_order_of_their_areas() -> None:
     sizes = around_centres()
     anchors = np.array(cluster_anchors(np.random.default_rng(0).permutation(sizes), 3))

@@ -187,6 +187,20 @@ def test_greyscale_batches_have_three_equal_channels(train):
     np.testing.assert_allclose(batch.images[0, 0, 8:56].numpy() * 255, luma, atol=0.51)
 
 
+def test_stretched_batches_have_plainly_resized_pixels_and_boxes_as_fractions_of_the_image(train):
+    size = (32, 96)
+    (measured,) = EvaluationLoader(train, size, 10, stretch=True)
+    (trained,) = take(TrainingLoader(train, size, 10, seed=3, stretch=True), 1)
+    for batch in (measured, trained):
+        place = batch.image_ids.index(train.images[3].image_id)
+        with Image.open(train.images[3].path) as image:
+            plain = np.asarray(image.resize((96, 32), Image.Resampling.BILINEAR))
+        assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy(), plain.astype(np.float32) / np.float32(255))
+        # xywh (4, 6, 20, 10) and (30, 20, 16, 24) of an image of 64 x 48: of whatever size it is made.
+        expected = [[0, 14 / 64, 11 / 48, 20 / 64, 10 / 48], [1, 38 / 64, 32 / 48, 16 / 64, 24 / 48]]
+        torch.testing.assert_close(batch.targets[batch.targets[:, 0] == place][:, 1:], torch.tensor(expected))
+
+
 def test_nonsense_arguments_are_refused(train):
     with pytest.raises(ValueError, match="positive"):
         TrainingLoader(train, SIZE, 0, seed=0)

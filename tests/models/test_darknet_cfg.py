@@ -268,3 +268,51 @@ def test_shipped_cfgs_have_the_published_numbers_of_layers(name: str, convolutio
     cfg = read_cfg(darknet_cfg_path(name))
     assert len(cfg.heads) == heads
     assert convolutions is None or len(cfg.convolutions) == convolutions
+
+
+AS_WRITTEN = GOOD.replace("filters=6", "filters=6 # 1*(5+1), as they say").replace("stride=2", "stride=2\t; half")
+AS_WRITTEN = "# of its own\n" + AS_WRITTEN.replace("[yolo]", "[yolo] # the head").replace("mask=0", "mask=0;1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("comments", AS_WRITTEN.encode()),
+        ("byte-order mark", b"\xef\xbb\xbf" + AS_WRITTEN.encode()),
+        ("carriage returns", AS_WRITTEN.replace("\n", "\r\n").encode()),
+        ("UTF-16, little end first", AS_WRITTEN.encode("utf-16")),
+        ("UTF-16, big end first", b"\xfe\xff" + AS_WRITTEN.encode("utf-16-be")),
+        ("a code page in a comment", b"# gr\xf6\xdfer als \xb2\n" + AS_WRITTEN.encode()),
+        ("two files joined", b"# first\n\xef\xbb\xbf" + AS_WRITTEN.encode()),
+    ],
+)
+def test_cfgs_as_editors_leave_them_are_read(tmp_path: Path, name: str, content: bytes) -> None:
+    path = tmp_path / "x.cfg"
+    path.write_bytes(content)
+    cfg = read_cfg(path)
+    plain = parse_cfg(GOOD)
+    assert [layer.out_shape for layer in cfg.layers] == [layer.out_shape for layer in plain.layers], name
+    assert cfg.heads[0].anchor_indices == (0,)
+    # What is written back has nothing that a stricter reader stumbles over: no mark, no comment behind a value.
+    written = [line.strip() for line in cfg.to_bytes().decode("latin-1").split("\n")]
+    assert [line for line in written if line and line[0] != "#"] == [line for line in GOOD.split("\n") if line]
+    assert parse_cfg(cfg.text).layers == cfg.layers
+
+
+def test_a_comment_of_its_own_stays_byte_for_byte(tmp_path: Path) -> None:
+    content = b"# gr\xf6\xdfer; #\n ; more = #\n" + GOOD.encode()
+    path = tmp_path / "x.cfg"
+    path.write_bytes(content)
+    assert read_cfg(path).to_bytes() == content
+
+
+def test_lines_are_counted_as_in_the_file_whatever_was_left_out() -> None:
+    text = "\ufeff" + AS_WRITTEN.replace("activation=linear", "activation=gelu # no")
+    assert refusal(text).where == f"my.cfg:{line_of(text, 'gelu')}"
+
+
+def test_letter_box_of_the_fork_is_read() -> None:
+    assert parse_cfg(GOOD).letterbox
+    assert parse_cfg(GOOD.replace("channels=3", "channels=3\nletter_box=1")).letterbox
+    assert not parse_cfg(GOOD.replace("channels=3", "channels=3\nletter_box=0")).letterbox
+    assert "whole number" in str(refusal(GOOD.replace("channels=3", "letter_box=yes")))

@@ -218,13 +218,6 @@ def test_category_that_the_network_does_not_have(tiny_case: Any, tmp_path: Path,
     assert str(data / "test.json") in line
 
 
-def test_data_with_more_classes_than_the_network(tiny_case: Any, tmp_path: Path, spoil: Any) -> None:
-    data = spoil(lambda document: document["categories"].append({"id": 99, "name": "zebra"}), "train")
-    line = fails(tiny_case, tmp_path, ConfigError, f"data.path={data}")
-    assert "10 classes" in line
-    assert "11" in line
-
-
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds one row of nothing."""
 

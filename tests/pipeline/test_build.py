@@ -33,7 +33,7 @@ from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.store.key import check_result
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy_engines import load_bundle
-from prunedeploy_engines.errors import DataError
+from prunedeploy_engines.errors import ConfigError, DataError
 
 # The demo network on a few scenes: its mAP is far from 0, so that comparing it means something.
 SMOKE = (
@@ -636,10 +636,10 @@ def test_bad_test_image_ends_the_build_unless_allowed(
             assert kept["value"] == pytest.approx(pruned / robust)
 
 
-def test_class_names_that_do_not_fit_are_refused(tiny_case: Any, tmp_path: Path) -> None:
+def test_as_many_class_names_as_the_network_has_are_needed(tiny_case: Any, tmp_path: Path) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("\n".join(f"thing {k}" for k in range(10)))
-    with pytest.raises(DataError, match="t-shirt"):
+    names.write_text("\n".join(f"thing {k}" for k in range(9)))
+    with pytest.raises(ConfigError, match="has 9 names, the network has 10 classes"):
         tiny_case.build(tmp_path / "store", tmp_path / "out", f"model.names={names}")
 
 

@@ -104,7 +104,8 @@ def _letterboxed(
     if bundle is None:
         return letterbox(image, runner.input_size)
     spec = bundle.manifest.input
-    return letterbox(to_greyscale(image) if spec.greyscale else image, runner.input_size, spec.letterbox_colour)
+    pixels = to_greyscale(image) if spec.greyscale else image
+    return letterbox(pixels, runner.input_size, spec.letterbox_colour, not spec.letterbox)
 
 
 def _as_input(boxed: ImageList, runner: Runner) -> Images:

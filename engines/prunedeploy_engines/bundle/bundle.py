@@ -160,7 +160,7 @@ class Bundle:
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
         if spec.greyscale:
             pixels = to_greyscale(pixels)
-        boxed, geometry = letterbox(pixels, self.input_size, spec.letterbox_colour)
+        boxed, geometry = letterbox(pixels, self.input_size, spec.letterbox_colour, not spec.letterbox)
         return (boxed if uint8 else to_input(boxed)), geometry
 
     def detections(
@@ -299,7 +299,7 @@ def write_bundle(
         folder: What to write; must not exist, or be empty, unless ``overwrite``.
         files: By their name in the bundle, a relative path with ``/``.
         class_names: In the order of the scores.
-        input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``; see `manifest.InputSpec`.
+        input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``, ``letterbox``; see `manifest.InputSpec`.
         thresholds: ``score`` and ``iou``.
         operating_points: By precision; see `manifest.OperatingPoint`.
         pruning: See `manifest.PruningRecord`; None for a network that was not pruned.

@@ -32,19 +32,21 @@ class _Record(BaseModel):
 
 
 class InputSpec(_Part):
-    """How an image becomes network input: greyscale if asked, then letterbox, then [0, 1].
+    """How an image becomes network input: greyscale if asked, then letterbox (or stretched), then [0, 1].
 
     Attributes:
         height: Height of the network input, in pixels.
         width: Width of the network input, in pixels.
         letterbox_colour: RGB of the padding.
         greyscale: Rec. 601 luma in all three channels.
+        letterbox: Scaled with its aspect kept and padded; false: stretched to the input.
     """
 
     height: Side
     width: Side
     letterbox_colour: tuple[Byte, Byte, Byte] = (128, 128, 128)
     greyscale: bool = False
+    letterbox: bool = True
 
 
 class Thresholds(_Part):

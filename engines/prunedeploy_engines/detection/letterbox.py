@@ -1,4 +1,4 @@
-"""Letterbox: one scale for both axes, the rest padded; and its inverse for boxes.
+"""Letterbox: one scale for both axes, the rest padded; or the image stretched; and the inverse for boxes.
 
 Training, evaluation and the device all call this one function, so that a box means the same everywhere.
 """
@@ -20,7 +20,8 @@ class LetterboxGeometry:
     """Where an image lies inside a network input.
 
     Attributes:
-        scale: The common scale before rounding to whole pixels, input pixels per image pixel.
+        scale: The common scale before rounding to whole pixels, input pixels per image pixel; of a stretched image the
+            smaller of its two.
         pad_left: Input pixels left of the image.
         pad_top: Input pixels above the image.
         resized_size: (height, width) of the image inside the input.
@@ -37,12 +38,16 @@ class LetterboxGeometry:
 
     @property
     def scale_xy(self) -> tuple[float, float]:
-        """(x, y) scale after rounding; the two differ by up to half a pixel over the image's extent."""
+        """(x, y) scale after rounding; letterboxed, the two differ by up to half a pixel over the image's extent."""
         return self.resized_size[1] / self.image_size[1], self.resized_size[0] / self.image_size[0]
 
 
-def letterbox_geometry(image_size: tuple[int, int], input_size: tuple[int, int]) -> LetterboxGeometry:
+def letterbox_geometry(
+    image_size: tuple[int, int], input_size: tuple[int, int], stretch: bool = False
+) -> LetterboxGeometry:
     """Fit an image of ``image_size`` into ``input_size``; both (height, width), in pixels.
+
+    With ``stretch`` it fills the input, whatever becomes of its aspect.
 
     Raises:
         ValueError: A side is not positive (both sizes are printed).
@@ -55,6 +60,8 @@ def letterbox_geometry(image_size: tuple[int, int], input_size: tuple[int, int])
     # A very long image must still be one pixel wide; rounding must never exceed the input.
     resized_width = min(input_width, max(1, round(image_width * scale)))
     resized_height = min(input_height, max(1, round(image_height * scale)))
+    if stretch:
+        resized_width, resized_height = input_width, input_height
     return LetterboxGeometry(
         scale=scale,
         pad_left=(input_width - resized_width) // 2,
@@ -66,7 +73,7 @@ def letterbox_geometry(image_size: tuple[int, int], input_size: tuple[int, int])
 
 
 def letterbox(
-    image: npt.NDArray[np.uint8], size: tuple[int, int], colour: tuple[int, int, int] = GREY
+    image: npt.NDArray[np.uint8], size: tuple[int, int], colour: tuple[int, int, int] = GREY, stretch: bool = False
 ) -> tuple[npt.NDArray[np.uint8], LetterboxGeometry]:
     """Scale an image into a network input and pad the rest.
 
@@ -74,6 +81,7 @@ def letterbox(
         image: ``(H, W, 3)`` uint8 RGB, pixels in [0, 255].
         size: (height, width) of the network input.
         colour: RGB of the padding, 0 to 255 each.
+        stretch: Fill the input instead, so that there is no padding.
 
     Returns:
         A new ``(height, width, 3)`` uint8 RGB array, and where the image lies in it. An image that already
@@ -84,7 +92,7 @@ def letterbox(
         ValueError: ``image`` is not ``(H, W, 3)`` uint8 (its shape and dtype are printed).
     """
     _check_image(image)
-    geometry = letterbox_geometry((image.shape[0], image.shape[1]), size)
+    geometry = letterbox_geometry((image.shape[0], image.shape[1]), size, stretch)
     resized = _resize(image, geometry.resized_size)
     if geometry.resized_size == geometry.input_size:
         return (resized.copy() if resized is image else resized), geometry

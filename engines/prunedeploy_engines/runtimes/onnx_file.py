@@ -55,6 +55,7 @@ class OnnxHeader:
         opset: Version of the default operator set; None if the file does not say.
         precision: ``"fp32"``, ``"fp16"`` or ``"int8"``.
         class_names: Class names of the scores, in order; empty if unknown.
+        letterbox: Its images are letterboxed; false: stretched to the input.
         uint8_input: Takes ``(N, H, W, 3)`` uint8 instead of ``(N, 3, H, W)`` float32.
         nms: The suppression in the graph, or None.
         quantisation: How an int8 file was made; None for the others.
@@ -64,6 +65,7 @@ class OnnxHeader:
     opset: int | None
     precision: str
     class_names: tuple[str, ...]
+    letterbox: bool
     uint8_input: bool
     nms: NmsInGraph | None
     quantisation: dict[str, Any] | None
@@ -116,6 +118,7 @@ def _header(opset: int | None, metadata: dict[str, str]) -> OnnxHeader:
         opset=opset,
         precision=metadata.get("precision", "fp32"),
         class_names=tuple(json.loads(metadata.get("class_names", "[]"))),
+        letterbox=metadata.get("letterbox") != "false",
         uint8_input=metadata.get("uint8_input") == "true",
         nms=None if nms is None else NmsInGraph(**json.loads(nms)),
         quantisation=None if quantisation is None else dict(json.loads(quantisation)),

@@ -43,6 +43,7 @@ class TritonPythonModel:
         settings = json.loads(parameters["detector"]["string_value"])
         self._size = (int(settings["height"]), int(settings["width"]))
         self._thresholds = {name: float(settings[name]) for name in THRESHOLDS}
+        self._stretch = not settings["letterbox"]
         classes = settings["nms_classes"]
         self._nms_classes = None if classes is None else int(classes)
 
@@ -74,7 +75,7 @@ class TritonPythonModel:
                 score_threshold=thresholds["score_threshold"],
                 iou_threshold=thresholds["iou_threshold"],
             )
-            geometry = letterbox_geometry((int(height), int(width)), self._size)
+            geometry = letterbox_geometry((int(height), int(width)), self._size, self._stretch)
             in_image = unletterbox_boxes(kept, geometry).astype(np.float32, copy=False)
             found.append((in_image, kept_scores, class_ids))
         return padded(found)

@@ -43,6 +43,7 @@ class TritonPythonModel:
         red, green, blue = settings["letterbox_colour"]
         self._colour = (int(red), int(green), int(blue))
         self._greyscale = bool(settings["greyscale"])
+        self._stretch = not settings["letterbox"]
         self._uint8_input = bool(settings["uint8_input"])
         self._batch: int | None = settings["batch"]
         self._max_batch = int(settings["max_batch"])
@@ -83,6 +84,7 @@ class TritonPythonModel:
             except ServingError as error:
                 raise ValueError(f"image {number}: {error}") from None
             sizes.append(pixels.shape[:2])
-            boxed.append(letterbox(to_greyscale(pixels) if self._greyscale else pixels, self._size, self._colour)[0])
+            pixels = to_greyscale(pixels) if self._greyscale else pixels
+            boxed.append(letterbox(pixels, self._size, self._colour, self._stretch)[0])
         images = np.stack(boxed) if self._uint8_input else batch_to_input(boxed)
         return images, np.array(sizes, np.int32)

@@ -38,9 +38,9 @@ def onnx_from_torch(
 ) -> OnnxFile:
     """Write a network with its decoding as a checked ONNX file.
 
-    Input, float32: ``images`` ``(N, 3, H, W)``, RGB in [0, 1], letterboxed; N is free. Outputs, float32:
-    ``boxes`` ``(N, M, 4)`` xyxy in input pixels and ``scores`` ``(N, M, C)`` in [0, 1], M in the order of
-    `prunedeploy.models.decode`.
+    Input, float32: ``images`` ``(N, 3, H, W)``, RGB in [0, 1], letterboxed, or stretched if the cfg says so; N is free.
+    Outputs, float32: ``boxes`` ``(N, M, 4)`` xyxy in input pixels and ``scores`` ``(N, M, C)`` in [0, 1], M in the
+    order of `prunedeploy.models.decode`.
 
     Args:
         network: The network with batch normalisation folded, e.g. `prunedeploy.models.FoldedDarknet`.
@@ -91,6 +91,8 @@ def _batch_of(name: str, *shape: int) -> ValueInfoProto:
 def _metadata(cfg: Cfg, class_names: Sequence[str] | None) -> dict[str, str]:
     """The file's metadata, sorted by key."""
     entries = {"input_size": json.dumps(cfg.input_shape[1:]), "precision": "fp32"}
+    if not cfg.letterbox:
+        entries["letterbox"] = "false"
     if class_names is not None:
         if len(class_names) != cfg.classes:
             raise ValueError(f"the network has {cfg.classes} classes, got {len(class_names)} names")

@@ -128,6 +128,10 @@ class Cfg(Protocol):
         """``(channels, height, width)`` of the image."""
 
     @property
+    def letterbox(self) -> bool:
+        """Whether images are letterboxed to that size, or stretched."""
+
+    @property
     def classes(self) -> int:
         """Number of classes."""
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunedeploy.config import BuildConfig
-from prunedeploy.models.darknet_cfg import read_cfg
-from prunedeploy.pipeline.context import original_cfg_path
+from prunedeploy.pipeline.starting_network import given_cfg
 from prunedeploy.pruning.convolution_times import measuring_grid
 from prunedeploy.pruning.granularity import Filters, FiltersThenWeights, Granularity, Kernels, Pattern, Weights
 from prunedeploy.pruning.ratio import check_ratio
@@ -47,7 +46,7 @@ def check_reachable(config: BuildConfig) -> None:
         ConfigError: The allocation makes no sense for the method, or cannot be measured.
         PruningError: The ratio cannot be reached; the message says what can.
     """
-    cfg = read_cfg(original_cfg_path(config))
+    cfg = given_cfg(config)
     check_ratio(config.ratio)
     granularity = granularity_of(config)
     if config.allocation not in granularity.allocations:

@@ -17,9 +17,9 @@ from prunedeploy.config import BuildConfig, ScoresConfig, result_settings
 from prunedeploy.data import train_test_subset
 from prunedeploy.data.batches import Batch
 from prunedeploy.models import Darknet
-from prunedeploy.models.darknet_cfg import read_cfg
+from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.loss import yolo_loss
-from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, original_cfg_path
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.scores import (
     GivenScores,
     ScoreFunction,
@@ -74,7 +74,8 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
     inputs = {"robust": robust.digest}
     if settings.name not in WITHOUT_IMAGES:
         inputs["data"] = context.training_key
-    given = check_scores(context.config)  # before the store hashes anything: says what is wrong with a file
+    # Before the store hashes anything: says what is wrong with a file.
+    given = check_scores(context.config, context.network.cfg)
     if _reads_an_image(settings):
         inputs["reference"] = file_sha256(Path(settings.reference))
     if given is not None:
@@ -99,8 +100,12 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
     return result
 
 
-def check_scores(config: BuildConfig) -> GivenScores | None:
+def check_scores(config: BuildConfig, cfg: DarknetCfg) -> GivenScores | None:
     """Refuse what does not fit the network: a reference image, a file of scores, Captum.
+
+    Args:
+        config: The build's configuration.
+        cfg: The network that is scored.
 
     Returns:
         The scores of the file, if that is where they come from.
@@ -112,12 +117,12 @@ def check_scores(config: BuildConfig) -> GivenScores | None:
     settings = config.scores
     if settings.backend == "captum":
         version("captum")  # an error here and not after a training, if it is not installed
-        check_captum_is_right(read_cfg(original_cfg_path(config)))
+        check_captum_is_right(cfg)
     if _reads_an_image(settings):
-        image_reference(Path(settings.reference), read_cfg(original_cfg_path(config)).input_size)
+        image_reference(Path(settings.reference), cfg.input_size)
     if settings.file is None:
         return None
-    return read_given_scores(Path(settings.file), read_cfg(original_cfg_path(config)))
+    return read_given_scores(Path(settings.file), cfg)
 
 
 def load_scores(folder: Path) -> Scores:

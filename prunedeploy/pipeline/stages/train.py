@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -12,13 +13,7 @@ from prunedeploy.attacks import Pgd
 from prunedeploy.config import result_settings
 from prunedeploy.config.blocks import FinetuneConfig
 from prunedeploy.models import Darknet, FoldedDarknet, load_darknet
-from prunedeploy.pipeline.context import (
-    BuildContext,
-    StageResult,
-    load_stage_model,
-    original_cfg_path,
-    original_weights_path,
-)
+from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.training_run import training_run
 from prunedeploy.pruning.semi_structured import NmPattern, check_pattern, patterned_convolutions
 from prunedeploy.resources import asset_path
@@ -27,23 +22,27 @@ from prunedeploy_engines.files import file_sha256
 
 
 def original_stage(context: BuildContext) -> StageResult:
-    """The network as given, or trained on clean images from random weights with ``pretrain.from: scratch``."""
-    config, block = context.config, context.config.pretrain
-    cfg, weights = original_cfg_path(config), original_weights_path(config)
-    inputs = {"cfg": file_sha256(cfg)}
-    if block.start != "scratch":
-        assert weights is not None, "the configuration refuses a start without weights"
-        model = load_darknet(cfg, weights)  # before the store hashes anything: says what is wrong with the files
-        with context.stage("original", 1, {}, {**inputs, "weights": file_sha256(weights)}) as result:
+    """The network as given; where some of it starts fresh, as from scratch, trained on clean images."""
+    config, block, network = context.config, context.config.pretrain, context.network
+    inputs = {"cfg": network.cfg_sha256}
+    # Letterboxed is what it always was before a cfg had a say.
+    settings: dict[str, Any] = {} if network.cfg.letterbox else {"letterbox": False}
+    if network.weights.path is not None:
+        inputs["weights"] = file_sha256(network.weights.path)
+    if block.start != "scratch" and not network.is_transferred:
+        model = network.weights.network(config.seed)  # before the store hashes anything: says what is wrong with it
+        with context.stage("original", 1, settings, inputs) as result:
             if result.work:
                 model.save(result.work / "model.cfg", result.work / "model.weights")
         return result
-    settings = {**context.training_settings(), "block": result_settings(block)}
+    settings |= {**context.training_settings(), "block": result_settings(block)}
+    if network.is_transferred:
+        settings["fresh"] = list(network.weights.fresh)
     inputs["data"] = context.training_key
     with context.stage("original", 1, settings, inputs, collective=True) as result:
         if result.work:
-            model = load_darknet(cfg, seed=config.seed).to(context.device)
-            block = block.model_copy(update={"steps": block.clean_steps})
+            model = network.weights.network(config.seed).to(context.device)
+            block = block.model_copy(update={"steps": network.clean_steps(block)})
             objective = robust_objective(model, block, None, config.seed, context.device)
             with training_run(context, result, "clean", block, model) as train:
                 train(model, objective=objective)

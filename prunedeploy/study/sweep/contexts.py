@@ -31,7 +31,7 @@ class Contexts:
         """
         data = as_dict(config.data)
         del data["greyscale"]  # read image by image
-        key = canonical_json([as_dict(config.model), data, config.device, config.threads])
+        key = canonical_json([as_dict(config.model), data, config.device, config.threads, config.pretrain.start])
         last = self._last
         if last is None or last[0] != key or (last[1] != config.seed and _is_drawn(last[2])):
             last = self._last = key, config.seed, open_context(config, store, self._progress)

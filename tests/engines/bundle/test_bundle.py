@@ -18,6 +18,8 @@ from PIL import Image
 from detector_variants import save_nms_detector, save_uint8_detector
 from prunedeploy_engines import Bundle, load_bundle
 from prunedeploy_engines.bundle import BundleFile, write_bundle
+from prunedeploy_engines.bundle.manifest import read_manifest
+from prunedeploy_engines.detection.letterbox import unletterbox_boxes
 from prunedeploy_engines.errors import BundleError, ConfigError, DataError
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
@@ -545,3 +547,24 @@ def test_greyscale_bundle_sees_luma(tmp_path: Path) -> None:
     # Green has luma 150 / 255 in all three channels, so all three classes see it.
     assert sorted(found.class_ids.tolist()) == [0, 1, 2]
     assert found.scores == pytest.approx([150 / 255] * 3, abs=1e-5)
+
+
+def test_stretched_bundle_fills_its_input_and_gives_boxes_in_the_image(tmp_path: Path) -> None:
+    bundle = write(tmp_path / "bundle", input={"height": 32, "width": 48, "letterbox": False})
+    image = np.zeros((64, 48, 3), dtype=np.uint8)  # letterboxed it would leave half of the input to padding
+    image[16:32, 24:36, 1] = 255
+    pixels, geometry = bundle.prepare(image, uint8=True)
+    plain = Image.fromarray(image).resize((48, 32), Image.Resampling.BILINEAR)
+    assert np.array_equal(pixels, np.asarray(plain))
+    # The whole input is the whole image.
+    assert unletterbox_boxes([0, 0, 48, 32], geometry).tolist() == [0, 0, 48, 64]
+    assert read_manifest(tmp_path / "bundle" / "bundle.json").input.letterbox is False
+
+
+def test_a_bundle_that_does_not_say_is_letterboxed(tmp_path: Path) -> None:
+    write(tmp_path / "bundle", input={"height": 32, "width": 48})
+    path = tmp_path / "bundle" / "bundle.json"
+    document = json.loads(path.read_text())
+    del document["input"]["letterbox"]  # as it was written before there was a choice
+    path.write_text(json.dumps(document))
+    assert read_manifest(path).input.letterbox

@@ -39,6 +39,24 @@ def test_geometry_of_a_portrait_image_in_a_wide_input_by_hand() -> None:
     assert (geometry.pad_left, geometry.pad_top) == (32, 0)
 
 
+@pytest.mark.parametrize(
+    ("image_size", "input_size"), [((576, 768), (416, 416)), ((50, 100), (64, 96)), ((1, 7), (9, 3))]
+)
+def test_a_stretched_image_fills_the_input_and_boxes_keep_their_share_of_it(
+    image_size: tuple[int, int], input_size: tuple[int, int]
+) -> None:
+    image = random_image(*image_size)
+    boxed, geometry = letterbox(image, input_size, stretch=True)
+    plain = Image.fromarray(image).resize(input_size[::-1], Image.Resampling.BILINEAR)
+    assert np.array_equal(boxed, np.asarray(plain))
+    assert geometry == letterbox_geometry(image_size, input_size, stretch=True)
+    (height, width), (input_height, input_width) = image_size, input_size
+    box = np.array([[0.25 * width, 0.5 * height, 0.75 * width, height]])
+    inside = [[0.25 * input_width, 0.5 * input_height, 0.75 * input_width, input_height]]
+    np.testing.assert_allclose(letterbox_boxes(box, geometry), inside)
+    np.testing.assert_allclose(unletterbox_boxes(inside, geometry), box)
+
+
 def test_padding_has_the_colour_and_the_image_its_place() -> None:
     image = np.full((10, 20, 3), 7, dtype=np.uint8)
     boxed, geometry = letterbox(image, (40, 40), colour=(1, 2, 3))

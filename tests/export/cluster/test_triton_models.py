@@ -112,13 +112,17 @@ def rows_of(answer: dict[str, np.ndarray]) -> list[list[tuple[float, ...]]]:
     return found
 
 
-@pytest.mark.parametrize("greyscale", [False, True])
+@pytest.mark.parametrize(
+    ("greyscale", "letterbox"), [(False, True), (True, True), (False, False)], ids=["colour", "grey", "stretched"]
+)
 @pytest.mark.parametrize("kind", DETECTORS)
 def test_ensemble_gives_what_detect_gives_bit_by_bit(
-    tmp_path: Path, image_files: dict[str, Path], kind: str, greyscale: bool
+    tmp_path: Path, image_files: dict[str, Path], kind: str, greyscale: bool, letterbox: bool
 ) -> None:
     model = DETECTORS[kind](tmp_path / "source.onnx")
-    bundle = bundle_of(tmp_path / "bundle", model, greyscale=greyscale, letterbox_colour=[10, 100, 30])
+    bundle = bundle_of(
+        tmp_path / "bundle", model, greyscale=greyscale, letterbox=letterbox, letterbox_colour=[10, 100, 30]
+    )
     settings = TritonSettings(max_batch=len(image_files))
     write_triton_repository(bundle, tmp_path / "models", name="tiny", settings=settings)
     files = list(image_files.values())
