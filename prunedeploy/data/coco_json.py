@@ -22,6 +22,9 @@ from prunedeploy.data.formats.layout import SplitFiles
 from prunedeploy.data.image_names import found_images
 from prunedeploy.data.records import CocoDataset, ImageRecord, Problem, Spoilt
 
+MOST_PIXELS = 10**6
+"""No side of an image is longer."""
+
 _AGAIN = "export it again as COCO instances JSON"
 
 
@@ -202,7 +205,7 @@ class _Reader:
                 self.note(
                     f"image {image_id}: {name!r} leads out of the data folder", "use a relative file_name", "image"
                 )
-            elif height is None or width is None or height < 1 or width < 1:
+            elif height is None or width is None or not (1 <= height <= MOST_PIXELS and 1 <= width <= MOST_PIXELS):
                 said = f"image {image_id} has height {entry.get('height')!r} and width {entry.get('width')!r}"
                 self.note(said, "give positive integers", "image", "image without a size")
             else:

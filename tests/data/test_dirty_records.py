@@ -80,6 +80,7 @@ def test_a_bad_test_box_is_an_error_unless_it_is_allowed(coco_folder, edit_json,
         of_image(width=0),
         of_image(height=None),
         of_image(width="64"),
+        of_image(width=10**400),
         lambda document: document["images"].insert(0, document["images"][0]),
     ],
 )
