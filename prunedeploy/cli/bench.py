@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -200,9 +201,9 @@ def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort) -> dict[str,
 
 def _warn_of_thresholds(subjects: Sequence[Subject], choice: Choice) -> None:
     """Say it of bundles whose threshold is below that of the suppression in a graph: fewer detections are handled."""
-    for subject in subjects:
-        for precision in choice.precisions if subject.bundle is not None else ():
-            nms = subject.bundle.nms_in_graph(precision)
-            limit = None if nms is None else nms.limit_on(subject.bundle.score_threshold(precision))
-            if limit is not None:
-                click.echo(f"prunedeploy: warning: {subject.name} ({precision}): {limit}", err=True)
+    bundles = [(subject.name, subject.bundle) for subject in subjects if subject.bundle is not None]
+    for (name, bundle), precision in itertools.product(bundles, choice.precisions):
+        nms = bundle.nms_in_graph(precision)
+        limit = None if nms is None else nms.limit_on(bundle.score_threshold(precision))
+        if limit is not None:
+            click.echo(f"prunedeploy: warning: {name} ({precision}): {limit}", err=True)

@@ -190,9 +190,8 @@ def _map_gate(engine: _Engine, reference: float | None, candidate: float | None,
     except GateError as error:
         if is_plain:
             raise with_its_limit(error, "fp32") from None
-        known = reference is not None and candidate is not None
         measured = {"reference": reference, "candidate": candidate, "tolerance": engine.allowed, "may_gain": may_gain}
-        deviation = candidate - reference if known else None
+        deviation = None if reference is None or candidate is None else candidate - reference
         return {**row, **measured, "deviation": deviation, "passed": False, "reason": error.what}
 
 
