@@ -215,7 +215,7 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     if trains and all(record.iscrowd.all() for record in training.images):
         what = f"not one of the {len(training.images)} training images has a box to learn from"
         raise DataError(what, training.json_path, "add their annotations")
-    for line in network.said(config.pretrain):
+    for line in network.said(config.pretrain) if is_main_process() else ():
         progress.message(line)
     count = config.data.eval_images
     if count is not None and count < len(test.images):
