@@ -31,8 +31,8 @@ Shape = tuple[int, int, int]
 _TRAINING_ONLY_NET = frozenset(
     "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches "
     "policy steps scales mosaic mixup cutmix flip power max_crop min_crop aspect time_steps ema_alpha label_smooth_eps "
-    "max_epochs sgdr_cycle sgdr_mult augment_speed adversarial_lr attention blur gamma gaussian_noise learning_rate_min "
-    "loss_scale mosaic_bound optimized_memory resize_step seq_scales step scale try_fix_nan workspace_size_limit_MB "
+    "max_epochs sgdr_cycle sgdr_mult augment_speed adversarial_lr attention blur gamma gaussian_noise "
+    "learning_rate_min loss_scale mosaic_bound optimized_memory resize_step seq_scales step scale try_fix_nan workspace_size_limit_MB "
     "dynamic_minibatch adam B1 B2 eps".split()
 )
 _OPTIONS: Mapping[str, frozenset[str]] = {
@@ -46,8 +46,8 @@ _OPTIONS: Mapping[str, frozenset[str]] = {
     "shortcut": frozenset("from activation".split()),
     "yolo": frozenset(
         "mask anchors classes num ignore_thresh truth_thresh iou_thresh iou_loss iou_normalizer "
-        "obj_normalizer cls_normalizer scale_x_y jitter random nms_kind beta_nms max_delta resize max objectness_smooth "
-        "counters_per_class".split()
+        "obj_normalizer cls_normalizer scale_x_y jitter random nms_kind beta_nms max_delta resize max "
+        "objectness_smooth counters_per_class".split()
     ),
 }
 _OPTIONS_OF = {**_OPTIONS, "network": _OPTIONS["net"]}
