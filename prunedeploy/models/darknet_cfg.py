@@ -32,8 +32,8 @@ _TRAINING_ONLY_NET = frozenset(
     "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches "
     "policy steps scales mosaic mixup cutmix flip power max_crop min_crop aspect time_steps ema_alpha label_smooth_eps "
     "max_epochs sgdr_cycle sgdr_mult augment_speed adversarial_lr attention blur gamma gaussian_noise "
-    "learning_rate_min loss_scale mosaic_bound optimized_memory resize_step seq_scales step scale try_fix_nan workspace_size_limit_MB "
-    "dynamic_minibatch adam B1 B2 eps".split()
+    "learning_rate_min loss_scale mosaic_bound optimized_memory resize_step seq_scales step scale try_fix_nan "
+    "workspace_size_limit_MB dynamic_minibatch adam B1 B2 eps".split()
 )
 _OPTIONS: Mapping[str, frozenset[str]] = {
     "net": frozenset("width height channels letter_box".split()) | _TRAINING_ONLY_NET,
@@ -239,15 +239,15 @@ class DarknetCfg:
         return self.input_shape[1:]
 
     def check_channels(self) -> None:
-        """Refuse a network for images that are not RGB.
+        """Refuse a network for images that are neither RGB nor grey.
 
         Raises:
-            DarknetFormatError: ``channels=`` is not 3.
+            DarknetFormatError: ``channels=`` is neither 3 nor 1.
         """
-        if self.input_shape[0] != 3:
+        if self.input_shape[0] not in (1, 3):
             at = f"{self.where}:{self.net.option_lines['channels']}"
-            what = f"channels={self.input_shape[0]}: only networks for images of three channels can be used"
-            raise DarknetFormatError(what, at, "train one with channels=3; data.greyscale shows it grey images")
+            what = f"channels={self.input_shape[0]}: images have three channels, or one for a grey network"
+            raise DarknetFormatError(what, at, "use a network with channels=3 or channels=1")
 
     @property
     def macs(self) -> int:

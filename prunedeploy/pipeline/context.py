@@ -173,6 +173,7 @@ class BuildContext:
             data.workers,
             data.greyscale,
             cache_bytes=data.cache_mb << 20,
+            channels=cfg.input_shape[0],
             stretch=not cfg.letterbox,
         )
 
@@ -185,8 +186,8 @@ class BuildContext:
         """
         data, cfg = self.config.data, network.cfg
         allowed = allow_bad_images or data.allow_bad_images
-        stretch = not cfg.letterbox
-        return EvaluationLoader(dataset, cfg.input_size, batch_size, data.greyscale, allowed, stretch=stretch)
+        kind = {"channels": cfg.input_shape[0], "stretch": not cfg.letterbox}
+        return EvaluationLoader(dataset, cfg.input_size, batch_size, data.greyscale, allowed, **kind)
 
 
 def open_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:

@@ -29,7 +29,7 @@ from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_m
 from prunedeploy.pipeline.stages.export import ENGINE, PLAIN, Artefact, cpu_runtimes, runner_key
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
-from prunedeploy_engines.detection.letterbox import to_uint8_input
+from prunedeploy_engines.detection.letterbox import in_three_channels, to_uint8_input
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.runtimes.opening import open_runner
 from prunedeploy_engines.runtimes.runner import Runner
@@ -202,6 +202,6 @@ def detected(
     attacked = pgd.of_model(pgd.model, batch.images, batch.targets)
     for kind, images in (("clean", batch.images), ("pgd", attacked)):
         boxes, scores = runner.infer(images.numpy())
-        for number, pixels in enumerate(to_uint8_input(images.numpy())):
+        for number, pixels in enumerate(in_three_channels(to_uint8_input(images.numpy()))):
             found = detections_from(boxes[number], scores[number], **thresholds)
             yield kind, number, pixels, Detections(*found, tuple(class_names))
