@@ -46,6 +46,7 @@ class StepDataset(Dataset[Batch]):
     greyscale: bool
     colour: Colour
     cached: bool
+    channels: int = 3
     stretch: bool = False
     bad: dict[int, str] = field(default_factory=dict)
     _samples: dict[int, Sample] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class StepDataset(Dataset[Batch]):
             classes.append(image_classes)
             ids.append(self.dataset.images[index].image_id)
         pixels = torch.from_numpy(unit_pixels(torch.stack(planes).numpy()) if planes else batch_to_input(stored))
+        pixels = pixels[:, : self.channels].contiguous()
         return Batch(pixels, make_targets(boxes, classes, self.input_size), ids, skipped=skipped)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
@@ -128,6 +130,7 @@ class TrainingLoader:
         letterbox_colour: RGB of the padding, 0 to 255.
         start_step: First step of an iteration.
         cache_bytes: Budget for keeping letterboxed images in memory.
+        channels: Channels of a batch: 3, or 1 for a grey network.
         stretch: Stretch images to the input instead of letterboxing them.
 
     Raises:
@@ -146,11 +149,13 @@ class TrainingLoader:
         letterbox_colour: Colour = GREY,
         start_step: int = 0,
         cache_bytes: int = CACHE_BYTES,
+        channels: int = 3,
         stretch: bool = False,
     ) -> None:
         _check_sizes(dataset, input_size, batch_size)
         if start_step < 0 or workers < 0 or seed < 0:
             raise ValueError(f"start_step, workers, seed must be >= 0, got {start_step}, {workers}, {seed}")
+        greyscale = greyscale or channels == 1
         if augment is not None and greyscale:
             # Grey has neither; and it stays exactly grey.
             augment = augment.model_copy(update={"hue": 0.0, "saturation": 1.0})
@@ -170,6 +175,7 @@ class TrainingLoader:
             greyscale,
             letterbox_colour,
             needed <= cache_bytes,
+            channels,
             stretch,
         )
 
@@ -230,6 +236,7 @@ class EvaluationLoader:
         greyscale: Rec. 601 luma in all three channels.
         allow_bad_images: Leave out images that cannot be used instead of raising.
         letterbox_colour: RGB of the padding, 0 to 255.
+        channels: Channels of a batch: 3, or 1 for a grey network.
         stretch: Stretch images to the input instead of letterboxing them.
 
     Raises:
@@ -243,11 +250,13 @@ class EvaluationLoader:
     greyscale: bool = False
     allow_bad_images: bool = False
     letterbox_colour: Colour = GREY
+    channels: int = 3
     stretch: bool = False
     skipped: dict[Path, str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         _check_sizes(self.dataset, self.input_size, self.batch_size)
+        self.greyscale = self.greyscale or self.channels == 1
 
     def __len__(self) -> int:
         """Return the number of batches, if no batch consists of bad images only."""
@@ -274,7 +283,8 @@ class EvaluationLoader:
             self.skipped.update(skipped)
             usable += len(samples)
             if samples:
-                pixels = torch.from_numpy(batch_to_input([sample.image for sample in samples]))
+                images = [sample.image[..., : self.channels] for sample in samples]
+                pixels = torch.from_numpy(batch_to_input(images))
                 boxes, classes = [sample.boxes_xyxy for sample in samples], [sample.class_ids for sample in samples]
                 targets = make_targets(boxes, classes, self.input_size)
                 yield Batch(pixels, targets, ids, [sample.geometry for sample in samples], skipped)

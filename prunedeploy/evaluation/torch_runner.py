@@ -32,7 +32,7 @@ class TorchRunner(Runner):
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.model = model
         self._folded: FoldedDarknet | None = FoldedDarknet(model)
-        self.input_size = model.cfg.input_size
+        self.channels, self.input_size = model.cfg.input_shape[0], model.cfg.input_size
         self._device = next(model.parameters()).device
         self._threads = threads
 

@@ -30,18 +30,24 @@ Shape = tuple[int, int, int]
 
 _TRAINING_ONLY_NET = frozenset(
     "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches "
-    "policy steps scales mosaic mixup cutmix flip power max_crop min_crop aspect time_steps".split()
+    "policy steps scales mosaic mixup cutmix flip power max_crop min_crop aspect time_steps ema_alpha label_smooth_eps "
+    "max_epochs sgdr_cycle sgdr_mult augment_speed adversarial_lr attention blur gamma gaussian_noise "
+    "learning_rate_min loss_scale mosaic_bound optimized_memory resize_step seq_scales step scale try_fix_nan "
+    "workspace_size_limit_MB dynamic_minibatch adam B1 B2 eps".split()
 )
 _OPTIONS: Mapping[str, frozenset[str]] = {
     "net": frozenset("width height channels letter_box".split()) | _TRAINING_ONLY_NET,
-    "convolutional": frozenset("batch_normalize filters size stride pad padding groups activation dilation".split()),
+    "convolutional": frozenset(
+        "batch_normalize filters size stride pad padding groups activation dilation stopbackward".split()
+    ),
     "maxpool": frozenset("size stride padding".split()),
     "upsample": frozenset({"stride"}),
     "route": frozenset("layers groups group_id".split()),
     "shortcut": frozenset("from activation".split()),
     "yolo": frozenset(
         "mask anchors classes num ignore_thresh truth_thresh iou_thresh iou_loss iou_normalizer "
-        "obj_normalizer cls_normalizer scale_x_y jitter random nms_kind beta_nms max_delta resize max".split()
+        "obj_normalizer cls_normalizer scale_x_y jitter random nms_kind beta_nms max_delta resize max "
+        "objectness_smooth counters_per_class".split()
     ),
 }
 _OPTIONS_OF = {**_OPTIONS, "network": _OPTIONS["net"]}
@@ -233,15 +239,15 @@ class DarknetCfg:
         return self.input_shape[1:]
 
     def check_channels(self) -> None:
-        """Refuse a network for images that are not RGB.
+        """Refuse a network for images that are neither RGB nor grey.
 
         Raises:
-            DarknetFormatError: ``channels=`` is not 3.
+            DarknetFormatError: ``channels=`` is neither 3 nor 1.
         """
-        if self.input_shape[0] != 3:
+        if self.input_shape[0] not in (1, 3):
             at = f"{self.where}:{self.net.option_lines['channels']}"
-            what = f"channels={self.input_shape[0]}: only networks for images of three channels can be used"
-            raise DarknetFormatError(what, at, "train one with channels=3; data.greyscale shows it grey images")
+            what = f"channels={self.input_shape[0]}: images have three channels, or one for a grey network"
+            raise DarknetFormatError(what, at, "use a network with channels=3 or channels=1")
 
     @property
     def macs(self) -> int:
@@ -377,7 +383,7 @@ def _parse_sections(text: str, where: str) -> list[Section]:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"
             raise DarknetFormatError(f"unknown option {_short(key)!r} in [{sections[-1].kind}]", at, hint)
-        if key in options:
+        if key in options and key not in _TRAINING_ONLY_NET:  # two of batch: one for testing, one for training
             raise DarknetFormatError(f"option {key!r} stands twice in one section", at, "remove one")
         options[key], option_lines[key] = value, number
     return sections

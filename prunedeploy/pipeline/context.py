@@ -174,6 +174,7 @@ class BuildContext:
             data.workers,
             data.greyscale,
             cache_bytes=data.cache_mb << 20,
+            channels=cfg.input_shape[0],
             stretch=not cfg.letterbox,
         )
 
@@ -186,8 +187,8 @@ class BuildContext:
         """
         data, cfg = self.config.data, network.cfg
         allowed = allow_bad_images or data.allow_bad_images
-        stretch = not cfg.letterbox
-        return EvaluationLoader(dataset, cfg.input_size, batch_size, data.greyscale, allowed, stretch=stretch)
+        kind = {"channels": cfg.input_shape[0], "stretch": not cfg.letterbox}
+        return EvaluationLoader(dataset, cfg.input_size, batch_size, data.greyscale, allowed, **kind)
 
 
 def open_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:
@@ -218,7 +219,7 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     if trains and all(record.iscrowd.all() for record in training.images):
         what = f"not one of the {len(training.images)} training images has a box to learn from"
         raise DataError(what, training.json_path, "add their annotations")
-    for line in network.said(config.pretrain):
+    for line in network.said(config.pretrain) if is_main_process() else ():
         progress.message(line)
     count = config.data.eval_images
     if count is not None and count < len(test.images):

@@ -89,7 +89,8 @@ def run(request: Request) -> dict[str, Any]:
         }
         first = next(iter(runners.values()))
         for runner in runners.values():
-            if runner.input_size != first.input_size or (parent and parent.cfg.input_size != first.input_size):
+            shape = (runner.channels, *runner.input_size)
+            if shape != (first.channels, *first.input_size) or (parent and parent.cfg.input_shape != shape):
                 raise ConfigError(
                     "parent and engine have inputs of different sizes", source.given, "give its own parent"
                 )
@@ -106,6 +107,7 @@ def run(request: Request) -> dict[str, Any]:
             (configuration.get("data") or {}).get("greyscale", False) if own is None else own.greyscale,
             allow_bad_images=request.allow_bad_images,
             letterbox_colour=GREY if own is None else own.letterbox_colour,
+            channels=first.channels,
             stretch=not _letterboxed(request, bundle, parent),
         )
         # Random starts are keyed by pixels, as in a build.

@@ -105,6 +105,7 @@ class StartingNetwork:
             "original": self.original(block),
             "said": self.said(block),
             "input_size": {"width": width, "height": height},
+            "channels": self.cfg.input_shape[0],
             "letterbox": self.cfg.letterbox,
             "classes": self.cfg.classes,
             "heads_remade": self.remade,
@@ -164,7 +165,7 @@ def given_cfg(config: BuildConfig) -> DarknetCfg:
     """The cfg of the network that is pruned, with the configuration's input size and kind of resizing.
 
     Raises:
-        DarknetFormatError: It cannot be used, is not for images of three channels, or not of this size.
+        DarknetFormatError: It cannot be used, is not for RGB or grey images, or not of this size.
     """
     model, cfg = config.model, _own_cfg(config)
     cfg.check_channels()

@@ -71,21 +71,22 @@ def mean_image(batches: Iterable[Batch]) -> Tensor:
     return (total / count).float()
 
 
-def image_reference(path: Path, input_size: tuple[int, int]) -> Tensor:
+def image_reference(path: Path, input_size: tuple[int, int], channels: int = 3) -> Tensor:
     """An image file as the reference of all images.
 
     Args:
         path: RGB image of exactly the network's input size: it is not resized, as a reference is compared pixel by
             pixel.
         input_size: ``(height, width)`` of the network.
+        channels: Of its images: 3, or 1 of a grey network.
 
     Returns:
-        ``(1, 3, H, W)`` float32 in [0, 1].
+        ``(1, channels, H, W)`` float32 in [0, 1].
 
     Raises:
         DataError: The file is missing or no image, or it has another size.
     """
-    pixels = read_image(path)
+    pixels = read_image(path, greyscale=channels == 1)
     if pixels.shape[:2] != input_size:
         height, width = pixels.shape[:2]
         raise DataError(
@@ -93,4 +94,4 @@ def image_reference(path: Path, input_size: tuple[int, int]) -> Tensor:
             path,
             "resize it, or use scores.reference=zeros, mean or blur",
         )
-    return torch.from_numpy(to_input(pixels)[None])
+    return torch.from_numpy(to_input(pixels, channels)[None])

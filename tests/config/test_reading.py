@@ -122,6 +122,9 @@ def test_every_option_sets_its_key() -> None:
         "allocation": "global",
         "cfg": Path("a.cfg"),
         "weights": "a.weights",
+        "input_size": "320",
+        "anchors": "auto",
+        "letterbox": False,
         "data": "folder",
         "precision": ("fp32", "fp16"),
         "target": "cpu,sm86",
@@ -143,6 +146,20 @@ def test_every_option_sets_its_key() -> None:
     assert config.export.uint8_input
     assert config.export.nms
     assert config.allocation == "global"
+    assert (config.model.input_size, config.model.anchors, config.model.letterbox) == ("320x320", "auto", False)
+
+
+@pytest.mark.parametrize(("given", "size"), [("320", "320x320"), ("416x256", "416x256"), ("416 X 256", "416x256")])
+def test_input_sizes_are_width_x_height(given: str, size: str) -> None:
+    assert load_config("demo", [f"model.input_size={given}"]).model.input_size == size
+    assert load_config("demo", (), {"input_size": given}).model.input_size == size
+
+
+@pytest.mark.parametrize("size", ["0", "32x", "-64", "64x64x3", "wide", "true", "[64, 64]", "1e9", "32x0", "32.0"])
+def test_input_sizes_that_are_none_are_refused_with_their_key(size: str) -> None:
+    with pytest.raises(ConfigError, match=r"model\.input_size.*width x height") as caught:
+        load_config("demo", [f"model.input_size={size}"])
+    assert "\n" not in str(caught.value)
 
 
 def test_values_of_set_are_yaml() -> None:

@@ -187,6 +187,18 @@ def test_greyscale_batches_have_three_equal_channels(train):
     np.testing.assert_allclose(batch.images[0, 0, 8:56].numpy() * 255, luma, atol=0.51)
 
 
+def test_batches_for_a_grey_network_have_the_one_channel_of_grey_ones(train):
+    for make in (
+        lambda **kind: TrainingLoader(train, SIZE, 10, seed=0, augment=AugmentConfig(), **kind),
+        lambda **kind: TrainingLoader(train, SIZE, 10, seed=0, **kind),
+        lambda **kind: EvaluationLoader(train, SIZE, 10, **kind),
+    ):
+        (one,), (three,) = take(make(channels=1), 1), take(make(greyscale=True), 1)
+        assert one.images.shape == (10, 1, 64, 64)
+        assert torch.equal(one.images, three.images[:, :1])
+        assert torch.equal(one.targets, three.targets)
+
+
 def test_stretched_batches_have_plainly_resized_pixels_and_boxes_as_fractions_of_the_image(train):
     size = (32, 96)
     (measured,) = EvaluationLoader(train, size, 10, stretch=True)

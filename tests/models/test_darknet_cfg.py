@@ -316,3 +316,18 @@ def test_letter_box_of_the_fork_is_read() -> None:
     assert parse_cfg(GOOD.replace("channels=3", "channels=3\nletter_box=1")).letterbox
     assert not parse_cfg(GOOD.replace("channels=3", "channels=3\nletter_box=0")).letterbox
     assert "whole number" in str(refusal(GOOD.replace("channels=3", "letter_box=yes")))
+
+
+def test_what_only_darknets_training_reads_does_not_matter() -> None:
+    """Both ``batch`` of the pair that cfgs come with, for testing and for training; keys of the widespread fork."""
+    text = GOOD.replace("[net]", "[net]\nbatch=1\nsubdivisions=1\nbatch=64\nema_alpha=0.9998\nlabel_smooth_eps=0.1")
+    text = text.replace("filters=8", "filters=8\nstopbackward=800").replace("mask=0", "mask=0\nobjectness_smooth=1")
+    shapes = [layer.out_shape for layer in parse_cfg(text).layers]
+    assert shapes == [layer.out_shape for layer in parse_cfg(GOOD).layers]
+    assert "stands twice" in str(refusal(GOOD.replace("width=32", "width=32\nwidth=64")))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(("name", "heads"), [("yolov3-openimages", 3), ("yolov4-custom", 3), ("yolov3-voc", 3)])
+def test_published_cfgs_with_such_options_load(shared: Path, name: str, heads: int) -> None:
+    assert len(read_cfg(shared / "real" / "darknet-cfg" / f"{name}.cfg").heads) == heads

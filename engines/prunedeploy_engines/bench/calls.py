@@ -102,14 +102,15 @@ def _letterboxed(
     image: npt.NDArray[np.uint8], runner: Runner, bundle: Bundle | None
 ) -> tuple[npt.NDArray[np.uint8], LetterboxGeometry]:
     if bundle is None:
-        return letterbox(image, runner.input_size)
+        return letterbox(to_greyscale(image) if runner.channels == 1 else image, runner.input_size)
     spec = bundle.manifest.input
-    pixels = to_greyscale(image) if spec.greyscale else image
+    pixels = to_greyscale(image) if spec.greyscale or spec.channels == 1 else image
     return letterbox(pixels, runner.input_size, spec.letterbox_colour, not spec.letterbox)
 
 
 def _as_input(boxed: ImageList, runner: Runner) -> Images:
-    return np.stack(boxed) if runner.uint8_input else batch_to_input(boxed)
+    images = np.stack(boxed)[..., : runner.channels]
+    return np.ascontiguousarray(images) if runner.uint8_input else batch_to_input(images)
 
 
 def batches(images: Images, count: int) -> list[Any]:

@@ -151,17 +151,18 @@ class Bundle:
             uint8: For a runner with ``uint8_input``.
 
         Returns:
-            ``(3, height, width)`` float32 in [0, 1], or ``(height, width, 3)`` uint8; and where the image lies in it.
+            ``(3, height, width)`` float32 in [0, 1], or ``(height, width, 3)`` uint8 (one channel of a
+            grey network); and where the image lies in it.
 
         Raises:
             DataError: The file is no usable image.
         """
         spec = self.manifest.input
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
-        if spec.greyscale:
+        if spec.greyscale or spec.channels == 1:
             pixels = to_greyscale(pixels)
         boxed, geometry = letterbox(pixels, self.input_size, spec.letterbox_colour, not spec.letterbox)
-        return (boxed if uint8 else to_input(boxed)), geometry
+        return (boxed[..., : spec.channels] if uint8 else to_input(boxed, spec.channels)), geometry
 
     def detections(
         self,
@@ -299,7 +300,8 @@ def write_bundle(
         folder: What to write; must not exist, or be empty, unless ``overwrite``.
         files: By their name in the bundle, a relative path with ``/``.
         class_names: In the order of the scores.
-        input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``, ``letterbox``; see `manifest.InputSpec`.
+        input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``, ``channels``, ``letterbox``; see
+            `manifest.InputSpec`.
         thresholds: ``score`` and ``iou``.
         operating_points: By precision; see `manifest.OperatingPoint`.
         pruning: See `manifest.PruningRecord`; None for a network that was not pruned.

@@ -39,6 +39,7 @@ class InputSpec(_Part):
         width: Width of the network input, in pixels.
         letterbox_colour: RGB of the padding.
         greyscale: Rec. 601 luma in all three channels.
+        channels: 3, or 1 of a grey network.
         letterbox: Scaled with its aspect kept and padded; false: stretched to the input.
     """
 
@@ -46,6 +47,7 @@ class InputSpec(_Part):
     width: Side
     letterbox_colour: tuple[Byte, Byte, Byte] = (128, 128, 128)
     greyscale: bool = False
+    channels: Literal[1, 3] = 3
     letterbox: bool = True
 
 

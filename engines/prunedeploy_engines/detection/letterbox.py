@@ -141,16 +141,19 @@ def unletterbox_boxes(
     return moved.astype(boxes.dtype, copy=False)
 
 
-def to_input(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Turn ``(H, W, 3)`` uint8 RGB into a contiguous ``(3, H, W)`` float32 array in [0, 1]."""
+def to_input(image: npt.NDArray[np.uint8], channels: int = 3) -> npt.NDArray[np.float32]:
+    """Turn ``(H, W, 3)`` uint8 RGB into a contiguous ``(channels, H, W)`` float32 array in [0, 1].
+
+    A grey network takes one channel: the first of a grey image's three.
+    """
     _check_image(image)
-    return unit_pixels(np.ascontiguousarray(image.transpose(2, 0, 1)))
+    return unit_pixels(np.ascontiguousarray(image[..., :channels].transpose(2, 0, 1)))
 
 
 def batch_to_input(
     images: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
 ) -> npt.NDArray[np.float32]:
-    """Turn N images ``(H, W, 3)`` uint8 RGB of one size into ``(N, 3, H, W)`` float32 in [0, 1].
+    """Turn N images ``(H, W, C)`` uint8 of one size, RGB or grey, into ``(N, C, H, W)`` float32 in [0, 1].
 
     Raises:
         ValueError: Not N images of one size (the shapes are printed).
@@ -158,10 +161,10 @@ def batch_to_input(
     if not isinstance(images, np.ndarray):
         shapes = {image.shape for image in images}
         if len(shapes) != 1:
-            raise ValueError(f"a batch needs images of one shape (H, W, 3), got {sorted(shapes)}")
+            raise ValueError(f"a batch needs images of one shape (H, W, C), got {sorted(shapes)}")
         images = np.stack(images)
-    if images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"images must be (N, H, W, 3) uint8, got {images.shape} {images.dtype}")
+    if images.ndim != 4 or images.shape[3] not in (1, 3) or images.dtype != np.uint8:
+        raise ValueError(f"images must be (N, H, W, 3) or (N, H, W, 1) uint8, got {images.shape} {images.dtype}")
     return unit_pixels(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
 
@@ -172,9 +175,14 @@ def unit_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
 
 
 def to_uint8_input(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """``(N, 3, H, W)`` float32 in [0, 1] to ``(N, H, W, 3)`` uint8, rounded to the nearest of 256 values; NaN to 0."""
+    """``(N, C, H, W)`` float32 in [0, 1] to ``(N, H, W, C)`` uint8, rounded to the nearest of 256 values; NaN to 0."""
     rounded = np.fmin(np.fmax(np.rint(images * np.float32(255)), 0), 255).astype(np.uint8)
     return np.ascontiguousarray(rounded.transpose(0, 2, 3, 1))
+
+
+def in_three_channels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """``(N, H, W, 3)`` of ``(N, H, W, 3)`` or grey ``(N, H, W, 1)``."""
+    return images if images.shape[3] == 3 else np.repeat(images, 3, axis=3)
 
 
 def _check_image(image: npt.NDArray[np.uint8]) -> None:

@@ -36,12 +36,14 @@ class Runner(ABC):
     Attributes:
         runtime: ``"onnxruntime"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``.
         input_size: (height, width) of the network input, in pixels.
+        channels: 3, or 1 of a grey network, whose images have one channel wherever three are said.
         uint8_input: The model takes ``(N, H, W, 3)`` uint8 images and normalises them itself.
         nms_classes: C of a model with suppression in its graph; None for one that gives boxes and scores.
     """
 
     runtime: str
     input_size: tuple[int, int]
+    channels: int = 3
     uint8_input: bool = False
     nms_classes: int | None = None
     _closed = False
@@ -131,7 +133,9 @@ class Runner(ABC):
         if not isinstance(images, np.ndarray):
             raise ValueError(f"images must be a numpy array, got {type(images).__name__}")
         takes_as_is = self.uint8_input and images.dtype == np.uint8
-        shape, dtype = ((*self.input_size, 3), "uint8") if takes_as_is else ((3, *self.input_size), "float32")
+        shape, dtype = (self.channels, *self.input_size), "float32"
+        if takes_as_is:
+            shape, dtype = (*self.input_size, self.channels), "uint8"
         if images.ndim != 4 or len(images) == 0 or images.shape[1:] != shape or images.dtype != dtype:
             expected = f"(N, {', '.join(map(str, shape))}) {dtype} with N >= 1"
             raise ValueError(f"images must be {expected}, got {images.shape} {images.dtype}")

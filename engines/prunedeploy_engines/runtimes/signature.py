@@ -20,6 +20,7 @@ class DetectorSignature:
 
     Attributes:
         input_size: (height, width) in pixels.
+        channels: Channels of an image: 3, or 1 of a grey network, wherever 3 is said.
         batch: The only batch it takes; None if any.
         uint8_input: Takes ``(N, H, W, 3)`` uint8 instead of ``(N, 3, H, W)`` float32.
         outputs: ``RAW_OUTPUTS`` or, with suppression in the graph, ``NMS_OUTPUTS``.
@@ -27,6 +28,7 @@ class DetectorSignature:
     """
 
     input_size: tuple[int, int]
+    channels: int
     batch: int | None
     uint8_input: bool
     outputs: tuple[str, str]
@@ -35,7 +37,7 @@ class DetectorSignature:
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
         """Of the input, for this batch."""
         height, width = self.input_size
-        return (batch, height, width, 3) if self.uint8_input else (batch, 3, height, width)
+        return (batch, height, width, self.channels) if self.uint8_input else (batch, self.channels, height, width)
 
     def check_batch(self, batch: int, where: Path) -> None:
         """Refuse a batch that the file does not take.
@@ -88,6 +90,7 @@ def detector_signature(
     height, width = (shape[axis] for axis in layouts[kind][2])
     return DetectorSignature(
         input_size=(int(height or 0), int(width or 0)),
+        channels=int(shape[layouts[kind][1]] or 0),
         batch=shape[0],
         uint8_input=kind == "uint8",
         outputs=given,
@@ -97,4 +100,4 @@ def detector_signature(
 
 def _fits(shape: Sequence[int | None], channel_axis: int, side_axes: tuple[int, int]) -> bool:
     sides_fixed = len(shape) == 4 and all(shape[axis] is not None for axis in side_axes)
-    return sides_fixed and shape[channel_axis] == 3
+    return sides_fixed and shape[channel_axis] in (1, 3)

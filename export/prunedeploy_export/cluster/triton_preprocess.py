@@ -44,6 +44,7 @@ class TritonPythonModel:
         self._colour = (int(red), int(green), int(blue))
         self._greyscale = bool(settings["greyscale"])
         self._stretch = not settings["letterbox"]
+        self._channels = int(settings["channels"])
         self._uint8_input = bool(settings["uint8_input"])
         self._batch: int | None = settings["batch"]
         self._max_batch = int(settings["max_batch"])
@@ -84,7 +85,8 @@ class TritonPythonModel:
             except ServingError as error:
                 raise ValueError(f"image {number}: {error}") from None
             sizes.append(pixels.shape[:2])
-            pixels = to_greyscale(pixels) if self._greyscale else pixels
+            pixels = to_greyscale(pixels) if self._greyscale or self._channels == 1 else pixels
             boxed.append(letterbox(pixels, self._size, self._colour, self._stretch)[0])
-        images = np.stack(boxed) if self._uint8_input else batch_to_input(boxed)
+        stacked = np.ascontiguousarray(np.stack(boxed)[..., : self._channels])
+        images = stacked if self._uint8_input else batch_to_input(stacked)
         return images, np.array(sizes, np.int32)

@@ -31,7 +31,7 @@ from prunedeploy.pipeline.stages.export import ENGINE, PLAIN, Artefact, cpu_runt
 from prunedeploy.pipeline.stages.gating import gates_config
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
-from prunedeploy_engines.detection.letterbox import to_uint8_input
+from prunedeploy_engines.detection.letterbox import in_three_channels, to_uint8_input
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import DataError, GateError
 from prunedeploy_engines.runtimes.opening import open_runner
@@ -290,6 +290,6 @@ def detected(
     attacked = pgd.of_model(pgd.model, batch.images, batch.targets)
     for kind, images in (("clean", batch.images), ("pgd", attacked)):
         boxes, scores = runner.infer(images.numpy())
-        for number, pixels in enumerate(to_uint8_input(images.numpy())):
+        for number, pixels in enumerate(in_three_channels(to_uint8_input(images.numpy()))):
             found = detections_from(boxes[number], scores[number], **thresholds)
             yield kind, number, pixels, Detections(*found, tuple(class_names))

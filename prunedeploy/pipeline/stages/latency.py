@@ -15,7 +15,7 @@ from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_m
 from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, runner_key
 from prunedeploy.pipeline.store.key import machine_id
 from prunedeploy_engines.bench.rounds import bench_models
-from prunedeploy_engines.detection.letterbox import to_uint8_input
+from prunedeploy_engines.detection.letterbox import in_three_channels, to_uint8_input
 from prunedeploy_engines.machine.environment import machine_info
 
 LATENCY_IMAGES = 16
@@ -128,7 +128,8 @@ def _save_images(context: BuildContext, network: Darknet, folder: Path) -> Path:
     """Write the first test images, letterboxed, ``(N, H, W, 3)`` uint8, for the processes that are timed."""
     loader = context.evaluation_loader(context.test, network, LATENCY_IMAGES)
     images = folder / "images.npy"
-    np.save(images, to_uint8_input(next(iter(loader)).images.numpy()), allow_pickle=False)
+    pixels = in_three_channels(to_uint8_input(next(iter(loader)).images.numpy()))
+    np.save(images, pixels, allow_pickle=False)
     return images
 
 

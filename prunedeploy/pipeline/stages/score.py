@@ -119,7 +119,7 @@ def check_scores(config: BuildConfig, cfg: DarknetCfg) -> GivenScores | None:
         version("captum")  # an error here and not after a training, if it is not installed
         check_captum_is_right(cfg)
     if _reads_an_image(settings):
-        image_reference(Path(settings.reference), cfg.input_size)
+        image_reference(Path(settings.reference), cfg.input_size, cfg.input_shape[0])
     if settings.file is None:
         return None
     return read_given_scores(Path(settings.file), cfg)
@@ -241,5 +241,5 @@ def _reference(settings: ScoresConfig, model: Darknet, images: _ScoringImages) -
     if settings.reference == "mean":
         fixed = mean_image(images.clean())
     else:
-        fixed = image_reference(Path(settings.reference), model.cfg.input_size)
+        fixed = image_reference(Path(settings.reference), model.cfg.input_size, model.cfg.input_shape[0])
     return lambda batch: fixed.to(batch)

@@ -77,6 +77,7 @@ class OnnxRuntimeRunner(Runner):
             self._path,
         )
         self.input_size, self.uint8_input = signature.input_size, signature.uint8_input
+        self.channels = signature.channels
         self.nms_classes = signature.nms_classes
         self._binding: DeviceBinding | None = self._new_binding() if self._on_gpu else None
 

@@ -47,6 +47,7 @@ class OpenVinoProcess(Runner):
             raise
         height, width = about["input_size"]
         self.input_size, self.uint8_input = (height, width), about["uint8_input"]
+        self.channels = about["channels"]
         self.nms_classes = about["nms_classes"]
         self._described: dict[str, Any] = about["describe"]
 

@@ -71,6 +71,7 @@ class OpenVinoRunner(Runner):
             self._path,
         )
         self.input_size, self.uint8_input = signature.input_size, signature.uint8_input
+        self.channels = signature.channels
         self.nms_classes = signature.nms_classes
         self._lock = threading.Lock()
         self._compiled: dict[int, tuple[Any, Any]] = {}  # batch -> compiled model, request; oldest use first

@@ -50,6 +50,7 @@ def _opened(runner: OpenVinoRunner) -> dict[str, Any]:
         "describe": runner.describe(),
         "input_size": runner.input_size,
         "uint8_input": runner.uint8_input,
+        "channels": runner.channels,
         "nms_classes": runner.nms_classes,
     }
 

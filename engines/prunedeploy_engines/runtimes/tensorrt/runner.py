@@ -66,6 +66,7 @@ class TensorRTRunner(Runner):
             raise
         tensors = self._execution.tensors
         self.input_size, self.uint8_input = tensors.input_size, tensors.uint8_input
+        self.channels = tensors.channels
         self.nms_classes = len(self._engine_file.class_names) if tensors.outputs[0] == "detections" else None
 
     def describe(self) -> dict[str, Any]:

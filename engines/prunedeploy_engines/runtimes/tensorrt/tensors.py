@@ -17,7 +17,7 @@ class EngineTensors:
 
     Attributes:
         input: Name of the images.
-        image_shape: Shape of one image, ``(3, H, W)`` or, uint8, ``(H, W, 3)``.
+        image_shape: Shape of one image, ``(3, H, W)`` or, uint8, ``(H, W, 3)``; of a grey network 1 for 3.
         uint8_input: The images are uint8.
         outputs: ``("boxes", "scores")`` or ``("detections", "num_detections")``.
         dtypes: NumPy types of all tensors, by name; also of outputs that nobody asked for, which need memory
@@ -34,6 +34,11 @@ class EngineTensors:
     def input_size(self) -> tuple[int, int]:
         """(height, width) in pixels."""
         return self.image_shape[:2] if self.uint8_input else self.image_shape[1:]
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.image_shape[2] if self.uint8_input else self.image_shape[0]
 
 
 def read_tensors(trt: Any, engine: Any, about: EngineFile) -> EngineTensors:
@@ -67,8 +72,8 @@ def read_tensors(trt: Any, engine: Any, about: EngineFile) -> EngineTensors:
         )
     shape = tuple(engine.get_tensor_shape(inputs[0]))
     dtype = engine.get_tensor_dtype(inputs[0])
-    as_uint8 = dtype == trt.DataType.UINT8 and len(shape) == 4 and shape[3] == 3
-    as_float = dtype in (trt.DataType.FLOAT, trt.DataType.HALF) and len(shape) == 4 and shape[1] == 3
+    as_uint8 = dtype == trt.DataType.UINT8 and len(shape) == 4 and shape[3] in (1, 3)
+    as_float = dtype in (trt.DataType.FLOAT, trt.DataType.HALF) and len(shape) == 4 and shape[1] in (1, 3)
     if not as_uint8 and not as_float:
         raise EngineError(
             f"the input must be float (N, 3, H, W) or uint8 (N, H, W, 3), is {inputs[0]} {shape} {dtype}",

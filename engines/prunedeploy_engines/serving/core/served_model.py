@@ -73,6 +73,11 @@ class ServedModel:
         )
         self.takes_uint8 = self._batcher.open().uint8_input
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """``(channels, height, width)`` of one image."""
+        return self.bundle.manifest.input.channels, *self.bundle.input_size
+
     def infer(self, images: Images, deadline: float) -> Coroutine[Any, Any, tuple[Output, StageTimes]]:
         """Run the network.
 
@@ -207,7 +212,7 @@ def _open_runner(bundle: Bundle, runtime: str, settings: ServingSettings) -> Run
     )
     try:
         for size in sorted({1, settings.max_batch}):
-            runner.infer(np.zeros((size, 3, *bundle.input_size), np.float32))
+            runner.infer(np.zeros((size, runner.channels, *bundle.input_size), np.float32))
     except BaseException:
         runner.close()
         raise

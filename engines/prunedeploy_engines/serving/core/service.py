@@ -110,7 +110,7 @@ class Service:
             ]
         else:
             # Either type is taken, see `_raw`; it names the one that reaches the network without a detour.
-            inputs = [("images", "UINT8" if model.takes_uint8 else "FP32", [-1, 3, *model.bundle.input_size])]
+            inputs = [("images", "UINT8" if model.takes_uint8 else "FP32", [-1, *model.input_shape])]
             classes = len(model.bundle.class_names)
             outputs = [("boxes", "FP32", [-1, -1, 4]), ("scores", "FP32", [-1, -1, classes])]
         keys = ("name", "datatype", "shape")
@@ -220,7 +220,7 @@ class Service:
 
     async def _raw(self, model: ServedModel, request: InferRequest, deadline: float, notes: RequestNotes) -> Outputs:
         tensor = request.inputs[0]
-        wanted = (3, *model.bundle.input_size)
+        wanted = model.input_shape
         shape = f"(N, {', '.join(map(str, wanted))})"
         if tensor.datatype not in ("FP32", "UINT8"):
             raise InvalidRequestError("inputs[0].datatype: images must be FP32 in [0, 1], or UINT8")
