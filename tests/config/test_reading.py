@@ -23,7 +23,7 @@ from prunedeploy.config import (
 )
 from prunedeploy_engines.errors import ConfigError
 
-SHIPPED = ["demo", "smoke", "yolov3-coco", "yolov3-tiny-coco"]
+SHIPPED = ["demo", "smoke", "blood-cells", "yolov3-coco", "yolov3-tiny-coco"]
 SWEEPS = ["paper", "study-demo", "study-smoke"]
 
 
