@@ -283,7 +283,9 @@ def _quantise(context: BuildContext, network: Darknet, source: Path, path: Path,
     """Calibrate on training images and write an int8 file within its budget."""
     config, settings = context.config, context.config.export.int8
     drawn, rest = train_test_subset(context.training, settings.calibration_images, config.seed)
-    images = np.concatenate([batch.images.numpy() for batch in context.evaluation_loader(drawn, network, 32)])
+    images = np.concatenate(
+        [batch.images.numpy() for batch in context.evaluation_loader(drawn, network, 32, allow_bad_images=True)]
+    )
     with context.progress.task(f"int8 for {activations}", 1) as advance:
         quantiser = Quantiser(
             source,
@@ -317,7 +319,7 @@ def _map_loss(
         A function of a network: the larger of the two losses, negative if both mAPs rose.
     """
     settings = context.config.evaluation
-    batches = list(context.evaluation_loader(held_out, network, settings.batch_size))
+    batches = list(context.evaluation_loader(held_out, network, settings.batch_size, allow_bad_images=True))
     pgd = Pgd.against(network, context.config.attack, "fp32", context.config.seed)
     attacked = [pgd(batch.images, batch.targets) for batch in batches]
 
