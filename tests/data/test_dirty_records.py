@@ -13,7 +13,7 @@ from labelled import picture, text
 from prunedeploy.data import Allowed, load_coco, load_splits
 from prunedeploy.data.check import inspect_coco
 from prunedeploy.data.coco import load_test_split
-from prunedeploy.data.left_out import left_out, said_in_one_line
+from prunedeploy.data.left_out import ProblemRow, left_out, said_in_one_line
 from prunedeploy_engines.errors import DataError
 
 Change = Callable[[dict[str, Any]], object]
@@ -250,6 +250,15 @@ def test_only_known_classes_leaves_the_boxes_of_others_out(coco_folder, edit_jso
     assert [(row.split, row.kind, row.count) for row in left_out(train, test)] == [
         ("train", "box of another class: dog", 10), ("test", "box of another class: dog", 4),
     ]  # fmt: skip
+
+
+def test_the_line_of_a_build_stays_one_line() -> None:
+    rows = [ProblemRow("train", f"box of another class: {n}", "left out", n, ()) for n in range(1, 78)]
+    assert said_in_one_line(rows) == (
+        "77 x box of another class: 77 left out (train), 76 x box of another class: 76 left out (train), "
+        "75 x box of another class: 75 left out (train), 74 x box of another class: 74 left out (train), "
+        "and 2701 of 73 more kinds"
+    )
 
 
 def test_only_known_classes_needs_one_class_that_is_known(coco_folder) -> None:
