@@ -227,6 +227,18 @@ def test_the_root_above_all_categories_is_no_class(coco_folder, edit_json, above
     assert load_splits(coco_folder)[0].class_names == ["cat", "dog"]
 
 
+def test_the_root_may_have_the_name_of_the_class_below_it(coco_folder, edit_json) -> None:
+    """As Roboflow writes it for a project that is called as its only class."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][0]["supercategory"] = "cat"
+        document["categories"].insert(0, {"id": 0, "name": "cat", "supercategory": "none"})
+
+    edit_json(coco_folder / "train.json", change)
+    train, _ = load_splits(coco_folder)
+    assert (train.class_names, train.category_ids) == (["cat", "dog"], [1, 2])
+
+
 def test_a_root_with_boxes_and_an_unused_category_are_classes(coco_folder, edit_json) -> None:
     def change(document: dict[str, Any]) -> None:
         document["categories"] += [
