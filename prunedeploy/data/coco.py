@@ -79,7 +79,7 @@ def _load(files: SplitFiles, class_names: Sequence[str] | None, allowed: Allowed
         fix = first.fix
         if dataset is not None and first.spoils in ("box", "image"):
             word = "boxes" if first.spoils == "box" else "images"
-            fix += f", or leave such {word} out with data.allow_bad_{word}=true"
+            fix += f", or leave such {word} out with data.allow_bad_{word}=true (evaluate: --allow-bad-{word})"
         rest = f" ({more} more problem{'s' * (more > 1)}: `prunedeploy data check` lists them)" if more else ""
         raise DataError(first.what, first.file, fix + rest)
     assert dataset is not None  # its problems are refused

@@ -144,10 +144,11 @@ class _Reader:
             category_id, name = _as_int(entry.get("id")), entry.get("name")
             if category_id is None or not isinstance(name, str):
                 self.abort(f"categories[{position}] lacks an integer id or a name", "give it both")
+            if is_root(entry, entries) and not boxed.get(category_id):
+                continue  # it may even have the name of a class
             if category_id in names or name in names.values():
                 self.abort(f"category {category_id} ({name!r}) is there twice", "make ids and names unique")
-            if boxed.get(category_id) or not is_root(entry, entries):
-                names[category_id] = name
+            names[category_id] = name
         if class_names is None:
             ordered = sorted(names)
             return [names[key] for key in ordered], ordered, {key: index for index, key in enumerate(ordered)}

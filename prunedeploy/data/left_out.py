@@ -10,6 +10,8 @@ from prunedeploy.data.records import CocoDataset, Problem
 LEFT_OUT, CLIPPED = "left out", "clipped"
 MOST_NAMED = 100
 """So many records of a kind are named; `data check` names all."""
+MOST_SAID = 4
+"""So many kinds are named in one line."""
 
 
 @dataclass(frozen=True)
@@ -64,5 +66,9 @@ def left_out(training: CocoDataset, test: CocoDataset) -> list[ProblemRow]:
 
 
 def said_in_one_line(rows: Iterable[ProblemRow]) -> str:
-    """For example ``2 x box of zero area left out (train)``; empty if there is nothing to say."""
-    return ", ".join(f"{row.count} x {row.kind} {row.becomes} ({row.split})" for row in rows)
+    """For example ``2 x box of zero area left out (train)``, the most frequent first; empty if there is nothing."""
+    ordered = sorted(rows, key=lambda row: -row.count)
+    said = [f"{row.count} x {row.kind} {row.becomes} ({row.split})" for row in ordered[:MOST_SAID]]
+    if more := ordered[MOST_SAID:]:
+        said.append(f"and {sum(row.count for row in more)} of {len(more)} more kinds")
+    return ", ".join(said)

@@ -13,7 +13,7 @@ from labelled import picture, text
 from prunedeploy.data import Allowed, load_coco, load_splits
 from prunedeploy.data.check import inspect_coco
 from prunedeploy.data.coco import load_test_split
-from prunedeploy.data.left_out import left_out, said_in_one_line
+from prunedeploy.data.left_out import ProblemRow, left_out, said_in_one_line
 from prunedeploy_engines.errors import DataError
 
 Change = Callable[[dict[str, Any]], object]
@@ -227,6 +227,18 @@ def test_the_root_above_all_categories_is_no_class(coco_folder, edit_json, above
     assert load_splits(coco_folder)[0].class_names == ["cat", "dog"]
 
 
+def test_the_root_may_have_the_name_of_the_class_below_it(coco_folder, edit_json) -> None:
+    """As Roboflow writes it for a project that is called as its only class."""
+
+    def change(document: dict[str, Any]) -> None:
+        document["categories"][0]["supercategory"] = "cat"
+        document["categories"].insert(0, {"id": 0, "name": "cat", "supercategory": "none"})
+
+    edit_json(coco_folder / "train.json", change)
+    train, _ = load_splits(coco_folder)
+    assert (train.class_names, train.category_ids) == (["cat", "dog"], [1, 2])
+
+
 def test_a_root_with_boxes_and_an_unused_category_are_classes(coco_folder, edit_json) -> None:
     def change(document: dict[str, Any]) -> None:
         document["categories"] += [
@@ -250,6 +262,15 @@ def test_only_known_classes_leaves_the_boxes_of_others_out(coco_folder, edit_jso
     assert [(row.split, row.kind, row.count) for row in left_out(train, test)] == [
         ("train", "box of another class: dog", 10), ("test", "box of another class: dog", 4),
     ]  # fmt: skip
+
+
+def test_the_line_of_a_build_stays_one_line() -> None:
+    rows = [ProblemRow("train", f"box of another class: {n}", "left out", n, ()) for n in range(1, 78)]
+    assert said_in_one_line(rows) == (
+        "77 x box of another class: 77 left out (train), 76 x box of another class: 76 left out (train), "
+        "75 x box of another class: 75 left out (train), 74 x box of another class: 74 left out (train), "
+        "and 2701 of 73 more kinds"
+    )
 
 
 def test_only_known_classes_needs_one_class_that_is_known(coco_folder) -> None:

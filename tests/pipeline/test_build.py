@@ -28,12 +28,16 @@ from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.models import decode, load_darknet
 from prunedeploy.models.loss import yolo_loss
 from prunedeploy.pipeline.build import BuildOutcome, build
+from prunedeploy.pipeline.context import open_context
 from prunedeploy.pipeline.output_folder import open_output_folder
 from prunedeploy.pipeline.progress import Progress
+from prunedeploy.pipeline.stages.quantise import write_int8
 from prunedeploy.pipeline.store.key import check_result
+from prunedeploy.pipeline.store.store import Store
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import ConfigError, DataError
+from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
 
 # The demo network on a few scenes: its mAP is far from 0, so that comparing it means something.
 SMOKE = (
@@ -548,6 +552,22 @@ def test_bad_training_images_are_named_counted_and_skipped(
     assert not tiny_case.build(tmp_path / "store", tmp_path / "again", *sets).computed
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert again["data"] == outcome.results["data"], "the store remembers what its trainings skipped"
+
+
+def test_int8_is_calibrated_without_bad_training_images(
+    finished: Any, tiny_case: Any, tiny_data: Path, copied: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    data = copied(tiny_data)
+    for name in ("00003.png", "00007.png"):
+        (data / "train" / name).write_bytes(b"not an image")
+    sets = (f"data.path={data}", "export.int8.calibration_images=15", "export.int8.map_budget=null")
+    out, made = finished[1], tmp_path / "int8.onnx"
+    with Store(tmp_path / "store", pytest.fail) as store:
+        context = open_context(load_config("smoke", tiny_case.arguments(*sets)), store, Progress(quiet=True))
+        network = load_darknet(out / "model.cfg", out / "model.weights")
+        write_int8(context, network, out / "bundle" / "model.onnx", made, "uint8", "model.int8.onnx")
+    # 15 of 16 are drawn, and so at least one of the two.
+    assert read_onnx_header(made).quantisation["images"] in (13, 14)
 
 
 def test_bad_records_are_dropped_from_training_said_at_once_and_written_down(
