@@ -109,7 +109,7 @@ def command(
                 with VideoSource(videos[0], every) as source:
                     detect_and_print(source, videos[0], detect, out, stdout, as_json=as_json)
                 return
-            rows = detect_images(images, detect, out)
+            rows = detect_images(images, detect, out, say_speed=any(source.is_dir() for source in sources))
     for row in rows:
         if "error" in row:
             click.echo(f"prunedeploy: error: {row['error']}", err=True)

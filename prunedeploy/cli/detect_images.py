@@ -32,13 +32,14 @@ def image_paths(given: Sequence[Path]) -> list[Path]:
     return [file for path in given for file in (image_files(path) if path.is_dir() else [path])]
 
 
-def detect_images(images: Sequence[Path], detect: Detect, out: Path | None) -> list[dict[str, Any]]:
+def detect_images(images: Sequence[Path], detect: Detect, out: Path | None, *, say_speed: bool) -> list[dict[str, Any]]:
     """Find objects in images.
 
     Args:
         images: Files.
         detect: Finds them in one.
         out: Folder for the images with boxes drawn; None draws none.
+        say_speed: Say in the end how fast it went.
 
     Returns:
         A row for each; one that cannot be read has ``error``.
@@ -50,9 +51,8 @@ def detect_images(images: Sequence[Path], detect: Detect, out: Path | None) -> l
         for image in images:
             rows.append(_detect(image, detect, None if out is None else out / names[image]))
             advance()
-    if len(images) > 1:
-        seconds = time.monotonic() - begun
-        click.echo(speed(len(images), "image", seconds), err=True)
+    if say_speed:
+        click.echo(speed(len(images), "image", time.monotonic() - begun), err=True)
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shlex
@@ -58,8 +59,12 @@ class Session:
 
     def has_kept(self) -> bool:
         """Whether there is something there that was written or used since the command began."""
-        paths = (path for folder, pattern in self._resumable for path in folder.glob(pattern))
-        return any(path.stat().st_mtime >= self.began for path in paths)
+        for folder, pattern in self._resumable:
+            for path in folder.glob(pattern):
+                with contextlib.suppress(OSError):  # another process has just removed it
+                    if path.stat().st_mtime >= self.began:
+                        return True
+        return False
 
 
 def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -36,11 +36,6 @@ class VideoRun:
     skipped: int = 0
     seconds: float = 0.0
 
-    @property
-    def frames_per_s(self) -> float:
-        """End to end: decoding, network, drawing and encoding."""
-        return self.frames / self.seconds if self.seconds else 0.0
-
 
 def detect_video(
     source: VideoSource,
