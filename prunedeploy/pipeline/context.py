@@ -187,8 +187,15 @@ class BuildContext:
         """
         data, cfg = self.config.data, network.cfg
         allowed = allow_bad_images or data.allow_bad_images
-        kind = {"channels": cfg.input_shape[0], "stretch": not cfg.letterbox}
-        return EvaluationLoader(dataset, cfg.input_size, batch_size, data.greyscale, allowed, **kind)
+        return EvaluationLoader(
+            dataset,
+            cfg.input_size,
+            batch_size,
+            data.greyscale,
+            allowed,
+            channels=cfg.input_shape[0],
+            stretch=not cfg.letterbox,
+        )
 
 
 def open_context(config: BuildConfig, store: Store, progress: Progress) -> BuildContext:

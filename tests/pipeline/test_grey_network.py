@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,7 @@ def grey(tiny_case: Any, tmp_path_factory: pytest.TempPathFactory) -> BuildOutco
     folder = tmp_path_factory.mktemp("grey")
     (folder / "grey.cfg").write_text(tiny_case.cfg.read_text().replace("channels=3", "channels=1"))
     load_darknet(folder / "grey.cfg", seed=5).save(folder / "copy.cfg", folder / "grey.weights")
-    network = (f"model.cfg={folder / 'grey.cfg'}", f"model.weights={folder / 'grey.weights'}")
-    # So hardly trained a network is sure of nothing.
-    sets = (*network, "attack.steps=1", "evaluation.score_threshold=0.001")
+    sets = (f"model.cfg={folder / 'grey.cfg'}", f"model.weights={folder / 'grey.weights'}", "attack.steps=1")
     return tiny_case.build(folder / "store", folder / "out", *sets)
 
 
@@ -115,7 +114,12 @@ def test_it_is_served_with_one_channel(bundle: Bundle, photo: Path) -> None:
         assert wrong.status == 400
 
 
-def test_triton_gives_what_detect_gives(bundle: Bundle, photo: Path, tmp_path: Path) -> None:
+def test_triton_gives_what_detect_gives(grey: BuildOutcome, photo: Path, tmp_path: Path) -> None:
+    shutil.copytree(grey.out / "bundle", tmp_path / "bundle")
+    document = json.loads((tmp_path / "bundle" / "bundle.json").read_text())
+    document["thresholds"]["score"] = 0.001  # so hardly trained a network is sure of nothing
+    (tmp_path / "bundle" / "bundle.json").write_text(json.dumps(document))
+    bundle = load_bundle(tmp_path / "bundle")
     write_triton_repository(bundle, tmp_path / "models", name="grey", settings=TritonSettings(max_batch=2))
     answer = run_ensemble(tmp_path / "models", "grey-detect", {"image": [photo.read_bytes()]})
     found = bundle.detect(photo)
