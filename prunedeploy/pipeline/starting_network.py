@@ -11,8 +11,8 @@ from prunedeploy.config import BUNDLED, BuildConfig
 from prunedeploy.config.blocks import PretrainConfig
 from prunedeploy.data import Allowed, CocoDataset, load_splits
 from prunedeploy.data.anchors import AnchorFit, box_sizes, cluster_anchors, fit
+from prunedeploy.data.categories import match_categories
 from prunedeploy.data.class_names import COCO_NAMES, read_names
-from prunedeploy.data.coco_json import match_categories
 from prunedeploy.data.demo import CLASS_NAMES
 from prunedeploy.models.cfg_rewriting import anchor_slots, with_anchors, with_classes, with_input_size, with_letterbox
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
