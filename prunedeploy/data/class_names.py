@@ -25,7 +25,7 @@ def read_names(path: Path) -> list[str]:
         ConfigError: It cannot be read, or is empty.
     """
     try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ConfigError(f"cannot be read ({reason})", path, "give a file with one class name per line") from None
