@@ -51,3 +51,9 @@ def test_darknets_description_leads_to_them(tmp_path: Path) -> None:
     names = text(tmp_path / "data" / "obj.names", "dog\ncat\n")
     text(tmp_path / "obj.data", "classes = 2\nnames = data/obj.names\n")
     assert names_beside(tmp_path / "model.cfg", 2) == (["dog", "cat"], names)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    file = tmp_path / "model.names"
+    file.write_bytes("\ufeffdog\r\ncat\r\n".encode())
+    assert names_beside(tmp_path / "model.cfg", 2) == (["dog", "cat"], file)
