@@ -239,5 +239,5 @@ def test_bundled_robust_weights_cannot_be_transferred(cells: Path, tmp_path: Pat
 
 
 def test_an_input_size_off_the_stride_says_what_fits(tiny_case: Any, tmp_path: Path) -> None:
-    with pytest.raises(DarknetFormatError, match=r"multiples of 8; use 104x64"):
+    with pytest.raises(DarknetFormatError, match=r"multiples of 8; use 96x64"):
         tiny_case.build(tmp_path / "store", tmp_path / "out", "model.input_size=100x64")
