@@ -1,6 +1,5 @@
 """Genuine yolov3-tiny on real COCO photos: our mAP beside that of a pipeline that shares nothing with ours.
 
-    pip install 'opencv-python-headless<5'
     python benchmarks/coco_reference.py WEIGHTS COCO_FOLDER [--out docs/measurements/coco-reference.json] [--runs DIR]
 
 The reference reads cfg and weights with OpenCV, letterboxes with OpenCV, suppresses in a plain loop and gives
