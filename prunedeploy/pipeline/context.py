@@ -213,12 +213,12 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     cfg = given_cfg(config)
     names = class_names_known(config, cfg)
     folder = _data_folder(config, store, progress)
-    splits = find_splits(folder)
+    pretrain = config.pretrain
+    # Before the data is divided: how long transfer training is follows only from what the data has.
+    _check_training_split(folder, _trains(config, pretrain.clean_steps if pretrain.start == "scratch" else 0))
     training, test, network = starting_network(config, cfg, names, folder)
-    trains = _trains(config, network)
-    if trains and splits.test is not None and splits.train is None:
-        # `evaluate` takes all of a test split: part of it must not have been trained on.
-        raise DataError("has images for test and none for training", folder, "add the training split")
+    trains = _trains(config, network.clean_steps(pretrain))
+    _check_training_split(folder, trains)
     if is_main_process() and (lost := said_in_one_line(left_out(training, test))):
         progress.message(f"data: {lost} (`prunedeploy data check {folder}` names them)")
     if not training.images or not test.images:
@@ -226,7 +226,7 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     if trains and all(record.iscrowd.all() for record in training.images):
         what = f"not one of the {len(training.images)} training images has a box to learn from"
         raise DataError(what, training.json_path, "add their annotations")
-    for line in network.said(config.pretrain) if is_main_process() else ():
+    for line in network.said(pretrain) if is_main_process() else ():
         progress.message(line)
     count = config.data.eval_images
     if count is not None and count < len(test.images):
@@ -256,10 +256,17 @@ def training_device(config: BuildConfig) -> torch.device:
     return device
 
 
-def _trains(config: BuildConfig, network: StartingNetwork) -> bool:
-    """Whether any training takes a step."""
+def _check_training_split(folder: Path, trains: bool) -> None:
+    """Refuse to train on a part of a test split: `evaluate` takes all of it."""
+    splits = find_splits(folder)
+    if trains and splits.test is not None and splits.train is None:
+        raise DataError("has images for test and none for training", folder, "add the training split")
+
+
+def _trains(config: BuildConfig, clean_steps: int) -> bool:
+    """Whether any training takes a step; ``clean_steps`` are those of the original."""
     pretrain = config.pretrain
-    first = network.clean_steps(pretrain) + (0 if pretrain.start == "bundled" else pretrain.steps)
+    first = clean_steps + (0 if pretrain.start == "bundled" else pretrain.steps)
     optimising = config.score_optimization.steps if config.optimises_scores and config.ratio > 0 else 0
     return first + optimising + config.finetune.steps > 0
 

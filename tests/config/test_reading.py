@@ -457,7 +457,7 @@ def test_mistake_in_an_option_names_the_option(option: str, value: object, line:
     [
         (
             "dmeo",
-            "no configuration called 'dmeo' ships with prunedeploy; use one of: demo, paper, smoke",
+            "no configuration called 'dmeo' ships with prunedeploy; use one of: blood-cells, demo, paper, smoke",
         ),
         ("none.yaml", "no configuration called 'none.yaml' ships with prunedeploy"),
         ("sub/none.yaml", "sub/none.yaml: cannot be read (No such file or directory); give a YAML file"),

@@ -136,10 +136,11 @@ def test_keys_that_are_younger_than_results_are_left_out_of_them() -> None:
 def test_what_is_wrong_beside_the_classes_is_still_said(
     tiny_case: Any, tiny_data: Path, tmp_path: Path, copied: Callable[[Path], Path]
 ) -> None:
-    """The network knows all names, so its heads stay; a category of test alone is a mistake of the data."""
+    """The network knows all names, so its heads stay; a box of a category of test alone is a mistake of the data."""
     data = copied(tiny_data)
     document = json.loads((data / "test.json").read_text())
     document["categories"].append({"id": 99, "name": "zebra"})
+    document["annotations"][0]["category_id"] = 99
     (data / "test.json").write_text(json.dumps(document))
     sets = (f"data.path={data}", f"model.names={names_file(tmp_path, tiny_data)}")
     with pytest.raises(DataError, match="zebra"):
