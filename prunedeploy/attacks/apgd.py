@@ -91,6 +91,11 @@ class Apgd:
             check_invariants(best, images, self.eps, self.norm)
         return best.contiguous()
 
+    def of_model(self, model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
+        """Attack a batch as `prunedeploy.evaluation.evaluate` asks for it: of ``model``, wherever the batch lies."""
+        device = next(self.model.parameters()).device
+        return self(images.to(device), targets.to(device)).to(images.device)
+
     def _from(self, start: int, images: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
         """One start: attacked images and the objective of each, ``(B,)``."""
         radii = RADII if self.schedule else ((1.0, 1.0),)
