@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,5 +69,11 @@ class DetectionTable:
 
     def above(self, score_threshold: float) -> DetectionTable:
         """The rows with a score greater than the threshold."""
-        kept = self.scores > score_threshold
+        return self._rows(self.scores > score_threshold)
+
+    def of_images(self, image_ids: Collection[int]) -> DetectionTable:
+        """The rows of some images."""
+        return self._rows(np.isin(self.image_ids, list(image_ids)))
+
+    def _rows(self, kept: NDArray[np.bool_]) -> DetectionTable:
         return DetectionTable(self.image_ids[kept], self.class_ids[kept], self.boxes_xywh[kept], self.scores[kept])

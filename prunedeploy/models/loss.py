@@ -7,8 +7,9 @@ objectness is pushed to 1 there, and to 0 everywhere else but where the predicti
 more than ``ignore_thresh``. ``iou_loss=mse`` is Darknet's original box term, ``ciou`` that of Zheng et al.,
 Distance-IoU Loss, 2020, equation 10.
 
-Every term is a sum over one image's predictions. `yolo_loss` is the mean over images; `yolo_losses` gives them one by
-one, and the gradient of their sum is each image's own, whatever else is in the batch, as an attack needs.
+Every term is a sum over one image's predictions. `yolo_loss` is the mean over images; `yolo_losses` and `image_terms`
+give them one by one, and the gradient of their sum is each image's own, whatever else is in the batch, as an attack
+needs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _MIN_LOG_SIZE, _MAX_LOG_SIZE = -16.0, 8.0
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The detection loss and its parts, each a 0-d tensor: mean over images of sums over predictions."""
+    """The detection loss and its parts, sums over predictions: of each image ``(B,)``, or their mean ``()``."""
 
     box: Tensor
     objectness: Tensor
@@ -54,13 +55,18 @@ def yolo_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> LossTerm
     Raises:
         ValueError: A shape does not fit; both shapes are printed.
     """
-    box, objectness, classes = _terms(heads, targets, cfg, lambda values, _: values.sum())
+    box, objectness, classes = _terms(heads, targets, cfg, lambda values, *_: values.sum())
     batch = heads[0].shape[0]
     return LossTerms(box / batch, objectness / batch, classes / batch)
 
 
 def yolo_losses(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> Tensor:
-    """Detection loss of every image of a batch by itself.
+    """Detection loss of every image of a batch by itself: `image_terms`, summed to ``(B,)``."""
+    return image_terms(heads, targets, cfg).total
+
+
+def image_terms(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> LossTerms:
+    """The terms of the detection loss, of every image of a batch by itself.
 
     Args:
         heads: As `yolo_loss` takes them.
@@ -68,23 +74,37 @@ def yolo_losses(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> Tensor
         cfg: The network's cfg.
 
     Returns:
-        ``(B,)``; box, objectness and class terms together.
+        Terms of shape ``(B,)``.
 
     Raises:
         ValueError: A shape does not fit; both shapes are printed.
     """
 
-    def per_image(values: Tensor, image: Tensor) -> Tensor:
+    def per_image(values: Tensor, image: Tensor, _: Tensor | None) -> Tensor:
         return values.new_zeros(heads[0].shape[0]).index_add(0, image, values.flatten(1).sum(1))
 
-    box, objectness, classes = _terms(heads, targets, cfg, per_image)
-    return box + objectness + classes
+    return LossTerms(*_terms(heads, targets, cfg, per_image))
+
+
+def target_terms(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> tuple[Tensor, Tensor]:
+    """Box and class terms of every target by itself, each ``(T,)``; arguments and errors of `yolo_loss`."""
+
+    def per_target(values: Tensor, _: Tensor, target: Tensor | None) -> Tensor:
+        if target is None:  # objectness belongs to no target
+            return values.new_zeros(len(targets))
+        return values.new_zeros(len(targets)).index_add(0, target, values.flatten(1).sum(1))
+
+    box, _, classes = _terms(heads, targets, cfg, per_target)
+    return box, classes
 
 
 def _terms(
-    heads: list[Tensor], targets: Tensor, cfg: DarknetCfg, reduce: Callable[[Tensor, Tensor], Tensor]
+    heads: list[Tensor], targets: Tensor, cfg: DarknetCfg, reduce: Callable[[Tensor, Tensor, Tensor | None], Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Box, objectness and class terms over all heads; ``reduce`` takes ``(N, ...)`` values and the image of each."""
+    """Box, objectness and class terms over all heads.
+
+    ``reduce`` takes ``(N, ...)`` values, the image of each, and the target of each, or None where there is none.
+    """
     if targets.ndim != 2 or targets.shape[1] != 6:
         raise ValueError(f"expected targets (T, 6), got {tuple(targets.shape)}")
     if len(heads) != len(cfg.heads):
@@ -134,7 +154,7 @@ def _head_loss(
     image: Tensor,
     padded: Tensor,
     matches: dict[int, Tensor],
-    reduce: Callable[[Tensor, Tensor], Tensor],
+    reduce: Callable[[Tensor, Tensor, Tensor | None], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, _, rows, columns, _ = predictions.shape
     height, width = cfg.input_size
@@ -154,12 +174,12 @@ def _head_loss(
         counted = (overlap <= head.ignore_thresh) | wanted.bool()
     objectness = F.binary_cross_entropy_with_logits(objectness_logits, wanted, reduction="none")
     every_image = torch.arange(batch, device=image.device)
-    objectness = reduce(objectness * counted, every_image) * head.obj_normalizer
+    objectness = reduce(objectness * counted, every_image, None) * head.obj_normalizer
 
     chosen = predictions[cell]  # (P, 5 + C)
     labels = F.one_hot(targets[target_index, 1].long(), head.classes).to(chosen.dtype)
     classes = F.binary_cross_entropy_with_logits(chosen[:, 5:], labels, reduction="none")
-    classes = reduce(classes, image_index) * head.cls_normalizer
+    classes = reduce(classes, image_index, target_index) * head.cls_normalizer
 
     truth = boxes[target_index]
     anchors = truth.new_tensor(head.head_anchors_wh)[anchor]
@@ -179,7 +199,7 @@ def _head_loss(
         centre = centre * truth.new_tensor([width / columns, height / rows])
         size = anchors * chosen[:, 2:4].clamp(_MIN_LOG_SIZE, _MAX_LOG_SIZE).exp()
         box = 1 - complete_iou(torch.cat((centre, size), dim=1), truth)[:, None]
-    return reduce(box, image_index) * head.iou_normalizer, objectness, classes
+    return reduce(box, image_index, target_index) * head.iou_normalizer, objectness, classes
 
 
 def best_iou(predicted_xyxy: Tensor, truth_xyxy: Tensor) -> Tensor:

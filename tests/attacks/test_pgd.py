@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunedeploy.attacks import AttackInvariantError, AttackWarning, Pgd, ThreatModel
-from prunedeploy.attacks.pgd import check_invariants, per_image_loss
+from prunedeploy.attacks.checks import check_invariants
 from prunedeploy.attacks.threat_model import start_noise
-from prunedeploy.models import Darknet, FoldedDarknet, load_darknet, yolo_loss
+from prunedeploy.models import Darknet, FoldedDarknet, load_darknet, yolo_loss, yolo_losses
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from pruning.darknets import conv, network, random_network
 
@@ -58,6 +58,11 @@ def reference_pgd(
             x = x + step * x.grad.sign()
             x = torch.max(torch.min(x, images + eps), images - eps).clamp(0, 1)
     return x.detach()
+
+
+def per_image_loss(network: FoldedDarknet, images: Tensor, targets: Tensor) -> Tensor:
+    with torch.no_grad():
+        return yolo_losses(network(images), targets, network.cfg)
 
 
 def loss_of(model: Darknet, images: Tensor, targets: Tensor) -> float:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from prunedeploy.attacks import ThreatModel, project_linf
-from prunedeploy.attacks.pgd import check_invariants
+from prunedeploy.attacks.checks import check_invariants
 from prunedeploy.attacks.threat_model import start_noise
 
 SHAPE = (2, 3, 3, 2)
