@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from prunedeploy.data.categories import match_categories
 from prunedeploy.data.class_names import COCO_NAMES
-from prunedeploy.data.coco import find_splits
-from prunedeploy.data.coco_json import match_categories
+from prunedeploy.data.recognise import find_splits
 from prunedeploy.resources import darknet_cfg_path
 
 SCORE_THRESHOLD, IOU_THRESHOLD, MOST_DETECTIONS = 0.001, 0.45, 100

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.decode import cxcywh_to_xyxy, decode_boxes, split_head
-from prunedeploy.models.loss import image_terms, target_terms
+from prunedeploy.models.loss import best_iou, image_terms, target_terms
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import ConfigError
 
@@ -205,7 +205,7 @@ def _rank(_: CleanHeads, targets: Tensor, cfg: DarknetCfg) -> Objective:
     def value(heads: list[Tensor]) -> Tensor:
         boxes, log_scores, _ = _predictions(heads, cfg)
         with torch.no_grad():
-            matches = _iou(truth, boxes[image]) >= MATCH_IOU  # (T, N)
+            matches = best_iou(boxes[image], truth[:, None]) >= MATCH_IOU  # (T, N), each with one object
             # A prediction matches nothing of the class if it matches no object of that class in that image.
             of_class = (same_class.to(torch.float32) @ matches.to(torch.float32)) > 0
         scores = log_scores[image, :, class_id]  # (T, N)
@@ -215,17 +215,6 @@ def _rank(_: CleanHeads, targets: Tensor, cfg: DarknetCfg) -> Objective:
         return margin.new_zeros(len(heads[0])).index_add(0, image, margin)
 
     return value
-
-
-def _iou(truth: Tensor, boxes: Tensor) -> Tensor:
-    """IoU of each object ``(T, 4)`` with each prediction of its image ``(T, N, 4)``, both as corners: ``(T, N)``."""
-    truth = truth[:, None]
-    extent = (torch.minimum(truth[..., 2:], boxes[..., 2:]) - torch.maximum(truth[..., :2], boxes[..., :2])).clamp(
-        min=0
-    )
-    overlap = extent.prod(-1)
-    union = (truth[..., 2:] - truth[..., :2]).prod(-1) + (boxes[..., 2:] - boxes[..., :2]).prod(-1) - overlap
-    return overlap / union.clamp(min=1e-9)
 
 
 OBJECTIVES: dict[str, Maker] = {

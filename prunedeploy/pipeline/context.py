@@ -20,6 +20,7 @@ from prunedeploy.data import CocoDataset, content_key, find_splits, measured_sub
 from prunedeploy.data.demo import DemoSettings, holds_demo, write_demo
 from prunedeploy.data.left_out import left_out, said_in_one_line
 from prunedeploy.data.loader import EvaluationLoader, TrainingLoader
+from prunedeploy.data.recognise import Splits
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pipeline.progress import Progress
@@ -215,10 +216,11 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     folder = _data_folder(config, store, progress)
     pretrain = config.pretrain
     # Before the data is divided: how long transfer training is follows only from what the data has.
-    _check_training_split(folder, _trains(config, pretrain.clean_steps if pretrain.start == "scratch" else 0))
+    splits = find_splits(folder)
+    _check_training_split(folder, splits, _trains(config, pretrain.clean_steps if pretrain.start == "scratch" else 0))
     training, test, network = starting_network(config, cfg, names, folder)
     trains = _trains(config, network.clean_steps(pretrain))
-    _check_training_split(folder, trains)
+    _check_training_split(folder, splits, trains)
     if is_main_process() and (lost := said_in_one_line(left_out(training, test))):
         progress.message(f"data: {lost} (`prunedeploy data check {folder}` names them)")
     if not training.images or not test.images:
@@ -256,9 +258,8 @@ def training_device(config: BuildConfig) -> torch.device:
     return device
 
 
-def _check_training_split(folder: Path, trains: bool) -> None:
+def _check_training_split(folder: Path, splits: Splits, trains: bool) -> None:
     """Refuse to train on a part of a test split: `evaluate` takes all of it."""
-    splits = find_splits(folder)
     if trains and splits.test is not None and splits.train is None:
         raise DataError("has images for test and none for training", folder, "add the training split")
 
