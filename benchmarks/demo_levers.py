@@ -125,9 +125,7 @@ def main() -> None:
 
 def report(path: Path, name: str, found: Evaluation, reference: Evaluation, seconds: float) -> None:
     """One row, to the terminal and the file."""
-    assert found.attacked is not None
-    assert reference.attacked is not None
-    pair = paired_interval(reference.attacked.usual.matches, found.attacked.usual.matches)
+    pair = paired_interval(reference.attacked["pgd"].usual.matches, found.attacked["pgd"].usual.matches)
     interval = found.intervals()["map_pgd"]
     row = {
         "variant": name,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunedeploy.attacks.checks import check_invariants, pixel_keys, unchanged, values_and_gradient
 from prunedeploy.attacks.norms import Norm, project, random_start, unit_step
-from prunedeploy.attacks.objectives import Objective, objective_for
+from prunedeploy.attacks.objectives import Objective, objective_for, objective_parts
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
 
 MOMENTUM = 0.75
@@ -114,8 +114,9 @@ class Apgd:
 
     def _search(self, x: Tensor, images: Tensor, eps: float, steps: int, objective: Objective) -> tuple[Tensor, Tensor]:
         """Algorithm 1 in one ball."""
+        flat = "rank" in objective_parts(self.objective)  # all objects lost: there is nothing left to gain
         count = len(x)
-        values, gradient = values_and_gradient(self.network, x, objective)
+        values, gradient = values_and_gradient(self.network, x, objective, may_be_flat=flat)
         best, best_values, best_gradient = x, values, gradient
         step_size = torch.full((count,), 2 * eps, device=x.device)
         before = x
@@ -128,7 +129,7 @@ class Apgd:
             # x_{k+1} = P(x_k + alpha (z_{k+1} - x_k) + (1 - alpha) (x_k - x_{k-1}))
             moved = project(x + momentum * (ahead - x) + (1 - momentum) * (x - before), images, eps, self.norm)
             before, x, earlier = x, moved, values
-            values, gradient = values_and_gradient(self.network, x, objective)
+            values, gradient = values_and_gradient(self.network, x, objective, may_be_flat=flat)
             rises += values > earlier
             better = values > best_values
             best, best_gradient = _chosen(better, x, best), _chosen(better, gradient, best_gradient)

@@ -24,8 +24,17 @@ class AttackInvariantError(RuntimeError):
     """An attack broke a promise: left the ball or the pixel range, or changed the network. A bug of ours."""
 
 
-def values_and_gradient(network: FoldedDarknet, images: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+def values_and_gradient(
+    network: FoldedDarknet, images: Tensor, objective: Objective, *, may_be_flat: bool = False
+) -> tuple[Tensor, Tensor]:
     """An objective of each image, ``(B,)``, and its gradient by the images, ``(B, 3, H, W)``.
+
+    Args:
+        network: The network under attack.
+        images: ``(B, 3, H, W)`` in [0, 1].
+        objective: Bound to the objects of the batch.
+        may_be_flat: The objective has nothing left to gain where it has reached its highest value, so that no gradient
+            is no reason to warn.
 
     Warns:
         AttackWarning: ``zero-gradient``: the objective does not depend on some of the images.
@@ -41,7 +50,7 @@ def values_and_gradient(network: FoldedDarknet, images: Tensor, objective: Objec
     totals = gradient.abs().flatten(1).sum(1).tolist()
     if not all(map(math.isfinite, totals)):
         raise AttackInvariantError("the gradient of the objective is not finite")
-    if zeros := totals.count(0.0):
+    if not may_be_flat and (zeros := totals.count(0.0)):
         warnings.warn(
             f"zero-gradient: the loss does not depend on {zeros} of {len(totals)} images", AttackWarning, stacklevel=3
         )

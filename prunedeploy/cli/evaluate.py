@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from prunedeploy.cli.evaluate_output import print_evaluation
 from prunedeploy.cli.group import command_with_examples
-from prunedeploy.cli.options import FRACTION, PATH, count_option, store_option
-from prunedeploy.cli.output import comma_list, number, print_json, print_table, quiet_stdout
+from prunedeploy.cli.options import PATH, count_option, store_option
+from prunedeploy.cli.output import comma_list, print_json, quiet_stdout
 from prunedeploy.process_setup import keep_freed_memory
 
-if TYPE_CHECKING:
-    from prunedeploy.pipeline.evaluation import Request
-
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
+WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
 
 
 @command_with_examples(
     "evaluate",
     "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd",
     "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd --runtime torch,onnxruntime",
+    "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack noise,fgsm,pgd,ensemble --error-kinds",
     "prunedeploy evaluate yolov3-tiny.cfg --data coco/ --limit 500 --csv detections",
     "prunedeploy evaluate bundle/ --data coco/ --attack pgd --parent-cfg model.cfg --steps 20",
 )
@@ -38,14 +38,43 @@ RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
     metavar="F",
     help="Class names of a .cfg or .onnx, one per line; default: a .names file beside it.",
 )
-@click.option("--attack", type=click.Choice(["none", "pgd"]), default="none")
+@click.option(
+    "--attack",
+    "attacks",
+    metavar="NAME,...",
+    default="none",
+    help="none, noise, fgsm, pgd (the paper's), apgd, ensemble (the strongest), cw (smallest distortion that loses an "
+    "object); fgsm, pgd and apgd with an objective: apgd:box.",
+)
+@click.option(
+    "--objective",
+    metavar="O",
+    help="What fgsm, pgd and apgd drive up: total (the training loss), box, objectness, classes, class-wise, rank, "
+    "untargeted, vanish, fabricate, mislabel-most, mislabel-least; A+B sums.",
+)
+@click.option(
+    "--budget",
+    type=click.Choice(["quick", "standard", "full"]),
+    help="Steps of apgd and of each attack of the ensemble: 10, 30, 100.  [default: the build's, or standard]",
+)
+@click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", help="Of the ball of noise, apgd, ensemble.")
+@click.option(
+    "--curve",
+    is_flag=True,
+    help="The last attack again at eps 1, 2, 4, 8 and 12.75 / 255.",
+)
+@click.option(
+    "--error-kinds", is_flag=True, help="Which kinds of errors (TIDE) each attack causes, and what it breaks."
+)
+@click.option("--check", "checks", is_flag=True, help="Find out whether the attacks can be believed, on 32 images.")
 @click.option(
     "--eps",
-    type=FRACTION,
+    type=click.FloatRange(0, min_open=True),
     metavar="E",
-    help="Radius of the L-inf ball, pixels in [0, 1]. This and the next: the build's, or the paper's 0.05.",
+    help="Radius of the ball, pixels in [0, 1]; of l2, of a whole image. This and the next: the build's, or the "
+    "paper's 0.05.",
 )
-@count_option("--steps", "Gradient steps; the paper: 5.")
+@count_option("--steps", "Gradient steps of pgd; the paper: 5.")
 @click.option("--step-size", type=click.FloatRange(0, 1, min_open=True), metavar="S", help="The paper: 0.02.")
 @click.option("--random-start/--no-random-start", default=None, help="Start at a random point of the ball.")
 @count_option("--restarts", "Random starts; the worst counts, per image.")
@@ -78,6 +107,9 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     MODEL is a build's output folder, a bundle, a .onnx file, or a .cfg file with its .weights. mAP is
     COCO's, by pycocotools, at the score thresholds 0.001 and 0.5.
 
+    Of the ensemble the lowest mAP counts: of its attacks, and of the set in which each image is as the attack
+    left it that costs it most. docs/attacks.md says what each attack and objective is.
+
     Attacked images are made with the gradients of the very model that is measured (in fp32). An engine has
     none: its attacked images are made with its PyTorch parent, and that number is called transfer. A
     build's output folder has the parent; of a bundle or an .onnx file it is given with --parent-cfg.
@@ -90,12 +122,12 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     source = find_model(options.pop("model"), options.pop("weights"))
     default = "torch" if source.kind in ("darknet", "build") else "onnxruntime"
     runtimes = comma_list(runtime or default, "--runtime", RUNTIMES)
-    if options["attack"] == "none":
-        _refuse_idle_options(options)
+    attacks = _attacks(options.pop("attacks"), options.pop("objective"))
+    _refuse_idle_options(attacks, options)
     with quiet_stdout():
         from prunedeploy.pipeline.evaluation import Request, run
 
-        request = Request(source=source, runtimes=tuple(runtimes), csv_folder=csv_folder, **options)
+        request = Request(source=source, runtimes=tuple(runtimes), csv_folder=csv_folder, attacks=attacks, **options)
         document = run(request)
     for warning in document["warnings"]:
         click.echo(f"prunedeploy: warning: {warning}", err=True)
@@ -106,47 +138,31 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     if as_json:
         print_json(document)
     else:
-        _print(document, request)
+        print_evaluation(document)
+        if request.csv_folder is not None:
+            click.echo(f"\ndetections: {request.csv_folder}/")
 
 
-def _refuse_idle_options(options: dict[str, Any]) -> None:
-    names = ("eps", "steps", "step_size", "random_start", "restarts", "iterate")
-    idle = [name for name in names if options[name] is not None]
-    if idle:
-        raise click.UsageError(f"--{idle[0].replace('_', '-')} does nothing without --attack pgd")
+def _attacks(text: str, objective: str | None) -> tuple[str, ...]:
+    """References to attacks, with the objective where one is left open."""
+    attacks = tuple(name.strip() for name in text.split(",") if name.strip())
+    if attacks in {(), ("none",)}:
+        return ()
+    if "none" in attacks:
+        raise click.UsageError("--attack none excludes other attacks")
+    if objective is None:
+        return attacks
+    if not any(one in WITH_OBJECTIVE for one in attacks):
+        raise click.UsageError("--objective is for fgsm, pgd and apgd, and none of them is given without one")
+    return tuple(f"{one}:{objective}" if one in WITH_OBJECTIVE else one for one in attacks)
 
 
-def _print(document: dict[str, Any], request: Request) -> None:
-    attack, data = document["attack"], document["data"]
-    click.echo(f"{document['model']} on {data['images']} test images of {data['path']}")
-    if attack is not None:
-        starts = f", {attack['restarts']} random start(s)" if attack["random_start"] else ""
-        steps = f"{attack['steps']} step{'s' * (attack['steps'] > 1)}"
-        best = ", the best iterate of each image" if attack["iterate"] == "best" else ""
-        click.echo(f"PGD in fp32: {steps} of {attack['step_size']:g} within {attack['eps']:g}{starts}{best}")
-    rows = []
-    for result in document["results"]:
-        kinds = [("clean", "", "clean")]
-        if attack is not None:
-            kinds.append(("pgd", "_transfer", "PGD (transfer)") if result["transfer"] else ("pgd", "", "PGD"))
-        for kind, ending, label in kinds:
-            interval = result["intervals"].get(f"map_{kind}{ending}")
-            rows.append(
-                [
-                    result["runtime"],
-                    label,
-                    number(result[f"map_{kind}{ending}"]),
-                    "-" if interval is None else f"{interval[0]:.3f} to {interval[1]:.3f}",
-                    number(result[f"map50_{kind}{ending}"]),
-                    number(result[f"map_{kind}_conf50{ending}"]),
-                ]
-            )
-    click.echo()
-    print_table(["runtime", "images", "mAP", "95 % interval", "mAP50", "mAP at score 0.5"], rows, left=2)
-    if any(result["transfer"] for result in document["results"]):
-        click.echo(
-            "\ntransfer: an engine has no gradients, so its attacked images were made with its parent, "
-            f"{attack['parent']}; its own robustness may be lower"
-        )
-    if request.csv_folder is not None:
-        click.echo(f"\ndetections: {request.csv_folder}/")
+def _refuse_idle_options(attacks: tuple[str, ...], options: dict[str, Any]) -> None:
+    def given(*names: str) -> str | None:
+        return next((f"--{name.replace('_', '-')}" for name in names if options[name] not in {None, False}), None)
+
+    of_pgd = given("steps", "step_size", "random_start", "restarts", "iterate")
+    if of_pgd and not any(one.startswith("pgd") for one in attacks):
+        raise click.UsageError(f"{of_pgd} does nothing without --attack pgd")
+    if (idle := given("eps", "budget", "curve", "error_kinds", "checks")) and not attacks:
+        raise click.UsageError(f"{idle.replace('--checks', '--check')} does nothing without --attack")

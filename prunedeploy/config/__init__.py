@@ -12,10 +12,12 @@ from prunedeploy.config.blocks import AttackConfig as AttackConfig
 from prunedeploy.config.blocks import AugmentConfig as AugmentConfig
 from prunedeploy.config.blocks import BelowOne as BelowOne
 from prunedeploy.config.blocks import Block as Block
+from prunedeploy.config.blocks import Budget as Budget
 from prunedeploy.config.blocks import BuildConfig as BuildConfig
 from prunedeploy.config.blocks import EvaluationConfig as EvaluationConfig
 from prunedeploy.config.blocks import GatesConfig as GatesConfig
 from prunedeploy.config.blocks import Method as Method
+from prunedeploy.config.blocks import RobustnessConfig as RobustnessConfig
 from prunedeploy.config.blocks import ScoreName as ScoreName
 from prunedeploy.config.blocks import ScoresConfig as ScoresConfig
 from prunedeploy.config.blocks import TrainingConfig as TrainingConfig

@@ -52,6 +52,7 @@ Target = Annotated[str, Field(pattern=r"^(cpu|sm\d{2,3})$")]
 ScoreName = Literal[
     "scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input", "file"
 ]
+Budget = Literal["quick", "standard", "full"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -173,6 +174,34 @@ class AttackConfig(Block):
         if self.restarts > 1 and not self.random_start:
             raise ValueError("restarts > 1 needs random_start: true, or all restarts are the same")
         return self
+
+
+class RobustnessConfig(Block):
+    """What every network is attacked with beside ``attack``, and what is looked into; nothing unless it is asked for.
+
+    Attributes:
+        attacks: ``noise``, ``fgsm``, ``apgd``, ``ensemble`` (the strongest) and ``cw``; fgsm, pgd and apgd with an
+            objective of their own, such as ``apgd:box``. What a list under ``attack`` has after its first entry comes
+            here.
+        budget: How far apgd and the ensemble search: 10, 30 or 100 steps of each attack.
+        images: Test images that are attacked so, drawn as ``data.eval_images`` draws; null: all that are measured.
+        curve: Radii at which the last of the attacks is repeated, each in (0, 1].
+        error_kinds: Sort the errors on clean and attacked images by kind (TIDE), and count what attacks do to objects
+            that were found.
+        checks: Find out whether the attacks can be believed, on the first of the images.
+    """
+
+    attacks: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    budget: Budget = "standard"
+    images: AtLeastOne | None = None
+    curve: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(as_tuple)] = ()
+    error_kinds: bool = True
+    checks: bool = False
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self.attacks or self.curve)
 
 
 class AugmentConfig(Block):
@@ -577,6 +606,21 @@ class ReportConfig(Block):
     grid_images: Count = 8
 
 
+def _first_is_the_attack(data: Any) -> Any:
+    """Divide a list under ``attack``: the first entry stays, the others are put before ``robustness.attacks``."""
+    if not isinstance(data, dict) or not isinstance(data.get("attack"), list) or not data["attack"]:
+        return data
+    first, *others = data["attack"]
+    block = data.get("robustness") or {}
+    if not isinstance(block, dict):
+        return data
+    own = as_tuple(block.get("attacks", ()))
+    divided = {**data, "attack": {} if first == "pgd" else first}
+    if others:
+        divided["robustness"] = {**block, "attacks": (*others, *(own if isinstance(own, tuple) else ()))}
+    return divided
+
+
 class BuildConfig(Block):
     """Everything that a build depends on, apart from the content of the files it names.
 
@@ -595,7 +639,8 @@ class BuildConfig(Block):
             compute a constant or that nothing reads, exactly.
         ratio: Fraction of the weights of all prunable convolutions that is removed, in [0, 1). Of ``nm`` it is
             what the pattern gives, so it need not be said.
-        attack: What is reported, and what is trained against where a training block says nothing else.
+        attack: What is reported, and what is trained against where a training block says nothing else. May be a list,
+            whose first entry is that (``pgd``, or a block of its keys); the others are attacks of ``robustness``.
         targets: What engines are built for: ``cpu`` and compute capabilities such as ``sm86``.
     """
 
@@ -610,6 +655,7 @@ class BuildConfig(Block):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     attack: AttackConfig = AttackConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
     pretrain: PretrainConfig = PretrainConfig()
     scores: ScoresConfig = ScoresConfig()
     score_optimization: ScoreOptimizationConfig = ScoreOptimizationConfig()
@@ -626,13 +672,15 @@ class BuildConfig(Block):
 
     @model_serializer(mode="wrap")
     def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
-        """Leave ``operating_point`` out unless it is chosen, so that hashes stay as they were."""
-        default = OperatingPointConfig().model_dump()
-        return {key: value for key, value in values(self).items() if (key, value) != ("operating_point", default)}
+        """Leave two blocks out unless they are chosen, so that hashes stay as they were."""
+        younger = {"operating_point": OperatingPointConfig(), "robustness": RobustnessConfig()}
+        defaults = {name: block.model_dump() for name, block in younger.items()}
+        return {key: value for key, value in values(self).items() if key not in defaults or value != defaults[key]}
 
     @model_validator(mode="before")
     @classmethod
     def _trainings_inherit_the_attack(cls, data: Any) -> Any:
+        data = _first_is_the_attack(data)
         if not isinstance(data, dict) or not isinstance(data.get("attack", {}), dict):
             return data
         filled = dict(data)

@@ -9,11 +9,12 @@ from typing import Literal
 
 from prunedeploy_engines.errors import ConfigError
 
-Measure = Literal["map_pgd", "map_clean", "latency_ms", "onnx_bytes"]
+Measure = Literal["map_pgd", "map_clean", "map_ensemble", "latency_ms", "onnx_bytes"]
 
 NAMES: dict[str, str] = {
     "map_pgd": "robust mAP",
     "map_clean": "clean mAP",
+    "map_ensemble": "mAP under the ensemble",
     "latency_ms": "median latency",
     "onnx_bytes": "size",
 }
@@ -27,7 +28,8 @@ class RatioTarget:
     """A value that the pruned network is to have.
 
     Attributes:
-        measure: ``map_pgd`` or ``map_clean`` in (0, 1), at least; ``latency_ms`` or ``onnx_bytes``, at most.
+        measure: ``map_pgd``, ``map_clean`` or ``map_ensemble`` in (0, 1), at least; ``latency_ms`` or ``onnx_bytes``,
+            at most.
         value: In the measure's unit.
     """
 
@@ -42,7 +44,7 @@ class RatioTarget:
     @property
     def is_accuracy(self) -> bool:
         """Whether pruning takes from it, so that the highest ratio is wanted; otherwise the lowest."""
-        return self.measure in {"map_pgd", "map_clean"}
+        return self.measure in {"map_pgd", "map_clean", "map_ensemble"}
 
     def is_met_by(self, value: float) -> bool:
         """Whether a network with this value is as good as was asked for."""
@@ -90,19 +92,21 @@ def target_from_options(ratio: object, options: Mapping[str, str | None]) -> Rat
 
 
 def parse_map(text: str) -> RatioTarget:
-    """Read ``0.30`` (mAP under attack) or ``clean:0.5``.
+    """Read ``0.30`` (mAP under the configuration's attack), ``clean:0.5`` or ``ensemble:0.25``.
 
     Raises:
         ConfigError: It is neither, or not between 0 and 1.
     """
     kind, colon, rest = text.strip().rpartition(":")
     found = _NUMBER.match(rest.strip())
-    if (colon and kind not in {"clean", "pgd"}) or not found or found["unit"]:
-        raise _wrong("map", text, "is not an mAP", "write e.g. 0.30, or clean:0.5 for the mAP without attack")
+    if (colon and kind not in {"clean", "pgd", "ensemble"}) or not found or found["unit"]:
+        fix = "write e.g. 0.30, clean:0.5 for the mAP without attack, or ensemble:0.25 for that under the ensemble"
+        raise _wrong("map", text, "is not an mAP", fix)
     value = float(found["number"])
     if not 0 < value < 1:
         raise _wrong("map", text, "is not between 0 and 1", "write e.g. 0.30")
-    return RatioTarget("map_clean" if kind == "clean" else "map_pgd", value)
+    measures: dict[str, Measure] = {"clean": "map_clean", "ensemble": "map_ensemble"}
+    return RatioTarget(measures.get(kind, "map_pgd"), value)
 
 
 def parse_latency(text: str) -> RatioTarget:

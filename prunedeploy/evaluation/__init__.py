@@ -10,6 +10,11 @@ In the order of the data's flow::
     measurement       mAP of a table at both score thresholds, with intervals
     coco_map          mAP by pycocotools
     bootstrap         how far that mAP would move on other images of the same kind
+    ensemble          several attacks as one: each image as its worst leaves it
+    error_types       what kinds of errors a detector makes, and what each kind costs
+    attack_effects    what becomes of the objects that were found before an attack
+    robustness        all of that as JSON values, and robust mAP over the radius
+    attack_checks     whether an attack can be believed
 """
 
 from prunedeploy.evaluation.bootstrap import (
@@ -24,11 +29,12 @@ from prunedeploy.evaluation.bootstrap import (
 from prunedeploy.evaluation.coco_map import MapResult, coco_map, map_from, run_cocoeval
 from prunedeploy.evaluation.detection_table import DetectionTable
 from prunedeploy.evaluation.detections_csv import read_detections, write_detections
-from prunedeploy.evaluation.evaluator import Evaluation, evaluate
+from prunedeploy.evaluation.evaluator import PGD, Evaluation, evaluate, figure_name
 from prunedeploy.evaluation.measurement import Measurement, Scored, measure
 from prunedeploy.evaluation.torch_runner import TorchRunner
 
 __all__ = [
+    "PGD",
     "DetectionTable",
     "Evaluation",
     "ImageMatches",
@@ -42,6 +48,7 @@ __all__ = [
     "bootstrap_map",
     "coco_map",
     "evaluate",
+    "figure_name",
     "map_from",
     "matches_from",
     "measure",

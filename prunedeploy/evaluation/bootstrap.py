@@ -237,7 +237,7 @@ def bootstrap_map(matches: ImageMatches, *, resamples: int = RESAMPLES, seed: in
     """
     value, value_50 = (float(one[0]) for one in weighted_map(matches, _identity(matches)))
     samples, samples_50 = weighted_map(matches, draw_weights(len(matches.image_ids), resamples, seed))
-    return MapIntervals(_interval(value, samples), _interval(value_50, samples_50))
+    return MapIntervals(interval_of(value, samples), interval_of(value_50, samples_50))
 
 
 def paired_interval(
@@ -265,17 +265,23 @@ def paired_interval(
     first, second = weighted_map(reference, weights)[0], weighted_map(other, weights)[0]
     difference = second - first
     ratio = None
-    if not np.any(first == 0):  # NaN (no object in a resample) is left out by `_interval`
+    if not np.any(first == 0):  # NaN (no object in a resample) is left out by `interval_of`
         quotient = second / first
-        ratio = _interval(float(quotient[0]), quotient[1:])
-    return PairedInterval(_interval(float(difference[0]), difference[1:]), ratio)
+        ratio = interval_of(float(quotient[0]), quotient[1:])
+    return PairedInterval(interval_of(float(difference[0]), difference[1:]), ratio)
 
 
 def _identity(matches: ImageMatches) -> NDArray[np.int64]:
     return np.ones((1, len(matches.image_ids)), np.int64)
 
 
-def _interval(value: float, samples: _Floats) -> Interval | None:
+def interval_of(value: float, samples: _Floats) -> Interval | None:
+    """Percentile interval of a figure, None if it is undefined (NaN); resamples in which it is are left out.
+
+    Args:
+        value: The figure on the images as they are.
+        samples: ``(R,)``, on each resample.
+    """
     defined = samples[~np.isnan(samples)]
     if np.isnan(value) or not len(defined):
         return None

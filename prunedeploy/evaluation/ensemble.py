@@ -7,23 +7,14 @@ worst images need not have the lowest mAP. What is reported is the lowest of tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from prunedeploy.data.loader import Batch
-from prunedeploy.data.records import CocoDataset
-from prunedeploy.evaluation.bootstrap import RESAMPLES, ImageMatches, weighted_map
-from prunedeploy.evaluation.detecting import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds, detect_batch
+from prunedeploy.evaluation.bootstrap import ImageMatches, weighted_map
 from prunedeploy.evaluation.detection_table import DetectionTable
-from prunedeploy.evaluation.evaluator import Attack
-from prunedeploy.evaluation.measurement import Measurement, measure
-from prunedeploy.evaluation.torch_runner import TorchRunner
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
-from prunedeploy.models.loss import yolo_losses
+from prunedeploy.evaluation.measurement import Measurement
 
 WORST = "worst of each image"
 
@@ -50,64 +41,27 @@ class Ensemble:
         return self.worst if self.lowest == WORST else self.attacks[self.lowest]
 
 
-def evaluate_ensemble(
-    model: Darknet,
-    batches: Iterable[Batch],
-    dataset: CocoDataset,
-    attacks: Mapping[str, Attack],
-    *,
-    iou_threshold: float = IOU_THRESHOLD,
-    score_threshold: float = SCORE_THRESHOLD,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+def ensemble_of(
+    attacks: Mapping[str, Measurement],
+    losses: Mapping[str, Mapping[int, float]],
+    measured: Callable[[DetectionTable], Measurement],
 ) -> Ensemble:
-    """Attack every image in every way and measure.
+    """Let each image be met by the attack that costs it most.
 
     Args:
-        model: The network, whose own gradients the attacks use.
-        batches: An `prunedeploy.data.loader.EvaluationLoader` with its input size.
-        dataset: Ground truth; images that the loader left out do not count.
-        attacks: By name; at least one.
-        iou_threshold: As `prunedeploy.evaluation.evaluate` takes it; likewise the rest.
-        score_threshold: Of detections.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
-        progress: Called with the number of images after each batch.
+        attacks: What one detector found under each attack, on the same images; at least one.
+        losses: The detection loss of each image under each attack, by the image's id.
+        measured: Measures a table of detections as the attacks' were.
     """
-    thresholds = Thresholds(iou_threshold, score_threshold)
-    tables: dict[str, list[DetectionTable]] = {name: [] for name in attacks}
-    losses: dict[str, list[NDArray[np.float32]]] = {name: [] for name in attacks}
-    image_ids: list[int] = []
-    network = FoldedDarknet(model)
-    device = next(model.parameters()).device
-    with TorchRunner(model) as runner:
-        for batch in batches:
-            for name, attack in attacks.items():
-                images = attack(model, batch.images, batch.targets)
-                tables[name].append(detect_batch(runner, images, batch, dataset, thresholds))
-                with torch.no_grad():
-                    loss = yolo_losses(network(images.to(device)), batch.targets.to(device), model.cfg)
-                losses[name].append(loss.cpu().numpy())
-            image_ids += batch.image_ids
-            if progress is not None:
-                progress(len(batch.image_ids))
-    whole = {name: DetectionTable.concatenate(parts) for name, parts in tables.items()}
-    measured = {
-        name: measure(dataset, table, image_ids, resamples=resamples, seed=seed) for name, table in whole.items()
-    }
-    loss_of = {
-        name: dict(zip(image_ids, np.concatenate(parts).tolist(), strict=True)) for name, parts in losses.items()
-    }
-    choice = _worst_attacks({name: one.usual.matches for name, one in measured.items()}, loss_of)
+    choice = _worst_attacks({name: one.usual.matches for name, one in attacks.items()}, losses)
     worst = DetectionTable.concatenate(
-        table.of_images([image_id for image_id, name in choice.items() if name == attack])
-        for attack, table in whole.items()
+        one.detections.of_images([image_id for image_id, chosen in choice.items() if chosen == name])
+        for name, one in attacks.items()
     )
-    found = measure(dataset, worst, image_ids, resamples=resamples, seed=seed)
-    maps = {WORST: found, **measured}
+    found = measured(worst)
+    maps = {WORST: found, **attacks}
     return Ensemble(
-        attacks=measured,
+        attacks=attacks,
         worst=found,
         chosen={name: sum(one == name for one in choice.values()) for name in attacks},
         lowest=min(maps, key=lambda name: _or_one(maps[name].usual.result.map_50_95)),

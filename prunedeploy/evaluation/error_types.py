@@ -129,7 +129,7 @@ def _judge(
         detections.class_ids[rows],
         detections.scores[rows],
     )
-    iou = _iou(boxes, truth, crowd=False)
+    iou = overlaps(boxes, truth)
     same = classes[:, None] == truth_class
     taken = np.zeros(len(truth), np.bool_)
     right = np.zeros(len(rows), np.bool_)
@@ -173,15 +173,23 @@ def _error(iou: NDArray[np.float64], same: NDArray[np.bool_], taken: NDArray[np.
 def _on_crowd(image: ImageRecord, boxes: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which detections lie on a crowd region of their class by more than `FOREGROUND_IOU` of their own area."""
     regions, region_class = image.boxes_xywh[image.iscrowd].astype(np.float64), image.class_ids[image.iscrowd]
-    covered = _iou(boxes, regions, crowd=True)
+    covered = overlaps(boxes, regions, np.ones(len(regions), np.bool_))
     return ((covered > FOREGROUND_IOU) & (classes[:, None] == region_class)).any(1)
 
 
-def _iou(boxes: NDArray[np.float64], others: NDArray[np.float64], *, crowd: bool) -> NDArray[np.float64]:
-    """``(D, G)``; of crowd regions the share of the detection that they cover."""
+def overlaps(
+    boxes: NDArray[np.float64], others: NDArray[np.float64], crowd: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """IoU of detections with objects, ``(D, G)``; of crowd regions the share of the detection that they cover.
+
+    Args:
+        boxes: ``(D, 4)`` float64, left, top, width, height.
+        others: ``(G, 4)``, likewise.
+        crowd: ``(G,)``, which of the others are crowd regions; None: none.
+    """
     if not len(boxes) or not len(others):
         return np.zeros((len(boxes), len(others)))
-    return np.asarray(mask.iou(boxes, others, [crowd] * len(others)))
+    return np.asarray(mask.iou(boxes, others, [False] * len(others) if crowd is None else crowd.tolist()))
 
 
 def _ap(points: list[tuple[float, bool]], objects: int) -> float:

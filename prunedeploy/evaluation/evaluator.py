@@ -1,14 +1,15 @@
 """Evaluate any number of runners on clean and on attacked images, in one loop.
 
-The images are read once and attacked once, with the gradients of one PyTorch model; every runner then sees
-the same pixels. For the runner of that very model the result is its robust mAP; for any other, an exported
+The images are read once and attacked once in every way, with the gradients of one PyTorch model; every runner then
+sees the same pixels. For the runner of that very model the result is its robust mAP; for any other, an exported
 engine say, it is what attacks made with the parent do to it, and is marked as *transfer*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,13 +20,18 @@ from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation.bootstrap import RESAMPLES, Interval
 from prunedeploy.evaluation.detecting import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds, detect_batch
 from prunedeploy.evaluation.detection_table import DetectionTable
+from prunedeploy.evaluation.ensemble import Ensemble, ensemble_of
 from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD, Measurement, measure
 from prunedeploy.evaluation.torch_runner import TorchRunner
-from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.loss import yolo_losses
 from prunedeploy_engines.runtimes.runner import Runner
 
 Attack = Callable[[Darknet, Tensor, Tensor], Tensor]
 """``attack(model, images (B, 3, H, W), targets (T, 6)) -> attacked images``; both as a `Batch` has them."""
+
+PGD = "pgd"
+"""Name of an attack that is given without one: the paper's."""
 
 # Name in ``results.json`` (of ``clean`` or ``pgd`` images), part of a `Measurement`, and mean of that.
 _FIGURES = (
@@ -43,15 +49,17 @@ class Evaluation:
         runner: What ran, of `Runner.describe`.
         n_images: How many images were evaluated.
         clean: On the images as they are.
-        attacked: On the attacked images; None without an attack.
+        attacked: On the images as each attack left them, by its name; of an ensemble, what is reported.
         transfer: The attacked images were made with another model than the one that ran.
+        ensembles: By their names, how each came about.
     """
 
     runner: dict[str, Any]
     n_images: int
     clean: Measurement
-    attacked: Measurement | None
+    attacked: Mapping[str, Measurement]
     transfer: bool
+    ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float | None]:
         """The figures by their names in ``results.json``; None where undefined or not measured."""
@@ -65,10 +73,15 @@ class Evaluation:
         """Both means of one part of `Scored`, of clean and of attacked images."""
         found = {}
         for name, threshold, mean in _FIGURES:
-            for kind, measured in (("clean", self.clean), ("pgd", self.attacked)):
+            for kind, measured in {"clean": self.clean, **(self.attacked or {PGD: None})}.items():
                 means = None if measured is None else getattr(getattr(measured, threshold), part)
-                found[name.format(kind)] = None if means is None else getattr(means, mean)
+                found[name.format(figure_name(kind))] = None if means is None else getattr(means, mean)
         return found
+
+
+def figure_name(attack: str) -> str:
+    """How an attack is called within the names of figures: ``apgd:box`` is ``apgd_box`` in ``map_apgd_box``."""
+    return attack.replace(":", "_")
 
 
 def evaluate(
@@ -76,7 +89,8 @@ def evaluate(
     batches: Iterable[Batch],
     dataset: CocoDataset,
     *,
-    attack: Attack | None = None,
+    attack: Attack | Mapping[str, Attack] | None = None,
+    ensembles: Mapping[str, Sequence[str]] | None = None,
     attacked_model: Darknet | None = None,
     iou_threshold: float = IOU_THRESHOLD,
     score_threshold: float = SCORE_THRESHOLD,
@@ -90,8 +104,10 @@ def evaluate(
         runners: By the name their result gets; a single one is named after its runtime.
         batches: An `prunedeploy.data.loader.EvaluationLoader` with the runners' input size.
         dataset: Ground truth. Images that the loader left out (bad ones, where allowed) do not count.
-        attack: Makes the attacked images of a batch; None evaluates clean images only.
-        attacked_model: The model whose gradients ``attack`` uses.
+        attack: Makes the attacked images of a batch; several by their names, a single one is `PGD`. None evaluates
+            clean images only.
+        ensembles: Of which of the attacks each ensemble consists, by its name; see `prunedeploy.evaluation.ensemble`.
+        attacked_model: The model whose gradients the attacks use.
         iou_threshold: NMS drops a box whose IoU with a better one of its class is greater, in [0, 1].
         score_threshold: Detections have a score above it, in [0, `PAPER_SCORE_THRESHOLD`].
         resamples: Resamples of the bootstrap; 0 computes no intervals.
@@ -109,38 +125,61 @@ def evaluate(
     named = {runners.runtime: runners} if isinstance(runners, Runner) else dict(runners)
     if not 0 <= score_threshold <= PAPER_SCORE_THRESHOLD:
         raise ValueError(f"score_threshold must be in [0, {PAPER_SCORE_THRESHOLD}], got {score_threshold}")
-    if attack is not None and attacked_model is None:
+    attacks = {PGD: attack} if callable(attack) else dict(attack or {})
+    if attacks and attacked_model is None:
         raise ValueError("an attack needs the model whose gradients it uses: attacked_model")
     thresholds = Thresholds(iou_threshold, score_threshold)
-    clean: dict[str, list[DetectionTable]] = {name: [] for name in named}
-    attacked: dict[str, list[DetectionTable]] = {name: [] for name in named}
+    tables: dict[tuple[str, str], list[DetectionTable]] = defaultdict(list)  # of runner and attack; clean: ""
+    losses: dict[str, list[float]] = {one: [] for members in (ensembles or {}).values() for one in members}
+    judge = FoldedDarknet(attacked_model) if losses and attacked_model is not None else None
     image_ids: list[int] = []
     for batch in batches:
-        for name, runner in named.items():
-            clean[name].append(detect_batch(runner, batch.images, batch, dataset, thresholds))
-        if attack is not None and attacked_model is not None:
-            images = attack(attacked_model, batch.images, batch.targets)
-            _check_attacked(images, batch.images)
+        for kind, make in {"": None, **attacks}.items():
+            images = batch.images
+            if make is not None and attacked_model is not None:
+                images = make(attacked_model, batch.images, batch.targets)
+                _check_attacked(images, batch.images)
             for name, runner in named.items():
-                attacked[name].append(detect_batch(runner, images, batch, dataset, thresholds))
+                tables[name, kind].append(detect_batch(runner, images, batch, dataset, thresholds))
+            if judge is not None and kind in losses:
+                losses[kind] += _losses(judge, images, batch)
         image_ids += batch.image_ids
         if progress is not None:
             progress(len(batch.image_ids))
 
-    def measured(tables: list[DetectionTable]) -> Measurement:
-        return measure(dataset, DetectionTable.concatenate(tables), image_ids, resamples=resamples, seed=seed)
+    def measured(table: DetectionTable) -> Measurement:
+        return measure(dataset, table, image_ids, resamples=resamples, seed=seed)
 
-    return {
-        name: Evaluation(
+    def result(name: str, runner: Runner) -> Evaluation:
+        attacked = {kind: measured(DetectionTable.concatenate(tables[name, kind])) for kind in attacks}
+        found = {
+            ensemble: ensemble_of(
+                {one: attacked[one] for one in members},
+                {one: dict(zip(image_ids, losses[one], strict=True)) for one in members},
+                measured,
+            )
+            for ensemble, members in (ensembles or {}).items()
+        }
+        return Evaluation(
             runner=runner.describe(),
             n_images=len(image_ids),
-            clean=measured(clean[name]),
-            attacked=measured(attacked[name]) if attack is not None else None,
+            clean=measured(DetectionTable.concatenate(tables[name, ""])),
+            attacked=attacked | {ensemble: one.reported for ensemble, one in found.items()},
             # The model that was attacked, is it what ran?
-            transfer=attack is not None and not (isinstance(runner, TorchRunner) and runner.model is attacked_model),
+            transfer=bool(attacks) and not (isinstance(runner, TorchRunner) and runner.model is attacked_model),
+            ensembles=found,
         )
-        for name, runner in named.items()
-    }
+
+    return {name: result(name, runner) for name, runner in named.items()}
+
+
+@torch.no_grad()
+def _losses(network: FoldedDarknet, images: Tensor, batch: Batch) -> list[float]:
+    """The detection loss of each image."""
+    weight, _ = next(iter(network.folded.values()))
+    heads = network(images.to(weight.device))
+    found: list[float] = yolo_losses(heads, batch.targets.to(weight.device), network.cfg).tolist()
+    return found
 
 
 def _check_attacked(images: Tensor, clean: Tensor) -> None:

@@ -318,10 +318,11 @@ class FoldedDarknet(nn.Module):
         return activate(conv2d(x, weight, bias, layer), layer.activation, inplace=True)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the raw heads, float32 whatever the computation; see `Darknet.forward`."""
+        """Compute the raw heads, float32 whatever the computation (but float64 of float64); see `Darknet.forward`."""
         check_images(images, self.cfg)
         images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        return [head.float() for head in run_layers(self.cfg.layers, images, self.convolve)]
+        heads = run_layers(self.cfg.layers, images, self.convolve)
+        return [head if head.dtype == torch.float64 else head.float() for head in heads]
 
 
 def check_images(images: Tensor, cfg: DarknetCfg) -> None:

@@ -18,7 +18,7 @@ from prunedeploy.pipeline.networks import Networks, pruned_networks
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.ratio.search import RatioSearch
-from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ratio
+from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ratio, with_what_is_searched
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
 from prunedeploy.pipeline.stages.evaluate import (
     check_images_stage,
@@ -33,6 +33,7 @@ from prunedeploy.pipeline.stages.latency import latency_stage
 from prunedeploy.pipeline.stages.operating_point import FILE as POINTS
 from prunedeploy.pipeline.stages.operating_point import NETWORK, operating_point_stage
 from prunedeploy.pipeline.stages.pattern import pattern_stage, with_the_pattern
+from prunedeploy.pipeline.stages.robustness import check_robustness, robustness_stage, strongest_attack
 from prunedeploy.pipeline.stages.score import check_scores
 from prunedeploy.pipeline.stages.train import original_stage, pretrain_stage
 from prunedeploy.pipeline.store.key import canonical_json
@@ -80,8 +81,10 @@ def build(
     Raises:
         PrunedeployError: Anything that the user can mend; finished stages stay in the store.
     """
+    check_robustness(config)
     if target is not None:
         check_target(config, target)
+        config = with_what_is_searched(config, target)
     with ExitStack() as stack:
         folder = None
         if target is None or out is not None:
@@ -133,6 +136,10 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
         row: evaluate_stage(context, row, model, exports[row], artefacts if row == "pruned" else ())
         for row, model in rows.items()
     }
+    robustness = {}
+    if context.config.robustness.is_wanted:
+        parents = {"pruned": rows["robust"]}
+        robustness = {row: robustness_stage(context, row, model, parents.get(row)) for row, model in rows.items()}
     artefacts, failed_map = without_what_failed(evaluations["pruned"], artefacts)
     left_out += failed_map
     check_something_is_left(artefacts, left_out)
@@ -144,7 +151,10 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
         for row, model in rows.items()
     }
     gallery = gallery_stage(
-        context, rows, {row: stage.read(POINTS)[NETWORK]["score_threshold"] for row, stage in points.items()}
+        context,
+        rows,
+        {row: stage.read(POINTS)[NETWORK]["score_threshold"] for row, stage in points.items()},
+        {row: attack for row, stage in robustness.items() if (attack := strongest_attack(stage)) is not None},
     )
     latency = latency_stage(context, rows, exports, artefacts)
     return BuildResults(
@@ -157,6 +167,7 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
         missing_engines=missing_engines,
         evaluations=evaluations,
         comparison=comparison,
+        robustness=robustness,
         points=points,
         gallery=gallery,
         latency=latency,

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunedeploy.attacks import Pgd, ThreatModel
-from prunedeploy.config import BUNDLED, EvaluationConfig
+from prunedeploy.attacks import ThreatModel
+from prunedeploy.attacks.norms import Norm
+from prunedeploy.attacks.suite import Suite, attack_suite, check_references
+from prunedeploy.config import BUNDLED, Budget, EvaluationConfig, RobustnessConfig
 from prunedeploy.data.class_names import COCO_NAMES, read_names
 from prunedeploy.data.coco import Allowed, load_test_split, measured_subset
 from prunedeploy.data.demo import CLASS_NAMES
@@ -22,7 +25,9 @@ from prunedeploy.data.left_out import problem_rows
 from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.data.names_beside import names_beside
 from prunedeploy.data.records import CocoDataset
-from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, write_detections
+from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, figure_name, write_detections
+from prunedeploy.evaluation.attack_checks import CHECKED_IMAGES, Check, check_attacks, measurements
+from prunedeploy.evaluation.robustness import RADII, curve, described, looked_into
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.pipeline.context import composed_demo
 from prunedeploy.pipeline.progress import Progress
@@ -43,7 +48,12 @@ class Request:
     runtimes: tuple[str, ...]
     data: str | None
     names: Path | None
-    attack: str
+    attacks: tuple[str, ...]
+    budget: Budget | None
+    norm: Norm
+    curve: bool
+    error_kinds: bool
+    checks: bool
     eps: float | None
     steps: int | None
     step_size: float | None
@@ -79,7 +89,9 @@ def run(request: Request) -> dict[str, Any]:
     # Batch size and threads change the order of sums: with the build's, its figures are repeated to the last digit.
     batch = request.batch or settings.batch_size
     threads = request.threads or configuration.get("threads")
-    threat_model = _threat_model(request, configuration) if request.attack == "pgd" else None
+    check_references(request.attacks, "--attack")
+    threat_model = _threat_model(request, configuration) if request.attacks else None
+    budget = request.budget or RobustnessConfig.model_validate(configuration.get("robustness") or {}).budget
     needs_parent = "torch" in request.runtimes or threat_model is not None
     parent = _parent(request, configuration) if needs_parent else None
     with contextlib.ExitStack() as stack:
@@ -100,37 +112,78 @@ def run(request: Request) -> dict[str, Any]:
         warnings = [] if class_names is not None else _guess(request, dataset, parent)
         warnings += sorted({limit for limit in limits.values() if limit is not None})
         own = None if bundle is None else bundle.manifest.input
-        loader = EvaluationLoader(
-            dataset,
-            first.input_size,
-            batch,
-            (configuration.get("data") or {}).get("greyscale", False) if own is None else own.greyscale,
+        loader_of = partial(
+            EvaluationLoader,
+            input_size=first.input_size,
+            batch_size=batch,
+            greyscale=(configuration.get("data") or {}).get("greyscale", False) if own is None else own.greyscale,
             allow_bad_images=request.allow_bad_images,
             letterbox_colour=GREY if own is None else own.letterbox_colour,
             channels=first.channels,
             stretch=not _letterboxed(request, bundle, parent),
         )
-        # Random starts are keyed by pixels, as in a build.
-        attack = Pgd.against(parent, threat_model, "fp32", seed).of_model if threat_model and parent else None
+        loader = loader_of(dataset)
+        suite = Suite({}, {}, {})
+        if threat_model and parent:
+            suite = attack_suite(parent, request.attacks, threat_model, budget, norm=request.norm, seed=seed)
+        thresholds = {"iou_threshold": settings.iou_threshold, "score_threshold": settings.map_score_threshold}
         with progress.task("evaluate", len(dataset.images)) as advance:
             results = evaluate(
                 runners,
                 loader,
                 dataset,
-                attack=attack,
+                attack=suite.attacks,
+                ensembles=suite.ensembles,
                 attacked_model=None if threat_model is None else parent,
-                iou_threshold=settings.iou_threshold,
-                score_threshold=settings.map_score_threshold,
+                **thresholds,
                 resamples=request.bootstrap,
                 seed=seed,
                 progress=advance,
             )
+        measured = [one for one in request.attacks if one in suite.attacks or one in suite.ensembles]
+        rows = []
+        for name, result in results.items():
+            about = looked_into(
+                result,
+                dataset,
+                measured,
+                error_kinds=request.error_kinds,
+                resamples=request.bootstrap,
+                seed=seed,
+            )
+            rows.append({**result_row(name, result), **about})
+        over_eps: list[dict[str, Any]] = []
+        checks: list[Check] = []
+        if parent is not None and threat_model is not None and request.curve and measured:
+            with progress.task(f"{measured[-1]} over the radius", len(RADII) * len(dataset.images)) as advance:
+                over_eps = curve(
+                    parent,
+                    loader,
+                    dataset,
+                    measured[-1],
+                    threat_model,
+                    budget=budget,
+                    norm=request.norm,
+                    **thresholds,
+                    resamples=request.bootstrap,
+                    seed=seed,
+                    progress=advance,
+                )
+        if parent is not None and threat_model is not None and request.checks:
+            few = replace(dataset, images=dataset.images[:CHECKED_IMAGES])
+            with progress.task("check the attacks", measurements(None) * len(few.images)) as advance:
+                checks = check_attacks(
+                    parent, loader_of(few), few, threat_model, budget, **thresholds, seed=seed, progress=advance
+                )
     if request.csv_folder is not None:
         _write_csvs(request.csv_folder, results, dataset)
-    used = None
-    if threat_model is not None:
-        parent_name = str(request.parent_cfg or source.cfg)
-        used = {"name": "pgd", **dict(threat_model), "precision": "fp32", "seed": seed, "parent": parent_name}
+    parent_name = str(request.parent_cfg or source.cfg)
+    used = [
+        {**one, "parent": parent_name}
+        for one in (
+            [] if threat_model is None else described(suite, measured, threat_model, budget, request.norm, seed)
+        )
+    ]
     return {
         "model": str(source.given),
         "kind": source.kind,
@@ -142,9 +195,13 @@ def run(request: Request) -> dict[str, Any]:
             "class_names": list(dataset.class_names),
         },
         "warnings": warnings,
-        "attack": used,
+        # The first one, as it stood here before there could be several.
+        "attack": used[0] if used else None,
+        "attacks": used,
         "thresholds": {"map_score": settings.map_score_threshold, "iou": settings.iou_threshold},
-        "results": [result_row(name, result) for name, result in results.items()],
+        "results": rows,
+        "curve": over_eps,
+        "checks": [asdict(check) for check in checks],
     }
 
 
@@ -152,7 +209,7 @@ def result_row(name: str, result: Evaluation) -> dict[str, Any]:
     """One runtime's figures; those of attacked images made with another model end in ``_transfer``."""
 
     def named(key: str) -> str:
-        return f"{key}_transfer" if result.transfer and "pgd" in key else key
+        return f"{key}_transfer" if result.transfer and "clean" not in key else key
 
     intervals = {named(key): None if one is None else [one.low, one.high] for key, one in result.intervals().items()}
     return {
@@ -172,6 +229,13 @@ def _threat_model(request: Request, configuration: dict[str, Any]) -> ThreatMode
     values = {**dict(ThreatModel()), **(configuration.get("attack") or {}), **given}
     if values["restarts"] > 1 and not values["random_start"]:
         raise ConfigError("are all the same without --random-start", "--restarts", "add it")
+    if request.norm == "l2":
+        if request.eps is None:
+            raise ConfigError("needs a radius of its own", "--norm l2", "give it with --eps, e.g. 1 for small images")
+        # A radius of L2 may be longer than any pixel's range.
+        return ThreatModel(**{**values, "eps": 1.0}).model_copy(update={"eps": request.eps})
+    if values["eps"] > 1:
+        raise ConfigError(f"{values['eps']:g} is more than the range of a pixel, 1", "--eps", "write 8/255 as 0.0314")
     return ThreatModel(**values)
 
 
@@ -194,7 +258,7 @@ def _parent(request: Request, configuration: dict[str, Any]) -> Darknet:
         cfg, weights = parent.cfg, parent.weights
     if cfg is None or weights is None:
         needs = "has no PyTorch network to run"
-        if request.attack == "pgd":
+        if request.attacks:
             needs = "is an engine, and an engine has no gradients to attack it with"
         fix = "give the build's output folder instead, or its parent with --parent-cfg and --parent-weights"
         raise ConfigError(needs, source.given, fix)
@@ -306,5 +370,5 @@ def _dataset(
 def _write_csvs(folder: Path, results: dict[str, Evaluation], dataset: CocoDataset) -> None:
     for name, result in results.items():
         write_detections(folder / f"{name}-clean.csv", result.clean.detections, dataset)
-        if result.attacked is not None:
-            write_detections(folder / f"{name}-pgd.csv", result.attacked.detections, dataset)
+        for attack, measured in result.attacked.items():
+            write_detections(folder / f"{name}-{figure_name(attack)}.csv", measured.detections, dataset)

@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunedeploy.evaluation import figure_name
 from prunedeploy.pipeline.context import StageResult, load_stage_model
 from prunedeploy.pipeline.stages.export import ENGINE
+from prunedeploy.pipeline.stages.robustness import FILE as ROBUSTNESS
 from prunedeploy.pruning.subnet import count_parameters
+
+MEANS = (("map", ""), ("map50", ""), ("map", "_conf50"))
+"""Before and after an attack's name in the names of figures."""
 
 
 def model_row(
-    row: str, network: StageResult, export: StageResult, evaluation: StageResult, latency: Mapping[str, Any]
+    row: str,
+    network: StageResult,
+    export: StageResult,
+    evaluation: StageResult,
+    latency: Mapping[str, Any],
+    robustness: StageResult | None = None,
 ) -> dict[str, Any]:
     """Describe one network.
 
@@ -21,9 +31,18 @@ def model_row(
         export: Its ONNX file in fp32.
         evaluation: Its mAP.
         latency: ``latency.json`` of the build.
+        robustness: What other attacks do to it; its figures are added if they were measured on the same images.
     """
     model = load_stage_model(network.folder)
     figures = evaluation.read("evaluation.json")
+    own = {key: value for key, value in figures["torch"].items() if key != "transfer"}
+    if robustness is not None:
+        more = robustness.read(ROBUSTNESS)
+        if more["images"] == own["n_images"]:
+            names = {figure_name(attack["name"]) for attack in more["attacks"]}
+            keys = [f"{mean}_{name}{ending}" for mean, ending in MEANS for name in names]
+            own |= {key: more["figures"][key] for key in keys}
+            own["intervals"] = {**{key: more["intervals"][key] for key in keys}, **own["intervals"]}
     times: dict[str, Any] = dict.fromkeys(("onnxruntime", "openvino", "torch", "tensorrt"))
     for name, summary in latency["rows"].items():
         of, *engine_name, batch = name.split("|")
@@ -40,7 +59,7 @@ def model_row(
         "weights": sum(weight.numel() for weight in weights),
         "macs": model.cfg.macs,
         "onnx_bytes": (export.folder / "model.onnx").stat().st_size,
-        **{key: value for key, value in figures["torch"].items() if key != "transfer"},
+        **own,
         "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
         "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
         "latency_ms": times,

@@ -26,6 +26,7 @@ from prunedeploy.pipeline.stages.export import ENGINE, Artefact
 from prunedeploy.pipeline.stages.latency import PEAK
 from prunedeploy.pipeline.stages.operating_point import FILE as POINTS
 from prunedeploy.pipeline.stages.operating_point import NETWORK
+from prunedeploy.pipeline.stages.robustness import FILE as ROBUSTNESS
 from prunedeploy.pipeline.stages.training_run import SKIPPED
 from prunedeploy.report.page import write_report
 from prunedeploy_engines.builder.from_onnx import read_engine_file, sidecar_path
@@ -55,6 +56,7 @@ class BuildResults:
         left_out: What failed a gate or cannot be built; ``artefacts`` and ``engines`` are what is delivered.
         evaluations: mAP of each network.
         comparison: Pruned against robust.
+        robustness: Of each network, what other attacks do to it; empty unless asked for.
         points: Operating points of each network, and of the files of the pruned one.
         gallery: Pictures.
         latency: All networks.
@@ -69,6 +71,7 @@ class BuildResults:
     missing_engines: list[dict[str, str]]
     evaluations: dict[str, StageResult]
     comparison: StageResult
+    robustness: dict[str, StageResult]
     points: dict[str, StageResult]
     gallery: StageResult
     latency: StageResult
@@ -85,7 +88,9 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
     pruning = built.networks.prune.read("pruning.json")
     latency = built.latency.read("latency.json")
     rows = {
-        row: model_row(row, built.networks.rows[row], export, built.evaluations[row], latency)
+        row: model_row(
+            row, built.networks.rows[row], export, built.evaluations[row], latency, built.robustness.get(row)
+        )
         for row, export in built.exports.items()
     }
     return {
@@ -116,6 +121,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "score_report": _stage_document(context, "score", "score.json"),
         "comparisons": built.comparison.read("comparison.json"),
         "attack": {"name": "pgd", **dict(config.attack), "precision": "fp32"},
+        "robustness": {row: stage.read(ROBUSTNESS) for row, stage in built.robustness.items()},
         "data": {
             "path": config.data.path,
             "train_images": len(context.training.images),
@@ -147,6 +153,9 @@ def write_output(context: BuildContext, built: BuildResults, out: OutputFolder, 
         for name in (csv_name(engine, kind) for engine in engines):
             source = built.evaluations["pruned"].folder / name
             write_atomically(out.file(f"detections/pruned-{name}"), source.read_bytes())
+    for row, stage in built.robustness.items():
+        for path in sorted(stage.folder.glob("torch-*.csv")):
+            write_atomically(out.file(f"detections/{row}-{path.stem.removeprefix('torch-')}.csv"), path.read_bytes())
     logs = [result.folder / "log.jsonl" for result in context.results if result.name in TRAININGS]
     log = "".join(path.read_text(encoding="utf-8") for path in logs if path.is_file())
     write_atomically(out.file("log.jsonl"), log.encode())

@@ -27,7 +27,9 @@ def gallery_figure(gallery: Path | None) -> Html:
     figures = []
     for entry in entries:
         cells = [tag("span", cls="corner"), *(tag("b", row) for row in ROWS)]
-        for kind, label in (("clean", "clean"), ("pgd", "PGD")):
+        for kind, label in (("clean", "clean"), ("pgd", "PGD"), ("worst", "strongest")):
+            if not any(entry.get(f"{row}_{kind}") for row in ROWS) and kind == "worst":
+                continue
             cells.append(tag("span", label, cls="row"))
             for row in ROWS:
                 where = f"{entry.get('file_name') or 'image'}, {row}, {label}"

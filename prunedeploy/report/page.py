@@ -4,7 +4,7 @@ Every number comes from ``results.json``; this only says it in words, tables and
 SVG, pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
 
 - `words`: the headline, and what the numbers do not say.
-- `models`, `tables`, `delivery`, `figures`, `pruning`, `search`, `training`, `gallery`: what is shown.
+- `models`, `tables`, `delivery`, `figures`, `pruning`, `search`, `robustness`, `training`, `gallery`: what is shown.
 - `format`, `prunedeploy_engines.markup`: how.
 """
 
@@ -21,6 +21,7 @@ from prunedeploy.report.format import look_up, mapping, number, three_digits, wi
 from prunedeploy.report.gallery import gallery_figure
 from prunedeploy.report.models import models_table
 from prunedeploy.report.pruning import pruning_section
+from prunedeploy.report.robustness import robustness_section
 from prunedeploy.report.search import search_section
 from prunedeploy.report.tables import engines_table, gates_table, stages_table, values_list
 from prunedeploy.report.training import curves
@@ -69,10 +70,11 @@ def report_html(results: Results, log_rows: Sequence[Mapping[str, Any]], gallery
     """Return the report as text; arguments as for `write_report`."""
     results = mapping(without_nan(results))
     name = str(results.get("name") or "a build")
-    search = search_section(results)
+    search, attacks = search_section(results), robustness_section(results)
     parts: list[tuple[str, str, Node]] = [
         ("rows", "Original, robust, pruned", _comparison(results)),
         *([] if search is None else [("search", "How the ratio was found", search)]),
+        *([] if attacks is None else [("attacks", "Under other attacks", attacks)]),
         ("limits", "What these numbers do not say", _limits(results)),
         ("engines", "Engines", _engines(results)),
         ("pruning", "What was cut", pruning_section(results)),

@@ -213,6 +213,36 @@ def _about_latency(results: Results) -> Iterator[str]:
         yield f"TensorRT has sparse kernels for 2:4 only, so for {method_name(results)} it is not asked for them."
 
 
+def _stronger(results: Results) -> str:
+    """What stronger attacks leave the pruned network, as far as that was measured."""
+    network = mapping(look_up(results, "robustness", "pruned"))
+    maps = {
+        str(attack.get("name")): value
+        for attack in rows_of(network.get("attacks"))
+        if (value := number(look_up(network, "figures", figure_of(attack)))) is not None
+    }
+    own = number(model_named(results, "pruned").get("map_pgd"))
+    if not maps or own is None:
+        return "What a stronger or another attack leaves was not measured; robustness.attacks=ensemble does that."
+    name = min(maps, key=lambda one: maps[one])
+    return (
+        f"Of the others that were tried, {name} leaves the pruned network least: {map_text(maps[name])} mAP, "
+        f"where this one leaves {map_text(own)}."
+    )
+
+
+def _doubtful_attacks(results: Results) -> Iterator[str]:
+    for name, network in mapping(results.get("robustness")).items():
+        for check in rows_of(look_up(network, "checks")):
+            if check.get("passed") is False:
+                yield f"The attacks on {name} failed a check, {check.get('name')}: {check.get('says')}."
+
+
+def figure_of(attack: Mapping[str, Any]) -> str:
+    """Name of an attack's mAP among figures: ``map_apgd_box`` of ``apgd:box``."""
+    return f"map_{str(attack.get('name')).replace(':', '_')}"
+
+
 def _about_accuracy(results: Results) -> Iterator[str]:
     models = rows_of(results.get("models"))
     images = {value for model in models if (value := number(model.get("n_images"))) is not None}
@@ -226,8 +256,9 @@ def _about_accuracy(results: Results) -> Iterator[str]:
     if models:
         yield (
             "Robust means: against this attack, with these parameters, by gradients of the model under test. "
-            "What a stronger or another attack would do is not known."
+            f"{_stronger(results)}"
         )
+    yield from _doubtful_attacks(results)
     skipped = look_up(results, "data", "skipped")
     in_training = look_up(results, "data", "skipped_in_training")
     trained_without = in_training if isinstance(in_training, list) else []

@@ -75,6 +75,29 @@ def test_a_build_end_to_end_and_what_reads_its_folder(
     with (tmp_path / "csv" / "torch-pgd.csv").open() as file:
         assert next(csv.reader(file))[:3] == ["image_id", "category_id", "category"]
 
+    several = ("evaluate", out, "--attack", "noise,pgd,apgd:box,ensemble", "--budget", "quick", "--bootstrap", "10")
+    told = run(*several, "--error-kinds", "--curve", "--check", "--csv", tmp_path / "more", "--json")
+    assert told.exit_code == 0, told.stderr
+    document = json.loads(told.stdout)
+    assert [one["name"] for one in document["attacks"]] == ["noise", "pgd", "apgd:box", "ensemble"]
+    assert [one["passes"] for one in document["attacks"]] == [0, 2, 11, 66]
+    (row,) = document["results"]
+    assert row["map_pgd"] == pytest.approx(own["map_pgd"], abs=1e-9)
+    assert row["map_ensemble"] <= row["map_apgd_box"]
+    assert sum(row["ensembles"]["ensemble"]["chosen"].values()) == 4
+    assert list(row["error_kinds"]) == ["clean", "noise", "pgd", "apgd_box", "ensemble"]
+    assert set(row["effects"]["ensemble"]) == {
+        "found", "disappeared", "mislabelled", "hallucinated", "hallucinated_clean"
+    }  # fmt: skip
+    assert [round(255 * one["eps"], 2) for one in document["curve"]] == [1, 2, 4, 8, 12.75]
+    assert document["curve"][-1]["map"] == pytest.approx(row["map_ensemble"], abs=1e-9)
+    assert [one["name"] for one in document["checks"]][:3] == ["zero-gradient", "not-converged", "order-broken"]
+    assert {path.name for path in (tmp_path / "more").iterdir()} >= {"torch-noise.csv", "torch-ensemble.csv"}
+    people = run(*several, "--objective", "box")
+    assert people.exit_code == 0, people.stderr
+    assert "ensemble in fp32: within 0.05, quick budget, 66 passes of each image" in people.stdout
+    assert "PGD, box in fp32: 2 steps of 0.02 within 0.05" in people.stdout
+
     shown = run("evaluate", out / "bundle", "--data", coco, "--attack", "pgd", "--steps", "1", "--parent-cfg",
                 out / "model.cfg", "--bootstrap", "0", "--iterate", "best")  # fmt: skip
     assert shown.exit_code == 0, shown.stderr
@@ -244,7 +267,17 @@ def test_evaluate_repeats_a_builds_attack_from_random_starts(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--eps", "0.1"), "--eps does nothing without --attack pgd"),
+        (("--eps", "0.1"), "--eps does nothing without --attack"),
+        (("--attack", "noise", "--steps", "3"), "--steps does nothing without --attack pgd"),
+        (("--check",), "--check does nothing without --attack"),
+        (("--attack", "pdg"), "there is no attack 'pdg'; the nearest is pgd"),
+        (("--attack", "pgd", "--objective", "boxx"), "there is no objective 'boxx'; the nearest is box"),
+        (("--attack", "noise", "--objective", "box"), "--objective is for fgsm, pgd and apgd"),
+        (("--attack", "none,pgd"), "--attack none excludes other attacks"),
+        (("--attack", "pgd", "--eps", "0"), "--eps"),
+        (("--attack", "pgd", "--eps", "8"), "8 is more than the range of a pixel"),
+        (("--attack", "apgd", "--norm", "l2"), "--norm l2: needs a radius of its own"),
+        (("--attack", "pgd", "--norm", "l2", "--eps", "1"), "pgd searches an L-inf ball"),
         (("--attack", "pgd", "--restarts", "3"), "--random-start"),
         (("--runtime", "onnxruntime"), "cannot run on onnxruntime"),
         (("--weights", "absent.weights"), "absent.weights"),

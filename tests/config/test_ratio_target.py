@@ -21,6 +21,7 @@ from prunedeploy_engines.errors import ConfigError
         (".3", "map_pgd", 0.3),
         ("pgd:0.3", "map_pgd", 0.3),
         ("clean:0.5", "map_clean", 0.5),
+        ("ensemble:0.25", "map_ensemble", 0.25),
     ],
 )
 def test_map(text: str, measure: str, value: float) -> None:

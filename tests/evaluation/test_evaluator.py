@@ -197,7 +197,7 @@ def test_metrics_have_the_names_of_the_results_file(dataset, loader, model):
 
 def test_without_attack_and_bootstrap_their_figures_are_none(dataset, loader):
     evaluation = evaluate(TruthRunner(loader), loader, dataset, resamples=0)["onnxruntime"]
-    assert evaluation.attacked is None
+    assert evaluation.attacked == {}
     assert not evaluation.transfer
     metrics = evaluation.metrics()
     assert [name for name, value in metrics.items() if value is None] == [

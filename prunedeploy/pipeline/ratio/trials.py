@@ -23,6 +23,8 @@ from prunedeploy.pipeline.stages.evaluate import evaluate_stage
 from prunedeploy.pipeline.stages.export import Artefact, artefact_stages, export_stage, runner_key
 from prunedeploy.pipeline.stages.granularity import check_reachable
 from prunedeploy.pipeline.stages.latency import file_latency_stage
+from prunedeploy.pipeline.stages.robustness import FILE as ROBUSTNESS
+from prunedeploy.pipeline.stages.robustness import robustness_stage
 from prunedeploy.pipeline.stages.score import score_stage
 from prunedeploy_engines.errors import ConfigError, DataError, PruningError
 from prunedeploy_engines.runtimes.opening import unavailable_reason
@@ -114,6 +116,8 @@ def find_ratio(context: BuildContext, target: RatioTarget) -> tuple[RatioSearch,
 
 def final_value(context: BuildContext, built: BuildResults, target: RatioTarget) -> Measured | None:
     """The finished network's value, from the results of the build; None if it was not measured."""
+    if target.measure == "map_ensemble":
+        return _map_under_ensemble(built.robustness["pruned"])
     if target.is_accuracy:
         return _map_of(built.evaluations["pruned"], target.measure)
     if target.measure == "onnx_bytes":
@@ -187,8 +191,13 @@ def _map(context: BuildContext, measure: str) -> Measured:
     if context.config.ratio == 0:
         _, robust = unpruned_networks(context)
         score_stage(context, robust)  # what is wrong with the scores is wrong with every ratio: said before a trial
+        if measure == "map_ensemble":
+            return _map_under_ensemble(robustness_stage(context, "robust", robust, None))
         return _map_of(evaluate_stage(context, "robust", robust, export_stage(context, robust)), measure)
-    pruned = all_networks(context).pruned
+    networks = all_networks(context)
+    pruned = networks.pruned
+    if measure == "map_ensemble":
+        return _map_under_ensemble(robustness_stage(context, "pruned", pruned, networks.rows["robust"]))
     export = export_stage(context, pruned)
     # As the build does with fp32 alone; its files in other precisions are made for the chosen ratio only.
     plain = [name for name in context.config.export.precisions if name == "fp32"]
@@ -198,8 +207,24 @@ def _map(context: BuildContext, measure: str) -> Measured:
     return _map_of(evaluate_stage(fp32_only, "pruned", pruned, export, artefacts), measure)
 
 
+def with_what_is_searched(config: BuildConfig, target: RatioTarget) -> BuildConfig:
+    """The configuration, with the ensemble among its attacks if a target asks for mAP under it."""
+    block = config.robustness
+    if target.measure != "map_ensemble" or "ensemble" in block.attacks:
+        return config
+    attacks = (*block.attacks, "ensemble")
+    return config.model_copy(update={"robustness": block.model_copy(update={"attacks": attacks})})
+
+
+def _map_under_ensemble(robustness: StageResult) -> Measured:
+    return _defined(robustness.read(ROBUSTNESS)["figures"]["map_ensemble"])
+
+
 def _map_of(evaluation: StageResult, measure: str) -> Measured:
-    value = evaluation.read("evaluation.json")["torch"][measure]
+    return _defined(evaluation.read("evaluation.json")["torch"][measure])
+
+
+def _defined(value: float | None) -> Measured:
     if value is None:
         raise DataError("the test images have no boxes, so mAP is undefined", "--target-map", "give other images")
     return Measured(value)

@@ -13,10 +13,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from prunedeploy.attacks import Pgd
+from prunedeploy.attacks.suite import Attack, attack_suite
 from prunedeploy.config import result_settings
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.reading import read_record
 from prunedeploy.evaluation import (
+    PGD,
     TorchRunner,
     evaluate,
     matches_from,
@@ -25,6 +27,7 @@ from prunedeploy.evaluation import (
     run_cocoeval,
     write_detections,
 )
+from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.left_out import LeftOut, with_its_limit
 from prunedeploy.pipeline.stages.export import ENGINE, PLAIN, Artefact, cpu_runtimes, runner_key
@@ -138,8 +141,7 @@ def evaluate_stage(
                 about = {"intervals": bounds, "n_images": one.n_images, "transfer": one.transfer}
                 document[name] = {**one.metrics(), **about}
                 write_detections(result.work / csv_name(name, "clean"), one.clean.detections, context.test)
-                assert one.attacked is not None
-                write_detections(result.work / csv_name(name, "pgd"), one.attacked.detections, context.test)
+                write_detections(result.work / csv_name(name, "pgd"), one.attacked[PGD].detections, context.test)
             result.write("evaluation.json", document)
     return result
 
@@ -243,9 +245,20 @@ def compare_stage(context: BuildContext, evaluations: Mapping[str, StageResult])
 
 
 def gallery_stage(
-    context: BuildContext, models: Mapping[str, StageResult], score_thresholds: Mapping[str, float]
+    context: BuildContext,
+    models: Mapping[str, StageResult],
+    score_thresholds: Mapping[str, float],
+    strongest: Mapping[str, str],
 ) -> StageResult:
-    """Test images with boxes, clean and attacked, for each of the three networks at its own score threshold."""
+    """Test images with boxes, clean and attacked, for each of the three networks at its own score threshold.
+
+    Args:
+        context: The build.
+        models: Stages that made the networks, by row.
+        score_thresholds: Of each network.
+        strongest: Of each network the single attack that leaves it least, which is shown too; empty if only one was
+            tried.
+    """
     config = context.config
     thresholds = config.evaluation.model_dump(include={"score_threshold", "iou_threshold"})
     own = {row: score for row, score in score_thresholds.items() if score != config.evaluation.score_threshold}
@@ -257,6 +270,7 @@ def gallery_stage(
         "seed": config.seed,
         "class_names": context.class_names,
         **({"score_thresholds": own} if own else {}),
+        **({"strongest": dict(strongest), "budget": config.robustness.budget} if strongest else {}),
     }
     inputs = {row: models[row].digest for row in models}
     with context.stage("gallery", 1, settings, {**inputs, "data": context.test_key}) as result:
@@ -268,10 +282,14 @@ def gallery_stage(
                 loader = context.evaluation_loader(context.test, network, max(1, config.report.grid_images))
                 batch = next(iter(loader))
                 rows = rows or [{"image_id": one, "file_name": names[one]} for one in batch.image_ids]
-                pgd = Pgd.against(network, config.attack, "fp32", config.seed)
+                wanted = dict.fromkeys([PGD, *([strongest[row]] if row in strongest else [])])
+                suite = attack_suite(network, list(wanted), config.attack, config.robustness.budget, seed=config.seed)
+                shown = {kind: suite.attacks[name] for kind, name in zip((PGD, "worst"), wanted, strict=False)}
                 used = {**thresholds, "score_threshold": score_thresholds[row]}
                 with TorchRunner(network) as runner:
-                    for kind, number, pixels, found in detected(batch, pgd, runner, used, context.class_names):
+                    for kind, number, pixels, found in detected(
+                        batch, shown, network, runner, used, context.class_names
+                    ):
                         scale = max(1, round(480 / max(pixels.shape[:2])))
                         file = f"{number:02d}-{row}-{kind}.png"
                         Image.fromarray(draw_detections(pixels, found, scale=scale)).save(result.work / file)
@@ -281,14 +299,19 @@ def gallery_stage(
 
 
 def detected(
-    batch: Batch, pgd: Pgd, runner: Runner, thresholds: Mapping[str, Any], class_names: Sequence[str]
+    batch: Batch,
+    attacks: Mapping[str, Attack],
+    network: Darknet,
+    runner: Runner,
+    thresholds: Mapping[str, Any],
+    class_names: Sequence[str],
 ) -> Iterator[tuple[str, int, npt.NDArray[np.uint8], Detections]]:
-    """What a network finds in a batch: ``clean`` or ``pgd``, number in the batch, ``(H, W, 3)`` pixels, detections.
+    """What a network finds in a batch: ``clean`` or an attack, number in the batch, ``(H, W, 3)`` pixels, detections.
 
     Detections are those of the exact attack, whose pixels a picture rounds to 8 bits.
     """
-    attacked = pgd.of_model(pgd.model, batch.images, batch.targets)
-    for kind, images in (("clean", batch.images), ("pgd", attacked)):
+    made = {kind: attack(network, batch.images, batch.targets) for kind, attack in attacks.items()}
+    for kind, images in {"clean": batch.images, **made}.items():
         boxes, scores = runner.infer(images.numpy())
         for number, pixels in enumerate(in_three_channels(to_uint8_input(images.numpy()))):
             found = detections_from(boxes[number], scores[number], **thresholds)

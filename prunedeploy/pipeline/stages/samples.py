@@ -14,7 +14,7 @@ from torch import Tensor
 
 from prunedeploy.attacks import Pgd
 from prunedeploy.data.records import ImageRecord
-from prunedeploy.evaluation import TorchRunner
+from prunedeploy.evaluation import PGD, TorchRunner
 from prunedeploy.models.decode import cxcywh_to_xyxy
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.evaluate import detected
@@ -72,7 +72,9 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
                         "height": height,
                         "ground_truth": _ground_truth(batch.targets, width, height, context.class_names),
                     }
-                    for kind, _, pixels, found in detected(batch, pgd, runner, thresholds, context.class_names):
+                    for kind, _, pixels, found in detected(
+                        batch, {PGD: pgd.of_model}, network, runner, thresholds, context.class_names
+                    ):
                         document[kind] = [{**_box(box, name), "score": round(score, 6)} for box, score, name in found]
                         Image.fromarray(pixels).save(result.work / picture_name(kind, number))
                     documents.append(document)

@@ -1,0 +1,109 @@
+"""How the terminal shows what ``prunedeploy evaluate`` measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from prunedeploy.cli.output import number, print_table
+
+
+def print_evaluation(document: dict[str, Any]) -> None:
+    """Print the document of ``evaluate --json`` for people."""
+    data = document["data"]
+    click.echo(f"{document['model']} on {data['images']} test images of {data['path']}")
+    for attack in document["attacks"]:
+        click.echo(_said(attack))
+    rows = [
+        [
+            result["runtime"],
+            label,
+            number(result[f"map_{kind}{ending}"]),
+            "-" if (interval := result["intervals"].get(f"map_{kind}{ending}")) is None else _between(interval),
+            number(result[f"map50_{kind}{ending}"]),
+            number(result[f"map_{kind}_conf50{ending}"]),
+        ]
+        for result in document["results"]
+        for kind, ending, label in _kinds(document["attacks"], result)
+    ]
+    click.echo()
+    print_table(["runtime", "images", "mAP", "95 % interval", "mAP50", "mAP at score 0.5"], rows, left=2)
+    for result in document["results"]:
+        _print_looked_into(result)
+    _print_curve(document["curve"], document["attacks"])
+    for check in document["checks"]:
+        click.echo(f"{'passed' if check['passed'] else 'FAILED'}: {check['name']}: {check['says']}")
+    if any(result["transfer"] for result in document["results"]):
+        parent = document["attacks"][0]["parent"]
+        click.echo(
+            "\ntransfer: an engine has no gradients, so its attacked images were made with its parent, "
+            f"{parent}; its own robustness may be lower"
+        )
+
+
+def _kinds(attacks: list[dict[str, Any]], result: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Of the clean images and of each attack: its name in keys, how keys end, what people call it."""
+    ending, remark = ("_transfer", " (transfer)") if result["transfer"] else ("", "")
+    named = [(attack["name"].replace(":", "_"), ending, f"{_label(attack['name'])}{remark}") for attack in attacks]
+    return [("clean", "", "clean"), *(one for one in named if f"map_{one[0]}{one[1]}" in result)]
+
+
+def _label(name: str) -> str:
+    kind, colon, objective = name.partition(":")
+    return f"{kind if kind in {'noise', 'ensemble'} else kind.upper()}{colon and ', '}{objective}"
+
+
+def _said(attack: dict[str, Any]) -> str:
+    name, ball = attack["name"], f"within {attack['eps']:g}{' (L2)' if attack['norm'] == 'l2' else ''}"
+    if name.startswith("pgd"):
+        starts = f", {attack['restarts']} random start(s)" if attack["random_start"] else ""
+        steps = f"{attack['steps']} step{'s' * (attack['steps'] > 1)}"
+        best = ", the best iterate of each image" if attack["iterate"] == "best" else ""
+        return f"{_label(name)} in fp32: {steps} of {attack['step_size']:g} {ball}{starts}{best}"
+    budget = f", {attack['budget']} budget" if "budget" in attack else ""
+    return f"{_label(name)} in fp32: {ball}{budget}, {attack['passes']} passes of each image"
+
+
+def _between(interval: list[float]) -> str:
+    return f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _print_looked_into(result: dict[str, Any]) -> None:
+    for name, one in result.get("ensembles", {}).items():
+        shares = ", ".join(f"{attack} {count}" for attack, count in one["chosen"].items() if count)
+        click.echo(
+            f"\n{name}, {result['runtime']}: the lowest mAP is that of {one['lowest']}; "
+            f"images that each attack costs most: {shares}"
+        )
+    kinds = result.get("error_kinds") or {}
+    if not kinds:
+        return
+    costs = list(kinds["clean"]["costs"])
+    click.echo("\nWhat each kind of error costs in AP at IoU .5 (TIDE):")
+    print_table(
+        ["images", *costs], [[kind, *(number(one["costs"][cost]) for cost in costs)] for kind, one in kinds.items()]
+    )
+    click.echo("\nOf the objects that are found in the clean images, shares, and detections of nothing per object:")
+    rates = ("disappeared", "mislabelled", "hallucinated")
+    rows = [[kind, *(_rate(one[rate]) for rate in rates)] for kind, one in result["effects"].items()]
+    print_table(["images", *rates], rows)
+
+
+def _rate(interval: dict[str, float] | None) -> str:
+    return "-" if interval is None else f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+def _print_curve(rows: list[dict[str, Any]], attacks: list[dict[str, Any]]) -> None:
+    if rows:
+        click.echo(f"\n{_label(attacks[-1]['name'])} over the radius:")
+        cells = [
+            [
+                f"{row['eps']:.4f}",
+                f"{255 * row['eps']:.4g} / 255",
+                number(row["map"]),
+                "-" if row["interval"] is None else _between(row["interval"]),
+            ]
+            for row in rows
+        ]
+        print_table(["eps", "", "mAP", "95 % interval"], cells)

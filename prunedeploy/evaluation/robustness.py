@@ -1,0 +1,180 @@
+"""What is said of a network's robustness beside its mAP: how each attack worked, at which radius, and what it broke.
+
+All of it as JSON values, as ``results.json`` and ``evaluate --json`` have them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from prunedeploy.attacks.norms import Norm
+from prunedeploy.attacks.suite import Suite, attack_suite
+from prunedeploy.attacks.threat_model import ThreatModel
+from prunedeploy.config import Budget
+from prunedeploy.data.loader import Batch
+from prunedeploy.data.records import CocoDataset
+from prunedeploy.evaluation.attack_effects import attack_effects
+from prunedeploy.evaluation.bootstrap import RESAMPLES
+from prunedeploy.evaluation.error_types import error_types
+from prunedeploy.evaluation.evaluator import Evaluation, evaluate, figure_name
+from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD
+from prunedeploy.evaluation.torch_runner import TorchRunner
+from prunedeploy.models.darknet import Darknet
+
+RADII = tuple(radius / 255 for radius in (1, 2, 4, 8, 12.75))
+"""Of the curve, in pixel units of [0, 1]; the last one is the paper's 0.05."""
+
+
+def described(
+    suite: Suite, references: Sequence[str], threat_model: ThreatModel, budget: Budget, norm: Norm, seed: int
+) -> list[dict[str, Any]]:
+    """What each attack was: the budget beside its name, and what it costs.
+
+    Args:
+        suite: Of `attack_suite`, made with the other arguments.
+        references: Which of its attacks and ensembles.
+        threat_model: As `attack_suite` takes it; likewise the rest.
+        budget: Of APGD and the ensemble.
+        norm: Of the ball.
+        seed: Of random starts.
+    """
+    rows: list[dict[str, Any]] = []
+    for reference in references:
+        name = reference.partition(":")[0]
+        row: dict[str, Any] = {"name": reference, "eps": threat_model.eps, "norm": norm}
+        if name == "pgd":
+            row |= dict(threat_model)
+        if name in {"apgd", "ensemble"}:
+            row |= {"budget": budget}
+        if reference in suite.ensembles:
+            row |= {"attacks": list(suite.ensembles[reference])}
+        rows.append({**row, "passes": suite.passes[reference], "precision": "fp32", "seed": seed})
+    return rows
+
+
+def looked_into(
+    found: Evaluation,
+    dataset: CocoDataset,
+    references: Sequence[str],
+    *,
+    error_kinds: bool,
+    score_threshold: float = PAPER_SCORE_THRESHOLD,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How ensembles came about, and what attacks broke.
+
+    Args:
+        found: Of one runner.
+        dataset: That it was measured on.
+        references: The attacks and ensembles to look into.
+        error_kinds: Sort errors too, which takes longer than everything else here.
+        score_threshold: Of the detections that count as found, in [0, 1]; errors are of all detections.
+        resamples: Of bootstrap intervals.
+        seed: Of the bootstrap.
+
+    Returns:
+        ``ensembles`` by name: mAP of the set of worst images, ``lowest``, ``chosen`` and mAP of each attack.
+        ``error_kinds`` (of clean images too) and ``effects`` by attack.
+    """
+    image_ids = found.clean.usual.matches.image_ids.tolist()
+    document: dict[str, Any] = {
+        "ensembles": {
+            name: {
+                "lowest": one.lowest,
+                "map_worst": one.worst.usual.result.map_50_95,
+                "chosen": dict(one.chosen),
+                "map": {attack: measured.usual.result.map_50_95 for attack, measured in one.attacks.items()},
+            }
+            for name, one in found.ensembles.items()
+        }
+    }
+    if error_kinds:
+        clean = found.clean.detections
+        tables = {"clean": clean, **{name: found.attacked[name].detections for name in references}}
+        document["error_kinds"] = {
+            figure_name(name): asdict(error_types(dataset, table, image_ids)) for name, table in tables.items()
+        }
+        document["effects"] = {
+            figure_name(name): asdict(
+                attack_effects(
+                    dataset,
+                    clean,
+                    found.attacked[name].detections,
+                    image_ids,
+                    score_threshold=score_threshold,
+                    resamples=resamples,
+                    seed=seed,
+                )
+            )
+            for name in references
+        }
+    return document
+
+
+def curve(
+    model: Darknet,
+    batches: Iterable[Batch],
+    dataset: CocoDataset,
+    reference: str,
+    threat_model: ThreatModel,
+    radii: Sequence[float] = RADII,
+    *,
+    budget: Budget = "standard",
+    norm: Norm = "linf",
+    iou_threshold: float,
+    score_threshold: float,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Robust mAP of a network over the radius of the ball.
+
+    Args:
+        model: The network, in PyTorch.
+        batches: May be gone through several times, as an `prunedeploy.data.loader.EvaluationLoader` may.
+        dataset: Ground truth.
+        reference: The attack or ensemble.
+        threat_model: Its ball is replaced; PGD's steps keep their share of the radius.
+        radii: In the order in which they are wanted.
+        budget: As `attack_suite` takes it.
+        norm: Of the ball.
+        iou_threshold: As `evaluate` takes it; likewise the rest.
+        score_threshold: Of detections.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap and of random starts.
+        progress: Called with the number of images after each batch, of each radius.
+
+    Returns:
+        A row per radius: ``eps``, ``map`` and its ``interval``.
+    """
+    rows = []
+    with TorchRunner(model) as runner:
+        for eps in radii:
+            scaled = {"eps": eps, "step_size": threat_model.step_size * eps / threat_model.eps}
+            suite = attack_suite(
+                model, [reference], threat_model.model_copy(update=scaled), budget, norm=norm, seed=seed
+            )
+            found = evaluate(
+                runner,
+                batches,
+                dataset,
+                attack=suite.attacks,
+                ensembles=suite.ensembles,
+                attacked_model=model,
+                iou_threshold=iou_threshold,
+                score_threshold=score_threshold,
+                resamples=resamples,
+                seed=seed,
+                progress=progress,
+            )[runner.runtime]
+            name = f"map_{figure_name(reference)}"
+            interval = found.intervals()[name]
+            rows.append({
+                "eps": eps,
+                "map": found.metrics()[name],
+                "interval": None if interval is None else [interval.low, interval.high],
+            })  # fmt: skip
+    return rows
