@@ -1,4 +1,4 @@
-"""What attacks leave of a network's mAP, and what they cost: the paper's PGD, longer PGD, single objectives, the ensemble.
+"""What attacks leave of a network's mAP, and what they cost: the paper's PGD, longer PGD, objectives, the ensemble.
 
     python benchmarks/attack_suite.py MODEL.cfg MODEL.weights [--images 100] [--budget standard] [--out ROWS.jsonl]
 

@@ -38,6 +38,11 @@ SWEEP = """\
 name: tiny
 base: smoke
 settings:
+  attack: [{{steps: 2}}, ensemble]
+  robustness:
+    budget: quick
+    images: 2
+    error_kinds: false
   model:
     cfg: {folder}/tiny.cfg
     weights: {folder}/tiny.weights

@@ -8,7 +8,7 @@ from dataclasses import replace
 from prunedeploy.study.statistics.cells import Study, study_from_rows
 from prunedeploy.study.statistics.claim_rules import Part, Verdict
 from prunedeploy.study.statistics.claims import Answer, answer_claims
-from prunedeploy.study.statistics.design import MAP_PGD, MAP_PGD_CONF50
+from prunedeploy.study.statistics.design import MAP_ENSEMBLE, MAP_PGD, MAP_PGD_CONF50
 from prunedeploy.study.statistics.paper import paper_rows
 from prunedeploy_engines.markup.html import Html, join, tag
 from prunedeploy_engines.markup.page import bullets, details, note, tiles
@@ -30,14 +30,15 @@ def claims_table(study: Study, answers: Sequence[Answer], compare_paper: bool) -
         study: The data.
         answers: The study's answers, in robust mAP as it is meant there.
         compare_paper: Whether the answers of the paper's own numbers stand beside them. Those at the other score
-            threshold do if the rows have it.
+            threshold and under the ensemble of attacks do if the rows have them.
     """
     columns: list[tuple[str, dict[str, Answer]]] = []
     other = MAP_PGD_CONF50 if study.map_metric == MAP_PGD else MAP_PGD
-    if study.has(other):
-        again = answer_claims(replace(study, map_metric=other))
-        threshold = "0.5" if other == MAP_PGD_CONF50 else "0.001"
-        columns.append((f"at score threshold {threshold}", {answer.claim.key: answer for answer in again}))
+    threshold = "0.5" if other == MAP_PGD_CONF50 else "0.001"
+    for metric, name in ((other, f"at score threshold {threshold}"), (MAP_ENSEMBLE, "under the ensemble of attacks")):
+        if study.has(metric):
+            again = answer_claims(replace(study, map_metric=metric))
+            columns.append((name, {answer.claim.key: answer for answer in again}))
     if compare_paper:
         paper = answer_claims(study_from_rows(paper_rows()))
         columns.append(("the paper's numbers, by the same rule", {answer.claim.key: answer for answer in paper}))

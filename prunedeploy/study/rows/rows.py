@@ -35,6 +35,7 @@ class Row(BaseModel):
         map_clean: The same on clean images.
         map_pgd_conf50: At the paper's score threshold of 0.5.
         map_clean_conf50: The same on clean images.
+        map_ensemble: Under the ensemble of attacks, else as ``map_pgd``; of studies whose ``robustness`` asks for it.
         time_ms: Mean inference time of one image, milliseconds.
         runtime: What ``time_ms`` was measured with, e.g. ``onnxruntime``.
         machine: Where ``time_ms`` was measured; times of two machines are never compared.
@@ -60,6 +61,7 @@ class Row(BaseModel):
     map_clean: Map | None = None
     map_pgd_conf50: Map | None = None
     map_clean_conf50: Map | None = None
+    map_ensemble: Map | None = None
     time_ms: PositiveFloat | None = None
     runtime: Text | None = None
     machine: Text | None = None
@@ -89,7 +91,7 @@ class Row(BaseModel):
 
 
 MAPS = ("map_pgd", "map_clean", "map_pgd_conf50", "map_clean_conf50")
-MEASURED = (*MAPS, "time_ms", "score_seconds", "optimise_seconds")
+MEASURED = (*MAPS, "map_ensemble", "time_ms", "score_seconds", "optimise_seconds")
 """Fields that count as results."""
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from prunedeploy.study.rows.rows import CellKey, Row
 from prunedeploy.study.statistics.design import (
+    MAP_ENSEMBLE,
     MAP_PGD,
     MAP_PGD_CONF50,
     PAPER_CONFIGURATIONS,
@@ -93,7 +94,7 @@ class Study:
     def _values(self) -> dict[tuple[str, str, float], dict[int, float]]:
         found: dict[tuple[str, str, float], dict[int, float]] = {}
         for row in self.rows:
-            for field in (MAP_PGD.field, MAP_PGD_CONF50.field, TIME_MS.field):
+            for field in (MAP_PGD.field, MAP_PGD_CONF50.field, MAP_ENSEMBLE.field, TIME_MS.field):
                 value = getattr(row, field)
                 if value is None or (field == TIME_MS.field and _bench(row) != self.bench):
                     continue

@@ -138,4 +138,5 @@ class Metric:
 
 MAP_PGD = Metric("map_pgd", "mAP under PGD", "", 3)
 MAP_PGD_CONF50 = Metric("map_pgd_conf50", "mAP under PGD, score threshold 0.5", "", 3)
+MAP_ENSEMBLE = Metric("map_ensemble", "mAP under the ensemble of attacks", "", 3)
 TIME_MS = Metric("time_ms", "Inference time", "ms", 1)

@@ -11,6 +11,8 @@ from prunedeploy.pipeline.networks import pruned_networks, unpruned_networks
 from prunedeploy.pipeline.stages.evaluate import check_images_stage, evaluate_stage
 from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, export_stage
 from prunedeploy.pipeline.stages.latency import file_latency_stage
+from prunedeploy.pipeline.stages.robustness import FILE as ROBUSTNESS
+from prunedeploy.pipeline.stages.robustness import robustness_stage
 from prunedeploy.pipeline.stages.train import original_stage
 from prunedeploy.pipeline.store.key import machine_id, read_record
 from prunedeploy.pipeline.store.store import read_json
@@ -29,6 +31,7 @@ class CellStages:
         network: The finished network.
         export: Its ONNX file.
         evaluation: Its mAP.
+        robustness: What other attacks do to it; None unless the configuration asks for it.
         cut: What the achieved ratio is taken from; None of the network as given.
         scoring: The initial importance scores; None of the network as given.
         optimisation: Optimisation of the scores; None where that step is left out.
@@ -37,6 +40,7 @@ class CellStages:
     network: StageResult
     export: StageResult
     evaluation: StageResult
+    robustness: StageResult | None
     cut: StageResult | None = None
     scoring: StageResult | None = None
     optimisation: StageResult | None = None
@@ -61,14 +65,30 @@ def trained_stages(
     if is_reference:
         network = original_stage(context)
         export = export_stage(context, network)
-        return CellStages(network, export, evaluate_stage(context, "original", network, export))
+        evaluation = evaluate_stage(context, "original", network, export)
+        return CellStages(network, export, evaluation, _robustness(context, "original", network, None))
     networks = pruned_networks(context, *unpruned(context))
     export = export_stage(context, networks.pruned)
     evaluation = evaluate_stage(context, "pruned", networks.pruned, export)
+    robustness = _robustness(context, "pruned", networks.pruned, networks.robust)
     by_name = {result.name: result for result in context.results}
     return CellStages(
-        networks.pruned, export, evaluation, networks.prune, by_name["score"], by_name.get("optimise-scores")
+        networks.pruned,
+        export,
+        evaluation,
+        robustness,
+        networks.prune,
+        by_name["score"],
+        by_name.get("optimise-scores"),
     )
+
+
+def _robustness(
+    context: BuildContext, row: str, network: StageResult, parent: StageResult | None
+) -> StageResult | None:
+    if not context.config.robustness.is_wanted:
+        return None
+    return robustness_stage(context, row, network, parent)
 
 
 def timing_runtime(context: BuildContext) -> str | None:
@@ -109,6 +129,8 @@ def training_values(stages: CellStages) -> dict[str, Any]:
     values: dict[str, Any] = {name: evaluation[name] for name in MAPS}
     if values["map_clean"] is None:
         raise DataError("mAP is not defined: the test images have no boxes", "data.path", "give images with boxes")
+    if stages.robustness is not None:
+        values["map_ensemble"] = read_json(stages.robustness.folder / ROBUSTNESS)["figures"].get("map_ensemble")
     values["params"] = count_parameters(load_stage_model(stages.network.folder))
     if stages.cut is None or stages.scoring is None:
         return values

@@ -27,7 +27,7 @@ from prunedeploy.study.sweep.worker_process import WorkerProcess
 from prunedeploy_engines.errors import ConfigError, StoreError
 from tiny_study import child_workers, run_tiny
 
-MEASURED = ("ratio_achieved", "params", "map_pgd", "map_clean", "map_pgd_conf50", "map_clean_conf50")
+MEASURED = ("ratio_achieved", "params", "map_pgd", "map_ensemble", "map_clean", "map_pgd_conf50", "map_clean_conf50")
 
 
 def rows_of(out: Path) -> list[Row]:
@@ -55,6 +55,8 @@ def test_every_model_has_a_row_with_what_its_stages_wrote(finished: Any) -> None
     assert sorted((one["map_clean"], one["map_pgd"]) for one in evaluations) == sorted(
         (row.map_clean, row.map_pgd) for row in rows
     )
+    attacked = [json.loads(path.read_text()) for path in finished.store.glob("results/robustness-*/robustness.json")]
+    assert sorted(one["figures"]["map_ensemble"] for one in attacked) == sorted(row.map_ensemble for row in rows)
     for row in rows:
         if row.configuration == "structured-scaled":
             assert abs((row.ratio_achieved or 0) - 0.5) <= 0.01
