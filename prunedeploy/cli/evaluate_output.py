@@ -29,8 +29,9 @@ def print_evaluation(document: dict[str, Any]) -> None:
     ]
     click.echo()
     print_table(["runtime", "images", "mAP", "95 % interval", "mAP50", "mAP at score 0.5"], rows, left=2)
+    labels = {attack["name"].replace(":", "_"): _label(attack["name"]) for attack in document["attacks"]}
     for result in document["results"]:
-        _print_looked_into(result)
+        _print_looked_into(result, {"clean": "clean", **labels})
     _print_curve(document["curve"], document["attacks"])
     for check in document["checks"]:
         click.echo(f"{'passed' if check['passed'] else 'FAILED'}: {check['name']}: {check['says']}")
@@ -62,31 +63,31 @@ def _said(attack: dict[str, Any]) -> str:
         best = ", the best iterate of each image" if attack["iterate"] == "best" else ""
         return f"{_label(name)} in fp32: {steps} of {attack['step_size']:g} {ball}{starts}{best}"
     budget = f", {attack['budget']} budget" if "budget" in attack else ""
-    return f"{_label(name)} in fp32: {ball}{budget}, {attack['passes']} passes of each image"
+    passes = f"{attack['passes']} pass{'es' * (attack['passes'] != 1)} of each image"
+    return f"{_label(name)} in fp32: {ball}{budget}, {passes}"
 
 
 def _between(interval: list[float]) -> str:
     return f"{interval[0]:.3f} to {interval[1]:.3f}"
 
 
-def _print_looked_into(result: dict[str, Any]) -> None:
+def _print_looked_into(result: dict[str, Any], labels: dict[str, str]) -> None:
     for name, one in result.get("ensembles", {}).items():
-        shares = ", ".join(f"{attack} {count}" for attack, count in one["chosen"].items() if count)
-        click.echo(
-            f"\n{name}, {result['runtime']}: the lowest mAP is that of {one['lowest']}; "
-            f"images that each attack costs most: {shares}"
-        )
+        lowest = f"that of {one['lowest']}" if one["lowest"] in one["map"] else "where each image has its worst attack"
+        shares = ", ".join(f"{_label(attack)} of {count}" for attack, count in one["chosen"].items() if count)
+        click.echo(f"\n{name} on {result['runtime']}: the lowest mAP is {lowest}.\nWorst attack of images: {shares}.")
     kinds = result.get("error_kinds") or {}
     if not kinds:
         return
     costs = list(kinds["clean"]["costs"])
     click.echo("\nWhat each kind of error costs in AP at IoU .5 (TIDE):")
     print_table(
-        ["images", *costs], [[kind, *(number(one["costs"][cost]) for cost in costs)] for kind, one in kinds.items()]
+        ["images", *costs],
+        [[labels[kind], *(number(one["costs"][cost]) for cost in costs)] for kind, one in kinds.items()],
     )
     click.echo("\nOf the objects that are found in the clean images, shares, and detections of nothing per object:")
     rates = ("disappeared", "mislabelled", "hallucinated")
-    rows = [[kind, *(_rate(one[rate]) for rate in rates)] for kind, one in result["effects"].items()]
+    rows = [[labels[kind], *(_rate(one[rate]) for rate in rates)] for kind, one in result["effects"].items()]
     print_table(["images", *rates], rows)
 
 
