@@ -173,7 +173,11 @@ def _maps(
 
 def _zero_gradient(caught: list[warnings.WarningMessage]) -> Check:
     found = sorted({str(one.message) for one in caught if issubclass(one.category, AttackWarning)})
-    says = found[0] if found else "every image has a gradient in every step of every attack"
+    says = (
+        found[0].removeprefix("zero-gradient: ")
+        if found
+        else "every image has a gradient in every step of every attack"
+    )
     return Check("zero-gradient", not found, says)
 
 
@@ -226,7 +230,8 @@ def _repeatable(model: Darknet, batch: Batch) -> Check:
     furthest = max(
         float((one - other).abs().max()) for heads in passes for one, other in zip(passes[0], heads, strict=True)
     )
-    return Check("randomness", furthest == 0, f"five passes over one image differ by up to {furthest:g}")
+    says = f"five passes over one image {'are the same' if furthest == 0 else f'differ by up to {furthest:g}'}"
+    return Check("randomness", furthest == 0, says)
 
 
 def _gradient(model: Darknet, batch: Batch) -> Check:

@@ -19,7 +19,7 @@ from prunedeploy.report.format import (
 )
 from prunedeploy.report.words import Results, figure_of
 from prunedeploy_engines.markup.html import Html, Node, join, tag
-from prunedeploy_engines.markup.page import bullets, note, table
+from prunedeploy_engines.markup.page import note, table
 from prunedeploy_engines.markup.scales import Axis, scale_end
 from prunedeploy_engines.markup.svg import Drawing, Key
 
@@ -148,11 +148,11 @@ def _rate(value: object) -> Html | str:
 
 
 def _checks(networks: Mapping[str, Mapping[str, Any]]) -> Html | None:
-    lines = [
-        f"{name}: {one.get('name')}: {'passed' if one.get('passed') is True else 'FAILED'}: {one.get('says')}"
-        for name, network in networks.items()
-        for one in rows_of(network.get("checks"))
-    ]
-    if not lines:
+    rows: list[list[Node]] = []
+    for name, network in networks.items():
+        for one in rows_of(network.get("checks")):
+            outcome = "passed" if one.get("passed") is True else tag("b", "FAILED")
+            rows.append([name, plain(one.get("name")), outcome, plain(one.get("says"))])
+    if not rows:
         return None
-    return join(tag("h3", "Can these attacks be believed?"), bullets(lines))
+    return join(tag("h3", "Can these attacks be believed?"), table(["Network", "Check", "", "What was found"], rows))
