@@ -359,19 +359,29 @@ class ScoreOptimizationConfig(TrainingConfig):
     Attributes:
         enabled: Whether this step is taken; null: for every score but ``deeplift``, which replaces steps 2 and 3 in
             the paper. Scores start from HYDRA's scale, whatever score they are.
+        share: Take this part of ``finetune.steps`` for this step, in the place of ``steps``: so configurations with and
+            without it train for as many steps in all, and so does ratio 0, where nothing is scored.
         freeze_bn: Keep batch norm as it is, with the statistics of the unpruned network. For comparison only: scores
             learn nothing that way.
         bn_lr: Learning rate of batch norm's scale and shift, which train beside the scores.
     """
 
     enabled: bool | None = None
+    share: Annotated[float, Field(gt=0, lt=1)] | None = None
     freeze_bn: bool = False
     lr: Positive = 0.005
     bn_lr: Positive = 0.01
     weight_decay: NonNegative = 0.0
 
+    @model_serializer(mode="wrap")
+    def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave ``share`` out unless it is chosen, as `AttackConfig` does ``iterate``."""
+        return {key: value for key, value in values(self).items() if (key, value) != ("share", None)}
+
     @model_validator(mode="after")
     def _frozen_while_something_is_trained(self) -> ScoreOptimizationConfig:
+        if self.share is not None:
+            return self
         if self.enabled and self.steps == 0:
             raise ValueError("enabled true asks for score optimisation, and steps is 0; give steps, or leave it out")
         if self.freeze_bn and (self.enabled is False or self.steps == 0):
@@ -723,7 +733,22 @@ class BuildConfig(Block):
     def optimises_scores(self) -> bool:
         """Whether step 3 is taken wherever something is pruned."""
         block = self.score_optimization
-        return block.steps > 0 and (self.scores.name != "deeplift" if block.enabled is None else block.enabled)
+        taken = block.steps > 0 or block.share is not None
+        return taken and (self.scores.name != "deeplift" if block.enabled is None else block.enabled)
+
+    def with_divided_steps(self) -> BuildConfig:
+        """The same with ``score_optimization.share`` made into steps of either training; what stages are given."""
+        block = self.score_optimization
+        if block.share is None:
+            return self
+        divided = self.optimises_scores and self.ratio > 0
+        steps = round(block.share * self.finetune.steps) if divided else 0
+        return self.model_copy(
+            update={
+                "score_optimization": block.model_copy(update={"steps": steps, "share": None}),
+                "finetune": self.finetune.model_copy(update={"steps": self.finetune.steps - steps}),
+            }
+        )
 
     @property
     def sparse_weights(self) -> bool:

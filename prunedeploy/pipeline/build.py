@@ -85,6 +85,7 @@ def build(
     if target is not None:
         check_target(config, target)
         config = with_what_is_searched(config, target)
+    config = config.with_divided_steps()
     with ExitStack() as stack:
         folder = None
         if target is None or out is not None:

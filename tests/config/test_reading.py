@@ -651,3 +651,24 @@ def test_an_error_in_a_method_s_block_names_its_line(tmp_path: Path) -> None:
 def test_keys_that_share_a_yaml_alias_are_set_apart() -> None:
     config = load_config("demo", ["finetune.augment.hue=0.3"])
     assert (config.finetune.augment.hue, config.pretrain.augment.hue) == (0.3, 0.02)
+
+
+def test_a_share_of_the_steps_optimises_scores_and_at_ratio_0_all_of_them_fine_tune():
+    shared = ("score_optimization.share=0.4", "finetune.steps=100", "method=unstructured", "scores.name=scaled")
+
+    def steps(*more: str) -> tuple[int, int]:
+        config = load_config("demo", [*shared, *more]).with_divided_steps()
+        assert config.score_optimization.share is None
+        return config.score_optimization.steps, config.finetune.steps
+
+    assert steps("ratio=0.5") == (40, 60)
+    assert steps("ratio=0") == (0, 100)
+    assert steps("ratio=0.5", "scores.name=deeplift") == (0, 100)
+    assert steps("ratio=0.5", "scores.name=deeplift", "score_optimization.enabled=true") == (40, 60)
+    # Divided by hand, it is the same configuration; and one without a share is left as it is.
+    divided = ("score_optimization.steps=40", "finetune.steps=60", "ratio=0.5")
+    by_hand = load_config("demo", [*shared[2:], *divided])
+    assert as_dict(load_config("demo", [*shared, "ratio=0.5"]).with_divided_steps()) == as_dict(by_hand)
+    assert by_hand.with_divided_steps() is by_hand
+    with pytest.raises(ConfigError, match=r"score_optimization\.share"):
+        load_config("demo", ["score_optimization.share=1.5"])

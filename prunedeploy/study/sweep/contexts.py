@@ -29,6 +29,7 @@ class Contexts:
         Raises:
             PrunedeployError: As `open_context`.
         """
+        config = config.with_divided_steps()
         data = as_dict(config.data)
         del data["greyscale"]  # read image by image
         key = canonical_json([as_dict(config.model), data, config.device, config.threads, config.pretrain.start])

@@ -40,7 +40,7 @@ def expected_work(planned: PlannedCell) -> float:
     Trainings only: that is what models differ in. A step passes an image forward and back once for every step of its
     attack and once to train; where filters leave, a network takes less by about their ratio.
     """
-    config = planned.cell.config
+    config = planned.cell.config.with_divided_steps()
     trained = 0.0 if config.pretrain.start == "bundled" else 1.0
     left = 1 - config.ratio if config.method in ("structured", "hybrid") else 1.0
     blocks: dict[str, tuple[TrainingConfig, float]] = {
