@@ -78,7 +78,7 @@ ONLY = ("configuration", "ratio", "seed")
     "--only",
     multiple=True,
     metavar="KEY=V,...",
-    help="Only these cells: configuration=NAME,..., ratio=R,... or seed=N,...; may be repeated.",
+    help="Only these cells: configuration=NAME,..., ratio=R,... or seed=N,...; repeated, values of one key add up.",
 )
 @click.option("--retry", is_flag=True, help="Try models again that failed before.")
 @click.option(
@@ -178,19 +178,22 @@ def select_cells(sweep: Sweep, only: Sequence[str]) -> list[Cell]:
     Raises:
         click.UsageError: A key or value that the sweep does not have, or nothing is left.
     """
-    cells = list(sweep.cells)
+    chosen: dict[int, set[str]] = {}
     for text in only:
         key, equals, values = text.partition("=")
         if key not in ONLY or not equals:
             raise click.UsageError(f"--only {text!r} is not of the form {'=..., '.join(ONLY)}=...")
         place = ONLY.index(key)
-        known = {_spelled(cell.key[place]): None for cell in cells}
+        known = {_spelled(cell.key[place]): None for cell in sweep.cells}
         wanted = [_spelled(value.strip(), key) for value in values.split(",") if value.strip()]
         missing = [value for value in wanted if value not in known]
         if missing or not wanted:
             what = f"--only {text!r}: {f'there is no {key} {missing[0]}' if missing else 'is empty'}"
             raise click.UsageError(f"{what}; there are: {', '.join(known)}")
-        cells = [cell for cell in cells if _spelled(cell.key[place]) in wanted]
+        chosen.setdefault(place, set()).update(wanted)
+    cells = [cell for cell in sweep.cells if all(_spelled(cell.key[place]) in some for place, some in chosen.items())]
+    if not cells:
+        raise click.UsageError(f"--only {' and '.join(only)}: no model is all of that")
     return cells
 
 

@@ -108,6 +108,8 @@ def test_dry_run_counts_and_computes_nothing(tiny_study: TinyStudy, tmp_path: Pa
     assert "time left: unknown" in shown.stdout
     less = json.loads(run("sweep", *places, "--dry-run", "--json", "--only", "seed=1").stdout)
     assert less["models"] == 2
+    both = ("--only", "seed=0", "--only", "seed=1")
+    assert json.loads(run("sweep", *places, "--dry-run", "--json", *both).stdout)["models"] == 6
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,7 @@ def test_dry_run_counts_and_computes_nothing(tiny_study: TinyStudy, tmp_path: Pa
         (["--only", "seed=7"], "there is no seed 7; there are: 0, 1"),
         (["--only", "ratio=0.25"], "there is no ratio 0.25; there are: 0, 0.5"),
         (["--only", "run=1"], "not of the form"),
+        (["--only", "configuration=original", "--only", "ratio=0.5"], "no model is all of that"),
         (["--workers", "0"], "0 is not in the range"),
         (["--executor", "slurm"], "'slurm' is not"),
         (["--ray-address", "auto"], "--ray-address and --gpus-per-task are for --executor ray"),
