@@ -117,6 +117,7 @@ def main() -> None:
                 trained = pretrain_stage(context, original_stage(context))
                 measured = measured_stage(context, trained, arguments.images, arguments.budget)
             row = {"option": name, "seed": seed, "steps": arguments.steps, "batch_size": config.pretrain.batch_size}
+            row |= {"network": trained.digest[:12]}
             row |= {"images": min(arguments.images, len(context.test.images)), "budget": arguments.budget}
             identity = list(row.items())
             row |= {"training_passes": arguments.steps * passes_per_step(config.pretrain)}
