@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -21,6 +22,16 @@ BUNDLED = "demo"
 """The value of ``model.weights`` and ``data.path`` that means: what comes with the package."""
 
 TRAININGS = ("pretrain", "score_optimization", "finetune")
+
+
+ROBUST_KEYS = ("adversarial", "attack_objective", "replays", "clean_share")
+"""Keys of a training that say how attacked images are made and mixed."""
+
+ATTACK_OBJECTIVES = (
+    "total", "box", "objectness", "classes", "class-wise", "rank", "untargeted", "vanish", "fabricate",
+    "mislabel-most", "mislabel-least",
+)  # fmt: skip
+"""The names of `prunedeploy.attacks.objectives.OBJECTIVES`, which cannot be imported without PyTorch."""
 
 
 class Block(BaseModel):
@@ -255,6 +266,13 @@ class TrainingConfig(Block):
         clip_norm: Largest norm of the gradient; null: not clipped.
         augment: Augmentation; null: none.
         attack: The attack to train against. Keys left out are those of the top-level ``attack``.
+        adversarial: Which attacked image is trained on: ``pgd``, the attack's; ``mtd``, of one attack on objectness and
+            classes and one on boxes, the stronger; ``objectness-aware``, of one on each of the three, the strongest;
+            ``free``, the one that the training itself attacks, see replays.
+        attack_objective: For ``pgd``: what the attack drives up, see `prunedeploy.attacks.objectives`; ``A + B`` is the
+            sum of two.
+        replays: For ``free``: steps that each batch is trained on before the next one comes.
+        clean_share: Share of each batch that stays clean, rounded down to whole images.
         precision: Precision of the forward and backward passes: ``fp32`` or ``bf16`` autocast.
         ema: Decay of an exponential average of the weights, which is then the result; 0: off.
         checkpoint_every: Steps between checkpoints. Changes no result.
@@ -273,9 +291,62 @@ class TrainingConfig(Block):
     clip_norm: Positive | None = 10.0
     augment: AugmentConfig | None = AugmentConfig()
     attack: AttackConfig = AttackConfig()
+    adversarial: Literal["pgd", "mtd", "objectness-aware", "free"] = "pgd"
+    attack_objective: str = "total"
+    replays: AtLeastOne = 4
+    clean_share: BelowOne = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     ema: BelowOne = 0.0
     checkpoint_every: AtLeastOne = 500
+
+    @property
+    def robust_choices(self) -> dict[str, Any]:
+        """Of `ROBUST_KEYS`, those that are not at their default, with their values."""
+        defaults = {name: TrainingConfig.model_fields[name].default for name in ROBUST_KEYS}
+        return {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave out what is not chosen, as `AttackConfig` does ``iterate``."""
+        left_out = set(ROBUST_KEYS) - self.robust_choices.keys()
+        return {key: value for key, value in values(self).items() if key not in left_out}
+
+    @field_validator("attack_objective")
+    @classmethod
+    def _known_objectives(cls, value: str) -> str:
+        parts = [part.strip() for part in value.split("+")]
+        for part in parts:
+            if part not in ATTACK_OBJECTIVES:
+                nearest = difflib.get_close_matches(part, ATTACK_OBJECTIVES, 1, 0.0)[0]
+                raise ValueError(
+                    f"must be of {', '.join(ATTACK_OBJECTIVES)}, or a sum A + B; nearest to {part!r}: {nearest}"
+                )
+        return " + ".join(parts)
+
+    @model_validator(mode="after")
+    def _choices_fit_together(self) -> TrainingConfig:
+        chosen = self.robust_choices
+        if chosen and self.steps == 0:
+            raise ValueError(
+                f"{next(iter(chosen))} is of training on attacked images, and steps is 0; give steps, or leave it out"
+            )
+        if "attack_objective" in chosen and self.adversarial != "pgd":
+            raise ValueError(
+                f"adversarial {self.adversarial} attacks objectives of its own; leave attack_objective out, or use "
+                "adversarial=pgd"
+            )
+        if "replays" in chosen and self.adversarial != "free":
+            raise ValueError(f"replays is read by adversarial free alone, and it is {self.adversarial}; leave it out")
+        if self.adversarial == "free":
+            attack = self.attack
+            if "clean_share" in chosen:
+                raise ValueError("adversarial free perturbs every image; leave clean_share out")
+            if attack.steps > 1 or attack.random_start or attack.iterate != "last":
+                raise ValueError(
+                    "adversarial free takes one attack step a training step, from where the last one ended; use "
+                    "attack.steps=1, attack.random_start=false and attack.iterate=last in the same block"
+                )
+        return self
 
 
 class PretrainConfig(TrainingConfig):
@@ -293,6 +364,13 @@ class PretrainConfig(TrainingConfig):
     start: Literal["bundled", "scratch", "given"] = Field(default="given", alias="from")
     clean_steps: Count = 0
     lr: Positive = 1e-3
+
+    @model_validator(mode="after")
+    def _bundled_weights_are_not_trained(self) -> PretrainConfig:
+        if self.start == "bundled" and self.robust_choices:
+            chosen = next(iter(self.robust_choices))
+            raise ValueError(f"from bundled trains nothing, so {chosen} says nothing; use from=given, or leave it out")
+        return self
 
 
 class ScoresConfig(Block):
@@ -377,6 +455,13 @@ class ScoreOptimizationConfig(TrainingConfig):
     def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
         """Leave ``share`` out unless it is chosen, as `AttackConfig` does ``iterate``."""
         return {key: value for key, value in values(self).items() if (key, value) != ("share", None)}
+
+    @model_validator(mode="after")
+    def _attacked_by_plain_pgd(self) -> ScoreOptimizationConfig:
+        if self.robust_choices:
+            chosen = next(iter(self.robust_choices))
+            raise ValueError(f"scores are optimised against PGD on the whole loss alone; leave {chosen} out")
+        return self
 
     @model_validator(mode="after")
     def _frozen_while_something_is_trained(self) -> ScoreOptimizationConfig:

@@ -6,14 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunedeploy.attacks import Pgd, ThreatModel
+from prunedeploy.attacks import ThreatModel
 from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models.darknet import BN_MOMENTUM, Darknet, FoldedDarknet
 from prunedeploy.models.decode import split_head
 from prunedeploy.models.loss import LossTerms, yolo_loss
 from prunedeploy.training.distributed import shard
-from prunedeploy.training.loop import Objective
+from prunedeploy.training.free import FreeObjective
+from prunedeploy.training.inner_attack import attacked_batch
+from prunedeploy.training.loop import Objective, ReplayingObjective
 
 
 def robust_objective(
@@ -26,15 +28,16 @@ def robust_objective(
     teacher: FoldedDarknet | None = None,
     distillation: float = 0.0,
     temperature: float = 1.0,
-) -> Objective:
+) -> Objective | ReplayingObjective:
     """The objective of adversarial training (Madry et al. 2018, equation 2.1) for `train`.
 
     The attack sees the network in evaluation mode and in the precision of the training; the loss is taken
-    in training mode.
+    in training mode. How attacked images are made is in `prunedeploy.training.inner_attack` and
+    `prunedeploy.training.free`.
 
     Args:
         model: The network that is trained.
-        settings: Precision of the passes.
+        settings: How attacked images are made, and the precision of the passes.
         threat_model: The inner attack; None trains on clean images.
         seed: Seed of random starts.
         device: Where the batches go.
@@ -46,14 +49,7 @@ def robust_objective(
     equation 4.
     """
 
-    def objective(batch: Batch, step: int) -> dict[str, Tensor]:
-        batch = shard(batch)
-        clean, targets = batch.images.to(device), batch.targets.to(device)
-        images = clean
-        if threat_model is not None:
-            model.eval()
-            attack = Pgd.against(model, threat_model, settings.precision, seed)
-            images = attack(clean, targets, batch.image_ids, step)
+    def loss(images: Tensor, clean: Tensor, targets: Tensor) -> dict[str, Tensor]:
         model.train()
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -66,6 +62,18 @@ def robust_objective(
             named["distillation"] = distillation * distillation_loss(heads, taught, model, temperature)
             named["loss"] = named["loss"] + named["distillation"]
         return named
+
+    if threat_model is not None and settings.adversarial == "free":
+        return FreeObjective(loss, threat_model, settings.replays, device)
+
+    def objective(batch: Batch, step: int) -> dict[str, Tensor]:
+        batch = shard(batch)
+        clean, targets = batch.images.to(device), batch.targets.to(device)
+        images = clean
+        if threat_model is not None:
+            model.eval()
+            images = attacked_batch(model, settings, threat_model, seed, clean, targets, batch.image_ids, step)
+        return loss(images, clean, targets)
 
     return objective
 

@@ -58,6 +58,22 @@ def shard(batch: Batch) -> Batch:
     )
 
 
+def own_share(whole: Tensor) -> Tensor:
+    """This process's share of a tensor with one entry per image of a batch, as `shard` divides the batch."""
+    rank, count = world()
+    return whole[rank::count].clone()
+
+
+def whole_batch(share: Tensor) -> Tensor:
+    """Undo `own_share`: every process gets the entries of the whole batch, in its order."""
+    _, count = world()
+    if count == 1:
+        return share
+    shares = [torch.empty_like(share) for _ in range(count)]
+    dist.all_gather(shares, share.contiguous())
+    return torch.stack(shares, dim=1).flatten(0, 1)  # (B / n, n, ...) to (B, ...)
+
+
 def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Average gradients over all processes, in one flat reduction."""
     average([p.grad for p in parameters if p.grad is not None])

@@ -68,6 +68,11 @@ def test_each_process_gets_its_images_with_their_boxes(processes: list[dict[str,
         assert [tuple(row) for row in share["targets"].tolist()] == expected
 
 
+def test_shares_are_put_together_in_the_order_of_the_batch(processes: list[dict[str, Tensor]]) -> None:
+    for values in processes:
+        assert torch.equal(values["gathered"], batch_of(0, IMAGES).images)
+
+
 def test_two_processes_train_what_one_trains_on_the_whole_batch(
     processes: list[dict[str, Tensor]], tmp_path: Path
 ) -> None:
@@ -81,7 +86,7 @@ def test_two_processes_train_what_one_trains_on_the_whole_batch(
     assert moved > 10, "training must have changed something"
 
 
-@pytest.mark.parametrize("name", ["eval", "train", "one", "resumed", "scored", "rescored"])
+@pytest.mark.parametrize("name", ["eval", "train", "one", "resumed", "free", "freed", "scored", "rescored"])
 def test_both_processes_end_with_the_same_network(processes: list[dict[str, Tensor]], name: str) -> None:
     first, second = (part(values, name) for values in processes)
     for key, value in first.items():
@@ -114,7 +119,7 @@ def test_gradients_and_running_statistics_are_averages_over_the_shares(
             torch.testing.assert_close(trained[name], (first + statistics[1][name]) / 2)
 
 
-@pytest.mark.parametrize(("name", "again"), [("train", "resumed"), ("scored", "rescored")])
+@pytest.mark.parametrize(("name", "again"), [("train", "resumed"), ("free", "freed"), ("scored", "rescored")])
 def test_a_stopped_distributed_run_goes_on_bit_for_bit(
     processes: list[dict[str, Tensor]], name: str, again: str
 ) -> None:

@@ -18,7 +18,7 @@ from prunedeploy.models import Darknet, yolo_loss
 from prunedeploy.pruning.granularity import Weights
 from prunedeploy.scores import scaled_scores
 from prunedeploy.training.adversarial import robust_objective
-from prunedeploy.training.distributed import is_main_process, shard, start_process_group, world
+from prunedeploy.training.distributed import is_main_process, own_share, shard, start_process_group, whole_batch, world
 from prunedeploy.training.hydra import ScoredDarknet, score_objective
 from prunedeploy.training.loop import Objective, train
 from training.small import batch_of, loop_settings, small_model, whole
@@ -28,6 +28,9 @@ SETTINGS = loop_settings(
 )
 # One plain step of descent, which can be followed by hand.
 ONE_STEP = loop_settings(steps=1, lr=1e-3, momentum=0.0, weight_decay=0.0, schedule="constant")
+FREE = loop_settings(
+    steps=7, lr=1e-3, adversarial="free", replays=3, attack=ThreatModel(steps=1), checkpoint_every=2, clip_norm=5.0
+)
 SCORE_STEPS = loop_settings(steps=5, lr=0.5, checkpoint_every=2)
 IMAGES = 4
 
@@ -52,8 +55,9 @@ def evaluation_objective(model: Darknet) -> Objective:
 def run(work: Path, training_mode: bool, stop_after: int = 0, settings: TrainingConfig = SETTINGS) -> Darknet:
     """Train the small network; stop by an exception after so many steps."""
     model = small_model()
+    threat_model = settings.attack if settings.adversarial == "free" else None
     objective = (
-        robust_objective(model, settings, None, 0, torch.device("cpu"))
+        robust_objective(model, settings, threat_model, 0, torch.device("cpu"))
         if training_mode
         else evaluation_objective(model)
     )
@@ -116,6 +120,14 @@ def main() -> None:
     except InterruptedError:
         model = run(out / "stopped", training_mode=True)
         values.update({f"resumed.{key}": value for key, value in model.state_dict().items()})
+    model = run(out / "free", training_mode=True, settings=FREE)
+    values.update({f"free.{key}": value for key, value in model.state_dict().items()})
+    try:
+        run(out / "free-stopped", training_mode=True, stop_after=5, settings=FREE)
+    except InterruptedError:
+        model = run(out / "free-stopped", training_mode=True, settings=FREE)
+        values.update({f"freed.{key}": value for key, value in model.state_dict().items()})
+    values["gathered"] = whole_batch(own_share(batch_of(0, IMAGES).images))
     values.update({f"scored.{key}": value for key, value in optimise_scores(out / "scored").state_dict().items()})
     try:
         optimise_scores(out / "scored-stopped", stop_after=3)
