@@ -452,9 +452,10 @@ class ScoreOptimizationConfig(TrainingConfig):
     weight_decay: NonNegative = 0.0
 
     @model_serializer(mode="wrap")
-    def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
-        """Leave ``share`` out unless it is chosen, as `AttackConfig` does ``iterate``."""
-        return {key: value for key, value in values(self).items() if (key, value) != ("share", None)}
+    def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave out `ROBUST_KEYS`, which cannot be chosen here, and ``share`` unless it is."""
+        left_out = {*ROBUST_KEYS, *(("share",) if self.share is None else ())}
+        return {key: value for key, value in values(self).items() if key not in left_out}
 
     @model_validator(mode="after")
     def _attacked_by_plain_pgd(self) -> ScoreOptimizationConfig:
@@ -769,8 +770,8 @@ class BuildConfig(Block):
     def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
         """Leave two blocks out unless they are chosen, so that hashes stay as they were."""
         younger = {"operating_point": OperatingPointConfig(), "robustness": RobustnessConfig()}
-        defaults = {name: block.model_dump() for name, block in younger.items()}
-        return {key: value for key, value in values(self).items() if key not in defaults or value != defaults[key]}
+        left_out = {name for name, default in younger.items() if getattr(self, name) == default}
+        return {key: value for key, value in values(self).items() if key not in left_out}
 
     @model_validator(mode="before")
     @classmethod
