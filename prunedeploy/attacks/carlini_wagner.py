@@ -24,19 +24,16 @@ The 0.001 that mAP counts from would make nearly every object found, and the att
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from prunedeploy.attacks.checks import AttackInvariantError, unchanged
-from prunedeploy.attacks.found_objects import Objects
+from prunedeploy.attacks.found_objects import Counting, Objects
 from prunedeploy.attacks.norms import lengths
-from prunedeploy.evaluation.bootstrap import LEVEL, RESAMPLES, Interval
-from prunedeploy.evaluation.detecting import IOU_THRESHOLD, Thresholds
+from prunedeploy.attacks.objectives import TOG_IOU
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry
 from prunedeploy_engines.errors import ConfigError
@@ -50,7 +47,7 @@ _GROWTH = 10.0
 
 @dataclass(frozen=True)
 class Lost:
-    """What the attack did to a batch.
+    """What the attack did to a batch; `prunedeploy.evaluation.distortions` sums batches up.
 
     Attributes:
         images: ``(B, 3, H, W)`` float32 in [0, 1]: the nearest one that loses an object, else the clean one.
@@ -63,52 +60,6 @@ class Lost:
     l2: Tensor
     linf: Tensor
     attackable: Tensor
-
-
-@dataclass(frozen=True)
-class Distortions:
-    """What it took over a data set.
-
-    Attributes:
-        l2: ``(N,)`` as in `Lost`.
-        linf: ``(N,)``.
-        attackable: ``(N,)`` bool.
-    """
-
-    l2: NDArray[np.float64]
-    linf: NDArray[np.float64]
-    attackable: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, batches: Iterable[Lost]) -> Distortions:
-        """Those of several batches, one after the other."""
-        columns = [(one.l2, one.linf, one.attackable) for one in batches]
-        l2, linf, attackable = (
-            np.concatenate([np.empty(0), *(column.cpu().numpy() for column in kind)])
-            for kind in (zip(*columns, strict=True) if columns else ((), (), ()))
-        )
-        return cls(l2.astype(np.float64), linf.astype(np.float64), attackable.astype(np.bool_))
-
-    @property
-    def succeeded(self) -> int:
-        """For how many images an object was lost."""
-        return int(np.isfinite(self.l2).sum())
-
-    def median(self, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval | None:
-        """Median of the L2 norm over the attackable images, and its percentile interval over images.
-
-        An image on which the attack failed counts as farther than any other. So either end of the interval, and the
-        median itself, is infinite if it falls among those: the images say only that it is no less than the largest
-        that was found. None without attackable images.
-        """
-        values = np.nan_to_num(self.l2[self.attackable], nan=np.inf)
-        if not len(values):
-            return None
-        drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-        medians = np.sort(np.median(values[drawn], axis=1))
-        # Order statistics, as between a finite and an infinite one nothing can be interpolated.
-        low, high = (int(share * (resamples - 1)) for share in ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        return Interval(float(np.median(values)), float(medians[low]), float(medians[high]), LEVEL, resamples)
 
 
 @dataclass(frozen=True)
@@ -136,7 +87,7 @@ class CarliniWagner:
     learning_rate: float = 0.01
     first_c: float = 1.0
     score_threshold: float = 0.5
-    iou_threshold: float = IOU_THRESHOLD
+    iou_threshold: float = TOG_IOU
 
     def __post_init__(self) -> None:
         """Refuse what cannot be searched with."""
@@ -159,8 +110,8 @@ class CarliniWagner:
             AttackInvariantError: A gradient is not finite, or the network changed meanwhile.
         """
         with unchanged(self.model):
-            cfg, thresholds = self.network.cfg, Thresholds(self.iou_threshold, self.score_threshold)
-            whole = Objects.of(cfg, targets, geometries, len(images), thresholds)
+            counting = Counting(self.score_threshold, self.iou_threshold)
+            whole = Objects.of(self.network.cfg, targets, geometries, len(images), counting)
             with torch.no_grad():
                 found = whole.found(self.network(images))
             attackable = torch.zeros(len(images), dtype=torch.bool, device=images.device)

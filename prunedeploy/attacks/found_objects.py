@@ -10,13 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunedeploy.attacks.objectives import MATCH_IOU, NEVER, predictions_of
-from prunedeploy.evaluation.detecting import Thresholds
+from prunedeploy.attacks.objectives import MATCH_IOU, NEVER, TOG_IOU, predictions_of
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.decode import cxcywh_to_xyxy, decode
 from prunedeploy.models.loss import best_iou
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry
 from prunedeploy_engines.detection.nms import detections_from
+
+
+@dataclass(frozen=True)
+class Counting:
+    """What becomes a detection, as in `prunedeploy.evaluation.detecting.Thresholds`.
+
+    Attributes:
+        score: Detections have a score greater than this, in (0, 1).
+        iou: NMS drops a box whose IoU with a better one of its class is greater, in [0, 1].
+        max_detections: Per image, the best by score.
+    """
+
+    score: float
+    iou: float = TOG_IOU
+    max_detections: int = 100
 
 
 @dataclass(frozen=True)
@@ -29,7 +43,7 @@ class Objects:
         class_id: ``(T,)`` int64.
         corners: ``(T, 4)`` in input pixels.
         frames: ``(B, 4)``, corners of each photo in its input; predictions are clipped to it.
-        thresholds: What becomes a detection.
+        counting: What becomes a detection.
     """
 
     cfg: DarknetCfg
@@ -37,7 +51,7 @@ class Objects:
     class_id: Tensor
     corners: Tensor
     frames: Tensor
-    thresholds: Thresholds
+    counting: Counting
 
     @classmethod
     def of(
@@ -46,7 +60,7 @@ class Objects:
         targets: Tensor,
         geometries: Sequence[LetterboxGeometry] | None,
         images: int,
-        thresholds: Thresholds,
+        counting: Counting,
     ) -> Objects:
         """The objects of targets ``(T, 6)`` as `yolo_loss` takes them; without geometries photos fill their inputs."""
         height, width = cfg.input_size
@@ -58,13 +72,13 @@ class Objects:
                 for g in geometries
             ]
         image, class_id = targets[:, 0].long(), targets[:, 1].long()
-        return cls(cfg, image, class_id, corners, targets.new_tensor(frames), thresholds)
+        return cls(cfg, image, class_id, corners, targets.new_tensor(frames), counting)
 
     def of_images(self, chosen: Tensor) -> Objects:
         """Those of the images ``chosen (B,)`` bool, which are numbered anew."""
         own = chosen[self.image]
         image = (chosen.cumsum(0) - 1)[self.image[own]]
-        return Objects(self.cfg, image, self.class_id[own], self.corners[own], self.frames[chosen], self.thresholds)
+        return Objects(self.cfg, image, self.class_id[own], self.corners[own], self.frames[chosen], self.counting)
 
     def margins_and_lost(self, heads: list[Tensor], wanted: Tensor) -> tuple[Tensor, Tensor]:
         """By what margin each image keeps the objects ``wanted (T,)`` bool, and whether it has lost one.
@@ -83,7 +97,7 @@ class Objects:
             matches = best_iou(_clipped(boxes, self.frames)[image], corners[:, None]) >= MATCH_IOU  # (T, N)
             missing = (wanted & ~self.found(heads)).to(torch.int64)
         best = log_scores[image, :, class_id].masked_fill(~matches, NEVER).amax(1)
-        margins = best - math.log(self.thresholds.score)
+        margins = best - math.log(self.counting.score)
         count = len(self.frames)
         least = margins.new_zeros(count).scatter_reduce(0, image, margins, "amin", include_self=False)
         return least, missing.new_zeros(count).index_add(0, self.image, missing) > 0
@@ -104,9 +118,9 @@ class Objects:
             detected, _, classes = detections_from(
                 boxes[number].numpy(),
                 scores[number].numpy(),
-                score_threshold=self.thresholds.score,
-                iou_threshold=self.thresholds.iou,
-                max_detections=self.thresholds.max_detections,
+                score_threshold=self.counting.score,
+                iou_threshold=self.counting.iou,
+                max_detections=self.counting.max_detections,
             )
             clipped = _clipped(torch.from_numpy(detected).double()[None], frames[number, None])
             iou = best_iou(clipped.expand(len(own), -1, -1), corners[own, None]).numpy()  # (objects, detections)

@@ -11,14 +11,13 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from attacks.test_pgd import SECTIONS
 from prunedeploy.attacks import CarliniWagner
-from prunedeploy.attacks.carlini_wagner import Distortions, Lost, smallest_change
-from prunedeploy.attacks.found_objects import Objects
-from prunedeploy.evaluation.detecting import Thresholds
+from prunedeploy.attacks.carlini_wagner import Lost, smallest_change
+from prunedeploy.attacks.found_objects import Counting, Objects
+from prunedeploy.evaluation.detecting import IOU_THRESHOLD, Thresholds
 from prunedeploy.models import Darknet, FoldedDarknet, decode
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry
 from prunedeploy_engines.detection.nms import detections_from
@@ -149,7 +148,7 @@ def test_objects_are_found_as_pycocotools_finds_them(model):
             rows.append([image, 1 - class_id, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
     targets = torch.tensor(rows, dtype=torch.float32)
     expected = coco_finds(heads, targets, model)
-    objects = Objects.of(model.cfg, targets, None, 6, Thresholds(score=SCORE))
+    objects = Objects.of(model.cfg, targets, None, 6, Counting(SCORE))
     assert objects.found(heads).tolist() == expected
     assert expected[::3] != expected[1::3]
     assert len(expected) > 40
@@ -160,7 +159,7 @@ def test_margins_are_the_best_matching_score_of_the_object_nearest_to_its_loss(m
     heads = FoldedDarknet(model)(images[[0, 1, 3]])
     several = torch.cat([targets[1:], targets[1:2] * torch.tensor([1, 1, 1, 1, 0.7, 1])])
     several[:, 0] = torch.tensor([0, 1, 2, 0])
-    objects = Objects.of(model.cfg, several, None, 3, Thresholds(score=SCORE))
+    objects = Objects.of(model.cfg, several, None, 3, Counting(SCORE))
     margins, _ = objects.margins_and_lost(heads, torch.ones(4, dtype=torch.bool))
     boxes, scores = decode(heads, model)
     expected = [math.inf] * 3
@@ -181,7 +180,7 @@ def test_margins_are_the_best_matching_score_of_the_object_nearest_to_its_loss(m
 def test_margins_gradients_are_finite_differences(model, images, targets):
     network_ = FoldedDarknet(model, torch.float64)
     at = [head.detach().requires_grad_(True) for head in network_(images[:2].double())]
-    objects = Objects.of(model.cfg, targets[1:3].double(), None, 2, Thresholds(score=SCORE))
+    objects = Objects.of(model.cfg, targets[1:3].double(), None, 2, Counting(SCORE))
     wanted = torch.ones(2, dtype=torch.bool)
     (gradient,) = torch.autograd.grad(objects.margins_and_lost(at, wanted)[0].sum(), at)
     assert bool((gradient.flatten(1).abs().sum(1) > 0).all())
@@ -202,9 +201,7 @@ def test_predictions_are_clipped_to_the_photo_as_the_evaluation_clips_them(model
     row = [0, classes[0], (x0 + x1) / 32, (y0 + bottom) / 32, (x1 - x0) / 16, (bottom - y0) / 16]
     target = torch.tensor([row], dtype=torch.float32)
     photo = LetterboxGeometry(1.0, 0, 0, (bottom, 16), (bottom, 16), (16, 16))
-    whole, clipped = (
-        Objects.of(model.cfg, target, geometries, 1, Thresholds(score=0.535)) for geometries in (None, [photo])
-    )
+    whole, clipped = (Objects.of(model.cfg, target, geometries, 1, Counting(0.535)) for geometries in (None, [photo]))
     assert whole.found(heads).tolist() == [False]
     assert clipped.found(heads).tolist() == [True]
     assert whole.frames.tolist() == [[0, 0, 16, 16]]
@@ -244,30 +241,9 @@ def test_images_of_a_batch_do_not_influence_each_other(model, images, targets, l
     assert float((alone.images[0] - lost.images[1]).abs().max()) < 1e-4
 
 
-def test_medians_interval_is_scipys():
-    values = np.random.default_rng(0).gamma(2.0, size=41)
-    batches = [values[:30], values[30:], np.full(3, np.nan)]
-    found = Distortions.of(
-        Lost(torch.zeros(len(one), 3, 1, 1), torch.from_numpy(one), torch.from_numpy(one), torch.from_numpy(one > 0))
-        for one in batches
-    )
-    assert (len(found.l2), found.succeeded, int(found.attackable.sum())) == (44, 41, 41)
-    interval = found.median(resamples=9999)
-    expected = bootstrap(
-        (values,), np.median, n_resamples=9999, method="percentile", rng=np.random.default_rng(1)
-    ).confidence_interval
-    assert interval.value == np.median(values)
-    assert (interval.low, interval.high) == pytest.approx(tuple(expected), abs=0.06)
-
-
-def test_a_failure_counts_as_farther_than_any_success():
-    failed = np.array([np.nan] * 4 + [0.5, 0.7, 0.9, 1.1, 1.3])
-    interval = Distortions(failed, failed, np.ones(9, bool)).median()
-    assert interval.value == 1.3
-    assert interval.low < 1.3
-    assert interval.high == math.inf
-    assert Distortions(failed, failed, np.zeros(9, bool)).median() is None
-    assert Distortions.of([]).median() is None
+def test_detections_are_by_default_those_of_the_evaluation(model):
+    assert Counting(SCORE) == Counting(**vars(Thresholds(score=SCORE)))
+    assert CarliniWagner(model, FoldedDarknet(model)).iou_threshold == IOU_THRESHOLD
 
 
 @pytest.mark.parametrize(
