@@ -33,7 +33,7 @@ class Counting:
     max_detections: int = 100
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Objects:
     """The objects of a batch of B images.
 
