@@ -4,12 +4,25 @@
 - `objectives`: what an attack drives up.
 - `pgd`: projected gradient descent, the paper's attack.
 - `apgd`: projected gradient descent that sets its own step sizes.
+- `noise`: random points of the ball.
+- `carlini_wagner`, `found_objects`: the smallest change in L2 with which an image loses an object.
 - `checks`: gradients of objectives, and what every attack promises.
 """
 
 from prunedeploy.attacks.apgd import Apgd
+from prunedeploy.attacks.carlini_wagner import CarliniWagner
 from prunedeploy.attacks.checks import AttackInvariantError, AttackWarning
+from prunedeploy.attacks.noise import Noise
 from prunedeploy.attacks.pgd import Pgd
 from prunedeploy.attacks.threat_model import ThreatModel, project_linf
 
-__all__ = ["Apgd", "AttackInvariantError", "AttackWarning", "Pgd", "ThreatModel", "project_linf"]
+__all__ = [
+    "Apgd",
+    "AttackInvariantError",
+    "AttackWarning",
+    "CarliniWagner",
+    "Noise",
+    "Pgd",
+    "ThreatModel",
+    "project_linf",
+]

@@ -1,4 +1,4 @@
-"""Uniform noise: what a ball of that size does to a detector without any attacker; every attack must do more."""
+"""Noise: what a change of the images that knows nothing of the network does to it, as a floor for every attack."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from prunedeploy.models.darknet import Darknet
 
 @dataclass(frozen=True)
 class Noise:
-    """A random point of each image's ball, keyed by the image's pixels.
+    """One random point of each image's ball.
+
+    In L-inf each pixel moves uniformly within [-eps, eps]. In L2 the direction is uniform and the length eps: in as
+    many dimensions as an image has, all but nothing of a ball lies deeper inside. Then pixels are clipped to [0, 1].
 
     Attributes:
-        eps: Radius, in pixel units of [0, 1]; of L2, of an image's whole vector of pixels.
-        norm: ``linf``, uniform in the ball, or ``l2``, on the sphere.
-        seed: Of the draws.
+        eps: Radius of the ball, in pixel units of [0, 1]; of L2, of an image's whole vector of pixels.
+        norm: ``linf`` or ``l2``.
+        seed: Together with an image's own pixels it decides that image's draw.
     """
 
     eps: float
     norm: Norm = "linf"
     seed: int = 0
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Add noise to a batch ``(B, 3, H, W)`` float32 in [0, 1]; stays in [0, 1]."""
-        noisy = random_start(images, self.eps, self.norm, [(self.seed, key) for key in pixel_keys(images)])
-        check_invariants(noisy, images, self.eps, self.norm)
-        return noisy
+    def __call__(self, images: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Move a batch, ``(B, 3, H, W)`` float32 in [0, 1]; targets are not looked at."""
+        moved = random_start(images, self.eps, self.norm, [(self.seed, 0, key) for key in pixel_keys(images)])
+        check_invariants(moved, images, self.eps, self.norm)
+        return moved.contiguous()
 
     def of_model(self, model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
-        """As `prunedeploy.evaluation.evaluate` asks for an attack; needs neither network nor targets."""
+        """Move a batch as `prunedeploy.evaluation.evaluate` asks for it."""
         return self(images)

@@ -57,7 +57,7 @@ CleanHeads = Callable[[], list[Tensor]]
 Maker = Callable[[CleanHeads, Tensor, DarknetCfg], Objective]
 
 _FAR = 1e9
-_NEVER = -1e4
+NEVER = -1e4
 """Stands for the log score of a prediction that is not there; finite, so that a gradient beside it is too."""
 
 
@@ -162,7 +162,7 @@ def _mislabel(most: bool) -> Maker:
 def _detections(heads: list[Tensor], cfg: DarknetCfg) -> tuple[Tensor, Tensor]:
     """Detections as targets ``(T, 6)``, and the class probabilities of each, ``(T, C)``."""
     with torch.no_grad():
-        boxes, log_scores, probabilities = _predictions(heads, cfg)
+        boxes, log_scores, probabilities = predictions_of(heads, cfg)
         boxes = boxes.nan_to_num(nan=_FAR, posinf=_FAR, neginf=-_FAR)
     height, width = cfg.input_size
     targets, found_probabilities = [boxes.new_zeros((0, 6))], [boxes.new_zeros((0, cfg.classes))]
@@ -183,7 +183,7 @@ def _detections(heads: list[Tensor], cfg: DarknetCfg) -> tuple[Tensor, Tensor]:
     return torch.cat(targets), torch.cat(found_probabilities)
 
 
-def _predictions(heads: list[Tensor], cfg: DarknetCfg) -> tuple[Tensor, Tensor, Tensor]:
+def predictions_of(heads: list[Tensor], cfg: DarknetCfg) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes ``(B, N, 4)`` as corners in input pixels, log scores ``(B, N, C)`` and class probabilities, likewise."""
     boxes, log_scores, probabilities = [], [], []
     for raw, head in zip(heads, cfg.heads, strict=True):
@@ -203,14 +203,14 @@ def _rank(_: CleanHeads, targets: Tensor, cfg: DarknetCfg) -> Objective:
     lost_at = math.log(LOST_SCORE)
 
     def value(heads: list[Tensor]) -> Tensor:
-        boxes, log_scores, _ = _predictions(heads, cfg)
+        boxes, log_scores, _ = predictions_of(heads, cfg)
         with torch.no_grad():
             matches = best_iou(boxes[image], truth[:, None]) >= MATCH_IOU  # (T, N), each with one object
             # A prediction matches nothing of the class if it matches no object of that class in that image.
             of_class = (same_class.to(torch.float32) @ matches.to(torch.float32)) > 0
         scores = log_scores[image, :, class_id]  # (T, N)
-        right = scores.masked_fill(~matches, _NEVER).amax(1)
-        wrong = scores.masked_fill(of_class, _NEVER).amax(1)
+        right = scores.masked_fill(~matches, NEVER).amax(1)
+        wrong = scores.masked_fill(of_class, NEVER).amax(1)
         margin = torch.where(right > lost_at, wrong - right, -lost_at)
         return margin.new_zeros(len(heads[0])).index_add(0, image, margin)
 

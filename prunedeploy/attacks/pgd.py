@@ -54,6 +54,20 @@ class Pgd:
         """Prepare an attack on ``model``, in evaluation mode whatever mode it is in."""
         return cls(model, FoldedDarknet(model, DTYPES[precision]), threat_model, precision, seed, objective)
 
+    @classmethod
+    def fgsm(cls, model: Darknet, eps: float, objective: str = "total") -> Pgd:
+        """FGSM: one step of the whole radius, from the clean image.
+
+        Args:
+            model: The network.
+            eps: Radius of the L-inf ball and length of the step, in pixel units of [0, 1], above 0.
+            objective: What is driven up.
+
+        Reference: Goodfellow, Shlens and Szegedy, Explaining and Harnessing Adversarial Examples, 2015, section 4.
+        """
+        step = ThreatModel(eps=eps, step_size=eps, steps=1, random_start=False, restarts=1, iterate="last")
+        return cls.against(model, step, objective=objective)
+
     def __call__(self, images: Tensor, targets: Tensor, image_ids: list[int] | None = None, epoch: int = 0) -> Tensor:
         """Attack a batch.
 
