@@ -4,7 +4,7 @@
         [--set KEY=VALUE] [--store runs/.store] [--out docs/measurements/robust-training.jsonl]
 
 Every option trains the configuration's network from its given weights, the demo's bundled clean ones, with a few keys
-changed, and is then measured on the first test images: clean mAP, mAP under the configuration's attack, and the
+changed, and is then measured on the same test images: clean mAP, mAP under the configuration's attack, and the
 ensemble's. Steps are the optimiser's. What a step costs differs, and each row says how many passes through the network
 and back the whole training took, by image of a batch. Trainings and measurements are stages of the store: a killed run
 goes on where it was. The file has one row per option, seed and sizes, however often that was run.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ keep_freed_memory()
 
 from _common import say_machine  # noqa: E402
 
-from prunedeploy.attacks import Pgd  # noqa: E402
-from prunedeploy.attacks.suite import STEPS, Budget, ensemble_attacks, passes  # noqa: E402
-from prunedeploy.config import as_dict, load_config  # noqa: E402
-from prunedeploy.evaluation import TorchRunner, evaluate  # noqa: E402
-from prunedeploy.evaluation.ensemble import evaluate_ensemble  # noqa: E402
-from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model, open_context  # noqa: E402
+from prunedeploy.attacks.suite import STEPS  # noqa: E402
+from prunedeploy.config import load_config  # noqa: E402
+from prunedeploy.pipeline.context import open_context  # noqa: E402
 from prunedeploy.pipeline.progress import Progress  # noqa: E402
+from prunedeploy.pipeline.stages.robustness import FILE as ROBUSTNESS  # noqa: E402
+from prunedeploy.pipeline.stages.robustness import robustness_stage  # noqa: E402
 from prunedeploy.pipeline.stages.train import original_stage, pretrain_stage  # noqa: E402
 from prunedeploy.pipeline.store.store import Store  # noqa: E402
 from prunedeploy.training.inner_attack import passes_per_step  # noqa: E402
@@ -55,43 +53,6 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 """Keys of ``pretrain`` by the name of an option."""
 
 
-def measured_stage(context: BuildContext, trained: StageResult, count: int, budget: Budget) -> StageResult:
-    """What attacks leave of a trained network, on the first test images."""
-    config = context.config
-    settings: dict[str, Any] = {"images": count, "budget": budget, "attack": as_dict(config.attack)}
-    settings |= {"evaluation": as_dict(config.evaluation), "seed": config.seed}
-    inputs = {"network": trained.digest, "test": context.test_key}
-    with context.stage("robust-training", 1, settings, inputs) as result:
-        if result.work:
-            model = load_stage_model(trained.folder).to(context.device)
-            test = replace(context.test, images=context.test.images[:count])
-            iou = config.evaluation.iou_threshold
-
-            def batches() -> Any:
-                return context.evaluation_loader(test, model, config.evaluation.batch_size)
-
-            pgd = Pgd.against(model, config.attack, seed=config.seed)
-            plain = evaluate(
-                TorchRunner(model), batches(), test, attack=pgd.of_model, attacked_model=model, resamples=0,
-                iou_threshold=iou,
-            )["torch"].metrics()  # fmt: skip
-            suite = evaluate_ensemble(
-                model, batches(), test, ensemble_attacks(model, config.attack.eps, budget, config.seed),
-                iou_threshold=iou, resamples=0,
-            )  # fmt: skip
-            result.write(
-                "measured.json",
-                {
-                    "map_clean": plain["map_clean"],
-                    "map_pgd": plain["map_pgd"],
-                    "map_ensemble": suite.reported.usual.result.map_50_95,
-                    "lowest": suite.lowest,
-                    "attacks": {name: one.usual.result.map_50_95 for name, one in suite.attacks.items()},
-                },
-            )
-    return result
-
-
 def main() -> None:
     """Print a line per option and seed, and keep its row in the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,18 +72,21 @@ def main() -> None:
     for seed in map(int, arguments.seeds.split(",")):
         for name in names:
             shared = [*arguments.set, "pretrain.from=given", f"pretrain.steps={arguments.steps}", f"seed={seed}"]
+            shared += ["robustness={attacks: [pgd, ensemble], error_kinds: false}"]
+            shared += [f"robustness.budget={arguments.budget}", f"robustness.images={arguments.images}"]
             config = load_config(arguments.config, [*shared, *(f"pretrain.{change}" for change in OPTIONS[name])])
             with Store(arguments.store) as store:
                 context = open_context(config, store, Progress())
                 trained = pretrain_stage(context, original_stage(context))
-                measured = measured_stage(context, trained, arguments.images, arguments.budget)
+                measured = robustness_stage(context, "robust", trained, None).read(ROBUSTNESS)
             row = {"option": name, "seed": seed, "steps": arguments.steps, "batch_size": config.pretrain.batch_size}
             row |= {"network": trained.digest[:12]}
             row |= {"images": min(arguments.images, len(context.test.images)), "budget": arguments.budget}
             identity = list(row.items())
             row |= {"training_passes": arguments.steps * passes_per_step(config.pretrain)}
-            row |= {"training_s": trained.seconds, "evaluation_passes": passes(arguments.budget)}
-            row |= measured.read("measured.json")
+            row |= {"training_s": trained.seconds}
+            row |= {f"map_{name}": measured["figures"][f"map_{name}"] for name in ("clean", "pgd", "ensemble")}
+            row |= {name: measured["ensembles"]["ensemble"][name] for name in ("lowest", "map", "chosen")}
             keep(arguments.out, identity, row)
             say(row)
 

@@ -8,6 +8,12 @@ precision. A budget fixes how far APGD searches::
     quick       10                                                           11      66
     standard    30                                                           31      186
     full        100                                                          101     606
+
+``cw`` searches no ball; `prunedeploy.evaluation.robustness.distortion` runs it, with constants of so many steps::
+
+    quick       4 of 50, 200 passes
+    standard    6 of 150, 900 passes
+    full        9 of 1000, 9000 passes, as its authors'
 """
 
 from __future__ import annotations
@@ -32,6 +38,8 @@ from prunedeploy_engines.errors import ConfigError
 Attack = Callable[[Darknet, Tensor, Tensor], Tensor]
 
 STEPS: dict[Budget, int] = {"quick": 10, "standard": 30, "full": 100}
+CARLINI_WAGNER: dict[Budget, tuple[int, int]] = {"quick": (4, 50), "standard": (6, 150), "full": (9, 1000)}
+"""Constants that are searched, and steps of each."""
 ENSEMBLE = ("rank", "box", "objectness", "classes", "class-wise", "fabricate")
 """Objectives of the ensemble, in the order in which they run."""
 SINGLE, WITH_OBJECTIVE = ("noise", "fgsm", "pgd", "apgd"), ("fgsm", "pgd", "apgd")
@@ -121,12 +129,12 @@ def attack_suite(
             attacks[reference], passes[reference] = attack.of_model, STEPS[budget] + 1
         elif name == "noise":
             attacks[reference], passes[reference] = Noise(threat_model.eps, norm, seed).of_model, 0
+        elif name == "fgsm":
+            attacks[reference] = Pgd.fgsm(model, threat_model.eps, objective or "total").of_model
+            passes[reference] = 1
         else:
-            search = threat_model
-            if name == "fgsm":
-                search = ThreatModel(eps=threat_model.eps, step_size=threat_model.eps, steps=1)
-            pgd = Pgd.against(model, search, "fp32", seed, objective or "total")
-            attacks[reference], passes[reference] = pgd.of_model, search.steps * search.restarts
+            pgd = Pgd.against(model, threat_model, "fp32", seed, objective or "total")
+            attacks[reference], passes[reference] = pgd.of_model, threat_model.steps * threat_model.restarts
 
     for reference in references:
         if reference == "ensemble":

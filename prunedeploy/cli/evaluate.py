@@ -164,5 +164,7 @@ def _refuse_idle_options(attacks: tuple[str, ...], options: dict[str, Any]) -> N
     of_pgd = given("steps", "step_size", "random_start", "restarts", "iterate")
     if of_pgd and not any(one.startswith("pgd") for one in attacks):
         raise click.UsageError(f"{of_pgd} does nothing without --attack pgd")
+    if options["curve"] and set(attacks) == {"cw"}:
+        raise click.UsageError("--curve needs an attack that searches a ball, and cw does not")
     if (idle := given("eps", "budget", "curve", "error_kinds", "checks")) and not attacks:
         raise click.UsageError(f"{idle.replace('--checks', '--check')} does nothing without --attack")

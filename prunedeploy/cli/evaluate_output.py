@@ -32,6 +32,7 @@ def print_evaluation(document: dict[str, Any]) -> None:
     labels = {attack["name"].replace(":", "_"): _label(attack["name"]) for attack in document["attacks"]}
     for result in document["results"]:
         _print_looked_into(result, {"clean": "clean", **labels})
+    _print_distortion(document["distortion"])
     _print_curve(document["curve"], document["attacks"])
     for check in document["checks"]:
         click.echo(f"{'passed' if check['passed'] else 'FAILED'}: {check['name']}: {check['says']}")
@@ -93,6 +94,18 @@ def _print_looked_into(result: dict[str, Any], labels: dict[str, str]) -> None:
 
 def _rate(interval: dict[str, float] | None) -> str:
     return "-" if interval is None else f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+def _print_distortion(found: dict[str, Any] | None) -> None:
+    if found is None:
+        return
+    click.echo(
+        f"\nCW in fp32, {found['budget']} budget, {found['passes']} passes of each image: of {found['images']} images "
+        f"{found['attackable']} have something to lose, and {found['succeeded']} lose it."
+    )
+    if found["l2"] is not None:
+        low, high = ("-" if end is None else f"{end:.3g}" for end in found["interval"] or (None, None))
+        click.echo(f"Median L2 distance at which an image loses an object: {found['l2']:.3g} ({low} to {high})")
 
 
 def _print_curve(rows: list[dict[str, Any]], attacks: list[dict[str, Any]]) -> None:

@@ -5,23 +5,26 @@ All of it as JSON values, as ``results.json`` and ``evaluate --json`` have them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from prunedeploy.attacks.carlini_wagner import CarliniWagner
 from prunedeploy.attacks.norms import Norm
-from prunedeploy.attacks.suite import Suite, attack_suite
+from prunedeploy.attacks.suite import CARLINI_WAGNER, Suite, attack_suite
 from prunedeploy.attacks.threat_model import ThreatModel
 from prunedeploy.config import Budget
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation.attack_effects import attack_effects
 from prunedeploy.evaluation.bootstrap import RESAMPLES
+from prunedeploy.evaluation.distortions import Distortions
 from prunedeploy.evaluation.error_types import error_types
 from prunedeploy.evaluation.evaluator import Evaluation, evaluate, figure_name
 from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD
 from prunedeploy.evaluation.torch_runner import TorchRunner
-from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.darknet import Darknet, FoldedDarknet
 
 RADII = tuple(radius / 255 for radius in (1, 2, 4, 8, 12.75))
 """Of the curve, in pixel units of [0, 1]; the last one is the paper's 0.05."""
@@ -112,6 +115,69 @@ def looked_into(
             for name in references
         }
     return document
+
+
+def distortion(
+    model: Darknet,
+    batches: Iterable[Batch],
+    budget: Budget = "standard",
+    *,
+    score_threshold: float = PAPER_SCORE_THRESHOLD,
+    iou_threshold: float,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """How little changes an image enough that it loses an object, by Carlini and Wagner's attack in L2.
+
+    Args:
+        model: The network.
+        batches: The images.
+        budget: How far it searches; what is found is an upper bound.
+        score_threshold: Of the detections that count as found, in (0, 1).
+        iou_threshold: Of suppression.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+        progress: Called with the number of images after each batch.
+
+    Returns:
+        ``l2``: median over the images in which something is found, with its ``interval``; None where it falls among
+        images for which no such change was found. ``attackable`` and ``succeeded`` count images.
+    """
+    searches, steps = CARLINI_WAGNER[budget]
+    attack = CarliniWagner(
+        model,
+        FoldedDarknet(model),
+        steps,
+        searches,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+    )
+    device = next(model.parameters()).device
+    lost = []
+    for batch in batches:
+        lost.append(attack(batch.images.to(device), batch.targets.to(device), batch.geometries))
+        if progress is not None:
+            progress(len(batch.image_ids))
+    found = Distortions.of(lost)
+    median = found.median(resamples=max(1, resamples), seed=seed)
+    ends = None if median is None or resamples == 0 else [_finite(median.low), _finite(median.high)]
+    return {
+        "name": "cw",
+        "norm": "l2",
+        "budget": budget,
+        "passes": searches * steps,
+        "score_threshold": score_threshold,
+        "images": len(found.l2),
+        "attackable": int(found.attackable.sum()),
+        "succeeded": found.succeeded,
+        "l2": None if median is None else _finite(median.value),
+        "interval": ends,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def curve(

@@ -27,7 +27,7 @@ from prunedeploy.data.names_beside import names_beside
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, figure_name, write_detections
 from prunedeploy.evaluation.attack_checks import CHECKED_IMAGES, Check, check_attacks, measurements
-from prunedeploy.evaluation.robustness import RADII, curve, described, looked_into
+from prunedeploy.evaluation.robustness import RADII, curve, described, distortion, looked_into
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.pipeline.context import composed_demo
 from prunedeploy.pipeline.progress import Progress
@@ -152,6 +152,18 @@ def run(request: Request) -> dict[str, Any]:
                 seed=seed,
             )
             rows.append({**result_row(name, result), **about})
+        least: dict[str, Any] | None = None
+        if parent is not None and "cw" in request.attacks:
+            with progress.task("cw", len(dataset.images)) as advance:
+                least = distortion(
+                    parent,
+                    loader,
+                    budget,
+                    iou_threshold=settings.iou_threshold,
+                    resamples=request.bootstrap,
+                    seed=seed,
+                    progress=advance,
+                )
         over_eps: list[dict[str, Any]] = []
         checks: list[Check] = []
         if parent is not None and threat_model is not None and request.curve and measured:
@@ -200,6 +212,7 @@ def run(request: Request) -> dict[str, Any]:
         "attacks": used,
         "thresholds": {"map_score": settings.map_score_threshold, "iou": settings.iou_threshold},
         "results": rows,
+        "distortion": least,
         "curve": over_eps,
         "checks": [asdict(check) for check in checks],
     }

@@ -42,6 +42,7 @@ def robustness_section(results: Results) -> Html | None:
         said,
         _attacks(results, networks),
         _chosen(networks),
+        _distortions(networks),
         _curve(networks),
         _errors(networks),
         _checks(networks),
@@ -88,6 +89,22 @@ def _chosen(networks: Mapping[str, Mapping[str, Any]]) -> Html | None:
         ]
         parts.append(note("Below each mAP, for how many images this attack was the one that costs them most."))
     return join(*parts) if parts else None
+
+
+def _distortions(networks: Mapping[str, Mapping[str, Any]]) -> Html | None:
+    rows: list[list[Node]] = []
+    for name, network in networks.items():
+        if one := mapping(network.get("distortion")):
+            counts = (count(one.get(key)) for key in ("passes", "images", "attackable", "succeeded"))
+            rows.append([name, plain(one.get("budget")), *counts, map_cell(one.get("l2"), one.get("interval"))])
+    if not rows:
+        return None
+    said = note(
+        "Carlini and Wagner's attack looks for the smallest change, in L2 over an image's whole vector of pixels, with "
+        "which an image loses an object that was found in it. An upper bound: a longer search finds less."
+    )
+    head = ["Network", "Budget", "Passes", "Images", "with something found", "of them lost one", "Median distance"]
+    return join(tag("h3", "How little it takes"), said, table(head, rows, numbers=range(2, len(head))))
 
 
 def _curve(networks: Mapping[str, Mapping[str, Any]]) -> Html | None:

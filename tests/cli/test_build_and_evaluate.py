@@ -75,7 +75,7 @@ def test_a_build_end_to_end_and_what_reads_its_folder(
     with (tmp_path / "csv" / "torch-pgd.csv").open() as file:
         assert next(csv.reader(file))[:3] == ["image_id", "category_id", "category"]
 
-    several = ("evaluate", out, "--attack", "noise,pgd,apgd:box,ensemble", "--budget", "quick", "--bootstrap", "10")
+    several = ("evaluate", out, "--attack", "noise,pgd,apgd:box,ensemble,cw", "--budget", "quick", "--bootstrap", "10")
     told = run(*several, "--error-kinds", "--curve", "--check", "--csv", tmp_path / "more", "--json")
     assert told.exit_code == 0, told.stderr
     document = json.loads(told.stdout)
@@ -91,12 +91,16 @@ def test_a_build_end_to_end_and_what_reads_its_folder(
     }  # fmt: skip
     assert [round(255 * one["eps"], 2) for one in document["curve"]] == [1, 2, 4, 8, 12.75]
     assert document["curve"][-1]["map"] == pytest.approx(row["map_ensemble"], abs=1e-9)
+    found = document["distortion"]
+    assert (found["images"], found["passes"]) == (4, 200)
+    assert 0 <= found["succeeded"] <= found["attackable"] <= 4
     assert [one["name"] for one in document["checks"]][:3] == ["zero-gradient", "not-converged", "order-broken"]
     assert {path.name for path in (tmp_path / "more").iterdir()} >= {"torch-noise.csv", "torch-ensemble.csv"}
     people = run(*several, "--objective", "box")
     assert people.exit_code == 0, people.stderr
     assert "ensemble in fp32: within 0.05, quick budget, 66 passes of each image" in people.stdout
     assert "PGD, box in fp32: 2 steps of 0.02 within 0.05" in people.stdout
+    assert "CW in fp32, quick budget, 200 passes of each image: of 4 images" in people.stdout
 
     shown = run("evaluate", out / "bundle", "--data", coco, "--attack", "pgd", "--steps", "1", "--parent-cfg",
                 out / "model.cfg", "--bootstrap", "0", "--iterate", "best")  # fmt: skip
@@ -269,6 +273,7 @@ def test_evaluate_repeats_a_builds_attack_from_random_starts(
     [
         (("--eps", "0.1"), "--eps does nothing without --attack"),
         (("--attack", "noise", "--steps", "3"), "--steps does nothing without --attack pgd"),
+        (("--attack", "cw", "--curve"), "--curve needs an attack that searches a ball"),
         (("--check",), "--check does nothing without --attack"),
         (("--attack", "pdg"), "there is no attack 'pdg'; the nearest is pgd"),
         (("--attack", "pgd", "--objective", "boxx"), "there is no objective 'boxx'; the nearest is box"),

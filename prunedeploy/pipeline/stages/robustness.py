@@ -10,7 +10,7 @@ from prunedeploy.config import BuildConfig, as_dict, result_settings
 from prunedeploy.data.coco import measured_subset
 from prunedeploy.evaluation import TorchRunner, evaluate, figure_name, write_detections
 from prunedeploy.evaluation.attack_checks import CHECKED_IMAGES, check_attacks, measurements
-from prunedeploy.evaluation.robustness import curve, described, looked_into
+from prunedeploy.evaluation.robustness import curve, described, distortion, looked_into
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 
 FILE = "robustness.json"
@@ -101,6 +101,17 @@ def robustness_stage(context: BuildContext, row: str, model: StageResult, parent
             for reference in references:
                 name = f"torch-{figure_name(reference)}.csv"
                 write_detections(result.work / name, found.attacked[reference].detections, dataset)
+            if "cw" in block.attacks:
+                with context.progress.task(f"cw on {row}", len(dataset.images)) as advance:
+                    document["distortion"] = distortion(
+                        network,
+                        loader,
+                        block.budget,
+                        score_threshold=config.evaluation.score_threshold,
+                        iou_threshold=config.evaluation.iou_threshold,
+                        **bootstrap,
+                        progress=advance,
+                    )
             if block.curve:
                 strongest = references[-1] if references else "pgd"
                 with context.progress.task(
