@@ -72,8 +72,9 @@ class Evaluation:
     def _by_name(self, part: str) -> dict[str, Any]:
         """Both means of one part of `Scored`, of clean and of attacked images."""
         found = {}
+        kinds: dict[str, Measurement | None] = {"clean": self.clean, **(self.attacked or {PGD: None})}
         for name, threshold, mean in _FIGURES:
-            for kind, measured in {"clean": self.clean, **(self.attacked or {PGD: None})}.items():
+            for kind, measured in kinds.items():
                 means = None if measured is None else getattr(getattr(measured, threshold), part)
                 found[name.format(figure_name(kind))] = None if means is None else getattr(means, mean)
         return found

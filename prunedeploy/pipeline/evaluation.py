@@ -126,7 +126,10 @@ def run(request: Request) -> dict[str, Any]:
         suite = Suite({}, {}, {})
         if threat_model and parent:
             suite = attack_suite(parent, request.attacks, threat_model, budget, norm=request.norm, seed=seed)
-        thresholds = {"iou_threshold": settings.iou_threshold, "score_threshold": settings.map_score_threshold}
+        thresholds: dict[str, Any] = {
+            "iou_threshold": settings.iou_threshold,
+            "score_threshold": settings.map_score_threshold,
+        }
         with progress.task("evaluate", len(dataset.images)) as advance:
             results = evaluate(
                 runners,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from typing import Any
 
 from prunedeploy.attacks.suite import attack_suite, check_references
 from prunedeploy.config import BuildConfig, as_dict, result_settings
@@ -62,11 +63,11 @@ def robustness_stage(context: BuildContext, row: str, model: StageResult, parent
             if block.images is not None and block.images < len(dataset.images):
                 dataset = measured_subset(dataset, block.images)
             loader = context.evaluation_loader(dataset, network, config.evaluation.batch_size)
-            thresholds = {
+            thresholds: dict[str, Any] = {
                 "iou_threshold": config.evaluation.iou_threshold,
                 "score_threshold": config.evaluation.map_score_threshold,
             }
-            bootstrap = {"resamples": config.evaluation.bootstrap, "seed": config.seed}
+            bootstrap: dict[str, Any] = {"resamples": config.evaluation.bootstrap, "seed": config.seed}
             suite = attack_suite(network, block.attacks, config.attack, block.budget, seed=config.seed)
             document: dict[str, object] = {"images": len(dataset.images)}
             with ExitStack() as stack:
