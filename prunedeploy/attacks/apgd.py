@@ -18,7 +18,7 @@ from torch import Tensor
 
 from prunedeploy.attacks.checks import check_invariants, pixel_keys, unchanged, values_and_gradient
 from prunedeploy.attacks.norms import Norm, project, random_start, unit_step
-from prunedeploy.attacks.objectives import Objective, objective_for, objective_parts
+from prunedeploy.attacks.objectives import Objective, may_be_flat, objective_for
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
 
 MOMENTUM = 0.75
@@ -114,7 +114,7 @@ class Apgd:
 
     def _search(self, x: Tensor, images: Tensor, eps: float, steps: int, objective: Objective) -> tuple[Tensor, Tensor]:
         """Algorithm 1 in one ball."""
-        flat = "rank" in objective_parts(self.objective)  # all objects lost: there is nothing left to gain
+        flat = may_be_flat(self.objective)
         count = len(x)
         values, gradient = values_and_gradient(self.network, x, objective, may_be_flat=flat)
         best, best_values, best_gradient = x, values, gradient

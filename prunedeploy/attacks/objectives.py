@@ -96,6 +96,11 @@ def objective_parts(name: str) -> list[str]:
     return parts
 
 
+def may_be_flat(name: str) -> bool:
+    """Whether an objective has nothing left to gain where it has reached its highest value: all objects are lost."""
+    return "rank" in objective_parts(name)
+
+
 def _total(_: CleanHeads, targets: Tensor, cfg: DarknetCfg) -> Objective:
     return lambda heads: image_terms(heads, targets, cfg).total
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prunedeploy.attacks.checks import check_invariants, pixel_keys, unchanged, values_and_gradient
-from prunedeploy.attacks.objectives import Objective, objective_for
+from prunedeploy.attacks.objectives import Objective, may_be_flat, objective_for
 from prunedeploy.attacks.threat_model import ThreatModel, project_linf, start_noise
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
 
@@ -108,11 +108,11 @@ class Pgd:
 
     def _search(self, images: Tensor, objective: Objective, image_ids: list[int] | None, epoch: int) -> Tensor:
         attack = self.threat_model
-        attacked, kept = images, None
+        attacked, kept, flat = images, None, may_be_flat(self.objective)
         for restart in range(attack.restarts):
             attacked = self._start(images, image_ids, epoch, restart)
             for _ in range(attack.steps):
-                values, gradient = values_and_gradient(self.network, attacked, objective)
+                values, gradient = values_and_gradient(self.network, attacked, objective, may_be_flat=flat)
                 if attack.iterate == "best":
                     kept = _worse(kept, attacked, values)
                 # x_{t+1} = clip(x_t + step * sign(grad)), Madry et al. 2018, equation in section 2.1.
