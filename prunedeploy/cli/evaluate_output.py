@@ -32,9 +32,9 @@ def print_evaluation(document: dict[str, Any]) -> None:
     labels = {attack["name"].replace(":", "_"): _label(attack["name"]) for attack in document["attacks"]}
     for result in document["results"]:
         _print_looked_into(result, {"clean": "clean", **labels})
-    _print_distortion(document["distortion"])
-    _print_curve(document["curve"], document["attacks"])
-    for check in document["checks"]:
+    _print_distortion(document.get("distortion"))
+    _print_curve(document.get("curve"))
+    for check in document.get("checks", ()):
         click.echo(f"{'passed' if check['passed'] else 'FAILED'}: {check['name']}: {check['says']}")
     if any(result["transfer"] for result in document["results"]):
         parent = document["attacks"][0]["parent"]
@@ -108,9 +108,9 @@ def _print_distortion(found: dict[str, Any] | None) -> None:
         click.echo(f"Median L2 distance at which an image loses an object: {found['l2']:.3g} ({low} to {high})")
 
 
-def _print_curve(rows: list[dict[str, Any]], attacks: list[dict[str, Any]]) -> None:
-    if rows:
-        click.echo(f"\n{_label(attacks[-1]['name'])} over the radius:")
+def _print_curve(curve: dict[str, Any] | None) -> None:
+    if curve is not None:
+        click.echo(f"\n{_label(curve['attack'])} over the radius:")
         cells = [
             [
                 f"{row['eps']:.4f}",
@@ -118,6 +118,6 @@ def _print_curve(rows: list[dict[str, Any]], attacks: list[dict[str, Any]]) -> N
                 number(row["map"]),
                 "-" if row["interval"] is None else _between(row["interval"]),
             ]
-            for row in rows
+            for row in curve["rows"]
         ]
         print_table(["eps", "", "mAP", "95 % interval"], cells)

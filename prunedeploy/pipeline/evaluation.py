@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from prunedeploy.attacks import ThreatModel
 from prunedeploy.attacks.norms import Norm
-from prunedeploy.attacks.suite import Suite, attack_suite, check_references
+from prunedeploy.attacks.suite import check_references
 from prunedeploy.config import BUNDLED, Budget, EvaluationConfig, RobustnessConfig
 from prunedeploy.data.class_names import COCO_NAMES, read_names
 from prunedeploy.data.coco import Allowed, load_test_split, measured_subset
@@ -26,9 +26,9 @@ from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.data.names_beside import names_beside
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, figure_name, write_detections
-from prunedeploy.evaluation.attack_checks import CHECKED_IMAGES, Check, check_attacks, measurements
-from prunedeploy.evaluation.robustness import RADII, curve, described, distortion, looked_into
+from prunedeploy.evaluation.robustness import RADII
 from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.pipeline.attacking import Attacked
 from prunedeploy.pipeline.context import composed_demo
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines.bundle import Bundle
@@ -91,7 +91,6 @@ def run(request: Request) -> dict[str, Any]:
     threads = request.threads or configuration.get("threads")
     check_references(request.attacks, "--attack")
     threat_model = _threat_model(request, configuration) if request.attacks else None
-    budget = request.budget or RobustnessConfig.model_validate(configuration.get("robustness") or {}).budget
     needs_parent = "torch" in request.runtimes or threat_model is not None
     parent = _parent(request, configuration) if needs_parent else None
     with contextlib.ExitStack() as stack:
@@ -123,82 +122,35 @@ def run(request: Request) -> dict[str, Any]:
             stretch=not _letterboxed(request, bundle, parent),
         )
         loader = loader_of(dataset)
-        suite = Suite({}, {}, {})
-        if threat_model and parent:
-            suite = attack_suite(parent, request.attacks, threat_model, budget, norm=request.norm, seed=seed)
-        thresholds: dict[str, Any] = {
-            "iou_threshold": settings.iou_threshold,
-            "score_threshold": settings.map_score_threshold,
-        }
+        attacked = None
+        if threat_model is not None and parent is not None:
+            wanted, used = _wanted(request, configuration), settings.model_copy(update={"bootstrap": request.bootstrap})
+            attacked = Attacked(
+                parent, dataset, loader_of, threat_model, wanted, used, seed, progress, norm=request.norm
+            )
         with progress.task("evaluate", len(dataset.images)) as advance:
             results = evaluate(
                 runners,
                 loader,
                 dataset,
-                attack=suite.attacks,
-                ensembles=suite.ensembles,
-                attacked_model=None if threat_model is None else parent,
-                **thresholds,
+                attack=None if attacked is None else attacked.suite.attacks,
+                ensembles=None if attacked is None else attacked.suite.ensembles,
+                attacked_model=None if attacked is None else parent,
+                iou_threshold=settings.iou_threshold,
+                score_threshold=settings.map_score_threshold,
                 resamples=request.bootstrap,
                 seed=seed,
                 progress=advance,
             )
-        measured = [one for one in request.attacks if one in suite.attacks or one in suite.ensembles]
-        rows = []
-        for name, result in results.items():
-            about = looked_into(
-                result,
-                dataset,
-                measured,
-                error_kinds=request.error_kinds,
-                resamples=request.bootstrap,
-                seed=seed,
-            )
-            rows.append({**result_row(name, result), **about})
-        least: dict[str, Any] | None = None
-        if parent is not None and "cw" in request.attacks:
-            with progress.task("cw", len(dataset.images)) as advance:
-                least = distortion(
-                    parent,
-                    loader,
-                    budget,
-                    iou_threshold=settings.iou_threshold,
-                    resamples=request.bootstrap,
-                    seed=seed,
-                    progress=advance,
-                )
-        over_eps: list[dict[str, Any]] = []
-        checks: list[Check] = []
-        if parent is not None and threat_model is not None and request.curve and measured:
-            with progress.task(f"{measured[-1]} over the radius", len(RADII) * len(dataset.images)) as advance:
-                over_eps = curve(
-                    parent,
-                    loader,
-                    dataset,
-                    measured[-1],
-                    threat_model,
-                    budget=budget,
-                    norm=request.norm,
-                    **thresholds,
-                    resamples=request.bootstrap,
-                    seed=seed,
-                    progress=advance,
-                )
-        if parent is not None and threat_model is not None and request.checks:
-            few = replace(dataset, images=dataset.images[:CHECKED_IMAGES])
-            with progress.task("check the attacks", measurements(None) * len(few.images)) as advance:
-                checks = check_attacks(
-                    parent, loader_of(few), few, threat_model, budget, **thresholds, seed=seed, progress=advance
-                )
+        rows = [
+            {**result_row(name, result), **({} if attacked is None else attacked.looked_into(result))}
+            for name, result in results.items()
+        ]
+        attacks = [] if attacked is None else attacked.described
+        beyond = {} if attacked is None else attacked.beyond(source.given.name)
     if request.csv_folder is not None:
         _write_csvs(request.csv_folder, results, dataset)
-    parent_name = str(request.parent_cfg or source.cfg)
-    used = [
-        {**one, "parent": parent_name}
-        for one in (
-            [] if threat_model is None else described(suite, measured, threat_model, budget, request.norm, seed)
-        )
-    ]
+    attacks = [{**attack, "parent": str(request.parent_cfg or source.cfg)} for attack in attacks]
     return {
         "model": str(source.given),
         "kind": source.kind,
@@ -211,13 +163,11 @@ def run(request: Request) -> dict[str, Any]:
         },
         "warnings": warnings,
         # The first one, as it stood here before there could be several.
-        "attack": used[0] if used else None,
-        "attacks": used,
+        "attack": attacks[0] if attacks else None,
+        "attacks": attacks,
         "thresholds": {"map_score": settings.map_score_threshold, "iou": settings.iou_threshold},
         "results": rows,
-        "distortion": least,
-        "curve": over_eps,
-        "checks": [asdict(check) for check in checks],
+        **beyond,
     }
 
 
@@ -236,6 +186,18 @@ def result_row(name: str, result: Evaluation) -> dict[str, Any]:
         "n_images": result.n_images,
         "engine": result.runner,
     }
+
+
+def _wanted(request: Request, configuration: dict[str, Any]) -> RobustnessConfig:
+    """What was given; the budget, if it was not, is the build's."""
+    own = RobustnessConfig.model_validate(configuration.get("robustness") or {})
+    return RobustnessConfig(
+        attacks=request.attacks,
+        budget=request.budget or own.budget,
+        curve=RADII if request.curve else (),
+        error_kinds=request.error_kinds,
+        checks=request.checks,
+    )
 
 
 def _threat_model(request: Request, configuration: dict[str, Any]) -> ThreatModel:

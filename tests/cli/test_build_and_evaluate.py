@@ -89,8 +89,8 @@ def test_a_build_end_to_end_and_what_reads_its_folder(
     assert set(row["effects"]["ensemble"]) == {
         "found", "disappeared", "mislabelled", "hallucinated", "hallucinated_clean"
     }  # fmt: skip
-    assert [round(255 * one["eps"], 2) for one in document["curve"]] == [1, 2, 4, 8, 12.75]
-    assert document["curve"][-1]["map"] == pytest.approx(row["map_ensemble"], abs=1e-9)
+    assert [round(255 * one["eps"], 2) for one in document["curve"]["rows"]] == [1, 2, 4, 8, 12.75]
+    assert document["curve"]["rows"][-1]["map"] == pytest.approx(row["map_ensemble"], abs=1e-9)
     found = document["distortion"]
     assert (found["images"], found["passes"]) == (4, 200)
     assert 0 <= found["succeeded"] <= found["attackable"] <= 4
