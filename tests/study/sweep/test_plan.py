@@ -45,6 +45,7 @@ def test_what_cells_share_is_there_once(tiny_study: Any, tmp_path: Path) -> None
         "remove-dead-channels": 6,  # of the unstructured ones
         "export": models + 2,  # the network as given: gates on colour and on grey images
         "evaluate": models + 2,
+        "robustness": models + 2,
     }
 
 
