@@ -16,7 +16,7 @@ import torch
 
 from prunedeploy.attacks import ThreatModel
 from prunedeploy.attacks.norms import Norm
-from prunedeploy.attacks.suite import check_references
+from prunedeploy.attacks.suite import Suite, check_references
 from prunedeploy.config import BUNDLED, Budget, EvaluationConfig, RobustnessConfig
 from prunedeploy.data.class_names import COCO_NAMES, read_names
 from prunedeploy.data.coco import Allowed, load_test_split, measured_subset
@@ -122,19 +122,20 @@ def run(request: Request) -> dict[str, Any]:
             stretch=not _letterboxed(request, bundle, parent),
         )
         loader = loader_of(dataset)
-        attacked = None
+        attacked, suite = None, Suite({}, {}, {})
         if threat_model is not None and parent is not None:
             wanted, used = _wanted(request, configuration), settings.model_copy(update={"bootstrap": request.bootstrap})
             attacked = Attacked(
                 parent, dataset, loader_of, threat_model, wanted, used, seed, progress, norm=request.norm
             )
+            suite = attacked.suite
         with progress.task("evaluate", len(dataset.images)) as advance:
             results = evaluate(
                 runners,
                 loader,
                 dataset,
-                attack=None if attacked is None else attacked.suite.attacks,
-                ensembles=None if attacked is None else attacked.suite.ensembles,
+                attack=suite.attacks,
+                ensembles=suite.ensembles,
                 attacked_model=None if attacked is None else parent,
                 iou_threshold=settings.iou_threshold,
                 score_threshold=settings.map_score_threshold,
