@@ -75,8 +75,10 @@ def _between(interval: list[float]) -> str:
 def _print_looked_into(result: dict[str, Any], labels: dict[str, str]) -> None:
     for name, one in result.get("ensembles", {}).items():
         lowest = f"that of {one['lowest']}" if one["lowest"] in one["map"] else "where each image has its worst attack"
-        shares = ", ".join(f"{_label(attack)} of {count}" for attack, count in one["chosen"].items() if count)
-        click.echo(f"\n{name} on {result['runtime']}: the lowest mAP is {lowest}.\nWorst attack of images: {shares}.")
+        shares = ", ".join(f"{count} by {attack}" for attack, count in one["chosen"].items() if count)
+        click.echo(
+            f"\n{name} on {result['runtime']}: the lowest mAP is {lowest}.\nImages by their worst attack: {shares}"
+        )
     kinds = result.get("error_kinds") or {}
     if not kinds:
         return

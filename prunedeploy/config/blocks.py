@@ -212,7 +212,7 @@ class RobustnessConfig(Block):
     @property
     def is_wanted(self) -> bool:
         """Whether there is anything to measure."""
-        return bool(self.attacks or self.curve)
+        return bool(self.attacks or self.curve or self.checks)
 
 
 class AugmentConfig(Block):

@@ -33,7 +33,12 @@ from prunedeploy.pipeline.stages.latency import latency_stage
 from prunedeploy.pipeline.stages.operating_point import FILE as POINTS
 from prunedeploy.pipeline.stages.operating_point import NETWORK, operating_point_stage
 from prunedeploy.pipeline.stages.pattern import pattern_stage, with_the_pattern
-from prunedeploy.pipeline.stages.robustness import check_robustness, robustness_stage, strongest_attack
+from prunedeploy.pipeline.stages.robustness import (
+    check_attacked_images,
+    check_robustness,
+    robustness_stage,
+    strongest_attack,
+)
 from prunedeploy.pipeline.stages.score import check_scores
 from prunedeploy.pipeline.stages.train import original_stage, pretrain_stage
 from prunedeploy.pipeline.store.key import canonical_json
@@ -95,6 +100,7 @@ def build(
         context = open_context(config, stages, progress)
         check_scores(config, context.network.cfg)
         check_calibration_images(context)
+        check_attacked_images(context)
         check_images_stage(context)
         search: RatioSearch | None = None
         tried: list[StageResult] = []

@@ -208,6 +208,8 @@ def _threat_model(request: Request, configuration: dict[str, Any]) -> ThreatMode
     values = {**dict(ThreatModel()), **(configuration.get("attack") or {}), **given}
     if values["restarts"] > 1 and not values["random_start"]:
         raise ConfigError("are all the same without --random-start", "--restarts", "add it")
+    if values["eps"] == 0:
+        raise ConfigError("the build's attack has a ball of radius 0", request.source.given, "give one with --eps")
     if request.norm == "l2":
         if request.eps is None:
             raise ConfigError("needs a radius of its own", "--norm l2", "give it with --eps, e.g. 1 for small images")

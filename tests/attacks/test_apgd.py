@@ -6,23 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.test_pgd import SECTIONS, TARGETS
+from attacks.test_pgd import TARGETS
 from prunedeploy.attacks import Apgd, AttackInvariantError, Pgd, ThreatModel
 from prunedeploy.attacks.apgd import checkpoints
 from prunedeploy.attacks.checks import check_invariants
 from prunedeploy.attacks.norms import lengths
-from prunedeploy.models import Darknet, FoldedDarknet, yolo_losses
-from pruning.darknets import network, random_network
-
-
-@pytest.fixture(scope="module")
-def model() -> Darknet:
-    return random_network(network(*SECTIONS), seed=1)
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+from prunedeploy.models import FoldedDarknet, yolo_losses
 
 
 def loss_and_gradient(network_: FoldedDarknet, x: Tensor, targets: Tensor) -> tuple[float, Tensor]:

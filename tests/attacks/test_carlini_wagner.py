@@ -13,7 +13,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from attacks.test_pgd import SECTIONS
 from prunedeploy.attacks import CarliniWagner
 from prunedeploy.attacks.carlini_wagner import Lost, smallest_change
 from prunedeploy.attacks.found_objects import Counting, Objects
@@ -22,19 +21,8 @@ from prunedeploy.models import Darknet, FoldedDarknet, decode
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import ConfigError
-from pruning.darknets import network, random_network
 
 SCORE = 0.53
-
-
-@pytest.fixture(scope="module")
-def model() -> Darknet:
-    return random_network(network(*SECTIONS), seed=1)
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def detections(heads: list[Tensor], model: Darknet, image: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -75,6 +75,7 @@ def test_nothing_else_changes_by_the_key(finished: Any, tiny_case: Any) -> None:
         ("attack=[{eps: 2}]", "attack.eps"),
         ("attack=[pgd, {eps: 0.1}]", "robustness.attacks"),
         ("robustness.budget=huge", "robustness.budget"),
+        ("attack=[{eps: 0}, noise]", "attack.eps: a ball of radius 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_read(
@@ -83,6 +84,17 @@ def test_what_cannot_be_is_refused_before_anything_is_read(
     with pytest.raises(ConfigError, match=says):
         tiny_case.build(tmp_path / "store", tmp_path / "out", setting, "data.path=nowhere")
     assert not (tmp_path / "out").exists()
+
+
+def test_more_images_than_there_are_is_refused_before_anything_is_trained(tiny_case: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"robustness\.images: asks for 9 images, and 8 are measured"):
+        tiny_case.build(tmp_path / "store", tmp_path / "out", "robustness={attacks: [noise], images: 9}")
+    assert not list((tmp_path / "store" / "results").glob("pretrain-*"))
+
+
+def test_checks_alone_are_something_to_measure() -> None:
+    assert load_config("smoke", ["robustness.checks=true"]).robustness.is_wanted
+    assert not load_config("smoke").robustness.is_wanted
 
 
 def test_a_ratio_is_found_for_map_under_the_ensemble(tiny_case: Any, finished: Any, tmp_path: Path) -> None:

@@ -8,17 +8,37 @@ from prunedeploy.data.coco import measured_subset
 from prunedeploy.evaluation import TorchRunner, evaluate, figure_name, write_detections
 from prunedeploy.pipeline.attacking import Attacked
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
+from prunedeploy_engines.errors import ConfigError
 
 FILE = "robustness.json"
 
 
 def check_robustness(config: BuildConfig) -> None:
-    """Refuse attacks and objectives that do not exist, before anything is read.
+    """Refuse attacks and objectives that do not exist, and balls of no size, before anything is read.
 
     Raises:
-        ConfigError: Names the nearest one.
+        ConfigError: Names the key, and of names the nearest.
     """
     check_references(config.robustness.attacks, "robustness.attacks")
+    if config.robustness.is_wanted and config.attack.eps == 0:
+        raise ConfigError("a ball of radius 0 holds no attack", "attack.eps", "give a radius, e.g. 0.05")
+    if "cw" in config.robustness.attacks and not 0 < config.evaluation.score_threshold < 1:
+        what = "cw needs a threshold between 0 and 1, from which an object counts as found"
+        raise ConfigError(what, "evaluation.score_threshold", "take 0.5")
+
+
+def check_attacked_images(context: BuildContext) -> None:
+    """Refuse attacks that the data or the network have no room for, before anything is trained.
+
+    Raises:
+        ConfigError: More images are asked for than there are, or a network of one class is to mislabel.
+    """
+    block, images = context.config.robustness, len(context.test.images)
+    if block.images is not None and block.images > images:
+        what = f"asks for {block.images} images, and {images} are measured"
+        raise ConfigError(what, "robustness.images", f"give at most {images}, or leave it out")
+    if context.network.cfg.classes == 1 and (wrong := [one for one in block.attacks if "mislabel" in one]):
+        raise ConfigError(f"{wrong[0]}: a network of one class cannot mislabel", "robustness.attacks", "leave it out")
 
 
 def strongest_attack(stage: StageResult) -> str | None:
