@@ -27,6 +27,7 @@ from torch import Tensor
 
 from prunedeploy.attacks.apgd import Apgd
 from prunedeploy.attacks.checks import AttackWarning, values_and_gradient
+from prunedeploy.attacks.norms import random_start
 from prunedeploy.attacks.objectives import Objective, objective_for
 from prunedeploy.attacks.suite import ENSEMBLE, STEPS, Attack, attack_suite
 from prunedeploy.attacks.threat_model import ThreatModel
@@ -235,10 +236,15 @@ def _repeatable(model: Darknet, batch: Batch) -> Check:
 
 
 def _gradient(model: Darknet, batch: Batch) -> Check:
-    """The derivative along the gradient's own direction, in float64."""
+    """The derivative along the gradient's own direction, in float64, beside the first image.
+
+    Not at the image itself: in its grey border, and wherever it is of one colour, max pooling has ties, where there is no
+    gradient.
+    """
     device = next(model.parameters()).device
     network = FoldedDarknet(model, torch.float64)
-    image, own = batch.images[:1].to(device, torch.float64), batch.targets[batch.targets[:, 0] == 0].to(device)
+    image, own = batch.images[:1], batch.targets[batch.targets[:, 0] == 0].to(device)
+    image = random_start(image, 1 / 255, "linf", [(0,)]).to(device, torch.float64)
     objective: Objective = objective_for("+".join(_EXACT), lambda: network(image), own.double(), model.cfg)
     _, gradient = values_and_gradient(network, image, objective)
     length = float(gradient.norm())
