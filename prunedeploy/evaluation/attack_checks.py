@@ -238,8 +238,7 @@ def _repeatable(model: Darknet, batch: Batch) -> Check:
 def _gradient(model: Darknet, batch: Batch) -> Check:
     """The derivative along the gradient's own direction, in float64, beside the first image.
 
-    Not at the image itself: in its grey border, and wherever it is of one colour, max pooling has ties, where there is no
-    gradient.
+    Not at the image itself: in its grey border, and wherever it is of one colour, max pooling has ties and no gradient.
     """
     device = next(model.parameters()).device
     network = FoldedDarknet(model, torch.float64)
