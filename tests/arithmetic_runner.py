@@ -68,6 +68,11 @@ class Told:
         raise AssertionError("a batcher knows nothing of states")
 
 
+async def inferred(model: Any, images: np.ndarray, deadline: float) -> Any:
+    """What a batcher or a served model gives, as a coroutine for `asyncio.create_task`."""
+    return await model.infer(images, deadline)
+
+
 def opened(runner: Runner, told: Told | None = None, **changed: Any) -> Batcher:
     plain: dict[str, Any] = {"workers": 1, "max_batch": 4, "max_delay_s": 0.002, "max_queue": 16}
     batcher = Batcher("m", lambda: runner, metrics=told or Told(), **{**plain, **changed})

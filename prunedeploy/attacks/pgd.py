@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from prunedeploy.attacks.checks import check_invariants, pixel_keys, unchanged, values_and_gradient
-from prunedeploy.attacks.objectives import Objective, may_be_flat, objective_for
+from prunedeploy.attacks.objectives import may_be_flat, objective_for
 from prunedeploy.attacks.threat_model import ThreatModel, project_linf, start_noise
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
 
@@ -84,11 +84,25 @@ class Pgd:
         Raises:
             AttackInvariantError: The result left the ball or the range, or the network changed meanwhile.
         """
+        attack, flat = self.threat_model, may_be_flat(self.objective)
+        kept: _Attempt | None = None
         with unchanged(self.model):
-            images = images.contiguous(memory_format=torch.channels_last)
+            attacked = images = images.contiguous(memory_format=torch.channels_last)
             objective = objective_for(self.objective, lambda: self.network(images), targets, self.model.cfg)
-            attacked = self._search(images, objective, image_ids, epoch)
-            check_invariants(attacked, images, self.threat_model.eps)
+            for restart in range(attack.restarts):
+                attacked = self._start(images, image_ids, epoch, restart)
+                for _ in range(attack.steps):
+                    values, gradient = values_and_gradient(self.network, attacked, objective, may_be_flat=flat)
+                    if attack.iterate == "best":
+                        kept = _worse(kept, attacked, values)
+                    # x_{t+1} = clip(x_t + step * sign(grad)), Madry et al. 2018, equation in section 2.1.
+                    attacked = project_linf(attacked + attack.step_size * gradient.sign(), images, attack.eps)
+                if attack.restarts > 1 or attack.iterate == "best":
+                    with torch.no_grad():
+                        kept = _worse(kept, attacked, objective(self.network(attacked)))
+            if kept is not None:
+                attacked = kept.images
+            check_invariants(attacked, images, attack.eps)
         return attacked.contiguous()
 
     def of_model(self, model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
@@ -105,22 +119,6 @@ class Pgd:
         keys = [(self.seed, epoch, image_id % 2**63, restart) for image_id in ids]
         noise = start_noise(tuple(images.shape), self.threat_model.eps, keys).to(images.device)
         return project_linf(images + noise, images, self.threat_model.eps)
-
-    def _search(self, images: Tensor, objective: Objective, image_ids: list[int] | None, epoch: int) -> Tensor:
-        attack = self.threat_model
-        attacked, kept, flat = images, None, may_be_flat(self.objective)
-        for restart in range(attack.restarts):
-            attacked = self._start(images, image_ids, epoch, restart)
-            for _ in range(attack.steps):
-                values, gradient = values_and_gradient(self.network, attacked, objective, may_be_flat=flat)
-                if attack.iterate == "best":
-                    kept = _worse(kept, attacked, values)
-                # x_{t+1} = clip(x_t + step * sign(grad)), Madry et al. 2018, equation in section 2.1.
-                attacked = project_linf(attacked + attack.step_size * gradient.sign(), images, attack.eps)
-            if attack.restarts > 1 or attack.iterate == "best":
-                with torch.no_grad():
-                    kept = _worse(kept, attacked, objective(self.network(attacked)))
-        return attacked if kept is None else kept.images
 
 
 @dataclass(frozen=True)

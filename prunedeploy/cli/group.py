@@ -89,21 +89,23 @@ class Command(click.Command):
         self.params += [_json_option(), _debug_option()]
 
 
+@click.pass_context
+def _show_help_without_command(ctx: click.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
 class Group(click.Group):
-    """A group that takes ``--debug``; without a command it shows its help."""
+    """A group that takes ``--debug``; without a command it shows its help.
+
+    Of the decorated function only the docstring is used.
+    """
 
     command_class = Command
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"invoke_without_command": True, **kwargs})
+        super().__init__(*args, **{"invoke_without_command": True, **kwargs, "callback": _show_help_without_command})
         self.params.append(_debug_option())
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was named, or show the help."""
-        result = super().invoke(ctx)
-        if ctx.invoked_subcommand is None:
-            click.echo(ctx.get_help())
-        return result
 
 
 class RootGroup(Group):

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from prunedeploy.attacks import AttackWarning, Pgd, ThreatModel
 from prunedeploy.config import TrainingConfig
-from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.darknet import Darknet, FoldedDarknet
 from prunedeploy.models.loss import yolo_losses
 
 ATTACKED_TERMS = {
@@ -67,40 +67,26 @@ def attacked_batch(
         New images, ``(B, 3, H, W)``: the first ``int(clean_share * B)`` as they were, the others attacked.
     """
     attack = Pgd.against(model, threat_model, settings.precision, seed)
-    objectives = ATTACKED_TERMS.get(settings.adversarial, (settings.attack_objective,))
-    attacks = [replace(attack, objective=objective) for objective in objectives]
+    objective, *others = ATTACKED_TERMS.get(settings.adversarial, (settings.attack_objective,))
     clean = int(settings.clean_share * len(images))
     own = targets[targets[:, 0] >= clean].clone()
     own[:, 0] -= clean
-    attacked = strongest(attacks, images[clean:], own, image_ids[clean:], step)
-    return torch.cat((images[:clean], attacked)) if clean else attacked
-
-
-def strongest(attacks: Sequence[Pgd], images: Tensor, targets: Tensor, image_ids: list[int], epoch: int) -> Tensor:
-    """Of several attacks' results the one with the highest detection loss, image by image.
-
-    Args:
-        attacks: On one network; at least one.
-        images: As `Pgd` takes them; likewise the rest.
-        targets: Ground truth.
-        image_ids: Key the random starts.
-        epoch: Keys them too.
-
-    Returns:
-        Attacked images, ``(B, 3, H, W)``.
-    """
-    candidates = [attacks[0](images, targets, image_ids, epoch)]
+    batch = images[clean:], own, image_ids[clean:], step
+    candidates = [replace(attack, objective=objective)(*batch)]
     with warnings.catch_warnings():
         # An image without objects has no box and no class term, and attacks on those leave it where it started.
         warnings.simplefilter("ignore", AttackWarning)
-        candidates += [attack(images, targets, image_ids, epoch) for attack in attacks[1:]]
-    if len(candidates) == 1:
-        return candidates[0]
-    network = attacks[0].network
+        candidates += [replace(attack, objective=other)(*batch) for other in others]
+    attacked = strongest(candidates, own, attack.network) if others else candidates[0]
+    return torch.cat((images[:clean], attacked)) if clean else attacked
+
+
+def strongest(candidates: Sequence[Tensor], targets: Tensor, network: FoldedDarknet) -> Tensor:
+    """Of several attacks' results, each ``(B, 3, H, W)``, the one with the highest detection loss, image by image."""
     with torch.no_grad():
         losses = torch.stack([yolo_losses(network(attacked), targets, network.cfg) for attacked in candidates])
     chosen = losses.argmax(0)  # (B,), of losses (attacks, B)
-    return torch.stack(candidates)[chosen, torch.arange(len(images), device=images.device)]
+    return torch.stack(list(candidates))[chosen, torch.arange(len(chosen), device=chosen.device)]
 
 
 def passes_per_step(settings: TrainingConfig) -> float:

@@ -126,7 +126,7 @@ def test_of_equals_the_first_is_taken() -> None:
     batch, model = batch_of(0), small_model()
     attack = Pgd.against(model, ATTACK, seed=4)
     alone = attack(batch.images, batch.targets, batch.image_ids, 3)
-    assert torch.equal(strongest([attack, attack], batch.images, batch.targets, batch.image_ids, 3), alone)
+    assert torch.equal(strongest([alone, alone.clone()], batch.targets, attack.network), alone)
 
 
 def test_a_share_of_the_batch_stays_clean_and_counts_as_much() -> None:

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,15 +38,25 @@ Output = tuple[Float32Array, Float32Array]
 _log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
+class _Request:
+    """What somebody waits for; more images than a batch has are several parts, computed in any order."""
+
+    deadline: float
+    parts: int
+    answer: asyncio.Future[tuple[Output, StageTimes]]
+    computed: dict[int, tuple[Output, StageTimes]] = field(default_factory=dict)
+    since: float = field(default_factory=time.monotonic)
+
+
 @dataclass(eq=False)  # each is itself: arrays have no one truth value
 class _Part:
     """Images of one request that are computed together."""
 
+    request: _Request
+    number: int
     images: Images
-    deadline: float
-    answer: asyncio.Future[Output]
     times: StageTimes = field(default_factory=StageTimes)
-    since: float = field(default_factory=time.monotonic)
 
 
 class Batcher:
@@ -105,36 +115,42 @@ class Batcher:
         self._opened.clear()  # each belongs to its thread, which releases it
         return runners[0]
 
-    async def infer(self, images: Images, deadline: float) -> tuple[Output, StageTimes]:
-        """Have images computed.
+    def infer(self, images: Images, deadline: float) -> asyncio.Future[tuple[Output, StageTimes]]:
+        """Have images computed: they wait in the queue, and whoever asked waits for the future.
 
         Args:
             images: ``(N, ...)``, as a runner takes them, N at least 1.
             deadline: By `time.monotonic`.
 
         Returns:
-            What a runner gives for them, and the times ``queue_s`` and ``compute_s`` of the last of them.
+            What a runner gives for them, and the times ``queue_s`` and ``compute_s`` of the last of them. Cancelling it
+            takes what was not begun out of the queue. It raises `DeadlineError` if time was over first, and
+            `InferenceFailedError` if the runner failed.
 
         Raises:
+            InvalidRequestError: The queue could never hold so many.
             OverloadedError: The queue has no room for them; nothing is computed.
-            DeadlineError: Time was over first; what was not begun is not computed.
             ModelUnavailableError: `close` was called.
-            InferenceFailedError: The runner failed.
         """
-        parts = self._submit(images, deadline)
         loop = asyncio.get_running_loop()
-        alarm = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, parts)
-        try:
-            for part in parts:
-                await part.answer
-        finally:
-            alarm.cancel()
-            self._withdraw(parts)
-        times = parts[-1].times
-        if len(parts) == 1:
-            return parts[0].answer.result(), times
-        boxes, scores = zip(*(part.answer.result() for part in parts), strict=True)
-        return (np.concatenate(boxes), np.concatenate(scores)), times
+        count = len(images)
+        if count > self._max_queue:
+            raise InvalidRequestError(f"the request has {count} images, but the queue holds only {self._max_queue}")
+        starts = range(0, count, self.max_batch)
+        request = _Request(deadline, len(starts), loop.create_future())
+        parts = [_Part(request, number, images[start : start + self.max_batch]) for number, start in enumerate(starts)]
+        with self._changed:
+            if not self._accepting:
+                raise ModelUnavailableError(f"model {self.name} is being unloaded")
+            if self._waiting + count > self._max_queue:
+                ahead = self._waiting * self._seconds_per_image / len(self._threads)
+                raise OverloadedError(f"{self._waiting} images wait for model {self.name}", max(1.0, ahead))
+            self._queue.extend(parts)
+            self._count(count)
+            self._changed.notify()
+        alarm = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, request.answer)
+        request.answer.add_done_callback(lambda _: self._ended(request, alarm))
+        return request.answer
 
     def close(self) -> None:
         """Accept nothing more, answer what was accepted, release the runners; returns when that is done."""
@@ -149,38 +165,16 @@ class Batcher:
             self._accepting = False
             self._changed.notify_all()
 
-    def _submit(self, images: Images, deadline: float) -> list[_Part]:
-        loop = asyncio.get_running_loop()
-        count = len(images)
-        if count > self._max_queue:
-            raise InvalidRequestError(f"the request has {count} images, but the queue holds only {self._max_queue}")
-        parts = [
-            _Part(images[start : start + self.max_batch], deadline, loop.create_future())
-            for start in range(0, count, self.max_batch)
-        ]
-        with self._changed:
-            if not self._accepting:
-                raise ModelUnavailableError(f"model {self.name} is being unloaded")
-            if self._waiting + count > self._max_queue:
-                ahead = self._waiting * self._seconds_per_image / len(self._threads)
-                raise OverloadedError(f"{self._waiting} images wait for model {self.name}", max(1.0, ahead))
-            self._queue.extend(parts)
-            self._count(count)
-            self._changed.notify()
-        return parts
-
-    def _withdraw(self, parts: Sequence[_Part]) -> None:
-        """Take parts that nobody waits for any more out of the queue: time is over, or the client is gone."""
-        if all(part.answer.done() and not part.answer.cancelled() and not part.answer.exception() for part in parts):
-            return
-        with self._changed:
-            for part in parts:
-                if part in self._queue:
+    def _ended(self, request: _Request, alarm: asyncio.TimerHandle) -> None:
+        """Take out of the queue what nobody waits for any more: time is over, the client is gone, or a part failed."""
+        alarm.cancel()
+        if len(request.computed) < request.parts:
+            with self._changed:
+                for part in [one for one in self._queue if one.request is request]:
                     self._queue.remove(part)
                     self._count(-len(part.images))
-                if part.answer.done() and not part.answer.cancelled():
-                    part.answer.exception()  # is seen as retrieved, whichever of the parts was awaited first
-                part.answer.cancel()
+        if not request.answer.cancelled():
+            request.answer.exception()  # is seen as retrieved, though whoever asked may be cancelled before reading it
 
     def _count(self, change: int) -> None:
         self._waiting += change
@@ -198,7 +192,17 @@ class Batcher:
             expected = 1
             while parts := self._next_batch(expected):
                 expected = sum(len(part.images) for part in parts)
-                self._compute(runner, parts)
+                begun = time.monotonic()
+                # Those that are late get their answer from the alarm in `infer`.
+                timely = [one for one in parts if one.request.deadline > begun and not one.request.answer.done()]
+                if not timely:
+                    continue
+                try:
+                    outputs: Output | InferenceFailedError = runner.infer(_joined([part.images for part in timely]))
+                except Exception:  # noqa: BLE001 - the runner stays up for the next batch
+                    _log.exception("model %s failed", self.name)
+                    outputs = InferenceFailedError("the model failed; the server's log says how")
+                self._computed(timely, outputs, begun)
 
     def _next_batch(self, expected: int) -> list[_Part]:
         """Wait for a batch; empty when the queue is closed and empty.
@@ -225,32 +229,21 @@ class Batcher:
                     return taken
                 until = until or time.monotonic() + self._max_delay_s
                 # Of the time that a request has, at most half goes into waiting for others.
-                until = min([until, *((part.since + part.deadline) / 2 for part in taken)])
+                until = min([until, *((part.request.since + part.request.deadline) / 2 for part in taken)])
                 rest = until - time.monotonic()
                 if rest <= 0 or not self._accepting:
                     return taken
                 self._changed.wait(rest)
 
-    def _compute(self, runner: Runner, parts: list[_Part]) -> None:
-        begun = time.monotonic()
-        # Those that are late get their answer from the alarm in `infer`.
-        timely = [part for part in parts if part.deadline > begun and not part.answer.done()]
-        if not timely:
-            return
-        try:
-            batch = timely[0].images if len(timely) == 1 else np.concatenate([part.images for part in timely])
-            outputs: Output | InferenceFailedError = runner.infer(batch)
-        except Exception:  # noqa: BLE001 - the runner stays up for the next batch
-            _log.exception("model %s failed", self.name)
-            outputs = InferenceFailedError("the model failed; the server's log says how")
+    def _computed(self, parts: Sequence[_Part], outputs: Output | InferenceFailedError, begun: float) -> None:
         seconds = time.monotonic() - begun
-        count = sum(len(part.images) for part in timely)
+        count = sum(len(part.images) for part in parts)
         self._seconds_per_image = seconds / count
-        for part in timely:
-            part.times.queue_s, part.times.compute_s, part.times.batch_size = begun - part.since, seconds, count
+        for part in parts:
+            part.times.queue_s, part.times.compute_s, part.times.batch_size = begun - part.request.since, seconds, count
         # Answered in the event loop, in one go; where that is closed, nobody waits any more.
         with contextlib.suppress(RuntimeError):
-            timely[0].answer.get_loop().call_soon_threadsafe(_deliver, timely, outputs)
+            parts[0].request.answer.get_loop().call_soon_threadsafe(_deliver, parts, outputs)
         self._metrics.batch(self.name, count, seconds)
 
 
@@ -259,20 +252,31 @@ def _fits(part: _Part, taken: Sequence[_Part], room: int) -> bool:
     return len(part.images) <= room and (not taken or part.images.dtype == taken[0].images.dtype)
 
 
-def _expire(parts: Sequence[_Part]) -> None:
-    for part in parts:
-        if not part.answer.done():
-            part.answer.set_exception(DeadlineError("the deadline passed before the answer was there"))
+def _joined(arrays: Sequence[Any]) -> Any:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _expire(answer: asyncio.Future[tuple[Output, StageTimes]]) -> None:
+    if not answer.done():
+        answer.set_exception(DeadlineError("the deadline passed before the answer was there"))
 
 
 def _deliver(parts: Sequence[_Part], outputs: Output | Exception) -> None:
     start = 0
     for part in parts:
         end = start + len(part.images)
-        if not part.answer.done():
+        request = part.request
+        if not request.answer.done():
             if isinstance(outputs, Exception):
-                part.answer.set_exception(outputs)
+                request.answer.set_exception(outputs)
             else:
-                boxes, scores = outputs
-                part.answer.set_result((boxes[start:end], scores[start:end]))
+                request.computed[part.number] = (outputs[0][start:end], outputs[1][start:end]), part.times
+                if len(request.computed) == request.parts:
+                    request.answer.set_result(_whole(request))
         start = end
+
+
+def _whole(request: _Request) -> tuple[Output, StageTimes]:
+    computed = [request.computed[number] for number in range(request.parts)]
+    boxes, scores = zip(*(output for output, _ in computed), strict=True)
+    return (_joined(boxes), _joined(scores)), computed[-1][1]

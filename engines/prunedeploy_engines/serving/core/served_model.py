@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +78,7 @@ class ServedModel:
         """``(channels, height, width)`` of one image."""
         return self.bundle.manifest.input.channels, *self.bundle.input_size
 
-    def infer(self, images: Images, deadline: float) -> Coroutine[Any, Any, tuple[Output, StageTimes]]:
+    def infer(self, images: Images, deadline: float) -> asyncio.Future[tuple[Output, StageTimes]]:
         """Run the network.
 
         Args:
@@ -87,7 +87,7 @@ class ServedModel:
             deadline: By `time.monotonic`.
 
         Returns:
-            See `Batcher.infer`.
+            A future, see `Batcher.infer`.
         """
         if images.dtype == np.uint8:
             pixels: Any = images

@@ -24,7 +24,7 @@ from prunedeploy_engines.serving.core.repository import ModelRepository, ModelSt
 from prunedeploy_engines.serving.core.security import Token
 from prunedeploy_engines.serving.core.served_model import VERSION, ServedModel
 from prunedeploy_engines.serving.core.settings import ServingSettings
-from prunedeploy_engines.serving.core.tensors import BYTES, InferRequest, fraction, timeout_s
+from prunedeploy_engines.serving.core.tensors import BYTES, InferRequest, InputTensor, fraction, timeout_s
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
 from prunedeploy_engines.serving.telemetry.telemetry import Telemetry
 from prunedeploy_engines.version import __version__
@@ -109,7 +109,7 @@ class Service:
                 ("num_detections", "INT32", [-1]),
             ]
         else:
-            # Either type is taken, see `_raw`; it names the one that reaches the network without a detour.
+            # Either type is taken, see `_images`; it names the one that reaches the network without a detour.
             inputs = [("images", "UINT8" if model.takes_uint8 else "FP32", [-1, *model.input_shape])]
             classes = len(model.bundle.class_names)
             outputs = [("boxes", "FP32", [-1, -1, 4]), ("scores", "FP32", [-1, -1, classes])]
@@ -214,37 +214,42 @@ class Service:
         only = "image" if encoded else "images"
         if len(request.inputs) != 1 or request.inputs[0].name != only:
             raise InvalidRequestError(f"inputs must be one tensor, named {only}")
-        run = self._detect if encoded else self._raw
-        outputs = await run(model, request, deadline, notes)
+        if encoded:
+            files = _files(request.inputs[0])
+            score, iou = fraction(request.parameters, "score_threshold"), fraction(request.parameters, "iou_threshold")
+            fields = [f"inputs[0].data[{index}]" for index in range(len(files))]
+            found, _ = await model.detect(files, fields, score, iou, deadline, notes)
+            outputs = padded([(one.boxes_xyxy, one.scores, one.class_ids) for one in found])
+        else:
+            images = _images(request.inputs[0], model.input_shape, self.settings.max_images)
+            notes.images = len(images)
+            (boxes, scores), notes.times = await model.infer(images, deadline)
+            outputs = {"boxes": boxes, "scores": scores}
         return {name: outputs[name] for name in wanted}
 
-    async def _raw(self, model: ServedModel, request: InferRequest, deadline: float, notes: RequestNotes) -> Outputs:
-        tensor = request.inputs[0]
-        wanted = model.input_shape
-        shape = f"(N, {', '.join(map(str, wanted))})"
-        if tensor.datatype not in ("FP32", "UINT8"):
-            raise InvalidRequestError("inputs[0].datatype: images must be FP32 in [0, 1], or UINT8")
-        images = tensor.data
-        if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1:] != wanted:
-            raise InvalidRequestError(f"inputs[0].shape: images must be {shape}, got {list(tensor.shape)}")
-        check_count(len(images), self.settings.max_images, "inputs[0]")
-        notes.images = len(images)
-        if tensor.datatype == "FP32":
-            low, high = images.min(), images.max()
-            # Written so that NaN, which min and max pass on, is refused too.
-            if not (low >= -_SLACK and high <= 1 + _SLACK):
-                raise InvalidRequestError("inputs[0]: images has values outside of [0, 1]", fix="divide by 255")
-        (boxes, scores), notes.times = await model.infer(images, deadline)
-        return {"boxes": boxes, "scores": scores}
 
-    async def _detect(self, model: ServedModel, request: InferRequest, deadline: float, notes: RequestNotes) -> Outputs:
-        tensor = request.inputs[0]
-        if tensor.datatype != BYTES or not isinstance(tensor.data, list) or len(tensor.shape) not in (1, 2):
-            raise InvalidRequestError("inputs[0]: image must be BYTES (N,), each a JPEG, PNG or WebP file")
-        score, iou = fraction(request.parameters, "score_threshold"), fraction(request.parameters, "iou_threshold")
-        fields = [f"inputs[0].data[{index}]" for index in range(len(tensor.data))]
-        found, _ = await model.detect(tensor.data, fields, score, iou, deadline, notes)
-        return padded([(one.boxes_xyxy, one.scores, one.class_ids) for one in found])
+def _images(tensor: InputTensor, wanted: tuple[int, int, int], most: int) -> npt.NDArray[Any]:
+    """The letterboxed images of a tensor, ``(N, channels, height, width)``, FP32 in [0, 1] or UINT8."""
+    if tensor.datatype not in ("FP32", "UINT8"):
+        raise InvalidRequestError("inputs[0].datatype: images must be FP32 in [0, 1], or UINT8")
+    images = tensor.data
+    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1:] != wanted:
+        shape = f"(N, {', '.join(map(str, wanted))})"
+        raise InvalidRequestError(f"inputs[0].shape: images must be {shape}, got {list(tensor.shape)}")
+    check_count(len(images), most, "inputs[0]")
+    if tensor.datatype == "FP32":
+        low, high = images.min(), images.max()
+        # Written so that NaN, which min and max pass on, is refused too.
+        if not (low >= -_SLACK and high <= 1 + _SLACK):
+            raise InvalidRequestError("inputs[0]: images has values outside of [0, 1]", fix="divide by 255")
+    return images
+
+
+def _files(tensor: InputTensor) -> list[bytes | memoryview]:
+    """The encoded images of a tensor."""
+    if tensor.datatype != BYTES or not isinstance(tensor.data, list) or len(tensor.shape) not in (1, 2):
+        raise InvalidRequestError("inputs[0]: image must be BYTES (N,), each a JPEG, PNG or WebP file")
+    return tensor.data
 
 
 def _configured(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:

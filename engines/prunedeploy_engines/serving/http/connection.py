@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from prunedeploy_engines.serving.http.edge import refuse
+from prunedeploy_engines.serving.http.edge import CONNECTION, refuse
 
 CONNECTIONS = 1000
 """Of one server; requests over more of them are refused."""
@@ -38,7 +40,6 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._application = self.app
-            self.app = self._while_the_client_waits
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -52,9 +53,14 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
             if self._beside_bodies == before > MAX_HEAD_BYTES and not self.transport.is_closing():
                 self._refuse(431, f"the head of the request has more than {MAX_HEAD_BYTES} bytes")
 
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self.scope["state"][CONNECTION] = self
+
         def on_headers_complete(self) -> None:
             self._quiet()
             self._beside_bodies = 0
+            self.app = self._application if len(self.connections) <= CONNECTIONS else _too_many
             super().on_headers_complete()
             if self._stopping:
                 self.cycle.keep_alive = False
@@ -104,14 +110,12 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
         def send_400_response(self, msg: str) -> None:
             self._refuse(400, "this is not an HTTP/1.1 request")
 
-        async def _while_the_client_waits(self, scope: Any, receive: Any, send: Any) -> None:
-            """The application; its work for a request ends when nobody waits for the answer any more."""
-            if len(self.connections) > CONNECTIONS:
-                await refuse(send, 503, "too many connections are open", retry_after="1", connection="close")
-                return
+        @contextmanager
+        def answering(self) -> Iterator[None]:
+            """What the application does for a request; it is cancelled when nobody waits for the answer any more."""
             self._answering = asyncio.current_task()
             try:
-                await self._application(scope, receive, send)
+                yield
             except asyncio.CancelledError:
                 if not self.cycle.disconnected:  # the server stops, and its grace period is over
                     self._refuse(503, "the server is stopping")
@@ -148,3 +152,7 @@ def connection_type(seconds: float) -> type[HttpToolsProtocol]:
                 self._stuck = self._stuck or self.loop.call_later(seconds, self.transport.abort)
 
     return Connection
+
+
+async def _too_many(scope: Any, receive: Any, send: Any) -> None:
+    await refuse(send, 503, "too many connections are open", retry_after="1", connection="close")

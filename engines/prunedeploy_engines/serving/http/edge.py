@@ -17,6 +17,9 @@ from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, re
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+CONNECTION = "connection"
+"""Key in the ASGI scope's state: the connection, which ends `answering` when its client goes."""
+
 _log = logging.getLogger(__name__)
 _HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
@@ -63,7 +66,7 @@ class HttpEdge:
                     present.append((b"connection", b"close"))
             await send(message)
 
-        try:
+        with scope["state"][CONNECTION].answering():
             try:
                 if not is_open(scope["path"]) and not self._service.token.opens(headers.get(b"authorization")):
                     raise UnauthorisedError("the token is missing or wrong", "Authorization", "send Bearer TOKEN")
@@ -85,10 +88,10 @@ class HttpEdge:
                     raise  # the answer has begun, so it cannot become another one
                 drop_frames(error)
                 await refuse(finished_send, 500, f"the server failed; its log says more of request {notes.request_id}")
-        finally:
-            if status >= 400 and not notes.error:
-                notes.error = "no-such-route"
-            self._service.telemetry.answered(notes, str(status))
+            finally:
+                if status >= 400 and not notes.error:
+                    notes.error = "no-such-route"
+                self._service.telemetry.answered(notes, str(status))
 
 
 def _extra_headers(error: ServingError) -> dict[str, str]:

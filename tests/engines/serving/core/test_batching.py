@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arithmetic_runner import SIZE, Arithmetic, Told, opened, pictures, soon, until
+from arithmetic_runner import SIZE, Arithmetic, Told, inferred, opened, pictures, soon, until
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.runtimes.runner import Runner
 from prunedeploy_engines.serving.core.batching import Batcher
@@ -70,9 +70,9 @@ def test_what_waits_is_computed_together():
 
     async def ask() -> None:
         runner.gate.clear()
-        first = asyncio.create_task(batcher.infer(pictures(1), soon()))
+        first = asyncio.create_task(inferred(batcher, pictures(1), soon()))
         await until(runner.begun.is_set)
-        rest = [asyncio.create_task(batcher.infer(pictures(1, seed), soon())) for seed in range(1, 8)]
+        rest = [asyncio.create_task(inferred(batcher, pictures(1, seed), soon())) for seed in range(1, 8)]
         await until(lambda: batcher._waiting == 7)
         runner.gate.set()
         await asyncio.gather(first, *rest)
@@ -88,14 +88,14 @@ def test_a_full_queue_refuses_at_once_and_keeps_what_it_has():
 
     async def ask() -> None:
         runner.gate.clear()
-        running = asyncio.create_task(batcher.infer(pictures(1), soon()))
+        running = asyncio.create_task(inferred(batcher, pictures(1), soon()))
         await until(runner.begun.is_set)
-        waiting = asyncio.create_task(batcher.infer(pictures(3), soon()))
+        waiting = asyncio.create_task(inferred(batcher, pictures(3), soon()))
         await until(lambda: batcher._waiting == 3)
         with pytest.raises(OverloadedError, match="3 images wait") as refused:
             await batcher.infer(pictures(2), soon())
         assert refused.value.retry_after_s >= 1
-        fits = asyncio.create_task(batcher.infer(pictures(1), soon()))
+        fits = asyncio.create_task(inferred(batcher, pictures(1), soon()))
         await until(lambda: batcher._waiting == 4)
         runner.gate.set()
         assert [len(answer[0][0]) for answer in await asyncio.gather(running, waiting, fits)] == [1, 3, 1]
@@ -114,7 +114,7 @@ def test_a_deadline_ends_the_waiting_and_what_was_not_begun_is_not_computed():
 
     async def ask() -> None:
         runner.gate.clear()
-        running = asyncio.create_task(batcher.infer(pictures(1), soon()))
+        running = asyncio.create_task(inferred(batcher, pictures(1), soon()))
         await until(runner.begun.is_set)
         with pytest.raises(DeadlineError):
             await batcher.infer(pictures(2), time.monotonic() + 0.02)
@@ -135,9 +135,9 @@ def test_a_client_that_goes_away_leaves_the_queue():
 
     async def ask() -> None:
         runner.gate.clear()
-        running = asyncio.create_task(batcher.infer(pictures(1), soon()))
+        running = asyncio.create_task(inferred(batcher, pictures(1), soon()))
         await until(runner.begun.is_set)
-        gone = asyncio.create_task(batcher.infer(pictures(6), soon()))
+        gone = asyncio.create_task(inferred(batcher, pictures(6), soon()))
         await until(lambda: batcher._waiting == 6)
         gone.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -157,9 +157,9 @@ def test_closing_answers_what_was_accepted_and_refuses_the_rest():
 
     async def ask() -> None:
         runner.gate.clear()
-        accepted = [asyncio.create_task(batcher.infer(pictures(2), soon()))]
+        accepted = [asyncio.create_task(inferred(batcher, pictures(2), soon()))]
         await until(runner.begun.is_set)
-        accepted += [asyncio.create_task(batcher.infer(pictures(2, seed), soon())) for seed in range(1, 5)]
+        accepted += [asyncio.create_task(inferred(batcher, pictures(2, seed), soon())) for seed in range(1, 5)]
         await until(lambda: batcher._waiting == 8)
         closing = asyncio.get_running_loop().run_in_executor(None, batcher.close)
         await until(lambda: not batcher._accepting)
@@ -212,7 +212,7 @@ def test_what_one_worker_leaves_another_takes_at_once():
 
     async def ask() -> Any:
         await until(lambda: len(batcher._changed._waiters) == 2)
-        asked = asyncio.create_task(batcher.infer(pictures(8), soon()))
+        asked = asyncio.create_task(inferred(batcher, pictures(8), soon()))
         await until(lambda: all(runner.begun.is_set() for runner in runners))
         for runner in runners:
             runner.gate.set()
@@ -244,15 +244,15 @@ def test_what_was_given_up_or_is_late_is_not_computed_even_when_a_worker_has_it(
 
     async def ask() -> None:
         await batcher.infer(pictures(4), soon())  # so that the worker waits for four from now on
-        gone = asyncio.create_task(batcher.infer(pictures(1, 1), soon()))
+        gone = asyncio.create_task(inferred(batcher, pictures(1, 1), soon()))
         await until(lambda: told.depths == [4, 0, 1, 0])  # it came, and the worker has it
         gone.cancel()
         await batcher.infer(pictures(3, 2), soon())
         runner.begun.clear()
         runner.gate.clear()
-        running = asyncio.create_task(batcher.infer(pictures(4), soon()))
+        running = asyncio.create_task(inferred(batcher, pictures(4), soon()))
         await until(runner.begun.is_set)
-        late = asyncio.create_task(batcher.infer(pictures(2, 3), time.monotonic() + 0.05))
+        late = asyncio.create_task(inferred(batcher, pictures(2, 3), time.monotonic() + 0.05))
         await until(lambda: batcher._waiting == 2)
         time.sleep(0.1)  # the event loop is busy, so that nothing there can take it out of the queue
         runner.gate.set()

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from arithmetic_runner import SIZE, Arithmetic, Told, soon
+from arithmetic_runner import SIZE, Arithmetic, Told, inferred, soon
 from prunedeploy_engines.serving.core.batching import Batcher
 from prunedeploy_engines.serving.core.errors import (
     DeadlineError,
@@ -86,7 +86,7 @@ def test_every_request_ends_once_and_as_it_should(requests, max_batch, max_queue
         await turns(request.after)
         images = np.broadcast_to(values(number)[:, None, None, None], (request.images, 3, *SIZE))
         deadline = soon() if request.deadline_ms is None else time.monotonic() + request.deadline_ms / 1e3
-        asked = asyncio.create_task(batcher.infer(np.array(images), deadline))
+        asked = asyncio.create_task(inferred(batcher, np.array(images), deadline))
         if request.given_up_after is not None:
             await turns(request.given_up_after)
             asked.cancel()

@@ -13,6 +13,7 @@ pytest.importorskip("uvicorn", reason="serving needs the extra 'serve'")
 
 from prunedeploy_engines.serving.core.settings import ServingSettings
 from prunedeploy_engines.serving.http import connection as http_connection
+from prunedeploy_engines.serving.http.edge import CONNECTION
 from prunedeploy_engines.serving.http.listening import http_server, listen
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -28,15 +29,16 @@ class Application:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.begun += 1
-        try:
-            await self.go.wait()
-            headers = [(b"content-length", b"2")]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": b"ok"})
-            self.ends.append("answered")
-        except asyncio.CancelledError:
-            self.ends.append("cancelled")
-            raise
+        with scope["state"][CONNECTION].answering():
+            try:
+                await self.go.wait()
+                headers = [(b"content-length", b"2")]
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await send({"type": "http.response.body", "body": b"ok"})
+                self.ends.append("answered")
+            except asyncio.CancelledError:
+                self.ends.append("cancelled")
+                raise
 
 
 def with_server(what: Callable[[Application, Any, tuple[str, int]], Awaitable[None]]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from arithmetic_runner import inferred
 from prunedeploy_engines.bundle import Bundle, BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.serving.core.decoding import decode_image, open_image
@@ -182,7 +183,7 @@ def test_unloading_answers_what_was_accepted(tmp_path):
     async def ask(repository: ModelRepository) -> Any:
         await repository.load("tiny")
         model = repository.get("tiny")
-        accepted = asyncio.create_task(model.infer(images, time.monotonic() + 30))
+        accepted = asyncio.create_task(inferred(model, images, time.monotonic() + 30))
         await asyncio.sleep(0)
         await repository.unload("tiny")
         outputs, _ = await accepted
