@@ -148,7 +148,7 @@ def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progre
     with open_url(url, done) as response:
         resumed = done > 0 and response.status == http.client.PARTIAL_CONTENT
         if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
-            raise DownloadError("the server sent another range than was asked for", url, f"remove {part}")
+            raise DownloadError("the server sent a different range than was asked for", url, f"remove {part}")
         if not resumed:
             done = 0
         length = response.headers.get("Content-Length", "")
@@ -166,7 +166,7 @@ def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progre
             output.flush()
             os.fsync(output.fileno())
     if done < file.size:
-        what = f"the connection broke after {done} of {file.size} bytes"
+        what = f"the connection broke off after {done} of {file.size} bytes"
         raise DownloadError(what, url, "run the command again to continue")
 
 

@@ -111,8 +111,8 @@ def test_another_file_of_that_name_is_left_alone(server, tmp_path):
 
 def test_a_broken_download_is_continued_where_it_broke(server, tmp_path):
     server.cut_after = 400_000
-    assert "the connection broke after 400000 of 1000003 bytes" in refused(server, tmp_path)
-    assert "the connection broke after 800000 of 1000003 bytes" in refused(server, tmp_path)
+    assert "the connection broke off after 400000 of 1000003 bytes" in refused(server, tmp_path)
+    assert "the connection broke off after 800000 of 1000003 bytes" in refused(server, tmp_path)
     server.cut_after = None
     told = []
     assert fetch(server, tmp_path, progress=told.append).read_bytes() == CONTENT

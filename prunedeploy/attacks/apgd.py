@@ -26,7 +26,7 @@ RISING_SHARE = 0.75
 FIRST_CHECKPOINT, SHORTENING, SHORTEST = 0.22, 0.03, 0.06
 
 RADII = ((2.0, 0.3), (1.5, 0.3), (1.0, 0.4))
-"""Of the schedule: multiples of eps, and the share of the steps that each gets."""
+"""The schedule: multiples of eps, and the share of the steps that each gets."""
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -58,7 +58,7 @@ class Apgd:
         norm: ``linf`` or ``l2``.
         starts: Starts, of which the best counts, image by image. The first is the clean image, the others are random.
         schedule: Search in the larger balls of `RADII` first.
-        seed: Of random starts.
+        seed: Seed of random starts.
     """
 
     model: Darknet

@@ -71,13 +71,13 @@ class CarliniWagner:
     Attributes:
         model: The network under attack.
         network: Its folded copy in fp32.
-        steps: Of Adam, for each constant.
+        steps: Steps of Adam, for each constant.
         searches: Constants c that are tried.
-        learning_rate: Of Adam, in the space of w.
+        learning_rate: Learning rate of Adam, in the space of w.
         first_c: The first constant. The margin is at most log(1 / score_threshold), so c is of the order of the squared
             distance that is looked for.
         score_threshold: A detection counts with a score above it, in (0, 1).
-        iou_threshold: Of non-maximum suppression.
+        iou_threshold: IoU threshold of non-maximum suppression.
     """
 
     model: Darknet
@@ -143,9 +143,9 @@ def smallest_change(
     Args:
         images: ``(B, 3, H, W)`` in [0, 1].
         aim: Margins, of which those above 0 are driven down, and which images have reached what is wanted.
-        steps: Of Adam, for each constant.
+        steps: Steps of Adam, for each constant.
         searches: Constants that are tried.
-        learning_rate: Of Adam.
+        learning_rate: Learning rate of Adam.
         first_c: The first constant.
 
     Returns:

@@ -38,7 +38,7 @@ class Objects:
     """The objects of a batch of B images.
 
     Attributes:
-        cfg: Of the network.
+        cfg: Cfg of the network.
         image: ``(T,)`` int64, the image of each object.
         class_id: ``(T,)`` int64.
         corners: ``(T, 4)`` in input pixels.
@@ -84,7 +84,7 @@ class Objects:
         """By what margin each image keeps the objects ``wanted (T,)`` bool, and whether it has lost one.
 
         Args:
-            heads: Of the network, each ``(B, A * (5 + C), H, W)``; margins carry their gradients.
+            heads: Heads of the network, each ``(B, A * (5 + C), H, W)``; margins carry their gradients.
             wanted: At least one object of each image.
 
         Returns:

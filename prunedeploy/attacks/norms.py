@@ -45,7 +45,7 @@ def random_start(images: Tensor, eps: float, norm: Norm, keys: Sequence[tuple[in
     Args:
         images: ``(B, C, H, W)`` in [0, 1].
         eps: Radius.
-        norm: Of the ball.
+        norm: Norm of the ball.
         keys: One tuple of non-negative integers per image, which alone decides its draw.
     """
     if norm == "linf":

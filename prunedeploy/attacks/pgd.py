@@ -130,7 +130,7 @@ class _Attempt:
 
 
 def _worse(kept: _Attempt | None, images: Tensor, losses: Tensor) -> _Attempt:
-    """Of two attempts the one that is worse for the network, image by image."""
+    """The one of two attempts that is worse for the network, image by image."""
     if kept is None:
         return _Attempt(images, losses)
     worse = losses > kept.losses

@@ -53,7 +53,7 @@ class Suite:
 
     Attributes:
         attacks: Single ones by reference; those of the ensemble are among them.
-        ensembles: Of which of them each ensemble consists.
+        ensembles: Which of them each ensemble consists of.
         passes: What each attack and ensemble costs: passes through the network and back, of one image.
     """
 
@@ -104,8 +104,8 @@ def attack_suite(
         references: Which; all but ``cw``.
         threat_model: The ball of all of them, and the search of PGD.
         budget: How far APGD and the ensemble search.
-        norm: Of the ball; ``l2`` for noise, APGD and the ensemble.
-        seed: Of random starts.
+        norm: Norm of the ball; ``l2`` for noise, APGD and the ensemble.
+        seed: Seed of random starts.
 
     Raises:
         ConfigError: No such attack, objective or budget, or one that has no L2 ball.

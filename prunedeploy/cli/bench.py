@@ -56,7 +56,7 @@ SCENARIOS = ("single-stream", "offline", "server")
     "--providers",
     default="cpu",
     metavar="P,...",
-    help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}. A row each; one that is not there is never replaced.",
+    help=f"ONNX Runtime's providers: {', '.join(PROVIDERS)}. A row each; a missing one is never replaced.",
 )
 @click.option(
     "--inference-precision",
@@ -81,16 +81,16 @@ SCENARIOS = ("single-stream", "offline", "server")
     "--latency-bound",
     type=POSITIVE,
     metavar="MS",
-    help="Of the server scenario: bound on the 99th percentile, from when a query is due to its answer.",
+    help="For --scenario server: bound on the 99th percentile, from when a query is due to its answer.",
 )
 @click.option(
     "--seconds",
     type=POSITIVE,
     default=10.0,
     metavar="S",
-    help="Timed seconds per row, at least; of a server: per trial, and ten times the bound.",
+    help="Timed seconds per row, at least; for a server: per trial, and ten times the bound.",
 )
-@count_option("--min-calls", "Timed calls per row, at least; of a server: queries per trial.", default=200)
+@count_option("--min-calls", "Timed calls per row, at least; for a server: queries per trial.", default=200)
 @click.option(
     "--warmup",
     "warmup_s",
@@ -99,10 +99,10 @@ SCENARIOS = ("single-stream", "offline", "server")
     metavar="S",
     help="Untimed seconds per row beforehand, at least, and at least 10 calls.",
 )
-@click.option("--seed", type=int, default=0, help="Of random pixels and random arrivals.")
-@click.option("--profile", is_flag=True, help="Also show the ten layers of each row that cost most.")
-@click.option("--compare", is_flag=True, help="Compare two files of earlier runs: is the difference real?")
-@click.option("--merge", is_flag=True, help="Put files of several devices into one table and picture.")
+@click.option("--seed", type=int, default=0, help="Seed of random pixels and random arrivals.")
+@click.option("--profile", is_flag=True, help="Also show the ten layers of each row that take the most time.")
+@click.option("--compare", is_flag=True, help="Compare the files of two earlier runs: is the difference real?")
+@click.option("--merge", is_flag=True, help="Put the files of several devices into one table and picture.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

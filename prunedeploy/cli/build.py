@@ -84,7 +84,7 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     type=click.Choice(ALLOCATIONS),
     metavar="HOW",
     help="How layers share the ratio: uniform; global: the lowest scores of the network go; erk: wide layers give "
-    "more; latency: filters go where they cost most measured time per importance.",
+    "more; latency: filters go where they cost the most measured time per importance.",
 )
 @click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
 @click.option("--weights", metavar="F", help="Its Darknet weights, or the first layers of them.")

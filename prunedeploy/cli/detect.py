@@ -42,20 +42,20 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
     metavar="T",
     help="Show detections with a score above it; default: the operating point that the build chose for the precision.",
 )
-@count_option("--every", "Of a video or camera: look at every Nth frame only.", default=1)
+@count_option("--every", "For a video or camera: look only at every Nth frame.", default=1)
 @click.option("--runtime", type=click.Choice(RUNTIMES), default="onnxruntime", help="What runs the bundle.")
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
     default="fp32",
-    help="Which of the bundle's models, or of its engines for the GPU that is here.",
+    help="Which of the bundle's models, or of its engines for this machine's GPU.",
 )
 @click.option(
     "--providers",
     metavar="P,...",
-    help=f"Of ONNX Runtime: {', '.join(PROVIDERS)}, in order of preference; default: cpu. None is ever replaced.",
+    help=f"ONNX Runtime's providers: {', '.join(PROVIDERS)}, in this order; default: cpu. None is ever replaced.",
 )
-@count_option("--threads", "Of a runtime on the CPU; default: one per physical core.")
+@count_option("--threads", "Threads of a runtime on the CPU; default: one per physical core.")
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -89,7 +89,7 @@ def command(
     wanted = ["cpu"] if providers is None else comma_list(providers, "--providers", PROVIDERS)
     videos = [source for source in sources if is_video(source) and not source.is_dir()]
     if videos and len(sources) > 1:
-        raise click.UsageError(f"{videos[0]} is a video: give one video or camera at a time, and no images beside it")
+        raise click.UsageError(f"{videos[0]} is a video: give one video or camera at a time, and no images with it")
     if every > 1 and not videos:
         raise click.UsageError("--every is for videos and cameras")
     if out is not None and not videos and is_video(out):

@@ -38,12 +38,12 @@ MIB = 1 << 20
     "--target",
     default="device",
     metavar="T,...",
-    help="Compute capabilities, e.g. sm75, sm80, sm86, sm89, sm120; device: the GPU that is here.",
+    help="Compute capabilities, e.g. sm75, sm80, sm86, sm89, sm120; device: this machine's GPU.",
 )
 @click.option(
     "--library",
     type=click.Choice(["tensorrt", "tensorrt_rtx"]),
-    help="Default: full TensorRT where it is installed and the target is the GPU here, else RTX.",
+    help="Default: full TensorRT if it is installed and the target is this machine's GPU, else RTX.",
 )
 @click.option(
     "--precision",
@@ -75,9 +75,9 @@ MIB = 1 << 20
     default=None,
     help="Ask for 2:4 sparse kernels; TensorRT does not say if it used any. Default: if the bundle was pruned so.",
 )
-@click.option("--tf32", is_flag=True, help="Let fp32 layers round factors to 10 bits, as TensorRT does by itself.")
+@click.option("--tf32", is_flag=True, help="Let fp32 layers round factors to 10 bits, as TensorRT does by default.")
 @click.option(
-    "--out", type=PATH, metavar="DIR", help="Of a plain .onnx file: where to write; default: engines/ beside it."
+    "--out", type=PATH, metavar="DIR", help="For a plain .onnx file: where to write; default: engines/ beside it."
 )
 def command(
     model: Path,

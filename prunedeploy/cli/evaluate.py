@@ -49,7 +49,7 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
 @click.option(
     "--objective",
     metavar="O",
-    help="What fgsm, pgd and apgd drive up: total (the training loss), box, objectness, classes, class-wise, rank, "
+    help="What fgsm, pgd and apgd increase: total (the training loss), box, objectness, classes, class-wise, rank, "
     "untargeted, vanish, fabricate, mislabel-most, mislabel-least; A+B sums.",
 )
 @click.option(
@@ -57,7 +57,9 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     type=click.Choice(["quick", "standard", "full"]),
     help="Steps of apgd and of each attack of the ensemble: 10, 30, 100.  [default: the build's, or standard]",
 )
-@click.option("--norm", type=click.Choice(["linf", "l2"]), default="linf", help="Of the ball of noise, apgd, ensemble.")
+@click.option(
+    "--norm", type=click.Choice(["linf", "l2"]), default="linf", help="Norm of the ball of noise, apgd and ensemble."
+)
 @click.option(
     "--curve",
     is_flag=True,
@@ -66,7 +68,7 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
 @click.option(
     "--error-kinds", is_flag=True, help="Which kinds of errors (TIDE) each attack causes, and what it breaks."
 )
-@click.option("--check", "checks", is_flag=True, help="Find out whether the attacks can be believed, on 32 images.")
+@click.option("--check", "checks", is_flag=True, help="Check whether the attacks can be believed, on 32 images.")
 @click.option(
     "--eps",
     type=click.FloatRange(0, min_open=True),
@@ -75,13 +77,15 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     "paper's 0.05.",
 )
 @count_option("--steps", "Gradient steps of pgd; the paper: 5.")
-@click.option("--step-size", type=click.FloatRange(0, 1, min_open=True), metavar="S", help="The paper: 0.02.")
+@click.option(
+    "--step-size", type=click.FloatRange(0, 1, min_open=True), metavar="S", help="Length of a step; the paper: 0.02."
+)
 @click.option("--random-start/--no-random-start", default=None, help="Start at a random point of the ball.")
 @count_option("--restarts", "Random starts; the worst counts, per image.")
 @click.option(
     "--iterate",
     type=click.Choice(["last", "best"]),
-    help="Report where the last step ended, or the best of all: of each image the one with the highest loss.",
+    help="Report where the last step ended, or the best of all: for each image the one with the highest loss.",
 )
 @click.option("--parent-cfg", type=PATH, metavar="F", help="PyTorch parent of a bundle or .onnx, for its gradients.")
 @click.option("--parent-weights", type=PATH, metavar="F", help="Its weights; default: the .weights beside the cfg.")
@@ -91,10 +95,10 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     help="torch, onnxruntime, openvino, tensorrt; default: torch for a .cfg or a build, else onnxruntime.",
 )
 @click.option("--precision", default="fp32", help="Which of a bundle's models.")
-@count_option("--threads", "Of the runtime; default: the build's or its own.")
+@count_option("--threads", "Threads of the runtime; default: the build's or its own.")
 @count_option("--batch", "Images per call; default: the build's, or 32.")
 @count_option("--limit", "Measure on N images, drawn with the seed.")
-@count_option("--seed", "Of that draw, random starts and the bootstrap.", least=0)
+@count_option("--seed", "Seed of that draw, of random starts and of the bootstrap.", least=0)
 @count_option("--bootstrap", "Resamplings for the 95 % interval of every mAP; 0: none.", default=1000, least=0)
 @click.option("--allow-bad-images", is_flag=True, help="Leave out images that cannot be read; they are named.")
 @click.option("--allow-bad-boxes", is_flag=True, help="Leave out boxes that cannot be used; they are counted.")
@@ -153,7 +157,7 @@ def _attacks(text: str, objective: str | None) -> tuple[str, ...]:
     if objective is None:
         return attacks
     if not any(one in WITH_OBJECTIVE for one in attacks):
-        raise click.UsageError("--objective is for fgsm, pgd and apgd, and none of them is given without one")
+        raise click.UsageError("--objective is for fgsm, pgd and apgd, but none of them is given without one")
     return tuple(f"{one}:{objective}" if one in WITH_OBJECTIVE else one for one in attacks)
 
 
@@ -163,8 +167,8 @@ def _refuse_idle_options(attacks: tuple[str, ...], options: dict[str, Any]) -> N
 
     of_pgd = given("steps", "step_size", "random_start", "restarts", "iterate")
     if of_pgd and not any(one.startswith("pgd") for one in attacks):
-        raise click.UsageError(f"{of_pgd} does nothing without --attack pgd")
+        raise click.UsageError(f"{of_pgd} has no effect without --attack pgd")
     if options["curve"] and set(attacks) == {"cw"}:
-        raise click.UsageError("--curve needs an attack that searches a ball, and cw does not")
+        raise click.UsageError("--curve needs an attack that searches a ball, which cw does not")
     if (idle := given("eps", "budget", "curve", "error_kinds", "checks")) and not attacks:
-        raise click.UsageError(f"{idle.replace('--checks', '--check')} does nothing without --attack")
+        raise click.UsageError(f"{idle.replace('--checks', '--check')} has no effect without --attack")

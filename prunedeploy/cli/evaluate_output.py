@@ -45,7 +45,7 @@ def print_evaluation(document: dict[str, Any]) -> None:
 
 
 def _kinds(attacks: list[dict[str, Any]], result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Of the clean images and of each attack: its name in keys, how keys end, what people call it."""
+    """For the clean images and each attack: its name in keys, how keys end, what people call it."""
     ending, remark = ("_transfer", " (transfer)") if result["transfer"] else ("", "")
     named = [(attack["name"].replace(":", "_"), ending, f"{_label(attack['name'])}{remark}") for attack in attacks]
     return [("clean", "", "clean"), *(one for one in named if f"map_{one[0]}{one[1]}" in result)]

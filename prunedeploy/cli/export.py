@@ -32,7 +32,7 @@ command.add_command(kserve)
 )
 @click.argument("bundle", type=PATH)
 @click.argument("folder", metavar="DIR", type=PATH)
-@click.option("--name", metavar="NAME", help="Of the model in Triton; default: the name of the bundle's folder.")
+@click.option("--name", metavar="NAME", help="Name of the model in Triton; default: that of the bundle's folder.")
 @click.option(
     "--target",
     default="cpu",
@@ -42,7 +42,7 @@ command.add_command(kserve)
 @click.option(
     "--precision", type=click.Choice(PRECISIONS), default="fp32", help="Which of the bundle's models or plans."
 )
-@count_option("--max-batch", "Most images that run together; also of one request.", default=8, most=1024)
+@count_option("--max-batch", "Most images that run together; also the most in one request.", default=8, most=1024)
 @click.option(
     "--preferred-batch",
     metavar="N,...",
@@ -61,15 +61,18 @@ command.add_command(kserve)
     type=click.FloatRange(0.001, 86_400),
     default=10.0,
     metavar="S",
-    help="A request that has waited so long is refused; a request may bring its own.",
+    help="A request that has waited this long is refused; a request may bring its own limit.",
 )
 @count_option("--instances", "Copies of the detector; per GPU where it runs on GPUs.", default=1, most=1024)
-@count_option("--threads", "Of one operator, on CPUs; default: ONNX Runtime's choice.")
+@count_option("--threads", "Threads of one operator, on CPUs; default: ONNX Runtime's choice.")
 @count_option(
-    "--python-instances", "Processes that decode images, and as many that make detections.", default=2, most=1024
+    "--python-instances",
+    "Processes that decode images, and the same number that make detections.",
+    default=2,
+    most=1024,
 )
 @click.option("--model-version", type=AT_LEAST_ONE, default=1, help="Number of the version.")
-@click.option("--overwrite", is_flag=True, help="Replace the model repository that DIR is.")
+@click.option("--overwrite", is_flag=True, help="Replace the model repository in DIR.")
 def triton(
     bundle: Path,
     folder: Path,

@@ -27,27 +27,29 @@ METRICS = ("concurrency", "rps", "cpu")
     "kubectl apply -f isvc.yaml",
 )
 @click.argument("bundle", type=PATH)
-@click.option("--name", metavar="NAME", help="Of the service; default: made from the name of the bundle's folder.")
+@click.option("--name", metavar="NAME", help="Name of the service; default: made from that of the bundle's folder.")
 @click.option("--namespace", metavar="NAME", help="Default: kubectl's.")
 @click.option(
     "--server",
     type=click.Choice(SERVERS),
     default="prunedeploy",
-    help="What answers: `prunedeploy serve` in an image of yours, or Triton with the repository of `export triton`.",
+    help="What answers: `prunedeploy serve` in your own image, or Triton with the repository of `export triton`.",
 )
-@click.option("--image", metavar="IMAGE", help="The container's; Triton's own needs Pillow added, see --dockerfile.")
+@click.option(
+    "--image", metavar="IMAGE", help="Image of the container; Triton's own needs Pillow added, see --dockerfile."
+)
 @click.option(
     "--storage-uri",
     metavar="URI",
     help="Where the bundle (or Triton's repository) was copied to: gs://, s3://, pvc://... Default: in the image.",
 )
 @click.option("--min-replicas", type=int, default=1, metavar="N", help="0 lets the service sleep.")
-@click.option("--max-replicas", type=int, default=3, metavar="N", help="At most so many.")
+@click.option("--max-replicas", type=int, default=3, metavar="N", help="At most this many.")
 @click.option(
     "--scale-metric",
     type=click.Choice(METRICS),
     default="concurrency",
-    help="What decides their number. concurrency and rps need Knative in the cluster, cpu does without.",
+    help="What decides their number. concurrency and rps need Knative in the cluster, cpu works without it.",
 )
 @click.option(
     "--scale-target",
@@ -56,7 +58,7 @@ METRICS = ("concurrency", "rps", "cpu")
     help="Per replica: requests at once (default 8), requests per second, or % of its CPUs (default 80).",
 )
 @click.option("--concurrency", type=int, metavar="N", help="Never give a replica more requests at once.")
-@click.option("--timeout-s", type=int, default=30, metavar="S", help="Of a request in the cluster.")
+@click.option("--timeout-s", type=int, default=30, metavar="S", help="Time limit of a request in the cluster.")
 @click.option(
     "--startup-s",
     type=int,

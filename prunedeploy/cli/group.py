@@ -189,7 +189,7 @@ EPILOG = f"""{
     )
 }
 
-Exit codes: 0 success, 2 something that you can mend (one line says what), 3 a build that delivered but left something
+Exit codes: 0 success, 2 something that you can fix (one line says what), 3 a build that delivered but left something
 out (a line says what and why), 1 a bug, 130 interrupted.
 """
 

@@ -41,7 +41,7 @@ def quiet_stdout() -> Iterator[TextIO]:
 def print_json(document: object, *, indent: int | None = 2, file: TextIO | None = None) -> None:
     """Print a document on stdout or another file; what JSON does not have, such as NaN, becomes null.
 
-    JSON is UTF-8 (RFC 8259): where stdout has another encoding, as on Windows, or a name is no text at all, everything
+    JSON is UTF-8 (RFC 8259): where stdout has another encoding, as on Windows, or a name is not text at all, everything
     that is not ASCII is escaped.
     """
     from prunedeploy.report.format import without_nan

@@ -26,12 +26,12 @@ SWEEP_ROWS = "rows.jsonl"
 @click.option(
     "--compare-paper",
     is_flag=True,
-    help="Of a sweep: draw the paper's means, and answer its claims from its numbers too.",
+    help="For a sweep: also draw the paper's means, and answer its claims from its numbers.",
 )
 @click.option(
     "--machine",
     metavar="ID",
-    help="Of a sweep: whose times to show, as rows.jsonl names it; default: the machine with the most.",
+    help="For a sweep: the machine whose times to show, as rows.jsonl names it; default: the one with the most rows.",
 )
 def command(folder: Path, store: Path, compare_paper: bool, machine: str | None, as_json: bool) -> None:
     """Write report.html of a build's or a sweep's output folder.

@@ -30,9 +30,9 @@ MIB = 1 << 20
     "prunedeploy serve bundle/ --host 0.0.0.0 --token-file token --tls-certificate cert.pem --tls-key key.pem",
 )
 @click.argument("bundles", metavar="[NAME=]BUNDLE...", nargs=-1, required=True)
-@click.option("--host", default="127.0.0.1", help="Address to listen at.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Of HTTP; 0: a free one.")
-@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Of gRPC; 0: a free one.")
+@click.option("--host", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, help="Port of HTTP; 0: a free one.")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), default=8001, help="Port of gRPC; 0: a free one.")
 @click.option("--no-grpc", is_flag=True, help="Serve HTTP only.")
 @count_option("--max-batch", "Images computed together.", default=8)
 @click.option(
@@ -44,10 +44,15 @@ MIB = 1 << 20
 )
 @count_option("--max-queue", "Images of a model that may wait; beyond it the answer is 503.", default=64)
 @click.option(
-    "--timeout", "timeout_s", type=POSITIVE, default=10.0, metavar="S", help="Deadline of a request that names none."
+    "--timeout",
+    "timeout_s",
+    type=POSITIVE,
+    default=10.0,
+    metavar="S",
+    help="Deadline of a request that does not set one.",
 )
 @count_option("--workers", "Runners per model.", default=1)
-@count_option("--threads", "Of a runner on the CPU; default: one per core.")
+@count_option("--threads", "Threads of a runner on the CPU; default: one per core.")
 @click.option("--runtime", type=click.Choice(RUNTIMES), help="Default: the first that is installed and fits a bundle.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", help="Of the models.")
 @click.option("--max-body-mb", type=AT_LEAST_ONE, default=32, metavar="MB", help="Of a request.")
@@ -128,7 +133,7 @@ def _token(file: Path | None) -> str | None:
     try:
         return file.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
-        raise ConfigError("is no file of plain ASCII that can be read", file, "write the token into it") from None
+        raise ConfigError("is not a readable file of plain ASCII", file, "write the token into it") from None
 
 
 def _named(bundles: tuple[str, ...]) -> dict[str, Path]:
@@ -146,7 +151,7 @@ def _named(bundles: tuple[str, ...]) -> dict[str, Path]:
             name, path = "", given
         source = find_model(Path(path))
         if source.bundle is None or source.kind == "onnx":
-            raise ConfigError("is not a bundle and has none", path, "give a bundle or a build's output folder")
+            raise ConfigError("is not a bundle and contains none", path, "give a bundle or a build's output folder")
         folder = source.bundle.resolve()
         name = name or (folder.parent.name if folder.name == "bundle" else folder.name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):

@@ -48,7 +48,7 @@ def ls(root: Path, as_json: bool) -> None:
     "days",
     type=click.FloatRange(0),
     metavar="DAYS",
-    help="Also remove results and checkpoints not used for so long; 0: all that are not in use.",
+    help="Also remove results and checkpoints not used for this long; 0: all that are not in use.",
 )
 @click.option("--keep", multiple=True, metavar="DIGEST", help="Results that stay, by the first digits of their key.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed.")

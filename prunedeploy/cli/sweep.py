@@ -53,7 +53,7 @@ ONLY = ("configuration", "ratio", "seed")
 @click.option(
     "--ray-address",
     metavar="A",
-    help="HOST:PORT of the cluster; auto: the one this machine is a node of; local: Ray on this machine alone. "
+    help="HOST:PORT of the cluster; auto: the one this machine is a node of; local: Ray on this machine only. "
     "Default: RAY_ADDRESS of the environment, else local.",
 )
 @click.option(
@@ -80,7 +80,7 @@ ONLY = ("configuration", "ratio", "seed")
     metavar="KEY=V,...",
     help="Only these cells: configuration=NAME,..., ratio=R,... or seed=N,...; repeated, values of one key add up.",
 )
-@click.option("--retry", is_flag=True, help="Try models again that failed before.")
+@click.option("--retry", is_flag=True, help="Try models that failed before again.")
 @click.option(
     "--samples",
     type=click.IntRange(0, 8),
@@ -159,7 +159,7 @@ def command(
         from prunedeploy_engines.errors import PruningError
 
         what = f"{counted(len(failed), 'model')} failed"
-        raise PruningError(what, out / "rows.jsonl", "mend what the lines above say, then give --retry")
+        raise PruningError(what, out / "rows.jsonl", "fix what the lines above say, then add --retry")
 
 
 def usable_cores() -> int:

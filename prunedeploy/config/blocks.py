@@ -301,7 +301,7 @@ class TrainingConfig(Block):
 
     @property
     def robust_choices(self) -> dict[str, Any]:
-        """Of `ROBUST_KEYS`, those that are not at their default, with their values."""
+        """Those of `ROBUST_KEYS` that are not at their default, with their values."""
         defaults = {name: TrainingConfig.model_fields[name].default for name in ROBUST_KEYS}
         return {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
 
@@ -319,7 +319,7 @@ class TrainingConfig(Block):
             if part not in ATTACK_OBJECTIVES:
                 nearest = difflib.get_close_matches(part, ATTACK_OBJECTIVES, 1, 0.0)[0]
                 raise ValueError(
-                    f"must be of {', '.join(ATTACK_OBJECTIVES)}, or a sum A + B; nearest to {part!r}: {nearest}"
+                    f"must be one of {', '.join(ATTACK_OBJECTIVES)}, or a sum A + B; nearest to {part!r}: {nearest}"
                 )
         return " + ".join(parts)
 
@@ -328,22 +328,25 @@ class TrainingConfig(Block):
         chosen = self.robust_choices
         if chosen and self.steps == 0:
             raise ValueError(
-                f"{next(iter(chosen))} is of training on attacked images, and steps is 0; give steps, or leave it out"
+                f"{next(iter(chosen))} is for training on attacked images only, but steps is 0; "
+                "set steps, or leave it out"
             )
         if "attack_objective" in chosen and self.adversarial != "pgd":
             raise ValueError(
-                f"adversarial {self.adversarial} attacks objectives of its own; leave attack_objective out, or use "
+                f"adversarial {self.adversarial} attacks its own objectives; leave attack_objective out, or use "
                 "adversarial=pgd"
             )
         if "replays" in chosen and self.adversarial != "free":
-            raise ValueError(f"replays is read by adversarial free alone, and it is {self.adversarial}; leave it out")
+            raise ValueError(
+                f"replays is only read by adversarial free, but adversarial is {self.adversarial}; leave it out"
+            )
         if self.adversarial == "free":
             attack = self.attack
             if "clean_share" in chosen:
                 raise ValueError("adversarial free perturbs every image; leave clean_share out")
             if attack.steps > 1 or attack.random_start or attack.iterate != "last":
                 raise ValueError(
-                    "adversarial free takes one attack step a training step, from where the last one ended; use "
+                    "adversarial free takes one attack step per training step, from where the last one ended; use "
                     "attack.steps=1, attack.random_start=false and attack.iterate=last in the same block"
                 )
         return self
@@ -369,7 +372,7 @@ class PretrainConfig(TrainingConfig):
     def _bundled_weights_are_not_trained(self) -> PretrainConfig:
         if self.start == "bundled" and self.robust_choices:
             chosen = next(iter(self.robust_choices))
-            raise ValueError(f"from bundled trains nothing, so {chosen} says nothing; use from=given, or leave it out")
+            raise ValueError(f"from bundled trains nothing, so {chosen} has no effect; use from=given, or leave it out")
         return self
 
 
@@ -414,12 +417,12 @@ class ScoresConfig(Block):
     @model_validator(mode="after")
     def _file_and_backend_fit_the_score(self) -> ScoresConfig:
         if self.name == "file" and self.file is None:
-            raise ValueError("name file reads scores from a file, and none is given; add scores.file=PATH.safetensors")
+            raise ValueError("name file reads scores from a file, but none is given; add scores.file=PATH.safetensors")
         if self.name != "file" and self.file is not None:
-            raise ValueError(f"file is read by name file alone, and name is {self.name}; leave it out, or change name")
+            raise ValueError(f"file is only read by name file, but name is {self.name}; leave it out, or change name")
         if self.backend == "captum" and self.name != "deeplift":
             raise ValueError(
-                f"backend captum computes name deeplift alone, and name is {self.name}; leave it out, or change name"
+                f"backend captum only computes name deeplift, but name is {self.name}; leave it out, or change name"
             )
         if self.backend == "captum" and self.deeplift_rule != "rescale":
             raise ValueError(
@@ -461,7 +464,7 @@ class ScoreOptimizationConfig(TrainingConfig):
     def _attacked_by_plain_pgd(self) -> ScoreOptimizationConfig:
         if self.robust_choices:
             chosen = next(iter(self.robust_choices))
-            raise ValueError(f"scores are optimised against PGD on the whole loss alone; leave {chosen} out")
+            raise ValueError(f"scores are only optimised against PGD on the whole loss; leave {chosen} out")
         return self
 
     @model_validator(mode="after")
@@ -469,11 +472,11 @@ class ScoreOptimizationConfig(TrainingConfig):
         if self.share is not None:
             return self
         if self.enabled and self.steps == 0:
-            raise ValueError("enabled true asks for score optimisation, and steps is 0; give steps, or leave it out")
+            raise ValueError("enabled true asks for score optimisation, but steps is 0; set steps, or leave it out")
         if self.freeze_bn and (self.enabled is False or self.steps == 0):
-            why, fix = ("enabled false", "set enabled to true") if self.enabled is False else ("steps 0", "give steps")
+            why, fix = ("enabled false", "set enabled to true") if self.enabled is False else ("steps 0", "set steps")
             raise ValueError(
-                f"freeze_bn keeps batch norm frozen while scores are optimised, and with {why} they are not; "
+                f"freeze_bn keeps batch norm frozen while scores are optimised, but with {why} they are not; "
                 f"leave it out, or {fix}"
             )
         return self
@@ -810,7 +813,7 @@ class BuildConfig(Block):
         block = self.score_optimization
         if block.freeze_bn and block.enabled is None and self.scores.name == "deeplift":
             raise ValueError(
-                "score_optimization.freeze_bn keeps batch norm frozen while scores are optimised, and those of "
+                "score_optimization.freeze_bn keeps batch norm frozen while scores are optimised, but those of "
                 "deeplift are not; leave it out, or use score_optimization.enabled=true"
             )
         return self

@@ -136,7 +136,7 @@ def _quantity(name: str, text: str, units: Mapping[str, float], example: str, fi
     """A number above 0 with one of these units."""
     found = _NUMBER.match(text.strip())
     if not found or found["unit"] not in units:
-        raise _wrong(name, text, f"is no {name}", fix)
+        raise _wrong(name, text, f"is not a {name}", fix)
     value = float(found["number"]) * units[found["unit"]]
     if not value > 0:
         raise _wrong(name, text, "is not above 0", f"write e.g. {example}")

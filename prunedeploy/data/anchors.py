@@ -63,7 +63,7 @@ def cluster_anchors(sizes_wh: NDArray[np.float64], count: int, seed: int = 0) ->
     Args:
         sizes_wh: ``(n, 2)`` widths and heights in input pixels.
         count: Number of anchors.
-        seed: Of the starts, and of the draw where there are more boxes than `MOST_SIZES`.
+        seed: Seed of the starts, and of the draw where there are more boxes than `MOST_SIZES`.
 
     Returns:
         Widths and heights in input pixels, to a tenth, the smallest area first.

@@ -20,7 +20,7 @@ COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
 URL = f"https://codeload.github.com/Shenggan/BCCD_Dataset/zip/{COMMIT}"
 
 CONTENT_SHA256 = "5f5a6b00066a74ecbf6e2fd6b98dea243f9b517fc6ca2a5c84e23c1b0fd39a5e"
-"""Of the sorted lines ``PATH SHA256`` of all files; the archive's own may change, since it is packed when asked for."""
+"""Digest of the sorted lines ``PATH SHA256`` of all files; the archive's own may change: it is packed on demand."""
 
 FILES = 733
 MOST_BYTES = 64 << 20

@@ -15,7 +15,7 @@ ROUNDING_PX = 1.0
 EDGE_PX, EDGE_SHARE = 8.0, 0.02
 """A box that leaves its image by at most so many pixels, or this share of the image's side, is clipped and counted.
 
-More than that is no hasty edge but another image's box, or corners taken for a size.
+More than that is not a hasty edge but another image's box, or corners taken for a size.
 """
 
 # The official instances_train2017.json has exactly two boxes of height zero: (image id, x, y). They are

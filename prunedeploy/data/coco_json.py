@@ -81,7 +81,7 @@ class _Reader:
             return None, self.problems
         if not frames:
             count = len(document["images"])
-            self.note(f"not one of its {count} images can be used", "correct what else is said of it")
+            self.note(f"not one of its {count} images can be used", "correct what else is reported about it")
             return None, self.problems
         images = [_record(frame, boxes.get(image_id, [])) for image_id, frame in frames.items()]
         left_out = [problem for problem in self.problems if problem.spoils != "split"]

@@ -1,7 +1,7 @@
 """The demo set: detection scenes composed from real product photos (Fashion-MNIST, Zalando SE, MIT licence).
 
 Call it what it is: the objects are photos, the scenes are composed. Training and test scenes
-share no photo. Six classes carry a hue of their own, the other four any neutral tint, so that a
+share no photo. Six classes have their own hue, the other four any neutral tint, so that a
 detector that sees greyscale only loses accuracy, as it does on COCO. Everything follows from the seed.
 """
 

@@ -61,7 +61,7 @@ class ImageRecord:
         width: Width in pixels as the JSON says.
         boxes_xywh: ``(n, 4)`` float32, absolute pixels of the original image, inside it.
         class_ids: ``(n,)`` int64, network class indices.
-        iscrowd: ``(n,)`` bool; crowd boxes are no training targets and are ignored regions in COCO's mAP.
+        iscrowd: ``(n,)`` bool; crowd boxes are not training targets and are ignored regions in COCO's mAP.
         areas: ``(n,)`` float32, COCO's ``area`` (of the segmentation) in square pixels; None: width * height.
     """
 
@@ -91,7 +91,7 @@ class CocoDataset:
             have.
         json_path: Where it was read from: a JSON, or what stands for the labels of another format.
         problems: What was left out of it or clipped.
-        labels_sha256: Digest of the labels where they are no JSON, but many files; see `content_key`.
+        labels_sha256: Digest of the labels where they are not JSON, but many files; see `content_key`.
     """
 
     images: list[ImageRecord]

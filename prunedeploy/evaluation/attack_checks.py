@@ -44,7 +44,7 @@ CHECKED_IMAGES = 32
 CONVERGED = 0.005
 NEARLY_NOTHING = 0.01
 SLACK = 0.005
-"""Of comparisons of mAP: on a few images it moves by chance, as attacks reorder detections."""
+"""Tolerance of comparisons of mAP: on a few images it moves by chance, as attacks reorder detections."""
 GRADIENT_TOLERANCE = 1e-4
 _EXACT = ("objectness", "classes")
 """Objectives whose gradient is that of their value; CIoU's authors hold its trade-off constant in the gradient."""
@@ -85,11 +85,11 @@ def check_attacks(
         batches: The images to do it on, some dozens; may be gone through several times.
         dataset: Ground truth of those images.
         threat_model: The ball, and PGD's search.
-        budget: Of APGD and the ensemble; converged is what twice its steps do not change.
+        budget: Budget of APGD and the ensemble; converged is what twice its steps do not change.
         parent: A network that this one was made of; None leaves ``transfer`` out.
         iou_threshold: As `evaluate` takes it; likewise the rest.
-        score_threshold: Of detections.
-        seed: Of random starts.
+        score_threshold: Score threshold of detections.
+        seed: Seed of random starts.
         progress: Called with the number of images after each batch, of each measurement.
     """
     measured = partial(

@@ -57,13 +57,13 @@ def attack_effects(
     """Compare what is found before and after an attack.
 
     Args:
-        dataset: Ground truth; crowd regions are not objects, and what lies on one is no hallucination.
+        dataset: Ground truth; crowd regions are not objects, and what lies on one is not a hallucination.
         clean: Detections in its images.
         attacked: Detections in the same images, attacked.
         image_ids: The images that count; None: all.
         score_threshold: Detections below it are not looked at, in [0, 1].
-        resamples: Of the bootstrap over images; 0: the intervals are the figures themselves.
-        seed: Of the bootstrap.
+        resamples: Resamples of the bootstrap over images; 0: the intervals are the figures themselves.
+        seed: Seed of the bootstrap.
     """
     before, after = clean.above(score_threshold), attacked.above(score_threshold)
     images = [image for image in dataset.images if image_ids is None or image.image_id in image_ids]
@@ -78,7 +78,7 @@ def attack_effects(
 
 
 def _counts(image: ImageRecord, before: DetectionTable, after: DetectionTable) -> list[int]:
-    """Of one image: found, disappeared, mislabelled, hallucinated, hallucinated before."""
+    """Counts of one image: found, disappeared, mislabelled, hallucinated, hallucinated before."""
     found, _, hallucinated_clean = _seen(image, before)
     still, mislabelled, hallucinated = _seen(image, after)
     lost = found & ~still

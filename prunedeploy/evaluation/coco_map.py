@@ -41,8 +41,8 @@ def coco_map(dataset: CocoDataset, detections: DetectionTable, image_ids: Collec
     """Mean average precision of detections on a data set.
 
     Args:
-        dataset: Ground truth. Crowd boxes are regions to ignore: not finding one is no miss, and a detection
-            on one is no false positive.
+        dataset: Ground truth. Crowd boxes are regions to ignore: not finding one is not a miss, and a detection
+            on one is not a false positive.
         detections: Detections in any of its images; an image without rows had no detections.
         image_ids: The images that count; None: all of the data set.
 

@@ -18,7 +18,7 @@ from prunedeploy_engines.errors import DataError
 from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
 IOU_THRESHOLD = 0.45
-"""Of NMS within a class."""
+"""IoU threshold of NMS within a class."""
 SCORE_THRESHOLD = 0.001
 """COCO's usual one."""
 _FIRST_CANDIDATES = 1000

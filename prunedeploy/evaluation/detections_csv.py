@@ -53,7 +53,7 @@ def read_detections(path: str | Path, dataset: CocoDataset) -> DetectionTable:
             ``category_id``.
 
     Raises:
-        DataError: The file cannot be read, has other columns, a row that is no detection, or a class that the
+        DataError: The file cannot be read, has other columns, a row that is not a detection, or a class that the
             data set does not have; the message names the line.
     """
     path = Path(path)

@@ -1,7 +1,7 @@
 """Robust mAP against several attacks at once: each image is met by the attack that costs it most.
 
-Which attack that is, an image's own average precision says: over IoU .5 to .95, where several attacks leave the same at
-.5, where those are the same too by the detection loss. mAP of a data set is no mean over images, though, so the set of
+An image's own average precision says which attack that is: over IoU .5 to .95; where several attacks leave the same,
+at .5; where those are the same too, the detection loss. But mAP of a data set is not a mean over images, so the set of
 worst images need not have the lowest mAP. What is reported is the lowest of that set's and of every single attack's.
 """
 

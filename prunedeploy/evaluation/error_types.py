@@ -1,7 +1,7 @@
 """What kinds of errors a detector makes, and what each kind costs: TIDE.
 
 Bolya, Foley, Hays and Hoffman, TIDE: A General Toolbox for Identifying Object Detection Errors, ECCV 2020, section 2. A
-detection that is no true positive at IoU `FOREGROUND_IOU` has the first of these errors that fits:
+detection that is not a true positive at IoU `FOREGROUND_IOU` has the first of these errors that fits:
 
     localisation     the right class, an IoU between `BACKGROUND_IOU` and `FOREGROUND_IOU`
     classification   overlaps an object of another class by at least `FOREGROUND_IOU`
@@ -64,8 +64,8 @@ def error_types(
     """Sort the errors of a detector and measure what each kind costs.
 
     Args:
-        dataset: Ground truth; a detection that lies on a crowd region of its class is no error in AP, and counts among
-            the kinds as TIDE counts it.
+        dataset: Ground truth; a detection that lies on a crowd region of its class is not an error in AP, and counts
+            among the kinds as TIDE counts it.
         detections: Detections in its images.
         image_ids: The images that count; None: all.
     """

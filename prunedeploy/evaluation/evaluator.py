@@ -107,7 +107,7 @@ def evaluate(
         dataset: Ground truth. Images that the loader left out (bad ones, where allowed) do not count.
         attack: Makes the attacked images of a batch; several by their names, a single one is `PGD`. None evaluates
             clean images only.
-        ensembles: Of which of the attacks each ensemble consists, by its name; see `prunedeploy.evaluation.ensemble`.
+        ensembles: Which of the attacks each ensemble consists of, by its name; see `prunedeploy.evaluation.ensemble`.
         attacked_model: The model whose gradients the attacks use.
         iou_threshold: NMS drops a box whose IoU with a better one of its class is greater, in [0, 1].
         score_threshold: Detections have a score above it, in [0, `PAPER_SCORE_THRESHOLD`].

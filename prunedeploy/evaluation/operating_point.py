@@ -61,7 +61,7 @@ def score_curve(dataset: CocoDataset, detections: DetectionTable) -> ScoreCurve:
 
     Args:
         dataset: Ground truth; what is on a crowd region counts neither way.
-        detections: Of all its images, with scores as low as a threshold may be.
+        detections: Detections in all its images, with scores as low as a threshold may be.
 
     Raises:
         DataError: There is no object to find.

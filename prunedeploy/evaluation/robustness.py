@@ -27,7 +27,7 @@ from prunedeploy.evaluation.torch_runner import TorchRunner
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
 
 RADII = tuple(radius / 255 for radius in (1, 2, 4, 8, 12.75))
-"""Of the curve, in pixel units of [0, 1]; the last one is the paper's 0.05."""
+"""Radii of the curve, in pixel units of [0, 1]; the last one is the paper's 0.05."""
 
 
 def described(
@@ -36,12 +36,12 @@ def described(
     """What each attack was: the budget beside its name, and what it costs.
 
     Args:
-        suite: Of `attack_suite`, made with the other arguments.
+        suite: Attacks of `attack_suite`, made with the other arguments.
         references: Which of its attacks and ensembles.
         threat_model: As `attack_suite` takes it; likewise the rest.
-        budget: Of APGD and the ensemble.
-        norm: Of the ball.
-        seed: Of random starts.
+        budget: Budget of APGD and the ensemble.
+        norm: Norm of the ball.
+        seed: Seed of random starts.
     """
     rows: list[dict[str, Any]] = []
     for reference in references:
@@ -70,13 +70,13 @@ def looked_into(
     """How ensembles came about, and what attacks broke.
 
     Args:
-        found: Of one runner.
+        found: What was found with one runner.
         dataset: That it was measured on.
         references: The attacks and ensembles to look into.
         error_kinds: Sort errors too, which takes longer than everything else here.
-        score_threshold: Of the detections that count as found, in [0, 1]; errors are of all detections.
-        resamples: Of bootstrap intervals.
-        seed: Of the bootstrap.
+        score_threshold: Score threshold of the detections that count as found, in [0, 1]; errors are of all detections.
+        resamples: Resamples of bootstrap intervals.
+        seed: Seed of the bootstrap.
 
     Returns:
         ``ensembles`` by name: mAP of the set of worst images, ``lowest``, ``chosen`` and mAP of each attack.
@@ -134,10 +134,10 @@ def distortion(
         model: The network.
         batches: The images.
         budget: How far it searches; what is found is an upper bound.
-        score_threshold: Of the detections that count as found, in (0, 1).
-        iou_threshold: Of suppression.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        score_threshold: Score threshold of the detections that count as found, in (0, 1).
+        iou_threshold: IoU threshold of suppression.
+        resamples: Resamples of the bootstrap.
+        seed: Seed of the bootstrap.
         progress: Called with the number of images after each batch.
 
     Returns:
@@ -206,11 +206,11 @@ def curve(
         threat_model: Its ball is replaced; PGD's steps keep their share of the radius.
         radii: In the order in which they are wanted.
         budget: As `attack_suite` takes it.
-        norm: Of the ball.
+        norm: Norm of the ball.
         iou_threshold: As `evaluate` takes it; likewise the rest.
-        score_threshold: Of detections.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap and of random starts.
+        score_threshold: Score threshold of detections.
+        resamples: Resamples of the bootstrap.
+        seed: Seed of the bootstrap and of random starts.
         progress: Called with the number of images after each batch, of each radius.
 
     Returns:

@@ -31,9 +31,9 @@ class Attacked:
         threat_model: The ball of all attacks, and the search of PGD.
         wanted: Which attacks, how far they search, and what is looked into.
         settings: Thresholds, batch size and resamples.
-        seed: Of random starts and the bootstrap.
+        seed: Seed of random starts and the bootstrap.
         progress: Where long work says how far it is.
-        norm: Of the ball.
+        norm: Norm of the ball.
         parent: The network that this one was cut from, for a check.
     """
 
@@ -82,7 +82,7 @@ class Attacked:
         """What is measured beside mAP: ``distortion``, ``curve`` and ``checks``, those that are wanted.
 
         Args:
-            name: Of the network, for the terminal.
+            name: Name of the network, for the terminal.
         """
         document: dict[str, Any] = {}
         loader, images = self.loader_of(self.dataset), len(self.dataset.images)

@@ -203,7 +203,7 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     """Resolve device and threads, read the data, and check that it fits the network.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there, or the class names do not fit the network.
+        ConfigError: CUDA was asked for but is not available, or the class names do not fit the network.
         DataError: The data cannot be used.
         DarknetFormatError: The cfg cannot be used.
     """
@@ -246,11 +246,11 @@ def training_device(config: BuildConfig) -> torch.device:
     """Where a configuration trains in this process; stages have the type of it in their keys.
 
     Raises:
-        ConfigError: CUDA was asked for and is not there.
+        ConfigError: CUDA was asked for but is not available.
     """
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
-        raise ConfigError("CUDA was asked for and is not there", "device", "use --set device=cpu")
+        raise ConfigError("CUDA was asked for but is not available", "device", "use --set device=cpu")
     if config.device == "cpu" or not cuda:
         return torch.device("cpu")
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

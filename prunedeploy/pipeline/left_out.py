@@ -69,7 +69,7 @@ def limit_of(gate: str | None, precision: str) -> str | None:
 def with_its_limit(error: GateError, precision: str) -> GateError:
     """The error of a build that ends with it, with the key that would let the file through."""
     remedy = limit_of(error.gate, precision)
-    fix = error.fix if remedy is None else f"it is not to be deployed; to do so all the same, {remedy}"
+    fix = error.fix if remedy is None else f"it should not be deployed; to do so all the same, {remedy}"
     return GateError(error.what, error.where, fix, gate=error.gate)
 
 

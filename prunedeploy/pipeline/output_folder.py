@@ -127,7 +127,7 @@ def _earlier_build(path: Path) -> dict[str, Any] | None:
         document = read_json(path / MARKER)
         if isinstance(document, dict) and document.get("kind") == KIND and "config_hash" in document:
             return document
-        raise StoreError("is not of a prunedeploy build", path / MARKER, "choose another --out")
+        raise StoreError("does not belong to a prunedeploy build", path / MARKER, "choose another --out")
     if others := [name for name in names if name != LOCK and not _is_ours_unfinished(name)]:
         raise StoreError(f"holds {others[0]} and no build", path, "choose another --out; nothing was changed")
     return None

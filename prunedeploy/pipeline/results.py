@@ -56,7 +56,7 @@ class BuildResults:
         left_out: What failed a gate or cannot be built; ``artefacts`` and ``engines`` are what is delivered.
         evaluations: mAP of each network.
         comparison: Pruned against robust.
-        robustness: Of each network, what other attacks do to it; empty unless asked for.
+        robustness: What other attacks do to each network; empty unless asked for.
         points: Operating points of each network, and of the files of the pruned one.
         gallery: Pictures.
         latency: All networks.

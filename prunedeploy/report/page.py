@@ -139,7 +139,7 @@ def _comparison(results: Results) -> Html:
     original = look_up(results, "network", "original") or "the network as given"
     explained = note(
         f"Original is {original}, robust the same after adversarial training, pruned what comes "
-        "out. PGD images are made with the gradients of the very network under test; for an ONNX file they "
+        "out. PGD images are made with the gradients of that very network; for an ONNX file they "
         "come from its PyTorch parent (transfer)."
     )
     return join(tag("div", *charts, cls="grid") if charts else None, models_table(results), explained)

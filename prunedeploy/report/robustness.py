@@ -28,15 +28,15 @@ EFFECTS = ("disappeared", "mislabelled", "hallucinated")
 
 
 def robustness_section(results: Results) -> Html | None:
-    """What attacks did to each network; None of a build that was attacked with its own attack alone."""
+    """What attacks did to each network; None for a build that was attacked with its own attack only."""
     networks = {str(name): mapping(one) for name, one in mapping(results.get("robustness")).items()}
     if not networks:
         return None
     images = sorted({int(n) for one in networks.values() if (n := number(one.get("images"))) is not None})
     said = note(
         f"mAP (IoU .50 to .95) on {' or '.join(f'{n:,}' for n in images)} test images, each attacked with the "
-        "gradients of the very network. Of the ensemble the lowest counts: of its attacks, and of the set in which "
-        "each image is as the attack left it that costs it most. Passes: through the network and back, of each image."
+        "gradients of that very network. For the ensemble the lowest counts: of its attacks, and of the set in which "
+        "each image is as left by the attack that costs it most. Passes: through the network and back, of each image."
     )
     return join(
         said,
@@ -64,7 +64,7 @@ def _attacks(results: Results, networks: Mapping[str, Mapping[str, Any]]) -> Htm
 
 
 def _chosen(networks: Mapping[str, Mapping[str, Any]]) -> Html | None:
-    """Of an ensemble: mAP of each of its attacks, and for how many images it was the worst."""
+    """An ensemble's attacks: mAP under each, and for how many images it was the worst."""
     parts: list[Node] = []
     for ensemble in dict.fromkeys(name for one in networks.values() for name in mapping(one.get("ensembles"))):
         found = {name: mapping(look_up(one, "ensembles", ensemble)) for name, one in networks.items()}
@@ -151,7 +151,7 @@ def _errors(networks: Mapping[str, Mapping[str, Any]]) -> Html | None:
     if not rows:
         return None
     said = note(
-        "By how much AP at IoU .5 would rise if the errors of a kind were mended (TIDE), and what becomes of the "
+        "By how much AP at IoU .5 would rise if the errors of a kind were fixed (TIDE), and what becomes of the "
         "objects that are found in the clean images: shares of them, and for hallucinated detections of nothing per "
         "object."
     )

@@ -136,7 +136,7 @@ def _detections_gate(gate: Model) -> _Judged:
 
 
 def _share(gate: Model, key: str, words: str) -> Html | None:
-    """Of a gate that asks for a share of what it compares: how many it was; nothing where it was all of them."""
+    """How many fit, for a gate that asks for a share of what it compares; nothing if it was all of them."""
     share, least = number(gate.get(key)), number(gate.get("allowed_share"))
     if share is None or least is None or share == 1:
         return None

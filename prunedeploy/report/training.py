@@ -17,7 +17,7 @@ NOT_TERMS = frozenset({"stage", "step", "lr", "grad_norm", "loss"})
 LOSS, TERMS = "robust", ("pgd", "pruned", "other1", "other2")
 """Colours of the loss and of its terms."""
 MAX_POINTS = 500
-"""Of a curve; longer ones are thinned so that the page stays small."""
+"""Points of a curve; longer ones are thinned so that the page stays small."""
 
 Points = Sequence[tuple[float, float]]
 

@@ -88,7 +88,7 @@ def _size(results: Results) -> Iterator[str]:
 
 
 def _shares(results: Results) -> str:
-    """Of a hybrid cut: how much of it went with whole filters, and how much of it is zeros."""
+    """How much of a hybrid cut went with whole filters, and how much of it is zeros."""
     filters, zeros = (number(look_up(results, "pruning", f"ratio_by_{what}")) for what in ("filters", "weights"))
     if filters is None or zeros is None:
         return ""

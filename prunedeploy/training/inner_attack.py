@@ -82,7 +82,7 @@ def attacked_batch(
 
 
 def strongest(candidates: Sequence[Tensor], targets: Tensor, network: FoldedDarknet) -> Tensor:
-    """Of several attacks' results, each ``(B, 3, H, W)``, the one with the highest detection loss, image by image."""
+    """The one of several attacks' results, each ``(B, 3, H, W)``, with the highest detection loss, image by image."""
     with torch.no_grad():
         losses = torch.stack([yolo_losses(network(attacked), targets, network.cfg) for attacked in candidates])
     chosen = losses.argmax(0)  # (B,), of losses (attacks, B)

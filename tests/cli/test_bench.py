@@ -411,18 +411,18 @@ def test_compare_says_which_difference_is_real(run: Any, files: tuple[Path, Path
     done = run("bench", "--compare", *files)
     assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[2].endswith("no difference that can be told")
+    assert lines[2].endswith("no measurable difference")
     assert lines[3].startswith("pruned, int8")
     assert lines[3].endswith("slower")
     assert "the machines differ: CPU Some CPU in A, Other CPU in B" in lines
     document = document_of(run("bench", "--compare", *files, "--json"))
-    assert [row["verdict"] for row in document["rows"]] == ["no difference that can be told", "slower"]
+    assert [row["verdict"] for row in document["rows"]] == ["no measurable difference", "slower"]
     assert document["rows"][1]["ratio"] == pytest.approx(1.2, rel=0.02)
 
 
 def test_compare_with_itself_finds_nothing(run: Any, files: tuple[Path, Path]) -> None:
     document = document_of(run("bench", "--compare", files[0], files[0], "--json"))
-    assert {row["verdict"] for row in document["rows"]} == {"no difference that can be told"}
+    assert {row["verdict"] for row in document["rows"]} == {"no measurable difference"}
     assert {row["ratio"] for row in document["rows"]} == {1.0}
 
 

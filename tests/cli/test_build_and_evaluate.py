@@ -166,11 +166,11 @@ def test_openvino_is_used_without_being_loaded_beside_pytorch(
         (("--config", "nowhere"), "nowhere"),
         (("--data", "absent"), "absent"),
         (("--target", "gpu"), "--target"),
-        (("--scores", "file"), "--scores: scores: name file reads scores from a file, and none is given; add"),
+        (("--scores", "file"), "--scores: scores: name file reads scores from a file, but none is given; add"),
         (("--scores", "file", "--set", "scores.file=absent.safetensors"), "absent.safetensors: cannot be read (No"),
         (
             ("--scores", "random", "--set", "score_optimization.steps=0", "--set", "score_optimization.freeze_bn=true"),
-            "freeze_bn keeps batch norm frozen while scores are optimised, and with steps 0 they are not",
+            "freeze_bn keeps batch norm frozen while scores are optimised, but with steps 0 they are not",
         ),
     ],
 )
@@ -271,10 +271,10 @@ def test_evaluate_repeats_a_builds_attack_from_random_starts(
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--eps", "0.1"), "--eps does nothing without --attack"),
-        (("--attack", "noise", "--steps", "3"), "--steps does nothing without --attack pgd"),
+        (("--eps", "0.1"), "--eps has no effect without --attack"),
+        (("--attack", "noise", "--steps", "3"), "--steps has no effect without --attack pgd"),
         (("--attack", "cw", "--curve"), "--curve needs an attack that searches a ball"),
-        (("--check",), "--check does nothing without --attack"),
+        (("--check",), "--check has no effect without --attack"),
         (("--attack", "pdg"), "there is no attack 'pdg'; the nearest is pgd"),
         (("--attack", "pgd", "--objective", "boxx"), "there is no objective 'boxx'; the nearest is box"),
         (("--attack", "noise", "--objective", "box"), "--objective is for fgsm, pgd and apgd"),

@@ -131,7 +131,7 @@ def test_an_empty_folder_is_one_line(run: Any, bundle: Path, tmp_path: Path) -> 
         (("red.png", "--every", "2"), "--every is for videos and cameras"),
         (("red.png", "--out", "a.mp4"), "--out a.mp4 is the name of a video; images are written into a folder"),
         (("cell.mkv", "--out", "cell.mkv"), "cell.mkv: is the video that is read; choose another --out"),
-        (("cell.mkv", "--out", "a.avi"), "a.avi: is no kind of video that is written; let it end with .mp4"),
+        (("cell.mkv", "--out", "a.avi"), "a.avi: is not a format of video that can be written; let it end with .mp4"),
         (("gone.mp4",), "gone.mp4: there is no such video"),
         (("camera:97",), "camera:97: "),
     ],

@@ -79,7 +79,7 @@ def test_existing_folder_is_replaced_only_when_told(run: Any, tmp_path: Path, bu
         (("--target", "tpu"), "has no plan in fp32 for 'tpu'; targets are cpu, gpu and those of its plans: none"),
         (("--precision", "int8"), "has no onnx of precision int8"),
         (("--precision", "fp64"), "'fp64' is not one of"),
-        (("--name", "a b"), "'a b' is no name of a Triton model"),
+        (("--name", "a b"), "'a b' is not a name for a Triton model"),
         (("--max-batch", "0"), "0 is not in the range"),
         (("--preferred-batch", "16"), "16 is not between 1 and the largest batch, 8"),
         (("--preferred-batch", "1,x"), "--preferred-batch 'x' is not a whole number"),
@@ -104,7 +104,7 @@ def test_bad_bundles_are_one_line(
     (tmp_path / "empty").mkdir()
     one_line(run("export", command, tmp_path / "empty", *rest), "is neither a bundle nor a build's output folder")
     shutil.copyfile(bundle / "model.onnx", tmp_path / "alone.onnx")
-    one_line(run("export", command, tmp_path / "alone.onnx", *rest), "is not a bundle and has none")
+    one_line(run("export", command, tmp_path / "alone.onnx", *rest), "is not a bundle and contains none")
     content = bytearray((bundle / "model.onnx").read_bytes())
     content[-1] ^= 1
     (bundle / "model.onnx").write_bytes(content)
@@ -191,7 +191,7 @@ def test_name_of_the_service_comes_from_the_folder(
     ("options", "said"),
     [
         ((), "--image: is needed for prunedeploy's server"),
-        (("--image", "x:1", "--name", "My_Name"), "--name: 'My_Name' is no name of a service"),
+        (("--image", "x:1", "--name", "My_Name"), "--name: 'My_Name' is not a service name"),
         (("--image", "x:1", "--min-replicas", "-1"), "--min-replicas: -1 is negative"),
         (("--image", "x:1", "--min-replicas", "4"), "--max-replicas: 3 is less than --min-replicas 4"),
         (("--image", "x:1", "--min-replicas", "many"), "'many' is not a valid integer"),

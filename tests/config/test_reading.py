@@ -365,16 +365,16 @@ WRONG_FILES = [
     ),
     (
         "scores:\n  file: a\n",
-        "my.yaml:1: scores: file is read by name file alone, and name is scaled; leave it out, or change name",
+        "my.yaml:1: scores: file is only read by name file, but name is scaled; leave it out, or change name",
     ),
     (
         "scores:\n  backend: captum\n",
-        "my.yaml:1: scores: backend captum computes name deeplift alone, and name is scaled; leave it out, or change",
+        "my.yaml:1: scores: backend captum only computes name deeplift, but name is scaled; leave it out, or change",
     ),
     (
         "score_optimization: {freeze_bn: true}\n",
-        "my.yaml:1: score_optimization: freeze_bn keeps batch norm frozen while scores are optimised, and with "
-        "steps 0 they are not; leave it out, or give steps",
+        "my.yaml:1: score_optimization: freeze_bn keeps batch norm frozen while scores are optimised, but with "
+        "steps 0 they are not; leave it out, or set steps",
     ),
     ("finetune: 3\n", "my.yaml:1: finetune is a block with keys, got 3; its keys: steps, "),
     ("model:\n", "my.yaml:1: model is a block with keys, got None; its keys: cfg, weights, names"),
@@ -494,20 +494,20 @@ def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("sets", "scores", "line"),
     [
-        ((), "file", "--scores: scores: name file reads scores from a file, and none is given; add scores.file=PATH"),
+        ((), "file", "--scores: scores: name file reads scores from a file, but none is given; add scores.file=PATH"),
         (("scores.name=file",), None, "--set scores.name=file: scores: name file reads scores from a file, and none"),
         (
             ("scores.images=3", "scores.file=a.safetensors", "seed=1"),
             None,
-            "--set scores.file=a.safetensors: scores: file is read by name file alone, and name is bn-scale; leave",
+            "--set scores.file=a.safetensors: scores: file is only read by name file, but name is bn-scale; leave",
         ),
-        (("scores.file=a",), "random", "--set scores.file=a: scores: file is read by name file alone, and name is ran"),
+        (("scores.file=a",), "random", "--set scores.file=a: scores: file is only read by name file, but name is ran"),
         (("scores.file=",), "file", "--scores: scores: name file reads scores from a file, and none is given"),
         (("scores.file=''",), "file", "--set scores.file='': scores.file should have at least 1 character, got ''"),
         (
             ("scores.backend=captum",),
             "snip",
-            "--set scores.backend=captum: scores: backend captum computes name deeplift alone, and name is snip; leave",
+            "--set scores.backend=captum: scores: backend captum only computes name deeplift, but name is snip; leave",
         ),
         (
             ("scores.deeplift_rule=reveal-cancel", "scores.backend=captum"),
@@ -520,25 +520,25 @@ def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
             ("score_optimization.steps=0", "score_optimization.freeze_bn=true"),
             "random",
             "--set score_optimization.freeze_bn=true: score_optimization: freeze_bn keeps batch norm frozen while "
-            "scores are optimised, and with steps 0 they are not; leave it out, or give steps",
+            "scores are optimised, but with steps 0 they are not; leave it out, or set steps",
         ),
         (
             ("score_optimization.freeze_bn=true", "score_optimization.enabled=false"),
             None,
             "--set score_optimization.freeze_bn=true: score_optimization: freeze_bn keeps batch norm frozen while "
-            "scores are optimised, and with enabled false they are not; leave it out, or set enabled to true",
+            "scores are optimised, but with enabled false they are not; leave it out, or set enabled to true",
         ),
         (
             ("score_optimization.freeze_bn=true", "score_optimization.steps=5"),
             "deeplift",
             "--set score_optimization.freeze_bn=true: score_optimization.freeze_bn keeps batch norm frozen while "
-            "scores are optimised, and those of deeplift are not; leave it out, or use score_optimization.enabled=true",
+            "scores are optimised, but those of deeplift are not; leave it out, or use score_optimization.enabled=true",
         ),
         (
             ("score_optimization.steps=0", "score_optimization.enabled=true"),
             "deeplift",
-            "--set score_optimization.enabled=true: score_optimization: enabled true asks for score optimisation, and "
-            "steps is 0; give steps, or leave it out",
+            "--set score_optimization.enabled=true: score_optimization: enabled true asks for score optimisation, but "
+            "steps is 0; set steps, or leave it out",
         ),
     ],
 )

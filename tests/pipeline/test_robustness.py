@@ -87,7 +87,7 @@ def test_what_cannot_be_is_refused_before_anything_is_read(
 
 
 def test_more_images_than_there_are_is_refused_before_anything_is_trained(tiny_case: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"robustness\.images: asks for 9 images, and 8 are measured"):
+    with pytest.raises(ConfigError, match=r"robustness\.images: asks for 9 images, but only 8 are measured"):
         tiny_case.build(tmp_path / "store", tmp_path / "out", "robustness={attacks: [noise], images: 9}")
     assert not list((tmp_path / "store" / "results").glob("pretrain-*"))
 

@@ -219,20 +219,20 @@ FREE = ("finetune.adversarial=free", "finetune.attack.steps=1", "finetune.attack
 @pytest.mark.parametrize(
     ("sets", "said"),
     [
-        (["finetune.adversarial=free"], r"one attack step a training step.*attack\.steps=1"),
+        (["finetune.adversarial=free"], r"one attack step per training step.*attack\.steps=1"),
         ([*FREE, "finetune.attack.steps=2"], r"attack\.steps=1"),
         ([*FREE, "finetune.attack.random_start=true"], r"random_start=false"),
         ([*FREE, "finetune.attack.iterate=best"], r"iterate=last"),
         ([*FREE, "finetune.clean_share=0.5"], r"leave clean_share out"),
-        ([*FREE, "finetune.attack_objective=rank"], r"free attacks objectives of its own.*adversarial=pgd"),
-        (["finetune.adversarial=mtd", "finetune.attack_objective=box"], r"mtd attacks objectives of its own"),
-        (["finetune.replays=2"], r"read by adversarial free alone, and it is pgd"),
+        ([*FREE, "finetune.attack_objective=rank"], r"free attacks its own objectives.*adversarial=pgd"),
+        (["finetune.adversarial=mtd", "finetune.attack_objective=box"], r"mtd attacks its own objectives"),
+        (["finetune.replays=2"], r"only read by adversarial free, but adversarial is pgd"),
         (["finetune.adversarial=mtt"], r"finetune\.adversarial.*mtd"),
         (["finetune.attack_objective=boxes"], r"finetune\.attack_objective.*nearest to 'boxes': box"),
         (["finetune.clean_share=1.0"], r"finetune\.clean_share"),
-        (["finetune.adversarial=mtd", "finetune.steps=0"], r"steps is 0; give steps"),
+        (["finetune.adversarial=mtd", "finetune.steps=0"], r"steps is 0; set steps"),
         (["pretrain.adversarial=mtd"], r"from bundled trains nothing.*from=given"),
-        (["score_optimization.adversarial=mtd", "score_optimization.steps=5"], r"whole loss alone; leave adversarial"),
+        (["score_optimization.adversarial=mtd", "score_optimization.steps=5"], r"whole loss; leave adversarial"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(sets: list[str], said: str) -> None:

@@ -40,10 +40,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """``"faster"``, ``"slower"`` (B, than A) or ``"no difference that can be told"``."""
+        """``"faster"``, ``"slower"`` (B, than A) or ``"no measurable difference"``."""
         if self.high < 1:
             return "faster"
-        return "slower" if self.low > 1 else "no difference that can be told"
+        return "slower" if self.low > 1 else "no measurable difference"
 
 
 def compare_rounds(

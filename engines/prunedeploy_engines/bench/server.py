@@ -15,7 +15,7 @@ from prunedeploy_engines.bench.rounds import OnUnusable, Opened, opened_models
 from prunedeploy_engines.bench.scenarios import SERVER_PERCENTILE, Search, Trial, allowed_late, find_rate
 
 MIN_QUERIES = 100
-"""Of a trial: fewer have no 99th percentile."""
+"""Fewest queries of a trial: fewer have no 99th percentile."""
 
 _BOUNDS_OF_A_TRIAL = 10
 

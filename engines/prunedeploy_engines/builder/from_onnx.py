@@ -168,7 +168,7 @@ def _check_options(onnx_path: Path, settings: BuildSettings, batch: Batch, preci
     if level is not None and not 0 <= level <= 5:
         raise EngineError(f"optimization level {level} is outside 0 to 5", where=onnx_path)
     if settings.workspace_bytes is not None and settings.workspace_bytes < 1:
-        raise EngineError(f"workspace of {settings.workspace_bytes} bytes is none", where=onnx_path)
+        raise EngineError(f"workspace of {settings.workspace_bytes} bytes is not possible", where=onnx_path)
     if len(batch) != 3 or min(batch) < 1:
         raise EngineError(f"batch sizes {tuple(batch)} must be three, each at least 1", where=onnx_path)
     if precision is not None and precision not in PRECISIONS:
@@ -224,7 +224,7 @@ def _timing_cache(path: str | Path, library: TensorRTLibrary, device: str | None
 def _device_target() -> str:
     device = cuda_device()
     if device is None:
-        raise EngineError("target 'device' needs a GPU and there is none", fix="name one, e.g. sm86")
+        raise EngineError("target 'device' needs a GPU, but there is none", fix="name one, e.g. sm86")
     return device.target
 
 

@@ -155,7 +155,7 @@ class Bundle:
             grey network); and where the image lies in it.
 
         Raises:
-            DataError: The file is no usable image.
+            DataError: The file is not a usable image.
         """
         spec = self.manifest.input
         pixels = image if isinstance(image, np.ndarray) else read_image(image)
@@ -209,7 +209,7 @@ class Bundle:
             iou_threshold: In [0, 1]; None takes the bundle's.
 
         Raises:
-            DataError: The file is no usable image.
+            DataError: The file is not a usable image.
         """
         runner = self._own_runner() if runner is None else runner
         prepared, geometry = self.prepare(image, uint8=runner.uint8_input)

@@ -120,7 +120,7 @@ class Manifest(_Part):
 
     Attributes:
         created: ISO 8601 in UTC.
-        thresholds: Of every precision that has no operating point of its own.
+        thresholds: Thresholds of every precision that has no operating point of its own.
         operating_points: By precision; a bundle that was built before there were any has none.
     """
 

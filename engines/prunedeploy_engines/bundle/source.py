@@ -56,7 +56,9 @@ class ModelSource:
         from prunedeploy_engines.bundle.bundle import load_bundle
 
         if self.bundle is None:
-            raise ConfigError("is not a bundle and has none", self.given, "give a bundle or a build's output folder")
+            raise ConfigError(
+                "is not a bundle and contains none", self.given, "give a bundle or a build's output folder"
+            )
         return load_bundle(self.bundle)
 
     def configuration(self) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def _check_image(image: npt.NDArray[np.uint8]) -> None:
 
 
 def _scale_and_padding(geometry: LetterboxGeometry) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Of x, y, x and y each."""
+    """One value each for x, y, x and y."""
     return np.array(geometry.scale_xy * 2), np.array((geometry.pad_left, geometry.pad_top) * 2, dtype=float)
 
 

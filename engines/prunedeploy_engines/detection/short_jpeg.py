@@ -29,7 +29,7 @@ def complete_jpeg(opened: ImageFile.ImageFile) -> ImageFile.ImageFile | None:
         opened: As Pillow has opened it, whether or not it tried to decode it.
 
     Returns:
-        The same image with its end, not decoded yet; None if it is no JPEG, or if more than `MOST_MISSING` of its
+        The same image with its end, not decoded yet; None if it is not a JPEG, or if more than `MOST_MISSING` of its
         pixels are missing. Damage other than a lost end shows when it is decoded.
     """
     file = cast(Any, opened.fp)

@@ -27,7 +27,7 @@ def nvidia_gpus(fields: Collection[str], layout: str) -> list[dict[str, str]]:
     """What ``nvidia-smi`` tells of each GPU.
 
     Args:
-        fields: Of its ``--query-gpu``; the keys of the result.
+        fields: Fields of its ``--query-gpu``; the keys of the result.
         layout: Its ``--format``.
     """
     answer = answer_of("nvidia-smi", f"--query-gpu={','.join(fields)}", f"--format={layout}") or ""

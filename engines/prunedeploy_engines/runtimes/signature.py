@@ -35,7 +35,7 @@ class DetectorSignature:
     nms_classes: int | None
 
     def input_shape(self, batch: int) -> tuple[int, int, int, int]:
-        """Of the input, for this batch."""
+        """Shape of the input, for this batch."""
         height, width = self.input_size
         return (batch, height, width, self.channels) if self.uint8_input else (batch, self.channels, height, width)
 

@@ -47,7 +47,7 @@ def detect_video(
     """Find objects in every frame that a source gives.
 
     Args:
-        source: Of a file, all frames; of a camera, always the newest one, until Ctrl-C, which is its end.
+        source: All frames of a file, or always the newest one of a camera, until Ctrl-C, which is its end.
         detect: Finds the objects of a frame.
         tell: Is told of each frame and what was found in it, in order.
         run: Is kept up to date, also if it does not end well.

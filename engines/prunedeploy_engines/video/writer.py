@@ -32,7 +32,9 @@ class VideoWriter:
 
     def __init__(self, path: Path, rate: Fraction | None) -> None:
         if path.suffix.lower() not in SUFFIXES:
-            raise ConfigError("is no kind of video that is written", path, f"let it end with {', '.join(SUFFIXES)}")
+            raise ConfigError(
+                "is not a format of video that can be written", path, f"let it end with {', '.join(SUFFIXES)}"
+            )
         self._path = path
         self._rate = rate or Fraction(25)
         # Its name ends as the other's does, which is how FFmpeg knows the format.

@@ -71,16 +71,20 @@ def check_settings(settings: KServeSettings) -> None:
     """
     lowercase = "use lower-case letters, digits and '-' (RFC 1123), and begin with a letter"
     if not _NAME.fullmatch(settings.name):
-        raise ConfigError(f"{settings.name!r} is no name of a service of at most 53 characters", "--name", lowercase)
+        raise ConfigError(f"{settings.name!r} is not a service name of at most 53 characters", "--name", lowercase)
     if settings.namespace is not None and not _NAMESPACE.fullmatch(settings.namespace):
-        raise ConfigError(f"{settings.namespace!r} is no namespace", "--namespace", lowercase.rpartition(",")[0])
+        raise ConfigError(
+            f"{settings.namespace!r} is not a valid namespace", "--namespace", lowercase.rpartition(",")[0]
+        )
     _check_server(settings)
     _check_scaling(settings)
     for option, quantity in (("--cpu", settings.cpu), ("--memory", settings.memory)):
         if not _QUANTITY.fullmatch(quantity) or not quantity.strip("0.mkKMGTi"):
-            raise ConfigError(f"{quantity!r} is no amount", option, "write it as Kubernetes does, e.g. 500m, 2 or 2Gi")
+            raise ConfigError(
+                f"{quantity!r} is not a valid amount", option, "write it as Kubernetes does, e.g. 500m, 2 or 2Gi"
+            )
     if settings.gpus < 0:
-        raise ConfigError(f"{settings.gpus} is no number of GPUs", "--gpus")
+        raise ConfigError(f"{settings.gpus} is not a number of GPUs", "--gpus")
     for option, seconds in (("--timeout-s", settings.timeout_s), ("--startup-s", settings.startup_s)):
         if seconds < 1:
             raise ConfigError(f"{seconds} is not a whole number of at least 1", option)
@@ -92,19 +96,19 @@ def _check_server(settings: KServeSettings) -> None:
         fix = "build one, see --dockerfile, or take --server triton"
         raise ConfigError("is needed for prunedeploy's server", "--image", fix)
     if settings.image is not None and (not settings.image or re.search(r"\s", settings.image)):
-        raise ConfigError(f"{settings.image!r} is no image", "--image")
+        raise ConfigError(f"{settings.image!r} is not the name of an image", "--image")
     if settings.server == "triton" and uri is None:
         raise ConfigError("is needed for Triton: where its repository was copied to", "--storage-uri")
     scheme, separator, rest = (uri or "").partition("://")
     if uri is not None and (scheme not in STORAGE_SCHEMES or not separator or not rest or re.search(r"\s", uri)):
         fix = f"begin with {', '.join(STORAGE_SCHEMES)} ://"
-        raise ConfigError(f"{uri!r} is nothing that KServe fetches", "--storage-uri", fix)
+        raise ConfigError(f"{uri!r} is not an address that KServe fetches from", "--storage-uri", fix)
     secret = settings.token_secret
     if secret is not None and settings.server == "triton":
-        raise ConfigError("is for prunedeploy's server; Triton knows no tokens", "--token-secret", "leave it out")
+        raise ConfigError("is for prunedeploy's server; Triton has no tokens", "--token-secret", "leave it out")
     if secret is not None and not _NAMESPACE.fullmatch(secret):
         fix = "use lower-case letters, digits and '-'"
-        raise ConfigError(f"{secret!r} is no name of a Secret", "--token-secret", fix)
+        raise ConfigError(f"{secret!r} is not the name of a Secret", "--token-secret", fix)
 
 
 def _check_scaling(settings: KServeSettings) -> None:
@@ -121,6 +125,6 @@ def _check_scaling(settings: KServeSettings) -> None:
         raise ConfigError(f"is needed for {metric}", "--scale-target", "measure what one replica can do")
     target = 1 if settings.scale_target is None else settings.scale_target
     if target < 1 or (metric == "cpu" and target > 100):
-        raise ConfigError(f"{target} is no target for {metric}", "--scale-target")
+        raise ConfigError(f"{target} is not a target for {metric}", "--scale-target")
     if settings.concurrency is not None and settings.concurrency < 1:
         raise ConfigError(f"{settings.concurrency} is not a whole number of at least 1", "--concurrency")

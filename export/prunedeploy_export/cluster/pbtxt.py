@@ -43,7 +43,7 @@ def map_entries(values: Mapping[str, Value]) -> list[Message]:
 def _fields(message: Message, indent: str) -> Iterator[str]:
     for name, value in message.items():
         if not name.isidentifier():
-            raise ValueError(f"{name!r} is no name of a field")
+            raise ValueError(f"{name!r} is not the name of a field")
         repeated = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
         if repeated is value and repeated and not any(isinstance(one, Mapping) for one in repeated):
             yield f"{indent}{name}: [{', '.join(_scalar(one) for one in repeated)}]"
@@ -60,7 +60,7 @@ def _fields(message: Message, indent: str) -> Iterator[str]:
 def _scalar(value: Value) -> str:
     if isinstance(value, Symbol):
         if not value.isidentifier():
-            raise ValueError(f"{value!r} is no name of an enumeration's value")
+            raise ValueError(f"{value!r} is not the name of an enumeration's value")
         return str(value)
     if isinstance(value, str):
         return f'"{value.translate(_ESCAPES)}"'

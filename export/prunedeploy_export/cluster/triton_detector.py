@@ -78,7 +78,7 @@ def triton_detector(bundle: Bundle, target: str = "cpu", precision: str = "fp32"
 
     Raises:
         BundleError: There is no such model (those there are listed), or only a plan of TensorRT for RTX.
-        EngineError: The file is no detector, or its plan does not take single images.
+        EngineError: The file is not a detector, or its plan does not take single images.
         RuntimeUnavailableError: ONNX Runtime, which reads the file, is not installed.
     """
     if target in PROCESSORS:

@@ -93,7 +93,7 @@ def request_thresholds(parameters: str, defaults: dict[str, float]) -> dict[str,
         defaults: By name, for what it does not say.
 
     Raises:
-        ValueError: One is no number in [0, 1].
+        ValueError: One is not a number in [0, 1].
     """
     given = json.loads(parameters or "{}")
     thresholds = dict(defaults)

@@ -82,15 +82,15 @@ def write_triton_repository(
     Raises:
         ConfigError: A name or a number is not possible.
         BundleError: The bundle has no such model, or one that Triton cannot load.
-        EngineError: The model's file is no detector.
+        EngineError: The model's file is not a detector.
         StoreError: The folder holds something else, or the file system refuses.
     """
     folder = Path(folder)
     settings = settings or TritonSettings()
     if not NAME.fullmatch(name):
-        raise ConfigError(f"{name!r} is no name of a Triton model", "name", "use letters, digits, '-', '_' and '.'")
+        raise ConfigError(f"{name!r} is not a name for a Triton model", "name", "use letters, digits, '-', '_' and '.'")
     if version < 1:
-        raise ConfigError(f"{version} is no version", "version", "count from 1")
+        raise ConfigError(f"{version} is not a version", "version", "count from 1")
     _check_not_foreign(folder)
     detector = triton_detector(bundle, target, precision)
     _check_settings(settings, detector)
@@ -123,7 +123,7 @@ def _check_not_foreign(folder: Path) -> None:
         return
     for entry in sorted(folder.iterdir()):
         if not (entry / CONFIG).is_file() and not is_leftover(entry.name):
-            raise ConfigError(f"holds {entry.name}, so it is no Triton repository", folder, "choose another folder")
+            raise ConfigError(f"holds {entry.name}, so it is not a Triton repository", folder, "choose another folder")
 
 
 def _check_settings(settings: TritonSettings, detector: TritonDetector) -> None:

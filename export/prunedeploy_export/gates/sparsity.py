@@ -49,7 +49,7 @@ def check_onnx_pattern(path: str | Path, n: int, m: int, *, dense: Collection[st
 
     Raises:
         GateError: A layer that is not in ``dense`` does not have the pattern; or no layer was left to look at.
-        EngineError: It is no ONNX file, or the weights of a convolution are not constants in it.
+        EngineError: It is not an ONNX file, or the weights of a convolution are not constants in it.
     """
     editor = GraphEditor(read_model(path).graph)
     counts = {}

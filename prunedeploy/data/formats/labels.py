@@ -27,7 +27,7 @@ class LabelledBox:
         where: The place in it, for people, e.g. ``line 3``.
         class_id: Index into the class names.
         xywh: Left, top, width and height in pixels of the upright image.
-        ignored: It is no training target and costs no mAP (``difficult`` of Pascal VOC).
+        ignored: It is not a training target and costs no mAP (``difficult`` of Pascal VOC).
     """
 
     file: Path

@@ -16,7 +16,7 @@ class SplitFiles:
     Attributes:
         json_path: Its COCO JSON; of another format, what stands for its labels: a list, or a folder.
         image_folder: What the JSON's file names are relative to.
-        read_labels: Reads labels that are no JSON.
+        read_labels: Reads labels that are not JSON.
     """
 
     json_path: Path

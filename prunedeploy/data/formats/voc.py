@@ -39,7 +39,7 @@ class VocLayout:
         source: The folder, or the file with the class names.
         splits: The XML files of each split (``train``, ``val``, ``trainval``, ``test``, or ``all``).
         class_names: In the order of the class indices: alphabetical, as VOC's own are.
-        image_folder: Of the images; None: beside the XML files.
+        image_folder: Folder of the images; None: beside the XML files.
         problems: XML files that a list names and that are not there, by split.
     """
 

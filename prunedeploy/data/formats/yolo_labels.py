@@ -31,7 +31,7 @@ def read_label_file(
 
     Args:
         path: Its label file.
-        height: Of the image in pixels.
+        height: Height of the image in pixels.
         width: The same.
         classes: Number of classes.
         problems: Lines that cannot be read are added.
@@ -55,10 +55,10 @@ def read_label_file(
             problems.append(
                 Problem(
                     path,
-                    f"line {number} holds what is no number: {line[:60]}",
+                    f"line {number} holds something that is not a number: {line[:60]}",
                     "correct or remove it",
                     "box",
-                    "line that holds what is no number",
+                    "line that holds something that is not a number",
                 )
             )
         except DataError as error:

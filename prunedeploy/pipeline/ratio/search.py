@@ -167,7 +167,7 @@ def search_ratio(
         rejected.append(Trial(chosen, trained.value, False, trained.noisy))
         say(f"search: ratio {chosen:g} once trained: {target.show(trained.value)}, does not meet the target")
         bound = min(target.value * tried / trained.value, math.nextafter(tried, 0.0))
-    say(f"search: ratio {chosen:g} it is, {len(trials.tried)} tried")
+    say(f"search: ratio {chosen:g} chosen, {len(trials.tried)} tried")
     return RatioSearch(target, tuple(trials.tried.values()), chosen, tuple(rejected))
 
 
@@ -250,7 +250,7 @@ def _unreachable(target: RatioTarget, trials: _Trials, rejected: Sequence[Trial]
     pruned = {ratio: trial.value for ratio, trial in trials.tried.items() if ratio > 0 and trial.value is not None}
     if not pruned:
         reasons = [*trials.left_out.values(), *(trial.reason for trial in trials.tried.values() if trial.reason)]
-        what = f"{wanted}: {method} pruning gives no network that could be used ({reasons[-1]})"
+        what = f"{wanted}: {method} pruning yields no usable network ({reasons[-1]})"
         return PruningError(what, target.option, "choose another --method")
     if rejected:
         best = rejected[-1]

@@ -41,7 +41,7 @@ def check_target(config: BuildConfig, target: RatioTarget) -> None:
         ConfigError: The method has one ratio only, or no configured runtime times files on this machine's CPU.
     """
     if config.method == "nm":
-        what = "has nothing to search: the pattern of nm pruning gives the ratio"
+        what = "has nothing to search: the pattern of nm pruning fixes the ratio"
         raise ConfigError(what, target.option, "leave it out, or choose another --method")
     if target.measure == "latency_ms":
         trial_runtime(config)

@@ -255,8 +255,8 @@ def gallery_stage(
     Args:
         context: The build.
         models: Stages that made the networks, by row.
-        score_thresholds: Of each network.
-        strongest: Of each network the single attack that leaves it least, which is shown too; empty if only one was
+        score_thresholds: Score threshold of each network.
+        strongest: The single attack that leaves each network least, which is shown too; empty if only one was
             tried.
     """
     config = context.config

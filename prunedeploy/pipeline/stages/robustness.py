@@ -21,7 +21,7 @@ def check_robustness(config: BuildConfig) -> None:
     """
     check_references(config.robustness.attacks, "robustness.attacks")
     if config.robustness.is_wanted and config.attack.eps == 0:
-        raise ConfigError("a ball of radius 0 holds no attack", "attack.eps", "give a radius, e.g. 0.05")
+        raise ConfigError("a ball of radius 0 leaves no room for an attack", "attack.eps", "give a radius, e.g. 0.05")
     if "cw" in config.robustness.attacks and not 0 < config.evaluation.score_threshold < 1:
         what = "cw needs a threshold between 0 and 1, from which an object counts as found"
         raise ConfigError(what, "evaluation.score_threshold", "take 0.5")
@@ -35,7 +35,7 @@ def check_attacked_images(context: BuildContext) -> None:
     """
     block, images = context.config.robustness, len(context.test.images)
     if block.images is not None and block.images > images:
-        what = f"asks for {block.images} images, and {images} are measured"
+        what = f"asks for {block.images} images, but only {images} are measured"
         raise ConfigError(what, "robustness.images", f"give at most {images}, or leave it out")
     if context.network.cfg.classes == 1 and (wrong := [one for one in block.attacks if "mislabel" in one]):
         raise ConfigError(f"{wrong[0]}: a network of one class cannot mislabel", "robustness.attacks", "leave it out")

@@ -21,7 +21,7 @@ from prunedeploy.pipeline.stages.evaluate import detected
 
 DOCUMENT = "samples.json"
 OBJECTS = (2, 5)
-"""Of one object there is little to see, of many nothing in a small picture."""
+"""One object shows little, and many show nothing in a small picture."""
 THRESHOLDS = ("score_threshold", "iou_threshold")
 
 
@@ -31,7 +31,7 @@ def picture_name(kind: str, number: int) -> str:
 
 
 def samples_stage(context: BuildContext, model: StageResult, images: int) -> StageResult:
-    """Some test images (`telling_images`), clean and under PGD of the very network, and its detections.
+    """Some test images (`telling_images`), clean and under PGD on that very network, and its detections.
 
     The pictures are the network's input, letterboxed, pixel by pixel; boxes are in the document beside them, so that
     they can be drawn in any size. Detections are those of the exact attack, whose pixels a picture rounds to 8 bits.

@@ -35,7 +35,7 @@ def training_run(
 
     Args:
         context: The build's context.
-        result: Of the stage, being computed.
+        result: Result of the stage, being computed.
         name: Name in the log and of the bar; ``clean`` for a training without attack.
         block: The training's settings.
         model: The network.

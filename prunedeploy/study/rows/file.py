@@ -97,7 +97,7 @@ class RowFile:
             raise not_written(path, error) from None
         self._lock = FileLock(path)
         if not self._lock.acquire(wait=False):
-            raise StoreError("another process writes to this file", path, "wait for it, or end it")
+            raise StoreError("another process is writing to this file", path, "wait for it, or end it")
         try:
             found = read_rows(path, configuration_hash)
             self.notes = list(found.notes)

@@ -48,7 +48,7 @@ def _few_runs(contrasts: Sequence[Contrast]) -> str:
         "significant does not mean equal."
     )
     if n <= FEWEST_TO_CHECK:
-        sentence += " With so few runs what ANOVA assumes can hardly be checked either."
+        sentence += " With so few runs, what ANOVA assumes can hardly be checked either."
     return sentence
 
 

@@ -99,7 +99,7 @@ def _at_each(
 
     Args:
         rule: Called with the study, metric, both names and the ratio.
-        pairs: Of configurations.
+        pairs: Pairs of configurations.
         low: Lowest ratio.
         high: Highest ratio.
         metric: What is compared; None: the study's robust mAP.

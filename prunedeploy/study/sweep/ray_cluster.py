@@ -97,7 +97,7 @@ class RayCluster:
         except OSError:
             if now - self._answered > SECONDS_AWAY:
                 what = f"the cluster has not answered for {SECONDS_AWAY:.0f} s"
-                raise ConfigError(what, f"{WHERE} {self.address}", "mend it; the same command goes on") from None
+                raise ConfigError(what, f"{WHERE} {self.address}", "fix it; the same command then resumes") from None
             return False
         self._nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         self._answered = now
@@ -116,7 +116,7 @@ class RayCluster:
 
 
 def _environment() -> dict[str, str]:
-    """Of Ray's processes: a checkout is found where the driver has it, if a node sees it there."""
+    """Environment of Ray's processes: a checkout is found where the driver has it, if a node sees it there."""
     folders = {str(package_folder(package).parent): None for package in PACKAGES}
     paths = [path for path in folders if not path.endswith("-packages")]
     paths += filter(None, [os.environ.get("PYTHONPATH")])

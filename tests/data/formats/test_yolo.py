@@ -111,7 +111,7 @@ def test_image_in_two_lists_counts_once(tmp_path: Path) -> None:
         ("0 .5 .5 .1 .1 .9", "line 1 has 6 numbers"),
         ("0 50 25 20 20", "line 1 has 50"),
         ("0 nan .5 .1 .1", "line 1 has NaN or infinity"),
-        ("cat .5 .5 .1 .1", "line 1 holds what is no number: cat .5 .5 .1 .1"),
+        ("cat .5 .5 .1 .1", "line 1 holds something that is not a number: cat .5 .5 .1 .1"),
     ],
 )  # fmt: skip
 def test_line_that_is_wrong_costs_no_other(tmp_path: Path, line: str, what: str) -> None:

@@ -69,7 +69,7 @@ def test_equal_models_are_called_different_in_about_one_of_twenty_cases() -> Non
     naive = 0
     for seed in range(50):
         singles = [[[sample] for block in run(rng, 10.0) for sample in block] for _ in range(2)]
-        naive += compare_rounds(*singles, seed=seed, resamples=200).verdict != "no difference that can be told"
+        naive += compare_rounds(*singles, seed=seed, resamples=200).verdict != "no measurable difference"
     assert naive > 15
 
 
@@ -84,10 +84,10 @@ def test_a_single_round_tells_no_difference() -> None:
     result = compare_rounds([[1.0, 1.1]], [[9.0], [9.1]])
     assert (result.low, result.high) == (0.0, float("inf"))
     assert result.ratio == pytest.approx(9.05 / 1.05)
-    assert result.verdict == "no difference that can be told"
+    assert result.verdict == "no measurable difference"
 
 
 def test_verdict_is_read_off_the_interval() -> None:
     assert Comparison(0.9, 0.8, 0.99).verdict == "faster"
     assert Comparison(1.1, 1.01, 1.2).verdict == "slower"
-    assert Comparison(1.1, 0.99, 1.2).verdict == "no difference that can be told"
+    assert Comparison(1.1, 0.99, 1.2).verdict == "no measurable difference"

@@ -105,7 +105,7 @@ def test_rows_of_the_same_model_and_settings_are_compared() -> None:
     compared = compare_documents(a, b, seed=0, where="a and b")
     assert [(row["batch"], row["verdict"]) for row in compared["rows"]] == [
         (1, "slower"),
-        (8, "no difference that can be told"),
+        (8, "no measurable difference"),
     ]
     slower = compared["rows"][0]
     assert slower["name"] == "pruned, batch 1"

@@ -53,7 +53,9 @@ def test_without_a_frame_there_is_no_file(tmp_path: Path) -> None:
 
 
 def test_an_unknown_kind_is_refused_before_anything_is_done(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"a\.xyz: is no kind of video that is written; let it end with \.mp4"):
+    with pytest.raises(
+        ConfigError, match=r"a\.xyz: is not a format of video that can be written; let it end with \.mp4"
+    ):
         VideoWriter(tmp_path / "a.xyz", None)
 
 

@@ -43,10 +43,10 @@ def test_repeated_numbers_symbols_and_comments(numbers: list[int], comment: str)
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        ({"no name": 1}, "'no name' is no name of a field"),
+        ({"no name": 1}, "'no name' is not the name of a field"),
         ({"number": float("nan")}, "nan has no place"),
         ({"number": float("inf")}, "inf has no place"),
-        ({"kind": Symbol("KIND CPU")}, "'KIND CPU' is no name of an enumeration's value"),
+        ({"kind": Symbol("KIND CPU")}, "'KIND CPU' is not the name of an enumeration's value"),
         ({"nothing": None}, "None has no place"),
     ],
 )

@@ -240,8 +240,8 @@ def test_bad_images_spoil_their_own_request_only(tmp_path: Path, image_files: di
     answers = run_python_model(tmp_path / "models", "tiny-preprocess", [{"image": images} for images in requests])
     said = {number: answer.args[1] for number, answer in enumerate(answers) if isinstance(answer, RefusedError)}
     assert said == {
-        1: "image 1: the image is of no format that is taken; send JPEG, PNG or WebP",
-        2: "image 0: the image is of no format that is taken; send JPEG, PNG or WebP",
+        1: "image 1: the image has a format that is not accepted; send JPEG, PNG or WebP",
+        2: "image 0: the image has a format that is not accepted; send JPEG, PNG or WebP",
         3: "image 0: the image is damaged; send JPEG, PNG or WebP",
         4: "image 0: the image has 64000000 pixels, more than 50000000; scale it down",
         5: "image 0: the image is empty; send JPEG, PNG or WebP",

@@ -288,11 +288,11 @@ def test_plan_that_triton_cannot_use(
 @pytest.mark.parametrize(
     ("asked", "error", "said"),
     [
-        ({"name": "a/b"}, ConfigError, "'a/b' is no name"),
-        ({"name": ".."}, ConfigError, "'[.][.]' is no name"),
-        ({"name": ""}, ConfigError, "'' is no name"),
-        ({"name": "x" * 101}, ConfigError, "is no name"),
-        ({"version": 0}, ConfigError, "0 is no version"),
+        ({"name": "a/b"}, ConfigError, "'a/b' is not a name"),
+        ({"name": ".."}, ConfigError, "'[.][.]' is not a name"),
+        ({"name": ""}, ConfigError, "'' is not a name"),
+        ({"name": "x" * 101}, ConfigError, "is not a name"),
+        ({"version": 0}, ConfigError, "0 is not a version"),
         (
             {"target": "tpu"},
             BundleError,
@@ -329,7 +329,7 @@ def test_repository_is_replaced_only_when_told_and_nothing_else_ever(tmp_path: P
     write_triton_repository(bundle, folder, name="new", overwrite=True)
     assert {path.name for path in folder.iterdir()} == {"new", "new-preprocess", "new-postprocess", "new-detect"}
     (folder / "thesis.txt").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"holds thesis.txt, so it is no Triton repository"):
+    with pytest.raises(ConfigError, match=r"holds thesis.txt, so it is not a Triton repository"):
         write_triton_repository(bundle, folder, name="new", overwrite=True)
     assert (folder / "thesis.txt").read_text() == "years of work"
     (tmp_path / "link").symlink_to(folder)

@@ -184,7 +184,7 @@ def test_bad_requests_are_the_clients_fault(served: tuple[Path, Ask, Ask]) -> No
     _, over_http, over_grpc = served
     good = encoded_images()["small.png"]
     for images, parameters, said in (
-        ([b"no image"], {}, "image 0: the image is of no format that is taken"),
+        ([b"no image"], {}, "image 0: the image has a format that is not accepted"),
         ([good] * 17, {}, "a request must have 1 to 16 images, this one has 17"),
         ([good], {"iou_threshold": 2}, "iou_threshold must be in"),
     ):

@@ -193,7 +193,7 @@ def test_method_that_reaches_no_ratio() -> None:
         return Measured(5000)
 
     said: list[str] = []
-    with pytest.raises(PruningError, match=r"gives no network that could be used \(nothing can be removed\); "):
+    with pytest.raises(PruningError, match=r"yields no usable network \(nothing can be removed\); "):
         search_ratio(SIZE, measure, method="structured", say=said.append)
     assert said[2:] == ["search: ratio 0.99 is left out, as others may be: nothing can be removed"], "said once"
 

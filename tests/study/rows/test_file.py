@@ -147,7 +147,7 @@ def test_a_file_that_is_not_there_is_one_line(tmp_path):
 
 def test_one_writer_at_a_time(tmp_path):
     path = tmp_path / "rows.jsonl"
-    with RowFile(path, HASH), pytest.raises(StoreError, match=r"rows\.jsonl: another process writes to this file"):
+    with RowFile(path, HASH), pytest.raises(StoreError, match=r"rows\.jsonl: another process is writing to this file"):
         RowFile(path, HASH)
     RowFile(path, HASH).close()
 

@@ -195,7 +195,7 @@ def test_loss_of_the_head_is_one_line_and_the_same_command_goes_on(
         shutil.rmtree(folder)
     _, errors = program.communicate()
     assert program.returncode == 2
-    line = f"prunedeploy: error: --ray-address {head.address}: the cluster has not answered for 20 s; mend it; the same"
+    line = f"prunedeploy: error: --ray-address {head.address}: the cluster has not answered for 20 s; fix it; the same"
     assert errors.splitlines()[-1].startswith(line)
     program = start_sweep(tmp_path, "--executor", "ray", "--ray-address", nodes.address)
     program.communicate()

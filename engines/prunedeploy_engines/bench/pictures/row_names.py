@@ -28,7 +28,7 @@ class Palette:
     colours: Mapping[str, str]
 
     def colour(self, row: Row) -> str:
-        """Of a row."""
+        """The colour of a row."""
         return self.colours[str(row.get(self.key))]
 
 

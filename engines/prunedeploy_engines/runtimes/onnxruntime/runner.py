@@ -47,7 +47,7 @@ class OnnxRuntimeRunner(Runner):
 
     Raises:
         RuntimeUnavailableError: ONNX Runtime or a provider is not there, or not one operator runs on it.
-        EngineError: The file is missing, is no ONNX model, or not one with this input and these outputs.
+        EngineError: The file is missing, is not an ONNX model, or not one with this input and these outputs.
     """
 
     runtime = "onnxruntime"

@@ -39,7 +39,7 @@ class OpenVinoRunner(Runner):
 
     Raises:
         RuntimeUnavailableError: OpenVINO is not there.
-        EngineError: The file is missing, is no ONNX model, or not one with this input and these outputs.
+        EngineError: The file is missing, is not an ONNX model, or not one with this input and these outputs.
     """
 
     runtime = "openvino"

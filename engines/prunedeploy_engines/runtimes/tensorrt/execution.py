@@ -54,7 +54,7 @@ class EngineExecution:
         """Load the plan and allocate everything for its largest batch.
 
         Raises:
-            EngineError: The plan does not load, is no detector of ours, or there is not enough memory; `free`
+            EngineError: The plan does not load, is not a detector of ours, or there is not enough memory; `free`
                 what there is then.
         """
         self._runtime, self._engine = deserialise(self._library, plan, self._about.path)

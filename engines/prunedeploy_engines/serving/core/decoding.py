@@ -43,7 +43,7 @@ def open_image(data: bytes | memoryview, max_pixels: int, where: str | None = No
     head = bytes(data[:16])
     is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     if not is_webp and not head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
-        raise UnsupportedMediaError("the image is of no format that is taken", where, f"send {FORMATS}")
+        raise UnsupportedMediaError("the image has a format that is not accepted", where, f"send {FORMATS}")
     try:
         with warnings.catch_warnings():
             # Pillow warns above 89 megapixels; `max_pixels` is the limit here.

@@ -103,7 +103,7 @@ class ImageRoom:
             if turn.cancel():
                 self._hand_out()
         if turn.cancelled():
-            raise DeadlineError("the time was over before the images were decoded")
+            raise DeadlineError("the deadline passed before the images were decoded")
 
     def _give_back(self, pixels: int) -> None:
         self._free += pixels

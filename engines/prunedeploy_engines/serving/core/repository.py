@@ -40,7 +40,7 @@ class ModelState:
 class ModelRepository:
     """All models of a server; its methods run on the server's event loop.
 
-    Loading and unloading go on to their end even when whoever asked for it is gone: half of either is no state.
+    Loading and unloading go on to their end even when whoever asked for it is gone: neither may stop half-way.
 
     Args:
         bundles: Folders by name.

@@ -17,7 +17,7 @@ HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
-"""Of every answer that does not set its own."""
+"""Headers of every answer that does not set its own."""
 
 
 class Token:

@@ -232,5 +232,5 @@ def usable_runtime(bundle: Bundle) -> str:
     reasons = {name: unavailable_reason(name) for name in fitting}
     usable = next((name for name, reason in reasons.items() if reason is None), None)
     if usable is None:
-        raise RuntimeUnavailableError(f"no runtime for it is here: {reasons[fitting[0]]}", bundle.path)
+        raise RuntimeUnavailableError(f"no runtime for it is installed here: {reasons[fitting[0]]}", bundle.path)
     return usable

@@ -86,7 +86,7 @@ class Service:
         """The state of both names of every bundle; a bundle that is called like another's second model takes its place.
 
         Args:
-            ready: Of those only that can be asked.
+            ready: Only those that can be asked.
         """
         first = self.repository.index()
         second = [replace(state, name=state.name + DETECT) for state in first]

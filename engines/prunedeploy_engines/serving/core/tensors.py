@@ -130,7 +130,7 @@ def timeout_s(parameters: Mapping[str, Any]) -> float | None:
     """The parameter ``timeout``, which Triton's clients give in microseconds; None where it is not given, or 0.
 
     Raises:
-        InvalidRequestError: It is no whole number, or negative.
+        InvalidRequestError: It is not a whole number, or is negative.
     """
     value = parameters.get("timeout", 0)
     if type(value) is not int or value < 0:
@@ -142,7 +142,7 @@ def header_timeout_s(text: str | None) -> float | None:
     """The header ``X-Request-Timeout``, in seconds; None where it is not there.
 
     Raises:
-        InvalidRequestError: It is no positive number.
+        InvalidRequestError: It is not a positive number.
     """
     if text is None:
         return None

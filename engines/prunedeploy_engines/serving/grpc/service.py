@@ -75,7 +75,7 @@ class _Methods:
                 try:
                     message = message_type(f"{name}Request").FromString(data)
                 except DecodeError:
-                    raise InvalidRequestError(f"the message is no {name}Request") from None
+                    raise InvalidRequestError(f"the message is not a {name}Request") from None
                 del data  # its many bytes are in the message now
                 answer = await getattr(self, name)(message, notes, context)
             status = "OK"
@@ -87,7 +87,7 @@ class _Methods:
             drop_frames(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the client gets an answer
             notes.error, status = "internal", "INTERNAL"
-            line = f"the server failed; its log says more of request {notes.request_id}"
+            line = f"the server failed; its log says more about request {notes.request_id}"
             _log.exception("request %s failed", notes.request_id)
             drop_frames(error)
         finally:

@@ -14,10 +14,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from prunedeploy_engines.serving.http.edge import CONNECTION, refuse
 
 CONNECTIONS = 1000
-"""Of one server; requests over more of them are refused."""
+"""Most connections of one server; requests over more of them are refused."""
 
 MAX_HEAD_BYTES = 64 << 10
-"""Of a request's head or trailers, give or take what one read brings; the HTTP parser has no limit of its own."""
+"""Largest head or trailers of a request, give or take what one read brings; the HTTP parser has no limit of its own."""
 
 LAST_CALL_S = 0.2
 """How long connections without a request stay open when the server stops: one may be on its way."""

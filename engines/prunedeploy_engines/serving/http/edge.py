@@ -87,7 +87,9 @@ class HttpEdge:
                 if status:
                     raise  # the answer has begun, so it cannot become another one
                 drop_frames(error)
-                await refuse(finished_send, 500, f"the server failed; its log says more of request {notes.request_id}")
+                await refuse(
+                    finished_send, 500, f"the server failed; its log says more about request {notes.request_id}"
+                )
             finally:
                 if status >= 400 and not notes.error:
                     notes.error = "no-such-route"

@@ -35,7 +35,7 @@ class _Total:
 
 @dataclass
 class _Requests:
-    """Of one model, by its protocol name."""
+    """Counts and times of one model, by its protocol name."""
 
     images: int = 0
     last_ms: int = 0

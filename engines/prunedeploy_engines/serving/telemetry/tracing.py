@@ -22,12 +22,10 @@ def otlp_exporter(endpoint: str) -> Any:
         endpoint: Endpoint of a collector, e.g. ``http://localhost:4318/v1/traces``.
 
     Raises:
-        ConfigError: OpenTelemetry is not installed, or this is no address of HTTP.
+        ConfigError: OpenTelemetry is not installed, or this is not an HTTP address.
     """
     if not endpoint.startswith(("http://", "https://")):
-        raise ConfigError(
-            f"{endpoint!r} is not an address of HTTP", "--otlp-endpoint", "begin with http:// or https://"
-        )
+        raise ConfigError(f"{endpoint!r} is not an HTTP address", "--otlp-endpoint", "begin with http:// or https://")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     except ImportError:
