@@ -70,7 +70,7 @@ def check_references(references: Sequence[str], where: str) -> None:
         where: Named in errors: an option or a key.
 
     Raises:
-        ConfigError: One does not; the nearest is named. Or one is there twice.
+        ConfigError: One does not; the nearest is named. Or one occurs twice.
     """
     for reference in references:
         name, colon, objective = reference.partition(":")

@@ -132,10 +132,10 @@ def command(
 
     BUNDLE is a bundle, a build's output folder, a .onnx file or a TensorRT .plan file. Every combination of the
     lists below is a row, measured in a process of its own, all of them interleaved in rounds; every sample is kept.
-    "of peak" compares with what the same runtime reaches on a 1024 x 1024 MatMul in the same run, float32 or, for
-    an int8 row, int8.
+    "of peak" compares with the rate that the same runtime reaches on a 1024 x 1024 MatMul in the same run, float32 or,
+    for an int8 row, int8.
 
-    A row that cannot run here is empty and has its reason below the table; it is an error if there is no other.
+    A row that cannot run here is empty, and the reason is below the table; if no row can run, that is an error.
     """
     from prunedeploy.cli.bench_files import print_comparison, read_merged, write_folder
     from prunedeploy.cli.bench_output import print_document

@@ -152,11 +152,11 @@ def command(
     engines, and measures mAP (clean and attacked) and latency before and after. Without options it does so
     with the demo: a bundled network and a small data set, about 7 minutes on two cores.
 
-    Killed or interrupted, the same command goes on where it was; a second identical build computes nothing.
-    Values come from, the later winning: the defaults, --config, --set, the other options.
+    If it is killed or interrupted, the same command resumes; a second identical build computes nothing.
+    Values come from the defaults, --config, --set and the other options; a later one of these wins.
 
     A file that fails its gates, or an engine that cannot be built, is left out and named, and the rest is delivered:
-    exit code 3. If nothing is left to deliver it is 2.
+    exit code 3. If nothing is left to deliver, it is 2.
     """
     keep_freed_memory()
     from prunedeploy.config import load_config

@@ -33,7 +33,7 @@ def demo(folder: Path, as_json: bool) -> None:
 
     Scenes of 160 x 160 pixels with one to four objects of ten classes, composed from real product photos
     (Fashion-MNIST, Zalando SE, MIT licence); the same on every machine. A DIR that already holds it is left
-    as it is, one that holds something else is refused.
+    as it is; one that holds something else is refused.
     """
     from prunedeploy.data.demo import CLASS_NAMES, DemoSettings, write_demo
     from prunedeploy.pipeline.progress import Progress
@@ -61,7 +61,7 @@ def demo(folder: Path, as_json: bool) -> None:
 def bccd(folder: Path, mirror: str | None, as_json: bool) -> None:
     """Download 364 photos of blood cells with boxes into DIR: the data of the configuration blood-cells.
 
-    BCCD, Copyright (c) 2017 shenggan, MIT licence; 10 MB. What comes is checked against a SHA-256 before DIR is made;
+    BCCD, Copyright (c) 2017 shenggan, MIT licence; 10 MB. The download is checked against a SHA-256 before DIR is made;
     a DIR that holds it is left as it is.
     """
     from prunedeploy.data.bccd import FILES, URL, fetch_bccd
@@ -100,8 +100,8 @@ def check(
     """Check a data set: say what it is, what is in it, and everything that is wrong with it.
 
     DIR holds COCO JSON as COCO, Roboflow, Ultralytics, CVAT, FiftyOne, Datumaro or Label Studio arrange it, YOLO labels
-    with a data.yaml, or Pascal VOC's XML. Exits with 2 if a build would not take it; what is wrong with single training
-    records is left out of a build, and no error.
+    with a data.yaml, or Pascal VOC's XML. Exits with 2 if a build would not take it; single training records
+    with something wrong are left out of a build and are not an error.
     """
     from prunedeploy.data.check import inspect_coco
     from prunedeploy.data.class_names import read_names

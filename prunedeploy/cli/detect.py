@@ -76,7 +76,7 @@ def command(
     in pixels of the image. An image that cannot be read is named, the others are still done, and the exit code is 2.
 
     For images, --json prints one list when all are done; for a video or camera, one line per frame as soon as the frame
-    is done. In the end the speed is printed, in frames per second, with decoding, drawing and encoding included.
+    is done. At the end the speed is printed, in frames per second, with decoding, drawing and encoding included.
 
     A camera runs until you press Ctrl-C; frames that arrive while the network is busy are skipped. Videos and cameras
     need PyAV: pip install 'prunedeploy[video]'.

@@ -97,8 +97,8 @@ def command(
     it. An engine that is there already is not built again. One that does not compute in the precision that
     was asked for is an error.
 
-    TensorRT-RTX builds ahead of time, without a GPU, for chosen targets. Full TensorRT builds for the GPU
-    that is here: run this on the device itself.
+    TensorRT-RTX builds ahead of time, without a GPU, for chosen targets. Full TensorRT builds for
+    this machine's GPU: run this on the device itself.
     """
     from prunedeploy_engines.bundle.source import find_model
 

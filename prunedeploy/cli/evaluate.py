@@ -111,14 +111,14 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     MODEL is a build's output folder, a bundle, a .onnx file, or a .cfg file with its .weights. mAP is
     COCO's, by pycocotools, at the score thresholds 0.001 and 0.5.
 
-    Of the ensemble the lowest mAP counts: of its attacks, and of the set in which each image is as the attack
-    left it that costs it most. docs/attacks.md says what each attack and objective is.
+    For the ensemble the lowest mAP counts: of its attacks, and of the set in which each image is as left by
+    the attack that costs it most. docs/attacks.md says what each attack and objective is.
 
     Attacked images are made with the gradients of the very model that is measured (in fp32). An engine has
     none: its attacked images are made with its PyTorch parent, and that number is called transfer. A
-    build's output folder has the parent; of a bundle or an .onnx file it is given with --parent-cfg.
+    build's output folder has the parent; for a bundle or an .onnx file it is given with --parent-cfg.
 
-    What is not given is the build's own: its attack, seed, batch size and threads repeat its figures.
+    What is not given is taken from the build: its attack, seed, batch size and threads repeat its figures.
     """
     keep_freed_memory()
     from prunedeploy_engines.bundle.source import find_model

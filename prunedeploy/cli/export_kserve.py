@@ -89,8 +89,8 @@ def kserve(
 ) -> None:
     """Write the manifest of a KServe InferenceService, with autoscaling.
 
-    BUNDLE is a bundle or a build's output folder; it is verified first, and its hash stands in the manifest. The
-    container runs without root and capabilities, on a read-only root file system. Nothing is sent anywhere:
+    BUNDLE is a bundle or a build's output folder; it is verified first, and its hash is in the manifest. The
+    container runs without root and without capabilities, on a read-only root file system. Nothing is sent anywhere:
     `kubectl apply -f FILE` is yours to type.
     """
     from prunedeploy_engines.bundle.source import find_model

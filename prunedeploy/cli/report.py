@@ -36,8 +36,8 @@ SWEEP_ROWS = "rows.jsonl"
 def command(folder: Path, store: Path, compare_paper: bool, machine: str | None, as_json: bool) -> None:
     """Write report.html of a build's or a sweep's output folder.
 
-    Of a sweep, which has a rows.jsonl: from its rows alone, with every table as CSV and LaTeX and every figure as PNG
-    and SVG beside it. Of a build: again, from its results.json and log.jsonl; the grid of test images is taken from
+    For a sweep, which has a rows.jsonl: from its rows only, with every table as CSV and LaTeX and every figure as PNG
+    and SVG beside it. For a build: again, from its results.json and log.jsonl; the grid of test images is taken from
     the store, and if it is no longer there, the page is written without it.
     """
     if (folder / SWEEP_ROWS).is_file():

@@ -24,7 +24,7 @@ def command() -> None:
     """Show or tidy the results that builds share.
 
     Every stage of a build leaves its result in a store, under a key made of its configuration and inputs,
-    so that no build computes what another one has computed.
+    so that no build computes what another has computed.
     """
 
 
@@ -55,7 +55,7 @@ def ls(root: Path, as_json: bool) -> None:
 def gc(root: Path, days: float | None, keep: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Remove what no build needs.
 
-    Always: what killed processes left, damaged results, checkpoints of stages that have ended. With
+    Always removed: what killed processes left, damaged results, checkpoints of stages that have ended. With
     --older-than also results. What a running build uses stays.
     """
     with _open(root) as store:

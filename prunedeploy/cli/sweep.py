@@ -125,7 +125,7 @@ def command(
 
     What models share is computed once: one adversarial pre-training per seed and colour mode, one scoring per score.
     Models are trained and evaluated by several processes at once; then latency is measured, one model at a time.
-    Every finished model is a line in rows.jsonl; killed at any moment, the same command goes on where it was. A model
+    Every finished model is a line in rows.jsonl; after a kill at any moment, the same command resumes. A model
     that fails is recorded with its error and the rest goes on.
     """
     from prunedeploy.process_setup import keep_freed_memory

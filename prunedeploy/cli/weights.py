@@ -19,7 +19,7 @@ from prunedeploy.cli.output import print_json, quiet_stdout, size
 def command(session: Session, /, name: str, folder: Path, mirror: str | None, as_json: bool) -> None:
     """Download the public Darknet weights of a network into DIR.
 
-    Interrupted, the same command goes on where it was. The file gets its name only when its SHA-256 is
+    After an interruption, the same command resumes. The file gets its name only when its SHA-256 is
     right; one that is there and right is not fetched again. Sizes: yolov3 248 MB, yolov3-tiny 35 MB,
     yolov3-spp 252 MB.
     """

@@ -147,7 +147,7 @@ class _Reader:
             if is_root(entry, entries) and not boxed.get(category_id):
                 continue  # it may even have the name of a class
             if category_id in names or name in names.values():
-                self.abort(f"category {category_id} ({name!r}) is there twice", "make ids and names unique")
+                self.abort(f"category {category_id} ({name!r}) occurs twice", "make ids and names unique")
             names[category_id] = name
         if class_names is None:
             ordered = sorted(names)
@@ -197,7 +197,7 @@ class _Reader:
                 continue
             if image_id in frames:
                 again = frames[image_id].path == paths.get(cast(str, name))
-                self.note(f"image id {image_id} is there twice", "make image ids unique", "image" if again else "split")
+                self.note(f"image id {image_id} occurs twice", "make image ids unique", "image" if again else "split")
                 continue
             self.faulty_images.add(image_id)  # until shown to be sound
             if not _is_name(name):
@@ -232,7 +232,7 @@ class _Reader:
             if annotation_id is not None and annotation_id in seen:
                 same = seen[annotation_id] == entry
                 self.note(
-                    f"annotation id {annotation_id} is there twice",
+                    f"annotation id {annotation_id} occurs twice",
                     "make annotation ids unique",
                     "box" if same else "split",
                 )

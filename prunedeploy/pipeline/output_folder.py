@@ -129,7 +129,7 @@ def _earlier_build(path: Path) -> dict[str, Any] | None:
             return document
         raise StoreError("does not belong to a prunedeploy build", path / MARKER, "choose another --out")
     if others := [name for name in names if name != LOCK and not _is_ours_unfinished(name)]:
-        raise StoreError(f"holds {others[0]} and no build", path, "choose another --out; nothing was changed")
+        raise StoreError(f"holds {others[0]}, but no build", path, "choose another --out; nothing was changed")
     return None
 
 

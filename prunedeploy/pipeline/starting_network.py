@@ -146,7 +146,7 @@ class StartingNetwork:
             file += f" (the first {weights.in_file} of {len(weights.source.convolutions)})"
         elif weights.source.classes != self.cfg.classes:
             file += f" ({weights.source.classes} classes)"
-        loaded = f"{len(weights.loaded)} of {total} convolutions are loaded from {file}, the rest starts fresh"
+        loaded = f"{len(weights.loaded)} of {total} convolutions are loaded from {file}, the rest start fresh"
         line = f"{line}; {loaded}" if line else loaded
         if self.remade and self.given.classes == self.cfg.classes:
             line += "; if it was trained on these classes, say so with model.names=FILE"
@@ -247,7 +247,7 @@ def starting_network(
     weights = starting_weights(cfg, path, given, fresh_heads=remade)
     network = StartingNetwork(start, given, _own_cfg(config).input_size, cfg, class_names, weights, remade, anchors)
     if network.is_transferred and network.clean_steps(config.pretrain) == 0:
-        what = "a part of the network starts fresh or has new anchors, and nothing trains it"
+        what = "a part of the network starts fresh or has new anchors, but nothing trains it"
         raise ConfigError(what, "pretrain.clean_steps", "give some, e.g. --set pretrain.clean_steps=2000")
     return training, test, network
 

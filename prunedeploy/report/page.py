@@ -147,7 +147,7 @@ def _comparison(results: Results) -> Html:
 
 def _limits(results: Results) -> Html:
     found = caveats(results)
-    return bullets(found) if found else note("Nothing was recorded that they could be judged by.")
+    return bullets(found) if found else note("Nothing was recorded by which they could be judged.")
 
 
 def _engines(results: Results) -> Html:

@@ -147,7 +147,7 @@ def _dead_channels(record: Mapping[str, Any]) -> Html | None:
         return None
     heading = tag("h3", "Dead channels")
     if not number(record.get("filters_removed")):
-        return join(heading, note("No filter was dead: zeros have left something to do for each."))
+        return join(heading, note("No filter was dead: zeros have left each with something to do."))
     words = [dead_filters(record)]
     if carriers := number(record.get("carriers")):
         words.append(

@@ -223,7 +223,7 @@ def _stronger(results: Results) -> str:
     }
     own = number(model_named(results, "pruned").get("map_pgd"))
     if not maps or own is None:
-        return "What a stronger or another attack leaves was not measured; robustness.attacks=ensemble does that."
+        return "What a stronger or a different attack leaves was not measured; robustness.attacks=ensemble measures it."
     name = min(maps, key=lambda one: maps[one])
     return (
         f"Of the others that were tried, {name} leaves the pruned network least: {map_text(maps[name])} mAP, "
@@ -286,7 +286,7 @@ def _about_artefacts(results: Results) -> Iterator[str]:
     if not gates and rows_of(results.get("models")):
         yield "No gates were recorded: that the ONNX files compute what PyTorch does was not shown."
     if any(gate.get("gate") == "detections" and gate.get("detections") == 0 for gate in gates):
-        yield "A gate on detections compared none, because the network found nothing: it proves nothing."
+        yield "A gate on detections had none to compare, because the network found nothing: it proves nothing."
     asked, got = number(results.get("ratio_requested")), number(results.get("ratio_achieved"))
     if asked is not None and got is not None and abs(asked - got) > 0.01:
         yield f"The pruning ratio is {got:.4f}, not the requested {asked:g}."

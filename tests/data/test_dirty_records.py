@@ -43,7 +43,7 @@ BAD_BOXES = [
     (of_box(category_id=77), "box of an unknown category"),
     (of_box(category_id=[1]), "box of an unknown category"),
     (of_box(iscrowd="no"), "iscrowd neither 0 nor 1"),
-    (lambda document: document["annotations"].append(document["annotations"][0]), "annotation id # is there twice"),
+    (lambda document: document["annotations"].append(document["annotations"][0]), "annotation id # occurs twice"),
 ]
 
 

@@ -214,7 +214,7 @@ def voc_and_coco(folder: Path) -> None:
         (voc_and_coco, "could be two formats: COCO by labels.json and Pascal VOC by Annotations"),
         (
             lambda folder: [coco(folder / name) for name in ("one.json", "two.json")],
-            "one.json and two.json could each be meant",
+            "one.json and two.json could each be the one",
         ),
         (lambda folder: text(folder / "labels" / "a.txt", "0 .5 .5 .1 .1"), "add a data.yaml"),
         (lambda folder: text(folder / "notes.json", "{}"), "notes.json has no images and annotations"),

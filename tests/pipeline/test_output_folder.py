@@ -97,9 +97,9 @@ def test_overwrite_unlinks_a_link_and_not_what_it_points_to(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("thesis.tex", "", r"out: holds thesis\.tex and no build"),
-        ("results.json", "{}", r"out: holds results\.json and no build"),
-        (".hidden", "", r"out: holds \.hidden and no build"),
+        ("thesis.tex", "", r"out: holds thesis\.tex, but no build"),
+        ("results.json", "{}", r"out: holds results\.json, but no build"),
+        (".hidden", "", r"out: holds \.hidden, but no build"),
         ("build.json", '{"config_hash": "b"}', r"build\.json: does not belong to a prunedeploy build"),
         ("build.json", "[1]", r"build\.json: does not belong to a prunedeploy build"),
         ("build.json", "{", r"build\.json: is not JSON"),

@@ -62,7 +62,7 @@ def test_heads_are_remade_for_the_datas_classes_and_trained_on_clean_images_firs
     said = capsys.readouterr().err
     line = (
         "network: the heads are re-made for the data's 3 classes (WBC, RBC, Platelets); "
-        "5 of 7 convolutions are loaded from tiny.weights (10 classes), the rest starts fresh"
+        "5 of 7 convolutions are loaded from tiny.weights (10 classes), the rest start fresh"
     )
     assert line in said.splitlines()
     network = outcome.results["network"]
@@ -165,9 +165,7 @@ def test_the_first_layers_of_a_file_start_a_build(tiny_case: Any, tmp_path: Path
         "fresh_layers": [4, 5, 10, 11],
     }
     (said, _) = outcome.results["network"]["said"]
-    assert said == (
-        "network: 3 of 7 convolutions are loaded from tiny.conv.3 (the first 3 of 7), the rest starts fresh"
-    )
+    assert said == ("network: 3 of 7 convolutions are loaded from tiny.conv.3 (the first 3 of 7), the rest start fresh")
     other_seed = tiny_case.build(tmp_path / "store", tmp_path / "seed", f"model.weights={part}", *TRANSFER, "seed=1")
     one, other = (built.results["stages"]["original"]["digest"] for built in (outcome, other_seed))
     assert one != other

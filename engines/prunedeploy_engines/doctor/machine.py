@@ -101,7 +101,9 @@ def cpu_finding(cpuinfo: str) -> Finding:
     if not flags & {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}:
         advice = "expect little from int8: no int8 dot product; use fp32"
         if "avx2" in flags:  # two products of 8 bits are added in 16 bits there, which may overflow
-            advice += "; other programs than ours need ONNX Runtime's session.x64quantprecision=1, or sums saturate"
+            advice += (
+                "; programs other than prunedeploy need ONNX Runtime's session.x64quantprecision=1, or sums saturate"
+            )
         return Finding("cpu", "limited", detail, advice)
     if not flags & {"avx512_bf16", "amx_bf16", "bf16"}:
         return Finding("cpu", "ok", detail, "train in fp32: bf16 would be emulated")
@@ -114,7 +116,7 @@ def memory_finding(total_bytes: int | None) -> Finding:
         return Finding("memory", "limited", "size unknown", "have 8 GiB for the full YOLOv3")
     text = f"{total_bytes / GIB:.1f} GiB"
     if total_bytes < MEMORY_FOR_YOLOV3:
-        advice = "build large networks elsewhere: the full YOLOv3 needs up to 8 GiB; running needs far less"
+        advice = "build large networks elsewhere: the full YOLOv3 needs up to 8 GiB; running them needs far less"
         return Finding("memory", "limited", text, advice)
     return Finding("memory", "ok", text)
 

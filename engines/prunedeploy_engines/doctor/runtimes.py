@@ -38,7 +38,9 @@ def onnxruntime_conflict(installed: Mapping[str, str]) -> Finding | None:
 def onnxruntime_finding() -> Finding:
     """ONNX Runtime, with the providers it lists set against those that really ran a model."""
     if importlib.util.find_spec("onnxruntime") is None:
-        return Finding("onnxruntime", "missing", "the runtime that runs bundles on any CPU is not here", install("cpu"))
+        return Finding(
+            "onnxruntime", "missing", "the runtime that runs bundles on any CPU is not installed", install("cpu")
+        )
     try:
         ort = import_onnxruntime()
     except (RuntimeUnavailableError, OSError, AttributeError) as error:

@@ -149,5 +149,5 @@ def _as(tool: str | None) -> str:
 
 def _refuse_several(folder: Path, files: Sequence[Path]) -> None:
     named: Mapping[Path, None] = dict.fromkeys(path.relative_to(folder) for path in files)
-    what = f"{' and '.join(map(str, named))} could each be meant"
+    what = f"{' and '.join(map(str, named))} could each be the one"
     raise DataError(what, folder, "keep one, or name them after their splits: train.json, test.json")

@@ -92,7 +92,9 @@ def find_ratio(context: BuildContext, target: RatioTarget) -> tuple[RatioSearch,
     def follows_scores() -> bool:
         found = _shape_follows_scores(replace(context, results=stages))
         if found:
-            context.progress.message("search: shapes depend on scores here, so every trial has those of its ratio")
+            context.progress.message(
+                "search: shapes depend on scores here, so every trial uses the scores of its ratio"
+            )
         return found
 
     def measure(ratio: float) -> Measured:

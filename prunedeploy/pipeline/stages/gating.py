@@ -96,7 +96,7 @@ def check_nms_gate(
             artefact=name,
         )
     except GateError as error:
-        what = f"suppression in the graph is not suppression on the host: {error.what}"
+        what = f"suppression in the graph differs from suppression on the host: {error.what}"
         raise GateError(what, name, "leave --nms out") from None
     return {"gate": "detections", "suppression": "in the graph", **asdict(found)}
 

@@ -120,7 +120,7 @@ def _point(
     curve = score_curve(dataset, detections)
     point, why_not = None, None
     if len(curve.thresholds) == 0 or curve.recall[-1] == 0:
-        why_not = "nothing in the held-out training images was found"
+        why_not = "nothing was found in the held-out training images"
     else:
         try:
             point = best_f1(curve) if wanted is None else with_precision(curve, wanted)

@@ -132,7 +132,7 @@ def _page(
         ("method", "How it was computed", _method()),
     ]
     if study.failed or study.missing or notes:
-        parts.append(("missing", "What is not there", _missing(study, notes)))
+        parts.append(("missing", "What is missing", _missing(study, notes)))
     name = f"prunedeploy: {title}"
     header = tag("header", tag("h1", name), tag("p", _about(study), cls="about"))
     return document(name, header, claim_tiles(answers), sections(parts), style=EXTRA_STYLE)

@@ -80,7 +80,7 @@ class ImageRoom:
             pixels += opened[-1].width * opened[-1].height
             # At once: Pillow sets memory aside for every WebP that it has opened.
             if pixels > self._max_pixels:
-                raise TooLargeError(f"the images have more pixels together than {self._max_pixels}")
+                raise TooLargeError(f"together the images have more pixels than {self._max_pixels}")
         await self._take(pixels, deadline)
         try:
             yield opened

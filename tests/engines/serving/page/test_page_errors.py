@@ -83,7 +83,7 @@ def test_server_that_is_gone_and_comes_back(browser: Browser, bundles: dict[str,
         visit.upload(mosaic(31))
         served.stop()
         visit.page.get_by_role("button", name="Ask again").click()
-        assert told(visit) == "The server does not answer. Is it still running, and is the network there?"
+        assert told(visit) == "The server does not answer. Is it still running, and is the network up?"
         with serving(bundles, port=served.port):
             visit.page.get_by_role("button", name="Try again").click()
             visit.wait_for_answers("dense", "pruned")

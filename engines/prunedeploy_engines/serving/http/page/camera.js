@@ -12,7 +12,7 @@ export class Camera {
 
   async open() {
     if (!navigator.mediaDevices) {
-      throw new Refusal("The browser gives a camera only to pages from https or from this machine itself (localhost).");
+      throw new Refusal("The browser allows the camera only for pages over https or from this machine itself (localhost).");
     }
     try {
       this.stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });

@@ -27,6 +27,6 @@ export function takeImages(look, say) {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    if (!taken(event.dataTransfer.files)) say("That was no file: drop an image file.");
+    if (!taken(event.dataTransfer.files)) say("That was not a file: drop an image file.");
   });
 }

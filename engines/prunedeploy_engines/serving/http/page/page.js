@@ -54,7 +54,7 @@ function report(error, retry) {
     say(error.message);
     return;
   }
-  const patience = error.retryAfter ? ` It asks for ${plural(error.retryAfter, "second")} of patience.` : "";
+  const patience = error.retryAfter ? ` It asks you to wait ${plural(error.retryAfter, "second")}.` : "";
   if (at("problem").hidden || at("problem-text").textContent !== error.message + patience) {
     at("problem-text").textContent = error.message + patience;
     at("problem").hidden = false;
@@ -103,7 +103,7 @@ function chooseModels() {
   at("panes").replaceChildren(...looked.map(({ side }) => panes[side].root));
   for (const { side, model } of looked) {
     panes[side].name(model);
-    panes[side].clear(state.image ? "" : "The picture with its boxes comes here.");
+    panes[side].clear(state.image ? "" : "The picture with its boxes will appear here.");
   }
   if (!state.moved && looked.length) setThreshold(looked[0].model.thresholds?.score ?? 0.5);
   show();
@@ -172,7 +172,7 @@ async function askEach(signal) {
   const answered = show();
   if (failure) {
     report(failure, failure.status === 404 ? load : again);
-    if (failure.status !== 401) say("The image has not been answered for.");
+    if (failure.status !== 401) say("The server has not answered for this image.");
     return failure;
   }
   forgive();
@@ -190,7 +190,7 @@ function again() {
 }
 
 async function look(file) {
-  if (!sides().length) return say("There is no model to look at it with.");
+  if (!sides().length) return say("There is no model to look at the image with.");
   stopCamera();
   say("Looking …");
   let bitmap;

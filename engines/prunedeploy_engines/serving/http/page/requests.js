@@ -55,7 +55,7 @@ async function ask(address, options = {}) {
     if (answer.ok) return await answer.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refusal("The server does not answer. Is it still running, and is the network there?");
+    throw new Refusal("The server does not answer. Is it still running, and is the network up?");
   }
   throw new Refusal(await inWords(answer), answer.status, Number(answer.headers.get("Retry-After")) || 0);
 }
@@ -71,7 +71,7 @@ async function inWords(answer) {
     case 413: return `${tooLarge}${said}`;
     case 415: return `The server cannot read this kind of file: send JPEG, PNG or WebP.${said}`;
     case 503: return `The server is busy, or this model is not loaded at the moment.${said}`;
-    case 504: return `The server did not get to it in time.${said}`;
+    case 504: return `The server did not answer in time.${said}`;
     default: return `The server failed (${answer.status}); its log says more${request ? ` under request ${request}` : ""}.${said}`;
   }
 }
