@@ -11,7 +11,7 @@ In the order of the data's flow::
     doctor      what works on this machine, and what to install
     machine     what a measurement ran on: hardware, state, energy
     markup      pages of HTML, pictures in SVG
-    errors, files, locks              what a user can mend; whole files; one writer at a time
+    errors, files, locks              what a user can fix; whole files; one writer at a time
     processes, child                  Python beside Python
 
 Everything is imported at first use: ``import prunedeploy_engines`` loads not even NumPy.

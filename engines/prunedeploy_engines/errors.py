@@ -1,4 +1,4 @@
-"""The error tree: everything a user can mend derives from `PrunedeployError`.
+"""The error tree: everything a user can fix derives from `PrunedeployError`.
 
 The command line prints such an error as one line and exits with code 2; any other
 exception is a bug of ours and exits with code 1.
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 
 class PrunedeployError(Exception):
-    """Something the user can mend.
+    """Something the user can fix.
 
     Args:
         what: What is wrong, in one clause.

@@ -1,6 +1,6 @@
 """What a failure looks like: one line on stderr and an exit code, a traceback only on request.
 
-0 is success, 2 what the user can mend, 3 a build that delivered but left something out, 130 an interrupt, 1 a bug of
+0 is success, 2 what the user can fix, 3 a build that delivered but left something out, 130 an interrupt, 1 a bug of
 ours.
 """
 

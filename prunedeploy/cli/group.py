@@ -136,7 +136,7 @@ class RootGroup(Group):
         standalone_mode: bool = True,
         **extra: Any,
     ) -> Any:
-        """Run, and exit with 0, 2 (the user can mend it), 3 (delivered in part), 130 (interrupted) or 1 (a bug)."""
+        """Run, and exit with 0, 2 (the user can fix it), 3 (delivered in part), 130 (interrupted) or 1 (a bug)."""
         given = list(sys.argv[1:] if args is None else args)
         session = Session(
             debug=os.environ.get("PRUNEDEPLOY_DEBUG", "") not in ("", "0"),

@@ -87,7 +87,7 @@ def print_table(
 
 
 def number(value: object, digits: int = 3) -> str:
-    """Return a number with so many decimals, ``-`` for None."""
+    """Return a number with this many decimals, ``-`` for None."""
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) and math.isfinite(value) else MISSING
 
 

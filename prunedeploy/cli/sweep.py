@@ -168,7 +168,7 @@ def usable_cores() -> int:
 
 
 def default_workers(threads: int) -> int:
-    """Processes that train at once on this machine, each with so many threads."""
+    """Processes that train at once on this machine, each with this many threads."""
     return max(1, usable_cores() // threads)
 
 

@@ -134,7 +134,7 @@ class DataConfig(Block):
             single images and boxes of the training split is always left out, counted and named.
         allow_bad_boxes: The same for boxes of the test split: without area, outside their image, of no known image.
         only_known_classes: Leave out boxes of classes that the network does not have instead of ending with an error.
-        eval_images: Measure on so many of the test images, the same ones whatever the seed; null: all of them.
+        eval_images: Measure on this many of the test images, the same ones whatever the seed; null: all of them.
         cache_mb: Memory for keeping letterboxed training images. Changes no result.
     """
 
@@ -394,7 +394,7 @@ class ScoresConfig(Block):
             blurred (``blur``), or the path of an image of the network's input size.
         blur_sigma: For ``blur``: standard deviation of the Gaussian, in input pixels.
         deeplift_rule: How activations share out a difference: ``rescale`` or ``reveal-cancel``.
-        predictions: For ``deeplift`` and ``gradient-x-input``: per head and image, so many of the highest-scoring
+        predictions: For ``deeplift`` and ``gradient-x-input``: per head and image, this many of the highest-scoring
             predictions on the clean image make the target.
         attacked: Take the score on images under the reported attack instead of clean ones.
         normalise: For every score: bring layers to a common scale, which matters where they compete for the same
@@ -573,9 +573,9 @@ class LatencyConfig(Block):
 
     Attributes:
         seconds: At least so long per model and runtime.
-        min_calls: And at least so many timed calls.
+        min_calls: And at least this many timed calls.
         warmup_seconds: Untimed, before them.
-        warmup_calls: And at least so many calls.
+        warmup_calls: And at least this many calls.
         threads: Threads of the runtime; null: as ``threads`` at the top.
         batch: Batch sizes.
         runtimes: One that cannot run on this machine is reported as null.
@@ -680,7 +680,7 @@ class OperatingPointConfig(Block):
 
     Attributes:
         rule: ``f1``: the best F1; ``precision=0.9``: the highest recall with at least this precision.
-        images: How many images it is chosen on, drawn with the seed; fewer if there are not so many.
+        images: How many images it is chosen on, drawn with the seed; fewer if there are not that many.
     """
 
     rule: str = "f1"

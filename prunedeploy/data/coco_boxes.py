@@ -13,7 +13,7 @@ ROUNDING_PX = 1.0
 """A box that leaves its image by at most this much was rounded, as some of official COCO: it is clipped unnoticed."""
 
 EDGE_PX, EDGE_SHARE = 8.0, 0.02
-"""A box that leaves its image by at most so many pixels, or this share of the image's side, is clipped and counted.
+"""A box that leaves its image by at most this many pixels, or this share of the image's side, is clipped and counted.
 
 More than that is not a hasty edge but another image's box, or corners taken for a size.
 """

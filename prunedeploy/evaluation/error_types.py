@@ -10,7 +10,7 @@ detection that is not a true positive at IoU `FOREGROUND_IOU` has the first of t
     both             the rest: wrong class and badly placed
 
 and an object that no detection found is ``missed`` unless a localisation or classification error is about it. What a
-kind costs is how much AP at IoU .5 rises when its errors alone are mended: the best-scored error about an object
+kind costs is how much AP at IoU .5 rises when its errors alone are fixed: the best-scored error about an object
 becomes its true positive, other errors go; missed objects are not counted any more. Costs do not add up to 1 - AP.
 """
 
@@ -40,7 +40,7 @@ class ErrorTypes:
     Attributes:
         ap_50: AP at IoU .5, mean over classes with objects or detections (as TIDE has it), in [0, 1].
         counts: How many errors there are of each kind.
-        costs: By how much `ap_50` rises if the errors of a kind are mended; at least 0.
+        costs: By how much `ap_50` rises if the errors of a kind are fixed; at least 0.
     """
 
     ap_50: float
@@ -50,7 +50,7 @@ class ErrorTypes:
 
 @dataclass(frozen=True)
 class _Judged:
-    """A detection: its class and score, what it is, and the object that mending it would find, if it is the best."""
+    """A detection: its class and score, what it is, and the object that fixing it would find, if it is the best."""
 
     class_id: int
     score: float
@@ -139,7 +139,7 @@ def _judge(
             taken[free.argmax()] = right[d] = True
     on_crowd = _on_crowd(image, boxes, classes) & ~right
     wrong = [_error(iou[d], same[d], taken) for d in range(len(rows))]
-    # Of several errors about one object the best-scored is mended; the others go.
+    # Of several errors about one object the best-scored is fixed; the others go.
     mending: set[int] = set()
     for d, (score, class_id) in enumerate(zip(scores.tolist(), classes.tolist(), strict=True)):
         if right[d]:

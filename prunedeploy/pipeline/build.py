@@ -84,7 +84,7 @@ def build(
             claimed before the search and stays this target's; the default one is that of the ratio that is found.
 
     Raises:
-        PrunedeployError: Anything that the user can mend; finished stages stay in the store.
+        PrunedeployError: Anything that the user can fix; finished stages stay in the store.
     """
     check_robustness(config)
     if target is not None:

@@ -79,7 +79,7 @@ def run(request: Request) -> dict[str, Any]:
     """Measure; the document of ``--json``.
 
     Raises:
-        PrunedeployError: Anything that the user can mend.
+        PrunedeployError: Anything that the user can fix.
     """
     source, progress = request.source, Progress()
     configuration = source.configuration()
@@ -222,7 +222,7 @@ def _threat_model(request: Request, configuration: dict[str, Any]) -> ThreatMode
 
 @contextlib.contextmanager
 def _pytorch_threads(count: int | None) -> Iterator[None]:
-    """Let PyTorch, and so the attack, use so many threads for a while; None leaves its setting alone."""
+    """Let PyTorch, and so the attack, use this many threads for a while; None leaves its setting alone."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

@@ -107,7 +107,7 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 
 
 def thinned(points: Points, most: int = MAX_POINTS) -> list[tuple[float, float]]:
-    """At most so many points: both ends, and of each stretch lowest and highest, so no spike is lost."""
+    """At most this many points: both ends, and of each stretch lowest and highest, so no spike is lost."""
     if len(points) <= most:
         return list(points)
     stretch = math.ceil((len(points) - 2) / (most // 2 - 1))

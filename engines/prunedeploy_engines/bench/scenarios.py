@@ -93,7 +93,7 @@ class Trial:
 
 
 def allowed_late(queries: int) -> int:
-    """How many of so many queries may be above the bound."""
+    """How many of ``queries`` queries may be above the bound."""
     return math.floor(queries * (100 - SERVER_PERCENTILE) / 100)
 
 
@@ -119,9 +119,9 @@ def serve_queries(
     """Answer queries that become due at given moments, first come first served.
 
     Args:
-        serve: Answers so many queries in one call.
+        serve: Answers this many queries in one call.
         arrivals: Seconds from the start at which each query is due, rising.
-        largest_batch: Up to so many waiting queries are answered in one call.
+        largest_batch: Up to this many waiting queries are answered in one call.
         most_late: Give up as soon as more queries than this are above ``bound_s``; None never.
         bound_s: Seconds.
         clock: None is the system's.

@@ -63,7 +63,7 @@ class VideoSource:
 
     Args:
         name: A file, or what `camera_of` knows.
-        every: Give every so many-th frame, from the first one.
+        every: Give every Nth frame, from the first one.
 
     Attributes:
         live: A camera, which waits for nobody and has no end.

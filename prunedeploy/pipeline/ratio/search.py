@@ -140,7 +140,7 @@ def search_ratio(
         target: What is searched for.
         measure: What the network pruned at a ratio has. A `PruningError` means that the ratio cannot be reached:
             it is left out. So is one whose file fails a gate; where a trial is a training, it counts as one that does
-            not meet the target instead, since more pruning will not mend it.
+            not meet the target instead, since more pruning will not fix it.
         method: Pruning method, for what is said.
         ratios: Ascending, the first 0.
         confirm: For a latency or size, what the trained network has at the ratio that was found. While that is too

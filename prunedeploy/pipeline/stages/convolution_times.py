@@ -35,7 +35,7 @@ SWEEPS = 2
 """Over all grids. Of every point the smaller median counts: a neighbour that wakes up for some seconds spoils one."""
 FEWEST_CALLS, MOST_CALLS, WARM_CALLS = 3, 15, 2
 CALLS_MACS = 2e8
-"""Small convolutions are timed more often than large ones: so many MACs in all, within the limits."""
+"""Small convolutions are timed more often than large ones: this many MACs in all, within the limits."""
 
 
 def convolution_times_stage(context: BuildContext, robust: StageResult) -> StageResult:

@@ -24,7 +24,7 @@ PEAK = "peak|{runtime}|1"
 BRIEF_SECONDS, BRIEF_CALLS, BRIEF_ROUNDS = 2.0, 50, 5
 """At most so much of what is configured goes into one file's brief measurement,"""
 BRIEF_ATTEMPTS = 3
-"""and at most so many of them, while they are noisy."""
+"""and at most this many of them, while they are noisy."""
 
 
 def latency_stage(

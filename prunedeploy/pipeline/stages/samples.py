@@ -39,7 +39,7 @@ def samples_stage(context: BuildContext, model: StageResult, images: int) -> Sta
     Args:
         context: The build's context.
         model: The network.
-        images: How many; fewer where not so many have boxes.
+        images: How many; fewer where not that many have boxes.
     """
     config = context.config
     thresholds = config.evaluation.model_dump(include=set(THRESHOLDS))

@@ -32,7 +32,7 @@ def power_of(effect: float, n: int, alpha: float = ALPHA) -> float:
 
 
 def detectable_effect(n: int, power: float = POWER, alpha: float = ALPHA) -> float | None:
-    """Difference, in standard deviations, that so many runs per group find with a chance of ``power``; None below 2."""
+    """Difference, in standard deviations, that this many runs a group find with a chance of ``power``; None below 2."""
     if n < 2:
         return None
     return float(optimize.brentq(lambda effect: power_of(effect, n, alpha) - power, 0.01, 20))

@@ -16,7 +16,7 @@ class LocalExecutor(Executor):
     Latency is measured by one of them, when the others have ended.
 
     Args:
-        workers: At most so many that train at once.
+        workers: At most this many that train at once.
         log: File that their standard error is appended to.
         threads: Threads of PyTorch in each; other libraries get as many.
     """

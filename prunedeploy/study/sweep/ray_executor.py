@@ -41,7 +41,7 @@ class RayExecutor(Executor):
         log: File that standard error of all workers is appended to.
         threads: Threads of PyTorch in each task, and CPUs that Ray sets aside for it.
         gpus: That Ray sets aside for a task; a fraction shares one.
-        workers: At most so many tasks at once; None: as many as the nodes have room for.
+        workers: At most this many tasks at once; None: as many as the nodes have room for.
         say: Called with what a person should know.
     """
 

@@ -88,7 +88,7 @@ class Executor(Protocol):
         """Begin what takes time before the first task can be done.
 
         Args:
-            tasks: About so many will come.
+            tasks: About this many will come.
         """
         return
 

@@ -68,7 +68,7 @@ def latency_picture(rows: Sequence[Row], title: str = "Latency") -> str:
         y = drawing.legend([Key(name, colour) for name, colour in palette.colours.items()], 16.0, y, WIDTH - 16)
     words = [
         "bar: median; ticks on the line: p90 and p99, an arrow where that is beyond the scale; "
-        "+n to x×: so many samples are beyond the scale, and the largest"
+        "+n to x×: n samples are beyond the scale, x is the largest"
     ]
     if any(row["latency_ms"].get("noisy") for row in rows):
         words.append("*: noisy, the coefficient of variation is above 0.1")

@@ -128,7 +128,7 @@ class Batcher:
             `InferenceFailedError` if the runner failed.
 
         Raises:
-            InvalidRequestError: The queue could never hold so many.
+            InvalidRequestError: The queue could never hold that many.
             OverloadedError: The queue has no room for them; nothing is computed.
             ModelUnavailableError: `close` was called.
         """
