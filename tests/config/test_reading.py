@@ -495,14 +495,14 @@ def test_known_keys_are_dotted_and_use_the_names_of_the_file() -> None:
     ("sets", "scores", "line"),
     [
         ((), "file", "--scores: scores: name file reads scores from a file, but none is given; add scores.file=PATH"),
-        (("scores.name=file",), None, "--set scores.name=file: scores: name file reads scores from a file, and none"),
+        (("scores.name=file",), None, "--set scores.name=file: scores: name file reads scores from a file, but none"),
         (
             ("scores.images=3", "scores.file=a.safetensors", "seed=1"),
             None,
             "--set scores.file=a.safetensors: scores: file is only read by name file, but name is bn-scale; leave",
         ),
         (("scores.file=a",), "random", "--set scores.file=a: scores: file is only read by name file, but name is ran"),
-        (("scores.file=",), "file", "--scores: scores: name file reads scores from a file, and none is given"),
+        (("scores.file=",), "file", "--scores: scores: name file reads scores from a file, but none is given"),
         (("scores.file=''",), "file", "--set scores.file='': scores.file should have at least 1 character, got ''"),
         (
             ("scores.backend=captum",),
