@@ -9,7 +9,7 @@ precision. A budget fixes how far APGD searches::
     standard    30                                                           31      186
     full        100                                                          101     606
 
-``cw`` searches no ball; `prunedeploy.evaluation.robustness.distortion` runs it, with this many constants, each of this many steps::
+``cw`` searches no ball; `prunedeploy.evaluation.robustness.distortion` runs it, with constants of these steps::
 
     quick       4 of 50, 200 passes
     standard    6 of 150, 900 passes
