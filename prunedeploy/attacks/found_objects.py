@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from prunedeploy.attacks.objectives import MATCH_IOU, NEVER, TOG_IOU, predictions_of
-from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.boxes import best_iou, cxcywh_to_xyxy
+from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.decode import decode
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry
 from prunedeploy_engines.detection.nms import detections_from

@@ -262,7 +262,9 @@ def _parse_sections(text: str, where: str) -> list[Section]:
         allowed = _OPTIONS_OF[section]
         refused = SECTIONS[section].refused if section in SECTIONS else {}
         if key in refused:
-            raise DarknetFormatError(f"{key}= of [{section}] is not supported: {refused[key]}", at, "use another network")
+            raise DarknetFormatError(
+                f"{key}= of [{section}] is not supported: {refused[key]}", at, "use another network"
+            )
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"

@@ -30,8 +30,8 @@ class WeightFile:
 
     Attributes:
         header: The header's bytes as read, 20 bytes (16 in files older than version 0.2).
-        parameters: Per layer with weights, in cfg order. Of a convolution: ``bias`` and ``weight``, and with batch normalisation
-            ``scale``, ``mean``, ``variance``. ``weight`` is ``(filters, in / groups, size, size)``,
+        parameters: Per layer with weights, in cfg order. Of a convolution: ``bias`` and ``weight``, and with batch
+            normalisation ``scale``, ``mean``, ``variance``. ``weight`` is ``(filters, in / groups, size, size)``,
             the others ``(filters,)``. ``variance`` is Darknet's own, without any epsilon.
     """
 

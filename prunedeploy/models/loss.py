@@ -1,10 +1,10 @@
 """The detection loss, batched over images, boxes and anchors.
 
-Each head has its own terms. Of a yolo section, assignment and terms follow Darknet's ``forward_yolo_layer`` and Redmon and Farhadi, YOLOv3, 2018,
-section 2: every box belongs to the anchor of the whole network whose shape fits best (and, with
-``iou_thresh`` below 1, to every other anchor that fits better than that), in the cell of its centre;
-objectness is pushed to 1 there, and to 0 everywhere else but where the prediction overlaps a box by
-more than ``ignore_thresh``. ``iou_loss=mse`` is Darknet's original box term, ``ciou`` that of Zheng et al.,
+Each head has its own terms. Those of a yolo section, and what they are taken of, follow Darknet's
+``forward_yolo_layer`` and Redmon and Farhadi, YOLOv3, 2018, section 2: every box belongs to the anchor of the whole
+network whose shape fits best (and, with ``iou_thresh`` below 1, to every other anchor that fits better than that), in
+the cell of its centre; objectness is pushed to 1 there, and to 0 everywhere else but where the prediction overlaps a
+box by more than ``ignore_thresh``. ``iou_loss=mse`` is Darknet's original box term, ``ciou`` that of Zheng et al.,
 Distance-IoU Loss, 2020, equation 10.
 
 Every term is a sum over one image's predictions. `yolo_loss` is the mean over images; `yolo_losses` and `image_terms`
@@ -22,6 +22,7 @@ from torch import Tensor
 from prunedeploy.models.boxes import cxcywh_to_xyxy
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.sections.head import Reduce, Truth
+
 
 @dataclass(frozen=True)
 class LossTerms:
@@ -92,9 +93,7 @@ def target_terms(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> tuple
     return box, classes
 
 
-def _terms(
-    heads: list[Tensor], targets: Tensor, cfg: DarknetCfg, reduce: Reduce
-) -> tuple[Tensor, Tensor, Tensor]:
+def _terms(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
     """Box, objectness and class terms over all heads."""
     if targets.ndim != 2 or targets.shape[1] != 6:
         raise ValueError(f"expected targets (T, 6), got {tuple(targets.shape)}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunedeploy.models.darknet_cfg import Convolutional
+from prunedeploy.models.sections import Convolutional
 from prunedeploy.pruning.constants import FoldedConstants
 from prunedeploy.pruning.coupling import IntArray
 

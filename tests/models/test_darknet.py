@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from prunedeploy.models import FoldedDarknet, decode, load_darknet, yolo_loss
-from prunedeploy.models.darknet import Darknet, activate
+from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import read_cfg
 from prunedeploy.models.darknet_weights import read_weights
+from prunedeploy.models.sections.activations import activate
 from prunedeploy.resources import darknet_cfg_path
 from prunedeploy_engines.detection.letterbox import batch_to_input, letterbox, unletterbox_boxes
 from prunedeploy_engines.detection.nms import detections_from

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prunedeploy.models import decode, load_darknet
-from prunedeploy.models.decode import cxcywh_to_xyxy, split_head
+from prunedeploy.models.boxes import cxcywh_to_xyxy
 from pruning.darknets import conv, network
 
 
@@ -86,10 +86,10 @@ def test_two_heads_equal_a_plain_loop() -> None:
         np.testing.assert_allclose(scores[image].numpy(), expected_scores, rtol=1e-5, atol=1e-7)
 
 
-def test_split_head_keeps_anchor_major_channels_apart() -> None:
+def test_split_keeps_anchor_major_channels_apart() -> None:
     model = model_of(32, 32, "5,6,7,8", ["0,1"], classes=1)
     raw = torch.arange(12).view(1, 12, 1, 1).expand(1, 12, 3, 2).float()
-    split = split_head(raw, model.cfg.heads[0])
+    split = model.cfg.heads[0].split(raw)
     assert split.shape == (1, 2, 3, 2, 6)
     assert split[0, 1, 2, 0].tolist() == [6, 7, 8, 9, 10, 11]
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from effort import examples
 from prunedeploy.models import DarknetCfg, LossTerms, decode, parse_cfg, yolo_loss, yolo_losses
-from prunedeploy.models.decode import split_head
-from prunedeploy.models.loss import best_iou, complete_iou
+from prunedeploy.models.boxes import best_iou, complete_iou
 
 ANCHORS = ((4, 6), (9, 7), (14, 20), (30, 16))
 MASKS = ((2, 3), (0, 1))
@@ -324,9 +323,7 @@ def test_images_without_boxes_cost_objectness_only() -> None:
     terms = yolo_loss(heads, torch.zeros(0, 6, dtype=torch.float64), cfg)
     assert float(terms.box.detach()) == 0
     assert float(terms.classes.detach()) == 0
-    logits = torch.cat(
-        [split_head(raw.detach(), head)[..., 4].flatten() for raw, head in zip(heads, cfg.heads, strict=True)]
-    )
+    logits = torch.cat([head.split(raw.detach())[..., 4].flatten() for raw, head in zip(heads, cfg.heads, strict=True)])
     expected = sum(cross_entropy(t, 0) for t in logits.tolist()) / 2
     assert float(terms.objectness.detach()) == pytest.approx(expected)
     terms.total.backward()

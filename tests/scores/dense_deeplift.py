@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunedeploy.models import Darknet
-from prunedeploy.models.darknet_cfg import Convolutional, Maxpool, Route, Shortcut, Upsample, Yolo
+from prunedeploy.models.sections import Convolutional, Maxpool, Route, Shortcut, Upsample, Yolo
 
 Function = Callable[[float], float]
 

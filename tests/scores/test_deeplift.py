@@ -16,7 +16,7 @@ from torch import Tensor
 from effort import examples
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet import run_layers
-from prunedeploy.models.darknet_cfg import Convolutional
+from prunedeploy.models.sections import Convolutional
 from prunedeploy.scores import DetectionTarget, choose_target, deeplift, gradient_x_input_scores
 from prunedeploy.scores.activation_slopes import secant
 from prunedeploy.scores.reference import zeros_reference

@@ -1,4 +1,4 @@
-"""What every detection head answers, whatever section it is: decoding, the loss, attacks and rewriting ask nothing else."""
+"""What every detection head answers; decoding, the loss, attacks and the rewriting of cfgs ask nothing else."""
 
 from __future__ import annotations
 

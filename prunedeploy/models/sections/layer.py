@@ -35,8 +35,8 @@ class Weight:
 class Layer(ABC):
     """One layer of the graph, its wiring and shapes resolved.
 
-    A new kind of section is a subclass in a file of its own, and its name in `prunedeploy.models.sections.SECTIONS`. What it
-    does not override is that of a layer without weights that hands its only input's channels on, one to one.
+    A new kind of section is a subclass in a file of its own, and its name in `prunedeploy.models.sections.SECTIONS`.
+    What it does not override is that of a layer without weights that hands its only input's channels on, one to one.
 
     Attributes:
         options: What the section may have and this project reads.

@@ -111,7 +111,7 @@ class Yolo(Head):
 
     def class_probabilities(self, raw: Tensor) -> Tensor:
         """See `Head.class_probabilities`."""
-        return torch.sigmoid(self.class_logits(raw))
+        return torch.sigmoid(self.split(raw)[..., 5:]).flatten(1, 3)
 
     def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
         """See `Head.loss_terms`; assignment and terms are described in `prunedeploy.models.loss`."""
