@@ -79,7 +79,7 @@ class DarknetCfg:
     @property
     def ignored_options(self) -> tuple[IgnoredOption, ...]:
         """The options that only Darknet's own training reads, in the order of the file."""
-        found = []
+        found: list[IgnoredOption] = []
         for section in (self.net, *self.sections):
             training_only = SECTIONS[section.kind].training_only if section.kind in SECTIONS else net.TRAINING_ONLY
             lines = section.option_lines.items()

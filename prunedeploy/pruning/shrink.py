@@ -74,10 +74,9 @@ def without_dead(model: Darknet, live: Mapping[int, Tensor]) -> Darknet:
             }
             small.conv(layer.index).load_state_dict(state)
         kept = small.layer_weights()
-        for index, weights in model.layer_weights().items():
-            layer = model.cfg.layers[index]
-            for name, weight in layer.weights_in_file().items():
-                axis, value = weight.channel_axis, weights[name]
+        for index, own in model.layer_weights().items():
+            for name, value in own.items():
+                axis = model.cfg.layers[index].weights_in_file()[name].channel_axis
                 channels = live[index].nonzero()[:, 0].to(value.device)
                 kept[index][name].copy_(value if axis is None else value.index_select(axis, channels))
     return small.train(model.training)

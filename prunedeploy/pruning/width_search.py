@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.sections import Convolutional
-from prunedeploy.pruning.coupling import Coupling, IntArray
+from prunedeploy.models.sections.channels import IntArray
+from prunedeploy.pruning.coupling import Coupling
 
 _BISECTIONS = 40
 _MOST_COMBINATIONS = 50_000

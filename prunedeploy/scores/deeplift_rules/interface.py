@@ -1,4 +1,4 @@
-"""What DeepLIFT's rules for single layers share: what a forward pass leaves for the backward pass, and a rule's two halves."""
+"""What DeepLIFT's rules for layers share: what the way forth leaves for the way back, and a rule's two halves."""
 
 from __future__ import annotations
 
