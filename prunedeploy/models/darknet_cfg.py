@@ -22,13 +22,6 @@ _COMMENT_BEHIND = re.compile(r"(?m)^([^#;\n]*[^#;\s][^#;\n]*?)[ \t]*[#;][^\n]*?(
 """What stands behind something else in its line; a comment that has a line of its own stays."""
 
 
-_OPTIONS: Mapping[str, frozenset[str]] = {
-    "net": net.OPTIONS | net.TRAINING_ONLY,
-    **{kind: section.options | section.training_only for kind, section in SECTIONS.items()},
-}
-_OPTIONS_OF = {**_OPTIONS, "network": _OPTIONS["net"]}
-
-
 @dataclass(frozen=True)
 class IgnoredOption:
     """An option that only Darknet's own training reads: ``option`` of section ``kind``, at ``line`` of the cfg."""
@@ -249,8 +242,8 @@ def _parse_sections(text: str, where: str) -> list[Section]:
             kind = line.strip("[]").strip().lower()
             if kind in REFUSED:
                 raise DarknetFormatError(f"[{kind}] is not supported: {REFUSED[kind]}", at, "use another network")
-            if not line.endswith("]") or kind not in _OPTIONS_OF:
-                supported = ", ".join(f"[{name}]" for name in _OPTIONS)
+            if not line.endswith("]") or kind not in ("net", "network", *SECTIONS):
+                supported = ", ".join(f"[{name}]" for name in ("net", *SECTIONS))
                 raise DarknetFormatError(f"unknown section {_short(line)}", at, f"supported are {supported}")
             options, option_lines = {}, {}
             sections.append(Section(kind, number, options, option_lines))
@@ -259,12 +252,11 @@ def _parse_sections(text: str, where: str) -> list[Section]:
         if not separator or not sections:
             raise DarknetFormatError(f"expected key=value, got {_short(line)!r}", at, "correct the line")
         section = sections[-1].kind
-        allowed = _OPTIONS_OF[section]
-        refused = SECTIONS[section].refused if section in SECTIONS else {}
-        if key in refused:
-            raise DarknetFormatError(
-                f"{key}= of [{section}] is not supported: {refused[key]}", at, "use another network"
-            )
+        layer = SECTIONS.get(section)
+        if layer is not None and key in layer.refused:
+            what = f"{key}= of [{section}] is not supported: {layer.refused[key]}"
+            raise DarknetFormatError(what, at, "use another network")
+        allowed = net.OPTIONS | net.TRAINING_ONLY if layer is None else layer.options | layer.training_only
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"

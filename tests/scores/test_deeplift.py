@@ -243,7 +243,7 @@ def test_summation_to_delta_shows_a_wrong_rule(monkeypatch: pytest.MonkeyPatch) 
     batches = random_batches([2])
     assert deeplift(mixed_network("mish"), batches).summation.target < 1e-13
     # What Captum does with mish: the derivative at the image in the place of the slope to the reference.
-    monkeypatch.setattr("prunedeploy.scores.deeplift_trace.secant", lambda y, y0, name: secant(y, y, name))
+    monkeypatch.setattr("prunedeploy.scores.deeplift_rules.slopes.secant", lambda y, y0, name: secant(y, y, name))
     wrong = deeplift(mixed_network("mish"), batches).summation
     assert wrong.target > 1e-2
     assert wrong.worst_layer > 1e-2
