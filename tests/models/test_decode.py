@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from prunedeploy.models import decode, load_darknet
-from prunedeploy.models.boxes import cxcywh_to_xyxy
 from pruning.darknets import conv, network
 
 
@@ -92,10 +91,6 @@ def test_split_keeps_anchor_major_channels_apart() -> None:
     split = model.cfg.heads[0].split(raw)
     assert split.shape == (1, 2, 3, 2, 6)
     assert split[0, 1, 2, 0].tolist() == [6, 7, 8, 9, 10, 11]
-
-
-def test_corners_of_centre_and_size() -> None:
-    assert cxcywh_to_xyxy(torch.tensor([[10.0, 20.0, 4.0, 6.0]])).tolist() == [[8.0, 17.0, 12.0, 23.0]]
 
 
 def test_wrong_heads_are_refused() -> None:
