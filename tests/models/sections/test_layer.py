@@ -162,8 +162,8 @@ def test_attribution_refuses_what_it_has_no_rule_for() -> None:
 
 def test_options_of_training_are_counted_and_refused_ones_named() -> None:
     cfg = network(*BLENDED[:2], "blend from=-2 warm_up=3", *BLENDED[3:])
-    assert [(one.kind, one.option, one.line) for one in cfg.ignored_options] == [("blend", "warm_up", 18)]
-    with pytest.raises(DarknetFormatError, match=r"cfg:18: recursive= of \[blend\] .*cannot read itself"):
+    assert [(one.kind, one.option, one.line) for one in cfg.ignored_options] == [("blend", "warm_up", 22)]
+    with pytest.raises(DarknetFormatError, match=r"cfg:22: recursive= of \[blend\] .*cannot read itself"):
         network(*BLENDED[:2], "blend from=-2 recursive=1", *BLENDED[3:])
 
 
