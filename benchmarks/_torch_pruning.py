@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from prunedeploy.models import Darknet, FoldedDarknet
-from prunedeploy.models.darknet import DARKNET_BN_EPS, activate, run_layers
-from prunedeploy.models.darknet_cfg import Convolutional
+from prunedeploy.models.darknet import run_layers
+from prunedeploy.models.darknet_conv import DARKNET_BN_EPS
+from prunedeploy.models.sections import Convolutional
+from prunedeploy.models.sections.activations import activate
 from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy_export import onnx_from_torch
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from prunedeploy.attacks.objectives import MATCH_IOU, NEVER, TOG_IOU, predictions_of
+from prunedeploy.models.boxes import best_iou, cxcywh_to_xyxy
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.models.decode import cxcywh_to_xyxy, decode
-from prunedeploy.models.loss import best_iou
+from prunedeploy.models.decode import decode
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry
 from prunedeploy_engines.detection.nms import detections_from
 

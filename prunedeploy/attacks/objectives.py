@@ -40,9 +40,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunedeploy.models.boxes import best_iou, cxcywh_to_xyxy
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.models.decode import cxcywh_to_xyxy, decode_boxes, split_head
-from prunedeploy.models.loss import best_iou, image_terms, target_terms
+from prunedeploy.models.loss import image_terms, target_terms
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import ConfigError
 
@@ -138,7 +138,7 @@ def _vanish(_: CleanHeads, targets: Tensor, cfg: DarknetCfg) -> Objective:
 
 def _fabricate(_: CleanHeads, targets: Tensor, cfg: DarknetCfg) -> Objective:
     def value(heads: list[Tensor]) -> Tensor:
-        logits = [split_head(raw, head)[..., 4].flatten(1) for raw, head in zip(heads, cfg.heads, strict=True)]
+        logits = [head.objectness_logits(raw) for raw, head in zip(heads, cfg.heads, strict=True)]
         return F.logsigmoid(torch.cat(logits, dim=1)).sum(1)
 
     return value
@@ -190,14 +190,10 @@ def _detections(heads: list[Tensor], cfg: DarknetCfg) -> tuple[Tensor, Tensor]:
 
 def predictions_of(heads: list[Tensor], cfg: DarknetCfg) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes ``(B, N, 4)`` as corners in input pixels, log scores ``(B, N, C)`` and class probabilities, likewise."""
-    boxes, log_scores, probabilities = [], [], []
-    for raw, head in zip(heads, cfg.heads, strict=True):
-        predictions = split_head(raw, head)
-        boxes.append(cxcywh_to_xyxy(decode_boxes(predictions, head, cfg.input_size)).flatten(1, 3))
-        logs = F.logsigmoid(predictions[..., 4:])
-        log_scores.append((logs[..., :1] + logs[..., 1:]).flatten(1, 3))
-        probabilities.append(torch.sigmoid(predictions[..., 5:]).flatten(1, 3))
-    return torch.cat(boxes, 1), torch.cat(log_scores, 1), torch.cat(probabilities, 1)
+    pairs = list(zip(heads, cfg.heads, strict=True))
+    boxes = torch.cat([head.boxes_xyxy(raw, cfg.input_size) for raw, head in pairs], dim=1)
+    log_scores = torch.cat([head.log_scores(raw) for raw, head in pairs], dim=1)
+    return boxes, log_scores, torch.cat([head.class_probabilities(raw) for raw, head in pairs], dim=1)
 
 
 def _rank(_: CleanHeads, targets: Tensor, cfg: DarknetCfg) -> Objective:

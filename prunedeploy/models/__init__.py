@@ -1,12 +1,13 @@
 """Darknet files, the network, decode and loss.
 
+- `sections`: one file per section of a cfg: its options, shapes, how it runs, and where its channels come from.
 - `darknet_cfg`: the cfg format and the layer graph it describes.
 - `darknet_weights`: the weight format.
 - `cfg_rewriting`: another input size, other classes or anchors for a network.
 - `starting_weights`: whole or partial weights to start a training from.
-- `darknet`: the network as a PyTorch module.
+- `darknet`: the network as a PyTorch module; `darknet_conv`: a convolution of it, with its normalisation.
 - `decode`: raw heads to boxes and scores.
-- `loss`: the detection loss.
+- `loss`: the detection loss; `boxes`: overlaps in tensors.
 """
 
 from prunedeploy.models.darknet import Darknet, FoldedDarknet, load_darknet

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Maxpool, Upsample, Yolo
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import Convolutional, Head
 from prunedeploy_engines.errors import DarknetFormatError
 
 NET = -1
@@ -17,12 +18,7 @@ def largest_stride(cfg: DarknetCfg) -> int:
     """Input pixels per cell of the coarsest feature map: what the sides of the input must be multiples of."""
     strides = {NET: Fraction(1)}
     for layer in cfg.layers:
-        own = Fraction(1)
-        if isinstance(layer, (Convolutional, Maxpool)):
-            own = Fraction(layer.stride)
-        elif isinstance(layer, Upsample):
-            own = Fraction(1, layer.stride)
-        strides[layer.index] = strides[layer.inputs[0]] * own
+        strides[layer.index] = layer.pixels_per_cell([strides[source] for source in layer.inputs])
     return int(max(strides.values()))
 
 
@@ -59,11 +55,11 @@ def with_classes(cfg: DarknetCfg, classes: int) -> DarknetCfg:
     changes: dict[int, dict[str, object]] = {}
     for head in cfg.heads:
         changes[head.index] = {"classes": classes}
-        changes[head_convolution(cfg, head).index] = {"filters": len(head.anchor_indices) * (5 + classes)}
+        changes[head_convolution(cfg, head).index] = {"filters": head.channels_for(classes)}
     return cfg.with_options(changes)
 
 
-def head_convolution(cfg: DarknetCfg, head: Yolo) -> Convolutional:
+def head_convolution(cfg: DarknetCfg, head: Head) -> Convolutional:
     """The convolution whose output a head reads.
 
     Raises:
@@ -71,7 +67,7 @@ def head_convolution(cfg: DarknetCfg, head: Yolo) -> Convolutional:
     """
     source = cfg.layers[head.inputs[0]] if head.inputs[0] >= 0 else None
     if not isinstance(source, Convolutional):
-        what = "this [yolo] section reads no convolution, so its number of classes cannot be changed"
+        what = f"this [{head.kind}] section reads no convolution, so its number of classes cannot be changed"
         raise DarknetFormatError(what, f"{cfg.where}:{head.line}", "put the convolution right before it")
     return source
 
@@ -121,8 +117,9 @@ def with_anchors(cfg: DarknetCfg, anchors_wh: Sequence[tuple[float, float]]) -> 
     anchors = list(cfg.heads[0].anchors_wh)
     for index, anchor in zip(slots.used, anchors_wh, strict=True):
         anchors[index] = anchor
-    text = ", ".join(f"{width:g},{height:g}" for width, height in anchors)
-    changes: dict[int, dict[str, object]] = {head.index: {"anchors": text} for head in cfg.heads}
+    changes: dict[int, dict[str, object]] = {
+        head.index: {"anchors": head.anchors_option(anchors)} for head in cfg.heads
+    }
     for index, mask in slots.masks.items():
         changes[index]["mask"] = ",".join(map(str, mask))
     return cfg.with_options(changes)

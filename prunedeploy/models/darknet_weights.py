@@ -1,7 +1,7 @@
 """The Darknet ``.weights`` format: a header and one flat run of float32 values.
 
-Per convolution in cfg order: with batch normalisation ``bias, scale, mean, variance, weights``,
-without ``bias, weights``. Darknet's ``save_convolutional_weights`` is the specification.
+Layer by layer in cfg order; a convolution has ``bias, scale, mean, variance, weights``, without batch normalisation
+``bias, weights``. Darknet's ``save_convolutional_weights`` is the specification.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import Layer
 from prunedeploy_engines.errors import DarknetFormatError
 
 # major 0, minor 2, revision 0, then `seen` as int64: what Darknet itself writes.
 NEW_HEADER = np.array([0, 2, 0], "<i4").tobytes() + np.array([0], "<i8").tobytes()
 
-ConvParameters = dict[str, NDArray[np.float32]]
+LayerParameters = dict[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -29,24 +30,23 @@ class WeightFile:
 
     Attributes:
         header: The header's bytes as read, 20 bytes (16 in files older than version 0.2).
-        parameters: Per convolution, in cfg order: ``bias`` and ``weight``, and with batch normalisation
-            ``scale``, ``mean``, ``variance``. ``weight`` is ``(filters, in / groups, size, size)``,
+        parameters: Per layer with weights, in cfg order. Of a convolution: ``bias`` and ``weight``, and with batch
+            normalisation ``scale``, ``mean``, ``variance``. ``weight`` is ``(filters, in / groups, size, size)``,
             the others ``(filters,)``. ``variance`` is Darknet's own, without any epsilon.
     """
 
     header: bytes
-    parameters: tuple[ConvParameters, ...]
+    parameters: tuple[LayerParameters, ...]
 
 
-def parameter_shapes(layer: Convolutional) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a convolution's parameters in the order of the file."""
-    names = ("bias", "scale", "mean", "variance") if layer.batch_normalize else ("bias",)
-    return {**dict.fromkeys(names, (layer.out_channels,)), "weight": layer.weight_shape}
+def parameter_shapes(layer: Layer) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a layer's parameters in the order of the file."""
+    return {name: weight.shape for name, weight in layer.weights_in_file().items()}
 
 
 def layer_counts(cfg: DarknetCfg) -> list[int]:
-    """Number of float32 values of each convolution in a weight file, in cfg order."""
-    return [sum(math.prod(shape) for shape in parameter_shapes(layer).values()) for layer in cfg.convolutions]
+    """Number of float32 values of each layer with weights in a weight file, in cfg order."""
+    return [sum(math.prod(shape) for shape in parameter_shapes(layer).values()) for layer in cfg.weighted]
 
 
 def weight_count(cfg: DarknetCfg) -> int:
@@ -55,7 +55,7 @@ def weight_count(cfg: DarknetCfg) -> int:
 
 
 def layers_of_size(cfg: DarknetCfg, values: int) -> int | None:
-    """How many of the network's convolutions, from the first, have so many values; None if one would be cut."""
+    """How many of the network's layers with weights, from the first, have so many values; None if one would be cut."""
     ends = [0, *accumulate(layer_counts(cfg))]
     return ends.index(values) if values > 0 and values in ends else None
 
@@ -93,7 +93,7 @@ def read_weights(path: str | Path, cfg: DarknetCfg, layers: int | None = None) -
     Args:
         path: The file.
         cfg: The network.
-        layers: Number of convolutions, from the first, that the file holds; None: all.
+        layers: Number of layers with weights, from the first, that the file holds; None: all.
 
     Raises:
         DarknetFormatError: The file is missing, too short, too long, or holds a value that is not finite or
@@ -105,7 +105,7 @@ def read_weights(path: str | Path, cfg: DarknetCfg, layers: int | None = None) -
     except OSError as error:
         raise DarknetFormatError(f"cannot be read ({error.strerror})", path, "give an existing .weights file") from None
     header_bytes = _header_bytes(data[:16], path)
-    convolutions = cfg.convolutions[:layers]
+    weighted = cfg.weighted[:layers]
     if len(data) != header_bytes + 4 * sum(layer_counts(cfg)[:layers]):
         raise wrong_size(path, cfg, (len(data) - header_bytes) / 4)
     values = np.frombuffer(data, "<f4", offset=header_bytes)
@@ -113,13 +113,13 @@ def read_weights(path: str | Path, cfg: DarknetCfg, layers: int | None = None) -
         what = f"value {int(np.argmin(np.isfinite(values)))} is not a finite number"
         raise DarknetFormatError(what, path, "fetch or export it again")
     parameters, at = [], 0
-    for layer in convolutions:
-        current: ConvParameters = {}
+    for layer in weighted:
+        current: LayerParameters = {}
         for name, shape in parameter_shapes(layer).items():
             count = math.prod(shape)
             current[name] = values[at : at + count].reshape(shape)
             at += count
-        if layer.batch_normalize and current["variance"].min() < 0:
+        if "variance" in current and current["variance"].min() < 0:
             # As long as this cfg's file by chance, but laid out for other layers.
             what = f"has a negative variance for layer {layer.index} of {Path(cfg.where).name}"
             raise DarknetFormatError(what, path, "give the weights that belong to this cfg")
@@ -137,7 +137,8 @@ def wrong_size(path: Path, cfg: DarknetCfg, values: float) -> DarknetFormatError
     if off < 0:
         whole = sum(end <= values for end in accumulate(counts))
         if values > sum(counts[:whole]):
-            what += f"; it ends inside the convolution of layer {cfg.convolutions[whole].index}"
+            part = cfg.weighted[whole]
+            what += f"; it ends inside the {part.kind.removesuffix('al')} of layer {part.index}"
             fix += ", or fetch the file again if it was cut off on its way"
         elif whole:
             what += f"; it holds the first {whole} of {len(counts)} convolutions, which only a training can start from"
@@ -151,7 +152,7 @@ def weights_bytes(cfg: DarknetCfg, file: WeightFile) -> bytes:
         ValueError: A parameter has another shape than ``cfg`` says.
     """
     parts = [file.header]
-    for layer, current in zip(cfg.convolutions, file.parameters, strict=True):
+    for layer, current in zip(cfg.weighted, file.parameters, strict=True):
         for name, shape in parameter_shapes(layer).items():
             value = np.ascontiguousarray(current[name], "<f4")
             if value.shape != shape:

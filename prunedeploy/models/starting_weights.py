@@ -26,8 +26,8 @@ class StartingWeights:
         path: The file; None starts everything fresh.
         cfg: The network that is started.
         source: The network that the file belongs to: the same, or with another number of classes.
-        in_file: Number of convolutions, in the order of the cfg, that the file holds.
-        loaded: Layer indices of the convolutions that are loaded.
+        in_file: Number of layers with weights, in the order of the cfg, that the file holds.
+        loaded: Layer indices of those that are loaded.
     """
 
     path: Path | None
@@ -38,13 +38,13 @@ class StartingWeights:
 
     @property
     def fresh(self) -> tuple[int, ...]:
-        """Layer indices of the convolutions that start from random values."""
-        return tuple(layer.index for layer in self.cfg.convolutions if layer.index not in self.loaded)
+        """Layer indices of those that start from random values."""
+        return tuple(layer.index for layer in self.cfg.weighted if layer.index not in self.loaded)
 
     @property
     def is_partial(self) -> bool:
         """Whether the file ends before the network does."""
-        return self.path is not None and self.in_file < len(self.source.convolutions)
+        return self.path is not None and self.in_file < len(self.source.weighted)
 
     def network(self, seed: int) -> Darknet:
         """Build the network, in evaluation mode: loaded where the file has something, fresh elsewhere.
@@ -59,7 +59,7 @@ class StartingWeights:
         if self.path is not None:
             file = read_weights(self.path, self.source, self.in_file)
             model.header = file.header
-            indices = (layer.index for layer in self.source.convolutions)
+            indices = (layer.index for layer in self.source.weighted)
             model.load_parameters(
                 {index: values for index, values in zip(indices, file.parameters, strict=False) if index in self.loaded}
             )
@@ -85,19 +85,19 @@ def starting_weights(
         return StartingWeights(None, cfg, given, 0, ())
     path = Path(path)
     source, in_file = _held(measure(path), path, [cfg, given])
-    fits = zip(cfg.convolutions, source.convolutions[:in_file], strict=False)
+    fits = zip(cfg.weighted, source.weighted[:in_file], strict=False)
     heads = {head_convolution(cfg, head).index for head in cfg.heads} if fresh_heads else set()
-    loaded = (mine.index for mine, theirs in fits if mine.weight_shape == theirs.weight_shape)
+    loaded = (mine.index for mine, theirs in fits if mine.weights_in_file() == theirs.weights_in_file())
     return StartingWeights(path, cfg, source, in_file, tuple(index for index in loaded if index not in heads))
 
 
 def _held(values: int, path: Path, networks: Sequence[DarknetCfg]) -> tuple[DarknetCfg, int]:
-    """The network that a file of so many values is of, and how many of its convolutions the file holds."""
+    """The network that a file of so many values is of, and how many of its layers with weights the file holds."""
     classes = classes_of(networks[0], values)
     if classes is not None:
         source = next((cfg for cfg in networks if cfg.classes == classes), None)
         source = with_classes(networks[0], classes) if source is None else source
-        return source, len(source.convolutions)
+        return source, len(source.weighted)
     for cfg in networks:
         in_file = layers_of_size(cfg, values)
         if in_file is not None:

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import Convolutional
 from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.importance import highest
 from prunedeploy.pruning.ratio import ratio_tolerance

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from prunedeploy.models.darknet_cfg import Convolutional
+from prunedeploy.models.sections import Convolutional
+from prunedeploy.models.sections.channels import IntArray
 from prunedeploy.pruning.constants import FoldedConstants
-from prunedeploy.pruning.coupling import IntArray
 
 # A carrier's weights are at most 1 / this times as large as if the largest constant carried.
 LEAST_SHARE = 0.1

@@ -1,8 +1,8 @@
 """Channels whose value does not depend on the image, and what they mean for the convolutions that read them.
 
 A filter with zero weights only gives the same number everywhere: its activation of what normalisation makes of 0.
-Maxpool, upsample, route and shortcut hand such constants on. A convolution that reads a constant channel of value v
-gets v * w from each tap of its kernel, but zero where the tap lies on the zero padding. So
+The other layers hand such constants on, as `Layer.constants` says. A convolution that reads a constant channel of
+value v gets v * w from each tap of its kernel, but zero where the tap lies on the zero padding. So
 
 - the taps that never touch the padding add the same number at every position: it moves into the bias;
 - the other taps add something at the inside and nothing at the border, so folding them into the bias is wrong there:
@@ -19,9 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunedeploy.models.darknet import DARKNET_BN_EPS, Darknet, DarknetConv, activate
-from prunedeploy.models.darknet_cfg import Convolutional, Layer, Maxpool, Route, Shortcut
-from prunedeploy.pruning.masks import spread_by_group
+from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.darknet_conv import DARKNET_BN_EPS, DarknetConv
+from prunedeploy.models.sections import Convolutional
+from prunedeploy.models.sections.activations import activate
+from prunedeploy.models.sections.convolutional import spread_by_group
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,10 @@ def fold_constants(model: Darknet) -> FoldedConstants:
     """
     folded = copy.deepcopy(model)
     values: dict[int, Tensor] = {-1: torch.full(model.cfg.input_shape[:1], torch.nan, dtype=torch.float64)}
+    weights = {
+        index: {name: value.double().cpu() for name, value in own.items()}
+        for index, own in model.layer_weights().items()
+    }
     carried = {}
     for layer in model.cfg.layers:
         inputs = [values[source] for source in layer.inputs]
@@ -60,7 +66,7 @@ def fold_constants(model: Darknet) -> FoldedConstants:
                 carried[layer.index] = outside
             values[layer.index] = _constant_filters(conv, outside)
         else:
-            values[layer.index] = _hand_on(layer, inputs)
+            values[layer.index] = layer.constants(inputs, weights.get(layer.index, {}))
     return FoldedConstants(folded, values, carried)
 
 
@@ -112,15 +118,3 @@ def _constant_filters(conv: DarknetConv, outside: Tensor) -> Tensor:
         value = value - conv.mean.double() * scale / (variance.sqrt() + DARKNET_BN_EPS)
     value = activate(value, conv.layer.activation)
     return torch.where(reads | ~value.isfinite(), torch.nan, value).cpu()
-
-
-def _hand_on(layer: Layer, inputs: list[Tensor]) -> Tensor:
-    """Constants behind a layer that is no convolution; NaN, which means none, hands itself on."""
-    if isinstance(layer, Route):
-        return torch.cat([values.chunk(layer.groups)[layer.group_id] for values in inputs])
-    if isinstance(layer, Shortcut):
-        return activate(inputs[0] + inputs[1], layer.activation)
-    if isinstance(layer, Maxpool) and layer.padding - layer.padding // 2 >= layer.size:
-        # Some windows lie on the padding alone and give -inf.
-        return torch.full_like(inputs[0], torch.nan)
-    return inputs[0]

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import Convolutional
 from prunedeploy_engines.errors import ConfigError
 
 _FRACTIONS = (0.125, 0.25, 0.5, 1.0)

@@ -1,8 +1,9 @@
 """Which filters of a network live and die together.
 
 A filter can leave only if every layer that its output passes through stays consistent. So each
-channel of each layer is traced back to the filters it is a sum of, and filters are tied into
-**units**, the smallest sets that must be removed whole:
+channel of each layer is traced back to the filters it is a function of, by what each section says of its channels
+(`prunedeploy.models.sections.channels.Sources`), and filters are tied into **units**, the smallest sets that must be
+removed whole. For instance:
 
 - ``shortcut`` adds two maps channel by channel: the filters on both sides are tied.
 - ``route`` with ``groups`` takes one of several equal parts by position: after pruning the parts
@@ -24,13 +25,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from prunedeploy.models.darknet import activate
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Maxpool, Route, Shortcut, Upsample, Yolo
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import Convolutional, Layer
+from prunedeploy.models.sections.channels import IntArray
 
-IntArray = NDArray[np.int64]
 IMAGE = -1
 
 
@@ -151,17 +151,12 @@ def channel_units(cfg: DarknetCfg) -> dict[int, IntArray]:
 
 
 def channel_sums(cfg: DarknetCfg) -> dict[int, IntArray]:
-    """Which sum every channel of every layer is part of: as `channel_units`, with shortcuts as the only ties.
+    """Which sum every channel of every layer is part of: as `channel_units`, with what layers combine as the only ties.
 
     Channels that leave together for the sake of ``groups=`` alone have numbers of their own here.
     """
     trace = _Trace(cfg)
     return trace.numbered(trace.sums)[0]
-
-
-def loses_whole_groups(layer: Convolutional) -> bool:
-    """Whether a grouped convolution is pruned by whole groups instead of by offsets within each group."""
-    return layer.groups > 1 and layer.groups > layer.weight_shape[1]
 
 
 def prunable_convolutions(cfg: DarknetCfg) -> tuple[Convolutional, ...]:
@@ -170,20 +165,25 @@ def prunable_convolutions(cfg: DarknetCfg) -> tuple[Convolutional, ...]:
     return tuple(layer for layer in cfg.convolutions if layer.index not in excluded)
 
 
-def is_zero_at_zero(activation: str) -> bool:
-    """Whether a dead filter stays dead behind this activation."""
-    return bool(activate(torch.zeros(1), activation).item() == 0.0)
+def _is_absorbed(cfg: DarknetCfg, layer: Layer) -> bool:
+    """Whether all that reads a layer multiplies it with something that is zero where its own channel is dead."""
+    readers = [reader for reader in cfg.layers if layer.index in reader.inputs]
+    return bool(readers) and all(
+        reader.sources().product
+        and any(index < 0 or cfg.layers[index].sources().alive_at_zero is None for index in reader.inputs)
+        for reader in readers
+    )
 
 
 class _Trace:
     """Follows channels from layer to layer and collects ties.
 
     Every filter of every convolution and every channel of the image has a number. The filters
-    that a channel sums are tied, so one of them stands for all.
+    that a channel is a function of are tied, so one of them stands for all.
 
     Attributes:
         channels: By layer index, for each channel of the output one of the filters it comes from.
-        sums: Ties of shortcuts, which are among ``ties``.
+        sums: Ties of what layers combine, which are among ``ties``.
     """
 
     def __init__(self, cfg: DarknetCfg) -> None:
@@ -193,52 +193,23 @@ class _Trace:
         self.sums: list[tuple[IntArray, IntArray]] = []
         self.frozen: list[tuple[IntArray, str]] = [(self.channels[IMAGE], "is a channel of the image")]
         for layer in cfg.layers:
-            inputs = [self.channels[source] for source in layer.inputs]
-            channels = inputs[0]
-            if isinstance(layer, Convolutional):
-                channels = self._convolutional(layer, channels)
-            elif isinstance(layer, Route):
-                channels = self._route(layer, inputs)
-            elif isinstance(layer, Shortcut):
-                self.sums.append((inputs[0], inputs[1]))
-                self.ties.append((inputs[0], inputs[1]))
-                self._freeze_if_alive_at_zero(channels, layer.index, layer.activation)
-            elif isinstance(layer, Yolo):
-                self.frozen.append((channels, f"reaches the yolo section at layer {layer.index}"))
-            elif not isinstance(layer, (Maxpool, Upsample)):
-                raise TypeError(f"layer {layer.index}: cannot trace channels through [{layer.kind}]")
-            self.channels[layer.index] = channels
-
-    def _convolutional(self, layer: Convolutional, inputs: IntArray) -> IntArray:
-        filters = np.arange(self.total, self.total + layer.out_channels)
-        self.total += layer.out_channels
-        self._freeze_if_alive_at_zero(filters, layer.index, layer.activation)
-        if layer.groups > 1:
-            inputs_by_group = inputs.reshape(layer.groups, -1)
-            filters_by_group = filters.reshape(layer.groups, -1)
-            if loses_whole_groups(layer):
-                self._tie_rows(np.concatenate([inputs_by_group, filters_by_group], axis=1).T)
+            inputs, sources = np.concatenate([self.channels[index] for index in layer.inputs]), layer.sources()
+            if sources.terms:
+                channels = inputs[sources.terms[0]]
             else:
-                self._tie_rows(inputs_by_group)
-                self._tie_rows(filters_by_group)
-        return filters
-
-    def _route(self, layer: Route, inputs: list[IntArray]) -> IntArray:
-        if layer.groups == 1:
-            return np.concatenate(inputs)
-        parts = [channels.reshape(layer.groups, -1) for channels in inputs]
-        for part in parts:
-            self._tie_rows(part)
-        return np.concatenate([part[layer.group_id] for part in parts])
-
-    def _tie_rows(self, rows: IntArray) -> None:
-        """Tie each entry of the first row to the entries below it."""
-        self.ties.extend((rows[0], row) for row in rows[1:])
-
-    def _freeze_if_alive_at_zero(self, channels: IntArray, index: int, activation: str) -> None:
-        if not is_zero_at_zero(activation):
-            reason = f"layer {index} turns zero into something else by activation {activation}"
-            self.frozen.append((channels, reason))
+                channels = np.arange(self.total, self.total + layer.out_channels)
+                self.total += layer.out_channels
+            for term in sources.terms[1:]:
+                self.sums.append((channels[term >= 0], inputs[term[term >= 0]]))
+            both = np.concatenate([inputs, channels])
+            for first, *others in sources.ties:
+                self.ties.extend((both[first], both[other]) for other in others)
+            if sources.alive_at_zero is not None and not _is_absorbed(cfg, layer):
+                self.frozen.append((channels, sources.alive_at_zero))
+            if sources.frozen is not None:
+                self.frozen.append((channels, sources.frozen))
+            self.channels[layer.index] = channels
+        self.ties += self.sums
 
     def units(self) -> tuple[dict[int, IntArray], list[str | None]]:
         """Connected components of all ties.

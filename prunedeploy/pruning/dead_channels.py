@@ -23,9 +23,10 @@ import torch
 
 from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections.channels import IntArray
 from prunedeploy.pruning.carriers import BoolArray, carrier_demands, carry, choose_carriers
 from prunedeploy.pruning.constants import FoldedConstants, fold_constants
-from prunedeploy.pruning.coupling import IMAGE, IntArray, channel_sums, channel_units
+from prunedeploy.pruning.coupling import IMAGE, channel_sums, channel_units
 from prunedeploy.pruning.deviation import largest_deviation
 from prunedeploy.pruning.shrink import shrink
 from prunedeploy.pruning.subnet import count_parameters

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunedeploy.models.darknet_cfg import Convolutional
+from prunedeploy.models.sections import Convolutional
 from prunedeploy.pruning.coupling import CouplingGroup
 
 

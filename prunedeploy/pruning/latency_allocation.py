@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.pruning.coupling import Coupling, IntArray
+from prunedeploy.models.sections.channels import IntArray
+from prunedeploy.pruning.coupling import Coupling
 from prunedeploy.pruning.width_search import Wanted, WidthPath
 
 TimeTable = Callable[[int, float, float], float]

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet import Darknet
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Route, Shortcut
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections.convolutional import spread_by_group
+from prunedeploy.models.sections.layer import live_outputs
 from prunedeploy.pruning.coupling import IMAGE
 
 
@@ -24,30 +26,22 @@ def live_channels(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, Tens
         For every layer, and -1 for the image: ``(channels,)`` bool, which channels of its output live.
 
     Raises:
-        ValueError: A mask has a wrong shape, type or layer, or filters that a shortcut adds differ in fate.
+        ValueError: A mask has a wrong shape, type or layer, or filters that a layer joins differ in fate.
     """
     if unknown := set(keep) - {layer.index for layer in cfg.convolutions}:
         raise ValueError(f"keep names layers that are not convolutions: {sorted(unknown)}")
     live: dict[int, Tensor] = {IMAGE: torch.ones(cfg.input_shape[0], dtype=torch.bool)}
     for layer in cfg.layers:
         inputs = [live[source] for source in layer.inputs]
-        channels = inputs[0]
-        if isinstance(layer, Convolutional):
+        if layer.sources().terms:
+            channels = live_outputs(layer, inputs)
+        else:
             channels = keep.get(layer.index, torch.ones(layer.out_channels, dtype=torch.bool)).cpu()
             if channels.dtype != torch.bool or tuple(channels.shape) != (layer.out_channels,):
                 expected, got = f"({layer.out_channels},)", f"{channels.dtype} {tuple(channels.shape)}"
                 raise ValueError(f"layer {layer.index}: expected a bool mask {expected}, got {got}")
-        elif isinstance(layer, Route):
-            channels = torch.cat([x.chunk(layer.groups)[layer.group_id] for x in inputs])
-        elif isinstance(layer, Shortcut) and not torch.equal(*inputs):
-            raise ValueError(f"layer {layer.index}: the shortcut adds channels and only one side lives")
         live[layer.index] = channels
     return live
-
-
-def spread_by_group(layer: Convolutional, channels: Tensor) -> Tensor:
-    """What each filter reads of a value per input channel: ``(in,)`` -> ``(filters, in / groups)``."""
-    return channels.view(layer.groups, -1).repeat_interleave(layer.out_channels // layer.groups, dim=0)
 
 
 def connected_kernels(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> dict[int, Tensor]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import Convolutional
 from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.importance import straight_through
 from prunedeploy.pruning.ratio import ratio_tolerance

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.darknet import Darknet
-from prunedeploy.models.darknet_cfg import DarknetCfg, Route
-from prunedeploy.pruning.masks import connected_kernels, live_channels, spread_by_group
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pruning.masks import connected_kernels, live_channels
 
 
 def shrink_cfg(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> DarknetCfg:
-    """The cfg of the smaller network; it differs in ``filters=`` (and ``groups=``) lines only.
+    """The cfg of the smaller network; it differs in ``filters=`` lines, ``groups=`` and the like only.
 
     Args:
         cfg: The unpruned network.
@@ -23,31 +23,12 @@ def shrink_cfg(cfg: DarknetCfg, live: Mapping[int, Tensor]) -> DarknetCfg:
         ValueError: A grouped convolution or a sliced route would be left with parts of different sizes; or a
             convolution would lose all filters.
     """
-    filters, groups = {}, {}
-    for route in cfg.layers:
-        if isinstance(route, Route):
-            for source in route.inputs:
-                parts = live[source].view(route.groups, -1).sum(1).tolist()
-                if len(set(parts)) > 1:
-                    raise ValueError(f"layer {route.index}: the route's parts would keep {parts} channels")
-    for layer in cfg.convolutions:
-        kept = int(live[layer.index].sum())
-        if kept == 0:
-            raise ValueError(f"layer {layer.index} would lose all of its {layer.out_channels} filters")
-        if kept != layer.out_channels:
-            filters[layer.index] = kept
-        if layer.groups > 1:
-            per_filter = spread_by_group(layer, live[layer.inputs[0]])[live[layer.index]].sum(1).unique()
-            inputs = int(live[layer.inputs[0]].sum())
-            if len(per_filter) > 1 or per_filter[0] == 0 or inputs % int(per_filter[0]):
-                raise ValueError(f"layer {layer.index}: its groups would keep {per_filter.tolist()} input channels")
-            new_groups = inputs // int(per_filter[0])
-            by_group = live[layer.index].view(layer.groups, -1).sum(1)
-            if len(by_group[by_group > 0].unique()) > 1 or int((by_group > 0).sum()) != new_groups:
-                raise ValueError(f"layer {layer.index}: its groups would keep {by_group.tolist()} filters")
-            if new_groups != layer.groups:
-                groups[layer.index] = new_groups
-    return cfg.with_filters(filters, groups)
+    return cfg.with_options(
+        {
+            layer.index: layer.smaller([live[source] for source in layer.inputs], live[layer.index])
+            for layer in cfg.layers
+        }
+    )
 
 
 def shrink(model: Darknet, keep: Mapping[int, Tensor]) -> Darknet:
@@ -92,6 +73,12 @@ def without_dead(model: Darknet, live: Mapping[int, Tensor]) -> Darknet:
                 for name, value in source.state_dict().items()
             }
             small.conv(layer.index).load_state_dict(state)
+        kept = small.layer_weights()
+        for index, own in model.layer_weights().items():
+            for name, value in own.items():
+                axis = model.cfg.layers[index].weights_in_file()[name].channel_axis
+                channels = live[index].nonzero()[:, 0].to(value.device)
+                kept[index][name].copy_(value if axis is None else value.index_select(axis, channels))
     return small.train(model.training)
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections.channels import IntArray
 from prunedeploy.pruning.allocation import erk_factor
-from prunedeploy.pruning.coupling import Coupling, IntArray, prunable_convolutions
+from prunedeploy.pruning.coupling import Coupling, prunable_convolutions
 from prunedeploy.pruning.width_search import Wanted, WidthPath
 
 

@@ -13,8 +13,10 @@ from math import gcd, lcm, prod
 import numpy as np
 from numpy.typing import NDArray
 
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg
-from prunedeploy.pruning.coupling import Coupling, IntArray, loses_whole_groups
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import Convolutional
+from prunedeploy.models.sections.channels import IntArray
+from prunedeploy.pruning.coupling import Coupling
 
 _BISECTIONS = 40
 _MOST_COMBINATIONS = 50_000
@@ -42,7 +44,7 @@ class WeightCount:
         self.area = np.array([layer.size**2 for layer in layers], dtype=float)
         for row, layer in enumerate(layers):
             self.filters[row] = coupling.channels_per_unit[layer.index]
-            if loses_whole_groups(layer):
+            if layer.loses_whole_groups:
                 self.fixed_inputs[row] = layer.weight_shape[1]
             else:
                 self.inputs[row] = coupling.channels_per_unit[layer.inputs[0]] / layer.groups

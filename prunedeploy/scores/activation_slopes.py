@@ -7,6 +7,8 @@ hand, and is the derivative where a = b.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 
@@ -31,23 +33,11 @@ def secant(a: Tensor, b: Tensor, activation: str) -> Tensor:
     Raises:
         PruningError: There is no rule for this activation.
     """
-    if activation == "relu":
-        return _relu_secant(a, b)
-    if activation == "leaky":
-        # leaky(x) = slope * x + (1 - slope) * relu(x)
-        return _relu_secant(a, b).mul_(1.0 - LEAKY_SLOPE).add_(LEAKY_SLOPE)
-    if activation == "linear":
-        return torch.ones_like(a - b)
-    if activation == "logistic":
-        return _logistic_secant(a, b)
-    if activation == "swish":
-        # a s(a) - b s(b) = (a - b) s(a) + b (s(a) - s(b))
-        return torch.sigmoid(a) + b * _logistic_secant(a, b)
-    if activation == "mish":
-        return _mish_gate(a) + b * _mish_gate_secant(a, b)
-    raise PruningError(
-        f"DeepLIFT has no rule for the activation {activation}", "scores.name", "use another score for this network"
-    )
+    if activation not in _SECANTS:
+        raise PruningError(
+            f"DeepLIFT has no rule for the activation {activation}", "scores.name", "use another score for this network"
+        )
+    return _SECANTS[activation](a, b)
 
 
 def _relu_secant(a: Tensor, b: Tensor) -> Tensor:
@@ -86,3 +76,15 @@ def _mish_gate_secant(a: Tensor, b: Tensor) -> Tensor:
 def _decay(d: Tensor) -> Tensor:
     """(1 - exp(-d)) / d for d >= 0, and 1 at 0."""
     return torch.where(d == 0, 1.0, -torch.expm1(-d) / d)
+
+
+_SECANTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "linear": lambda a, b: torch.ones_like(a - b),
+    "relu": _relu_secant,
+    # leaky(x) = slope * x + (1 - slope) * relu(x)
+    "leaky": lambda a, b: _relu_secant(a, b).mul_(1.0 - LEAKY_SLOPE).add_(LEAKY_SLOPE),
+    "logistic": _logistic_secant,
+    # a s(a) - b s(b) = (a - b) s(a) + b (s(a) - s(b)), and so with mish's gate
+    "swish": lambda a, b: torch.sigmoid(a) + b * _logistic_secant(a, b),
+    "mish": lambda a, b: _mish_gate(a) + b * _mish_gate_secant(a, b),
+}

@@ -28,8 +28,12 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from prunedeploy.data.batches import Batch
-from prunedeploy.models.darknet import Darknet, DarknetConv, conv2d, pool_border, run_layer
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Layer, Maxpool, Route, Shortcut, Upsample, Yolo
+from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.darknet_conv import DarknetConv
+from prunedeploy.models.sections import Convolutional, Layer, Maxpool, Shortcut
+from prunedeploy.models.sections.convolutional import conv2d
+from prunedeploy.models.sections.maxpool import pool_border
 from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, check_explained
 from prunedeploy.scores.reference import ReferenceFunction
 from prunedeploy.scores.target import DetectionTarget, choose_target
@@ -57,12 +61,12 @@ def check_captum_is_right(cfg: DarknetCfg) -> None:
 
 
 def _why_wrong(layer: Layer) -> str | None:
-    if isinstance(layer, (Convolutional, Shortcut)) and layer.activation not in ACTIVATIONS:
+    if isinstance(layer, Convolutional | Shortcut) and layer.activation not in ACTIVATIONS:
         return f"has the activation {layer.activation}, of which Captum's DeepLIFT takes the plain gradient"
     if isinstance(layer, Maxpool) and layer.size > layer.stride:
         windows = f"windows that overlap (size {layer.size}, stride {layer.stride})"
         return f"has {windows}, in which Captum's DeepLIFT loses contributions"
-    if not isinstance(layer, (Convolutional, Shortcut, Maxpool, Upsample, Route, Yolo)):
+    if not (layer.linear or layer.is_head or isinstance(layer, Convolutional | Shortcut | Maxpool)):
         return "is of a kind that Captum's DeepLIFT is not set up for"
     return None
 
@@ -214,6 +218,7 @@ class _HookableDarknet(nn.Module):
         check_captum_is_right(model.cfg)
         self.cfg = model.cfg
         self.target = target
+        self.weights = model.layer_weights()
         self.convolutions = nn.ModuleDict()
         self.after = nn.ModuleDict()
         for layer in model.cfg.layers:
@@ -239,7 +244,7 @@ class _HookableDarknet(nn.Module):
         heads = []
         for layer in self.cfg.layers:
             inputs = [outputs[source] for source in layer.inputs]
-            if isinstance(layer, Yolo):
+            if layer.is_head:
                 heads.append(inputs[0])
             else:
                 outputs[layer.index] = self._run(layer, inputs)
@@ -254,7 +259,7 @@ class _HookableDarknet(nn.Module):
         if isinstance(layer, Maxpool):
             border = pool_border(layer, inputs[0].shape[-2:])
             return self.after[name](F.pad(inputs[0], border, value=float("-inf")))
-        return run_layer(layer, inputs)
+        return layer.run(inputs, self.weights.get(layer.index, {}))
 
     def trace(self, images: Tensor) -> tuple[list[Tensor], dict[int, Tensor]]:
         """Raw heads in cfg order, and by layer index what every convolution reads, ``(B, in, H, W)``."""

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from prunedeploy.data.batches import Batch
 from prunedeploy.models.darknet import Darknet
-from prunedeploy.scores.deeplift_backward import Multipliers, backward, weight_gradients
+from prunedeploy.scores.deeplift_backward import backward
+from prunedeploy.scores.deeplift_rules.convolutional import weight_gradients
+from prunedeploy.scores.deeplift_rules.interface import Multipliers
 from prunedeploy.scores.deeplift_trace import IMAGE, trace
 from prunedeploy.scores.interface import Scores
 from prunedeploy.scores.reference import ReferenceFunction, zeros_reference

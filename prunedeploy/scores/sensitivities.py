@@ -153,10 +153,10 @@ class _Differentiable:
             conv = self.model.conv(index)
             kernel, bias = conv.folded(weight)
             folded[index] = (kernel, bias.detach())
-        network = FoldedDarknet.from_folded(self.model.cfg, folded)
+        network = FoldedDarknet.from_folded(self.model.cfg, folded, self.model.layer_weights())
         like = next(iter(self.weights.values()))
         images = images.to(like).contiguous(memory_format=torch.channels_last)
-        return run_layers(self.model.cfg.layers, images, network.convolve)
+        return run_layers(self.model.cfg.layers, images, network.convolve, network.weights)
 
     def gradients(self, value: Tensor) -> Scores:
         """Derivative of a 0-d value by every weight; zeros where it does not depend on one."""

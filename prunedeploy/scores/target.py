@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunedeploy.models.decode import HasCfg, split_head
+from prunedeploy.models.decode import HasCfg
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +19,7 @@ class DetectionTarget:
     """A sum of logits that were chosen once, from the clean image.
 
     Attributes:
-        weights: Per head ``(B, A * (5 + C), H, W)``: 1 where a logit is part of the sum, 0 elsewhere.
+        weights: Per head ``(B, A * V, H, W)``: 1 where a logit is part of the sum, 0 elsewhere.
     """
 
     weights: tuple[Tensor, ...]
@@ -28,7 +28,7 @@ class DetectionTarget:
         """The target of each image.
 
         Args:
-            heads: Raw heads in cfg order, each ``(B, A * (5 + C), H, W)``; or B = 1, the same for all images.
+            heads: Raw heads in cfg order, each ``(B, A * V, H, W)``; or B = 1, the same for all images.
 
         Returns:
             ``(B,)``.
@@ -45,7 +45,7 @@ def choose_target(model: HasCfg, heads: list[Tensor], predictions: int) -> Detec
 
     Args:
         model: Gives the heads' layout.
-        heads: Raw heads of the clean images in cfg order, each ``(B, A * (5 + C), H, W)``.
+        heads: Raw heads of the clean images in cfg order, each ``(B, A * V, H, W)``.
         predictions: Per head and image, at least 1; all, if a head has fewer.
 
     Raises:
@@ -55,15 +55,15 @@ def choose_target(model: HasCfg, heads: list[Tensor], predictions: int) -> Detec
         raise ValueError(f"predictions must be at least 1, got {predictions}")
     weights = []
     for raw, head in zip(heads, model.cfg.heads, strict=True):
-        split = split_head(raw, head)  # (B, A, H, W, 5 + C)
-        class_logit, best_class = split[..., 5:].max(-1)  # (B, A, H, W) each
-        score = torch.sigmoid(split[..., 4]) * torch.sigmoid(class_logit)
+        split, first_class = head.split(raw), head.box_values + 1  # (B, A, H, W, V)
+        best_class = head.class_logits(raw).argmax(-1)  # (B, N)
+        score = head.scores(raw).gather(2, best_class[..., None])[..., 0]
         count = min(predictions, score[0].numel())
-        chosen = score.flatten(1).topk(count, dim=1).indices  # (B, count)
-        weight = torch.zeros(split.shape, dtype=raw.dtype, device=raw.device).flatten(1, 3)  # (B, A H W, 5 + C)
+        chosen = score.topk(count, dim=1).indices  # (B, count)
+        weight = torch.zeros(split.shape, dtype=raw.dtype, device=raw.device).flatten(1, 3)  # (B, N, V)
         image = torch.arange(len(raw), device=raw.device)[:, None]
-        weight[image, chosen, 4] = 1.0
-        weight[image, chosen, 5 + best_class.flatten(1).gather(1, chosen)] = 1.0
-        # (B, A H W, 5 + C) -> (B, A, H, W, 5 + C) -> (B, A, 5 + C, H, W) -> the head's own layout
+        weight[image, chosen, head.box_values] = 1.0
+        weight[image, chosen, first_class + best_class.gather(1, chosen)] = 1.0
+        # (B, N, V) -> (B, A, H, W, V) -> (B, A, V, H, W) -> the head's own layout
         weights.append(weight.view(split.shape).permute(0, 1, 4, 2, 3).reshape(raw.shape))
     return DetectionTarget(tuple(weights))

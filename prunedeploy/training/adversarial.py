@@ -9,8 +9,8 @@ from torch import Tensor
 from prunedeploy.attacks import ThreatModel
 from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
-from prunedeploy.models.darknet import BN_MOMENTUM, Darknet, FoldedDarknet
-from prunedeploy.models.decode import split_head
+from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.darknet_conv import BN_MOMENTUM
 from prunedeploy.models.loss import LossTerms, yolo_loss
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.free import FreeObjective
@@ -101,12 +101,12 @@ def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet,
     """
     total = heads[0].new_zeros(())
     for student, teacher, head in zip(heads, taught, model.cfg.heads, strict=True):
-        own, wanted = split_head(student, head), split_head(teacher, head)
-        weight = torch.sigmoid(wanted[..., 4])
-        soft = torch.sigmoid(wanted[..., 4:] / temperature)
-        logits = F.binary_cross_entropy_with_logits(own[..., 4:] / temperature, soft, reduction="none")
+        own, wanted, box_values = head.split(student), head.split(teacher), head.box_values
+        weight = torch.sigmoid(wanted[..., box_values])
+        soft = torch.sigmoid(wanted[..., box_values:] / temperature)
+        logits = F.binary_cross_entropy_with_logits(own[..., box_values:] / temperature, soft, reduction="none")
         objectness, classes = logits[..., 0] * temperature**2, logits[..., 1:].sum(-1) * temperature**2
-        boxes = (own[..., :4] - wanted[..., :4]).square().sum(-1)
+        boxes = (own[..., :box_values] - wanted[..., :box_values]).square().sum(-1)
         total = total + (objectness + weight * (classes + boxes)).sum()
     return total / heads[0].shape[0]
 

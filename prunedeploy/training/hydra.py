@@ -23,9 +23,10 @@ from prunedeploy.attacks import Pgd, ThreatModel
 from prunedeploy.attacks.pgd import DTYPES
 from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
-from prunedeploy.models.darknet import Darknet, DarknetConv, FoldedDarknet, check_images, run_layers
-from prunedeploy.models.darknet_cfg import Convolutional
+from prunedeploy.models.darknet import Darknet, FoldedDarknet, check_images, run_layers
+from prunedeploy.models.darknet_conv import DarknetConv
 from prunedeploy.models.loss import yolo_loss
+from prunedeploy.models.sections import Convolutional
 from prunedeploy.pruning.cut import Masks, Selection
 from prunedeploy.scores import scaled_scores
 from prunedeploy.scores.interface import Scores
@@ -179,7 +180,7 @@ class ScoredDarknet(nn.Module):
             weight, bias = conv.folded(masked, masks.filters.get(index))
             weight = weight.detach().to(dtype).contiguous(memory_format=torch.channels_last)
             folded[index] = (weight, bias.detach().to(dtype))
-        return FoldedDarknet.from_folded(self.network.cfg, folded)
+        return FoldedDarknet.from_folded(self.network.cfg, folded, self.network.layer_weights())
 
     def forward(self, images: Tensor, masks: Masks | None = None) -> list[Tensor]:
         """Compute the raw heads of the selected subnetwork; see `Darknet.forward`.
@@ -198,7 +199,7 @@ class ScoredDarknet(nn.Module):
             weight = conv.weight * selected.weights[index] if index in selected.weights else None
             return conv(x, weight, selected.filters.get(index))
 
-        return run_layers(self.network.cfg.layers, images, convolve)
+        return run_layers(self.network.cfg.layers, images, convolve, self.network.layer_weights())
 
 
 def score_objective(

@@ -7,9 +7,11 @@ import re
 import numpy as np
 import torch
 
-from prunedeploy.models.darknet import Darknet, FoldedDarknet, conv2d, load_darknet, run_layers
-from prunedeploy.models.darknet_cfg import Convolutional, DarknetCfg, Yolo, parse_cfg
+from prunedeploy.models.darknet import Darknet, FoldedDarknet, load_darknet, run_layers
+from prunedeploy.models.darknet_cfg import DarknetCfg, parse_cfg
 from prunedeploy.models.decode import decode
+from prunedeploy.models.sections import Convolutional, Yolo
+from prunedeploy.models.sections.convolutional import conv2d
 
 # Every kind of layer, every activation, groups, dilation, odd and unequal sides, all paddings of pooling.
 ODD_CFG = """[net]

@@ -6,16 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from prunedeploy.models.darknet_cfg import (
-    Convolutional,
-    Maxpool,
-    Route,
-    Shortcut,
-    Upsample,
-    Yolo,
-    parse_cfg,
-    read_cfg,
-)
+from prunedeploy.models.darknet_cfg import parse_cfg, read_cfg
+from prunedeploy.models.sections import Convolutional, Maxpool, Route, Shortcut, Upsample, Yolo
 from prunedeploy.resources import darknet_cfg_path
 from prunedeploy_engines.errors import DarknetFormatError
 from pruning.darknets import HEAD, conv, network

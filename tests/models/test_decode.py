@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from prunedeploy.models import decode, load_darknet
-from prunedeploy.models.decode import cxcywh_to_xyxy, split_head
 from pruning.darknets import conv, network
 
 
@@ -86,16 +85,12 @@ def test_two_heads_equal_a_plain_loop() -> None:
         np.testing.assert_allclose(scores[image].numpy(), expected_scores, rtol=1e-5, atol=1e-7)
 
 
-def test_split_head_keeps_anchor_major_channels_apart() -> None:
+def test_split_keeps_anchor_major_channels_apart() -> None:
     model = model_of(32, 32, "5,6,7,8", ["0,1"], classes=1)
     raw = torch.arange(12).view(1, 12, 1, 1).expand(1, 12, 3, 2).float()
-    split = split_head(raw, model.cfg.heads[0])
+    split = model.cfg.heads[0].split(raw)
     assert split.shape == (1, 2, 3, 2, 6)
     assert split[0, 1, 2, 0].tolist() == [6, 7, 8, 9, 10, 11]
-
-
-def test_corners_of_centre_and_size() -> None:
-    assert cxcywh_to_xyxy(torch.tensor([[10.0, 20.0, 4.0, 6.0]])).tolist() == [[8.0, 17.0, 12.0, 23.0]]
 
 
 def test_wrong_heads_are_refused() -> None:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from effort import examples
 from prunedeploy.models import DarknetCfg, LossTerms, decode, parse_cfg, yolo_loss, yolo_losses
-from prunedeploy.models.decode import split_head
-from prunedeploy.models.loss import best_iou, complete_iou
+from prunedeploy.models.boxes import complete_iou
 
 ANCHORS = ((4, 6), (9, 7), (14, 20), (30, 16))
 MASKS = ((2, 3), (0, 1))
@@ -260,24 +259,6 @@ def test_the_gradient_of_complete_iou_is_that_of_finite_differences_at_a_fixed_t
             assert float(gradient[row, k]) == pytest.approx((ends[0] - ends[1]) / (2 * h), abs=1e-6)
 
 
-def test_complete_iou_worked_by_hand() -> None:
-    predicted = torch.tensor([[1.0, 1, 2, 2], [1, 1, 2, 2], [1, 1, 2, 2], [2, 1, 4, 2]], dtype=torch.float64)
-    truth = torch.tensor([[1.0, 1, 2, 2], [2, 1, 2, 2], [5, 1, 2, 2], [1, 2, 2, 4]], dtype=torch.float64)
-    # Equal boxes: 1. Shifted by half: IoU 2 / 6, centres 1 apart, enclosing box 3 x 2: 1/3 - 1/13.
-    # Apart: IoU 0, centres 4 apart, enclosing 6 x 2: -16/40. Crossed 4 x 2 and 2 x 4: overlap 2 x 2 of 12,
-    # centres sqrt 2 apart, enclosing 4 x 4; v = 4 / pi^2 (atan 1/2 - atan 2)^2, alpha = v / (1 - 1/3 + v).
-    v = 4 / math.pi**2 * (math.atan(0.5) - math.atan(2)) ** 2
-    expected = [1, 1 / 3 - 1 / 13, -0.4, 1 / 3 - 2 / 32 - v / (2 / 3 + v) * v]
-    torch.testing.assert_close(complete_iou(predicted, truth), torch.tensor(expected, dtype=torch.float64))
-
-
-def test_best_iou_takes_the_best_box_and_knows_none() -> None:
-    predicted = torch.tensor([[[0.0, 0, 2, 2], [10, 10, 11, 11]]])
-    truth = torch.tensor([[[1.0, 0, 3, 2], [0, 0, 2, 1], [5, 5, 5, 5]]])
-    torch.testing.assert_close(best_iou(predicted, truth), torch.tensor([[0.5, 0.0]]))
-    assert best_iou(predicted, truth[:, :0]).tolist() == [[0.0, 0.0]]
-
-
 @dataclass
 class HasCfg:
     cfg: DarknetCfg
@@ -324,9 +305,7 @@ def test_images_without_boxes_cost_objectness_only() -> None:
     terms = yolo_loss(heads, torch.zeros(0, 6, dtype=torch.float64), cfg)
     assert float(terms.box.detach()) == 0
     assert float(terms.classes.detach()) == 0
-    logits = torch.cat(
-        [split_head(raw.detach(), head)[..., 4].flatten() for raw, head in zip(heads, cfg.heads, strict=True)]
-    )
+    logits = torch.cat([head.split(raw.detach())[..., 4].flatten() for raw, head in zip(heads, cfg.heads, strict=True)])
     expected = sum(cross_entropy(t, 0) for t in logits.tolist()) / 2
     assert float(terms.objectness.detach()) == pytest.approx(expected)
     terms.total.backward()

@@ -147,6 +147,7 @@ def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None:
     same_size = [i for i, other in enumerate(graph.shapes) if other[1:] == shape[1:] and i not in graph.head_outputs]
     same_shape = [i for i in same_size[:-1] if graph.shapes[i] == shape]
     kinds = ["conv", "conv", "keep width", "route", "route", "maxpool"]
+    kinds += ["avgpool"] * (graph.size > 8)
     kinds += ["shortcut"] * 4 * bool(same_shape) + ["upsample"] * (height <= 8)
     kind = draw(st.sampled_from(kinds))
     if kind == "shortcut":
@@ -170,6 +171,8 @@ def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None:
         padding = size - 1
         out = ((height + padding - size) // stride + 1, (width + padding - size) // stride + 1)
         graph.add(f"maxpool size={size} stride={stride}", (channels, *out))
+    elif kind == "avgpool":
+        graph.add("avgpool", (channels, 1, 1))
     elif kind == "upsample":
         graph.add("upsample stride=2", (channels, 2 * height, 2 * width))
     else:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from effort import examples
 from prunedeploy.models import DarknetCfg, parse_cfg, read_cfg
 from prunedeploy.models.darknet import run_layers
-from prunedeploy.models.darknet_cfg import Convolutional
+from prunedeploy.models.sections import Convolutional
 from prunedeploy.pruning.coupling import couple, coupling_groups, prunable_convolutions
 from prunedeploy.pruning.masks import live_channels
 from pruning.darknets import HEAD, RandomCfg, conv, network, random_cfgs

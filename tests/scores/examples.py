@@ -9,7 +9,9 @@ from torch import Tensor
 
 from prunedeploy.data.batches import Batch
 from prunedeploy.models import Darknet, load_darknet, yolo_loss
-from prunedeploy.scores.deeplift_backward import Multipliers, backward, weight_gradients
+from prunedeploy.scores.deeplift_backward import backward
+from prunedeploy.scores.deeplift_rules.convolutional import weight_gradients
+from prunedeploy.scores.deeplift_rules.interface import Multipliers
 from prunedeploy.scores.deeplift_trace import trace
 from prunedeploy.scores.interface import Scores
 from prunedeploy.scores.target import DetectionTarget

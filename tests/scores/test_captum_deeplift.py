@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from effort import examples
 from prunedeploy.data.demo import SPRITES, DemoSettings, compose_scene, cut_out
 from prunedeploy.models import Darknet, load_darknet
-from prunedeploy.models.darknet_cfg import Maxpool, parse_cfg
+from prunedeploy.models.darknet_cfg import parse_cfg
+from prunedeploy.models.sections import Maxpool
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy.scores import choose_target, deeplift
 from prunedeploy.scores.captum_deeplift import captum_deeplift, captum_multipliers

@@ -16,7 +16,7 @@ from torch import Tensor
 from effort import examples
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet import run_layers
-from prunedeploy.models.darknet_cfg import Convolutional
+from prunedeploy.models.sections import Convolutional
 from prunedeploy.scores import DetectionTarget, choose_target, deeplift, gradient_x_input_scores
 from prunedeploy.scores.activation_slopes import secant
 from prunedeploy.scores.reference import zeros_reference
@@ -243,7 +243,7 @@ def test_summation_to_delta_shows_a_wrong_rule(monkeypatch: pytest.MonkeyPatch) 
     batches = random_batches([2])
     assert deeplift(mixed_network("mish"), batches).summation.target < 1e-13
     # What Captum does with mish: the derivative at the image in the place of the slope to the reference.
-    monkeypatch.setattr("prunedeploy.scores.deeplift_trace.secant", lambda y, y0, name: secant(y, y, name))
+    monkeypatch.setattr("prunedeploy.scores.deeplift_rules.slopes.secant", lambda y, y0, name: secant(y, y, name))
     wrong = deeplift(mixed_network("mish"), batches).summation
     assert wrong.target > 1e-2
     assert wrong.worst_layer > 1e-2

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from prunedeploy.models import Darknet, load_darknet
-from prunedeploy.models.darknet import activate
+from prunedeploy.models.sections.activations import activate
 from prunedeploy.scores import choose_target, gradient_x_input_scores
 from prunedeploy.scores.activation_slopes import secant
-from prunedeploy.scores.deeplift_trace import reveal_cancel_slopes
+from prunedeploy.scores.deeplift_rules.slopes import reveal_cancel_slopes
 from prunedeploy_engines.errors import PruningError
 from pruning.darknets import ACTIVATIONS, network
 from scores.dense_deeplift import DERIVATIVES, FUNCTIONS, reveal_cancel

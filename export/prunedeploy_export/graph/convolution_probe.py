@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
+from prunedeploy_export.graph.activations import add_activation
+from prunedeploy_export.graph.builder import IMAGES, GraphBuilder
 from prunedeploy_export.graph.from_torch import OPSET
-from prunedeploy_export.graph.layers import IMAGES, GraphBuilder, add_activation
 
 _IR_VERSION = 8
 

@@ -1,28 +1,20 @@
-"""From raw heads to ``boxes`` and ``scores``, as ONNX nodes.
-
-What the decoding knows beforehand (cells, strides, anchors) is a constant for all predictions of all heads,
-so one multiplication and one addition do it: the whole tail costs a few passes over the predictions.
-"""
+"""From raw heads to ``boxes`` and ``scores``, as ONNX nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 
-import numpy as np
-import numpy.typing as npt
-
-from prunedeploy_export.graph.layers import GraphBuilder
-from prunedeploy_export.graph.network import Cfg, Yolo
+from prunedeploy_export.graph.builder import GraphBuilder
+from prunedeploy_export.graph.heads import HEAD_WRITERS, HeadGroup
+from prunedeploy_export.graph.network import Cfg
 
 BOXES = "boxes"
 SCORES = "scores"
 
 
 def add_decode(graph: GraphBuilder, cfg: Cfg, raw_heads: Sequence[str]) -> None:
-    """Append the nodes that decode (YOLOv3, Redmon and Farhadi 2018, section 2.1).
-
-    centre = (sigmoid(txy) * s - (s - 1) / 2 + cell) * stride and size = anchor * exp(twh), in input pixels,
-    with s = ``scale_x_y``; score = sigmoid(objectness) * sigmoid(class).
+    """Append the nodes that decode.
 
     The outputs are ``boxes`` ``(N, M, 4)`` xyxy in input pixels and ``scores`` ``(N, M, C)``; M counts head
     by head, then anchor, row, column.
@@ -30,68 +22,25 @@ def add_decode(graph: GraphBuilder, cfg: Cfg, raw_heads: Sequence[str]) -> None:
     Args:
         graph: Where to.
         cfg: The network's layers.
-        raw_heads: Names of the raw heads, each ``(N, A * (5 + C), H, W)``.
+        raw_heads: Names of the raw heads, each ``(N, A * V, H, W)``.
     """
-    box_parts, score_parts = [], []
-    for number, (raw, head) in enumerate(zip(raw_heads, cfg.heads, strict=True)):
-        boxes, scores = _split_head(graph, raw, head, f"head{number}")
-        box_parts.append(boxes)
-        score_parts.append(scores)
-    graph.node("Concat", score_parts, SCORES, axis=1)  # of one head too, for the name
-
-    constants = (_constants(head, cfg.input_shape[1:]) for head in cfg.heads)
-    centre_scale, centre_shift, half_anchors = (
-        np.concatenate(parts, axis=1) for parts in zip(*constants, strict=True)
-    )  # (1, M, 2) each
-    predictions = graph.node("Concat", box_parts, "decode/predictions", axis=1)  # (N, M, 4)
-    txy, twh = graph.split(predictions, ["decode/txy", "decode/twh"], [2, 2], axis=2)
-    centre = graph.node("Sigmoid", [txy], "decode/sigmoid")
-    centre = graph.node("Mul", [centre, graph.constant("decode/centre_scale", centre_scale)], "decode/scaled")
-    centre = graph.node("Add", [centre, graph.constant("decode/centre_shift", centre_shift)], "decode/centre")
-    half = graph.node("Exp", [twh], "decode/exp")
-    half = graph.node("Mul", [half, graph.constant("decode/half_anchors", half_anchors)], "decode/half_size")
-    low = graph.node("Sub", [centre, half], "decode/low")
-    high = graph.node("Add", [centre, half], "decode/high")
-    graph.node("Concat", [low, high], BOXES, axis=2)
-
-
-def _split_head(graph: GraphBuilder, raw: str, head: Yolo, name: str) -> tuple[str, str]:
-    """Append the nodes from a raw head to its predictions, row by row.
-
-    Returns:
-        Names of txy and twh ``(N, A * H * W, 4)``, and of the scores ``(N, A * H * W, C)``.
-    """
-    channels, height, width = head.out_shape
-    anchors, cells = len(head.head_anchors_wh), height * width
-    # While the channels still stand before the cells, splitting copies whole blocks.
-    grid = graph.reshape(raw, [0, anchors, channels // anchors, cells], f"{name}/grid")
-    box, objectness, classes = graph.split(
-        grid, [f"{name}/box", f"{name}/objectness", f"{name}/class"], [4, 1, head.classes], axis=2
-    )
-    objectness = graph.node("Sigmoid", [objectness], f"{name}/p_object")
-    classes = graph.node("Sigmoid", [classes], f"{name}/p_class")
-    scores = graph.node("Mul", [classes, objectness], f"{name}/p")  # (N, A, C, H * W)
-    flat = []
-    for value, length in ((box, 4), (scores, head.classes)):
-        rows = graph.node("Transpose", [value], f"{value}/rows", perm=[0, 1, 3, 2])
-        flat.append(graph.reshape(rows, [0, anchors * cells, length], f"{value}/flat"))
-    return flat[0], flat[1]
-
-
-def _constants(head: Yolo, input_size: tuple[int, int]) -> tuple[npt.NDArray[np.float32], ...]:
-    """Compute what decoding knows beforehand of one head.
-
-    Returns:
-        Three arrays ``(1, A * H * W, 2)`` in input pixels: centre = sigmoid(txy) * first + second, and
-        half the size = exp(twh) * third.
-    """
-    _, height, width = head.out_shape
-    stride = np.array([input_size[1] / width, input_size[0] / height])
-    anchors = np.array(head.head_anchors_wh)
-    rows, columns = np.mgrid[:height, :width]
-    cells = np.stack((columns, rows), axis=-1)  # (H, W, 2)
-    shape = (len(anchors), height, width, 2)
-    scale = np.broadcast_to(head.scale_x_y * stride, shape)
-    shift = np.broadcast_to((cells - (head.scale_x_y - 1) / 2) * stride, shape)
-    half_anchors = np.broadcast_to(anchors[:, None, None] / 2, shape)
-    return tuple(values.reshape(1, -1, 2).astype(np.float32) for values in (scale, shift, half_anchors))
+    numbered = groupby(range(len(cfg.heads)), key=lambda number: cfg.heads[number].kind)
+    runs = [(kind, list(numbers)) for kind, numbers in numbered]
+    outputs = []
+    for kind, numbers in runs:
+        # Nodes are told apart by the first head's number only where there are heads of several kinds.
+        part = "" if len(runs) == 1 else f"/part{numbers[0]}"
+        group = HeadGroup(
+            heads=[cfg.heads[number] for number in numbers],
+            raw=[raw_heads[number] for number in numbers],
+            first=numbers[0],
+            input_size=cfg.input_shape[1:],
+            name=f"decode{part}",
+            boxes=BOXES + part,
+            scores=SCORES + part,
+        )
+        HEAD_WRITERS[kind](graph, group)
+        outputs.append((group.boxes, group.scores))
+    if len(runs) > 1:
+        for output, parts in zip((BOXES, SCORES), zip(*outputs, strict=True), strict=True):
+            graph.node("Concat", parts, output, axis=1)

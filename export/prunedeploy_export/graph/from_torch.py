@@ -7,7 +7,6 @@ but for the batch, and the same bytes every time.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.version import __version__
+from prunedeploy_export.graph.builder import IMAGES, GraphBuilder
 from prunedeploy_export.graph.decode import BOXES, SCORES, add_decode
 from prunedeploy_export.graph.edit import OnnxFile, write_model
-from prunedeploy_export.graph.layers import IMAGES, GraphBuilder, add_layers
+from prunedeploy_export.graph.layers import add_layers
 from prunedeploy_export.graph.network import Cfg, Network
 
 OPSET = 17
@@ -73,7 +73,7 @@ def _build_model(network: Network, entries: dict[str, str], opset: int) -> Model
     model.opset_import.append(helper.make_opsetid("", opset))
     helper.set_model_props(model, entries)
     model.graph.name = "detector"
-    predictions = sum(len(head.head_anchors_wh) * math.prod(head.out_shape[1:]) for head in cfg.heads)
+    predictions = sum(head.prediction_count for head in cfg.heads)
     model.graph.input.append(_batch_of(IMAGES, *cfg.input_shape))
     model.graph.output.extend([_batch_of(BOXES, predictions, 4), _batch_of(SCORES, predictions, cfg.classes)])
 

@@ -21,7 +21,7 @@ class Layer(Protocol):
 
     @property
     def kind(self) -> str:
-        """``convolutional``, ``maxpool``, ``upsample``, ``route``, ``shortcut`` or ``yolo``."""
+        """The section's name in a cfg, which `sections` and `heads` know what to do with."""
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -68,6 +68,10 @@ class Maxpool(Windowed, Protocol):
     """Max pooling."""
 
 
+class Avgpool(Layer, Protocol):
+    """The mean over the whole map."""
+
+
 class Upsample(Layer, Protocol):
     """Nearest-neighbour upsampling."""
 
@@ -96,8 +100,8 @@ class Shortcut(Layer, Protocol):
         """As of a convolution."""
 
 
-class Yolo(Layer, Protocol):
-    """Detection head: decodes its input of ``A * (5 + C)`` channels."""
+class Head(Layer, Protocol):
+    """Detection head: decodes its input of ``A * V`` channels, V numbers for each of A predictions per cell."""
 
     @property
     def head_anchors_wh(self) -> tuple[tuple[float, float], ...]:
@@ -106,6 +110,14 @@ class Yolo(Layer, Protocol):
     @property
     def classes(self) -> int:
         """C, the number of classes."""
+
+    @property
+    def prediction_count(self) -> int:
+        """How many predictions it makes: ``A * H * W``."""
+
+
+class Yolo(Head, Protocol):
+    """YOLOv3's and v4's: V = 5 + C, independent logistics."""
 
     @property
     def scale_x_y(self) -> float:
@@ -120,8 +132,8 @@ class Cfg(Protocol):
         """All layers, each after those it reads."""
 
     @property
-    def heads(self) -> Sequence[Yolo]:
-        """The yolo layers among them, in order."""
+    def heads(self) -> Sequence[Head]:
+        """The detection heads among them, in order."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -146,3 +158,7 @@ class Network(Protocol):
     @property
     def folded(self) -> Mapping[int, tuple[Tensor, Tensor]]:
         """By layer index: weight ``(filters, in / groups, size, size)`` and bias ``(filters,)``."""
+
+    @property
+    def weights(self) -> Mapping[int, Mapping[str, Tensor]]:
+        """The weights of layers that are no convolutions, by layer index and name."""

@@ -18,9 +18,9 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.runner import DETECTION_COLUMNS
+from prunedeploy_export.graph.builder import GraphBuilder
 from prunedeploy_export.graph.decode import BOXES, SCORES
 from prunedeploy_export.graph.edit import metadata_of, set_metadata
-from prunedeploy_export.graph.layers import GraphBuilder
 
 DETECTIONS = "detections"
 NUM_DETECTIONS = "num_detections"

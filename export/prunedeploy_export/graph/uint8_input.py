@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto, TensorProto, helper
 
+from prunedeploy_export.graph.builder import IMAGES
 from prunedeploy_export.graph.edit import GraphEditor, redirect, set_metadata
-from prunedeploy_export.graph.layers import IMAGES
 
 
 def with_uint8_input(model: ModelProto) -> ModelProto:

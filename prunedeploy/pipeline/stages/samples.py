@@ -15,7 +15,7 @@ from torch import Tensor
 from prunedeploy.attacks import Pgd
 from prunedeploy.data.records import ImageRecord
 from prunedeploy.evaluation import PGD, TorchRunner
-from prunedeploy.models.decode import cxcywh_to_xyxy
+from prunedeploy.models.boxes import cxcywh_to_xyxy
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.evaluate import detected
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from prunedeploy.models.darknet import activate
+from prunedeploy.models.sections.activations import activate
 from prunedeploy_export.graph.convolution_probe import convolution_model
 
 

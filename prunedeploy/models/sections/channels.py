@@ -1,0 +1,43 @@
+"""Where the channels of a layer's output come from: all that pruning has to know of a layer.
+
+Coupling, masks, constants and dead channels follow channels through a network by this alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Where each output channel of a layer comes from, and which channels must leave together.
+
+    Channels are numbered: those of the first input from 0, those of the next input behind them, and behind all
+    inputs those of the output, which only ``ties`` name.
+
+    Attributes:
+        terms: Each ``(out_channels,)`` int64: the input channels that an output channel is a function of, one of each
+            array; -1, never in the first, where it has fewer. What one output channel is a function of leaves as one.
+            Empty if the output channels are filters of the layer's own.
+        ties: Each ``(members, n)`` int64: what stands in one column leaves together beside that, for the layer to stay
+            what it is.
+        alive_at_zero: Why an output channel whose inputs are zero is not zero; None if it is.
+        product: Whether an output channel is zero as soon as one of its terms is.
+        frozen: Why no output channel may leave, whatever it reads; None if they may.
+    """
+
+    terms: tuple[IntArray, ...] = ()
+    ties: tuple[IntArray, ...] = ()
+    alive_at_zero: str | None = None
+    product: bool = False
+    frozen: str | None = None
+
+
+def one_to_one(channels: int) -> tuple[IntArray, ...]:
+    """The terms of a layer whose every output channel is a function of the same one of its only input."""
+    return (np.arange(channels),)
