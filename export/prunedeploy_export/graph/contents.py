@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,12 @@ class OnnxContents:
         outputs: What a call gives.
         operators: Number of nodes by operator, the most frequent first; those of other domains as ``domain.name``, and
             those inside ``If``, ``Loop`` and ``Scan`` among them.
-        values: Number of stored values by element type, constants among them.
-        parameters: Stored values but for those of int64, which are shapes and indices.
+        values: Number of stored values by element type: those of initialisers and of nodes ``Constant``.
+        parameters: Values of initialisers, but for int64, which are shapes and indices; and of weights that are nodes
+            ``Constant``.
         weights: Values of the weights of convolutions and matrix products.
         macs: Multiply-accumulates for one image; None where the shape of one of them is not known.
-        precision: ``fp32``, ``fp16`` or ``int8``: what weights are stored in.
+        precision: ``int8`` if anything is quantised, else ``fp16`` or ``fp32``: what most weights are stored in.
     """
 
     ir_version: int
@@ -85,11 +86,12 @@ def read_contents(path: str | Path) -> OnnxContents:
 def contents_of(model: ModelProto) -> OnnxContents:
     """What is in an ONNX model; it is not changed."""
     stored = {tensor.name: tensor for graph in _graphs(model.graph) for tensor in graph.initializer}
-    constants = [tensor for node in _nodes(model.graph) for tensor in _constants(node)]
+    constants = {name: tensor for node in _nodes(model.graph) for name, tensor in _constants(node)}
     values: Counter[str] = Counter()
-    for tensor in [*stored.values(), *constants]:
+    for tensor in (*stored.values(), *constants.values()):
         values[_type_name(tensor.data_type)] += math.prod(tensor.dims)
-    weights = _weights(model.graph, stored)
+    weights = _weights(model.graph, {**constants, **stored})
+    parameters = {name: tensor for name, tensor in stored.items() if tensor.data_type != TensorProto.INT64} | weights
     operators = Counter(_operator(node) for node in _nodes(model.graph))
     return OnnxContents(
         ir_version=model.ir_version,
@@ -99,10 +101,10 @@ def contents_of(model: ModelProto) -> OnnxContents:
         outputs=tuple(_tensor(value) for value in model.graph.output),
         operators=dict(operators.most_common()),
         values=dict(values.most_common()),
-        parameters=sum(count for name, count in values.items() if name != "int64"),
-        weights=sum(math.prod(tensor.dims) for tensor in weights),
+        parameters=sum(math.prod(tensor.dims) for tensor in parameters.values()),
+        weights=sum(math.prod(tensor.dims) for tensor in weights.values()),
         macs=_macs(model),
-        precision=_precision(operators, weights),
+        precision=_precision(operators, list(weights.values())),
     )
 
 
@@ -121,10 +123,12 @@ def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
         yield from one.node
 
 
-def _constants(node: NodeProto) -> Iterator[TensorProto]:
-    """What a node ``Constant`` holds as a tensor."""
+def _constants(node: NodeProto) -> Iterator[tuple[str, TensorProto]]:
+    """What a node ``Constant`` holds as a tensor, under the name of its result."""
     if node.op_type == "Constant":
-        yield from (attribute.t for attribute in node.attribute if attribute.type == AttributeProto.TENSOR)
+        for attribute in node.attribute:
+            if attribute.type == AttributeProto.TENSOR:
+                yield node.output[0], attribute.t
 
 
 def _operator(node: NodeProto) -> str:
@@ -148,7 +152,7 @@ def _shape(value: ValueInfoProto) -> tuple[Dimension, ...] | None:
     )
 
 
-def _weights(graph: GraphProto, stored: Mapping[str, TensorProto]) -> list[TensorProto]:
+def _weights(graph: GraphProto, stored: Mapping[str, TensorProto]) -> dict[str, TensorProto]:
     """The stored tensors that convolutions and matrix products multiply with, also by way of a DequantizeLinear."""
     behind = {
         node.output[0]: node.input[0]
@@ -164,14 +168,16 @@ def _weights(graph: GraphProto, stored: Mapping[str, TensorProto]) -> list[Tenso
             name = behind.get(name, name)
             if name in stored:
                 found[name] = stored[name]
-    return list(found.values())
+    return found
 
 
-def _precision(operators: Mapping[str, int], weights: list[TensorProto]) -> str:
+def _precision(operators: Mapping[str, int], weights: Sequence[TensorProto]) -> str:
     if any(name in operators for name in _QUANTISED) or any(name.startswith("QLinear") for name in operators):
         return "int8"
-    half = sum(tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16) for tensor in weights)
-    return "fp16" if half > len(weights) / 2 else "fp32"
+    sizes: Counter[bool] = Counter()
+    for tensor in weights:
+        sizes[tensor.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)] += math.prod(tensor.dims)
+    return "fp16" if sizes[True] > sizes[False] else "fp32"
 
 
 def _macs(model: ModelProto) -> int | None:
@@ -185,7 +191,10 @@ def _macs(model: ModelProto) -> int | None:
     for value in (*copy.graph.output, *copy.graph.value_info):  # what they call the batch is a number now
         for dim in value.type.tensor_type.shape.dim:
             dim.ClearField("dim_param")
-    inferred = shape_inference.infer_shapes(copy, data_prop=True)
+    try:
+        inferred = shape_inference.infer_shapes(copy, data_prop=True)
+    except shape_inference.InferenceError:  # the graph contradicts itself, which is for a runtime to say
+        return None
     shapes: dict[str, tuple[Dimension, ...] | None] = {}
     for graph in _graphs(inferred.graph):
         for value in (*graph.value_info, *graph.input, *graph.output):
@@ -209,8 +218,10 @@ def _node_macs(node: NodeProto, shapes: Mapping[str, tuple[Dimension, ...] | Non
 
     A transposed convolution spreads each cell of its input instead.
     """
-    result, data = _known(shapes.get(node.output[0])), _known(shapes.get(node.input[0]))
-    weight = _known(shapes.get(node.input[_WEIGHT_AT.get(node.op_type, 1)]))
+    at = _WEIGHT_AT.get(node.op_type, 1)
+    if len(node.input) <= at or not node.output:
+        return None
+    result, data, weight = (_known(shapes.get(name)) for name in (node.output[0], node.input[0], node.input[at]))
     if data is None or (weight is None and node.op_type not in _PRODUCTS):
         return None
     if node.op_type == "ConvTranspose":

@@ -17,8 +17,8 @@ def inspect(path: Path) -> dict[str, Any]:
         path: A Darknet cfg, a bundle, a build's output folder or an ONNX file.
 
     Returns:
-        ``kind`` (``cfg``, ``bundle``, ``build`` or ``onnx``), ``path``, and what `network_document`, `bundle_document` or
-        the file's contents say.
+        ``kind`` (``cfg``, ``bundle``, ``build`` or ``onnx``), ``path``, and what `network_document`, `bundle_document`
+        or the file's contents say.
 
     Raises:
         ConfigError: There is nothing, or something else.
