@@ -304,3 +304,10 @@ def test_whoever_states_a_checksum_is_named():
         *("yolov4-csp", "yolov7", "yolov7-tiny", "yolov7x"),
         *("yolov4-csp.conv.142", "yolov4x-mish.conv.166", "yolov7.conv.132", "yolov7-tiny.conv.87"),
     }
+
+
+def test_the_guide_lists_every_file_with_its_size_and_its_source(repository):
+    page = (repository / "docs" / "guides" / "your-own-classes.md").read_text(encoding="utf-8")
+    how = {"sha256": "SHA-256", "sha1": "SHA-1", None: "size only"}
+    for name, file in WEIGHTS.items():
+        assert f"| `{name}` | {file.size:,} | {how[file.checked_by]} | {file.source or '–'} |" in page
