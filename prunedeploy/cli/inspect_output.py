@@ -80,28 +80,39 @@ def _print_bundle(document: Document) -> None:
     _print_thresholds(document)
     click.echo()
     networks = [
-        [row["name"], *(_count(row[key]) for key in ("params", "weights", "zero_weights")), amount(row["macs"])]
+        [
+            row["name"],
+            *(_count(row[key]) for key in ("params", "weights", "zero_weights")),
+            amount(row["macs"]),
+            *(number(row[key]) for key in ("map_clean", "map_pgd")),
+        ]
         for row in document["networks"]
     ]
-    print_table(["network", "parameters", "weights", "of them zero", "MACs"], networks)
+    head = ["network", "parameters", "weights", "of them zero", "MACs", "mAP clean", "mAP under PGD"]
+    print_table(head, networks)
     if document["widths"]:
         pruning = document["pruning"]
         click.echo(f"\n{pruning['method']} pruning, ratio {number(pruning['ratio_achieved'])}: widths before and after")
-        print_table(["layer", "filters", "", "weights", "kept", ""], [_width_row(row) for row in document["widths"]])
+        print_table(["layer", "filters", "weights", "kept", "", ""], _width_rows(document["widths"]))
 
 
 def _file_row(row: Document) -> list[str]:
-    gates = row.get("gates")
-    said = (
-        ""
-        if gates is None
-        else ", ".join(f"{gate['gate']} {'passed' if gate['passed'] else 'FAILED'}" for gate in gates)
-    )
-    extras = [
-        name for name, there in (("uint8 input", row.get("uint8_input")), ("suppression", row.get("nms"))) if there
-    ]
+    extras = [name for name, key in (("uint8 input", "uint8_input"), ("suppression", "nms")) if row.get(key)]
     precision = ", ".join([row["precision"] or MISSING, *extras])
-    return [row["name"], precision, row["target"] or "any", size(row["bytes"]), said]
+    return [row["name"], precision, row["target"] or "any", size(row["bytes"]), _gates(row.get("gates") or ())]
+
+
+def _gates(gates: Sequence[Document]) -> str:
+    """``passed: tensor, map on openvino``, and before it what failed."""
+    by_verdict = _grouped(
+        ("passed" if gate["passed"] else "FAILED", _gate_name(gate))
+        for gate in sorted(gates, key=lambda gate: bool(gate["passed"]))
+    )
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in by_verdict)
+
+
+def _gate_name(gate: Document) -> str:
+    return f"{gate['gate']} on {gate['runtime']}" if gate.get("runtime") else str(gate["gate"])
 
 
 def _print_thresholds(document: Document) -> None:
@@ -112,18 +123,18 @@ def _print_thresholds(document: Document) -> None:
         click.echo(f"  {precision}: {point['score_threshold']:.4g}, chosen by {point['chosen']}: {figures}")
 
 
-def _width_row(row: Document) -> list[str]:
-    before, after = row["weights_before"], row["weights_after"]
-    kept = after / before if before else 0.0
-    filters = row["filters_before"], row["filters_after"]
-    return [
-        str(row["layer"]),
-        f"{filters[0]} -> {filters[1]}",
-        _bar(filters[1] / filters[0] if filters[0] else 0.0),
-        f"{before:,} -> {after:,}",
-        f"{100 * kept:.1f} %",
-        "" if row["counted"] else "not counted",
-    ]
+def _width_rows(widths: Sequence[Document]) -> list[list[str]]:
+    """Each convolution before and after; the bar shows its filters, or its weights where no layer lost a filter."""
+    narrower = any(row["filters_before"] != row["filters_after"] for row in widths)
+    rows = []
+    for row in widths:
+        filters, weights = ((row[f"{what}_before"], row[f"{what}_after"]) for what in ("filters", "weights"))
+        kept = weights[1] / weights[0] if weights[0] else 0.0
+        shown = filters[1] / filters[0] if narrower else kept
+        counted = "" if row["counted"] else "not counted"
+        ends = (f"{before:,} -> {after:,}" for before, after in (filters, weights))
+        rows.append([str(row["layer"]), *ends, f"{100 * kept:.1f} %", _bar(shown), counted])
+    return rows
 
 
 def _bar(share: float) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from detector_variants import save_conv_detector
+from prunedeploy_engines.bundle import BundleFile, write_bundle
+from tiny_detector import CLASS_NAMES
 
 
 def test_a_cfg_as_table_and_as_json(run: Any, darknet: Path) -> None:
@@ -43,6 +45,31 @@ def test_a_bundle_as_table_and_as_json(run: Any, bundle: Path) -> None:
         == json.loads((bundle / "bundle.json").read_text())["files"]["model.onnx"]["sha256"]
     )
     assert (document["networks"][0]["macs"], document["widths"]) == (1_000_000, [])
+
+
+@pytest.mark.parametrize(
+    ("filters_after", "bar"),
+    [(4, "##########.........."), (8, "#####...............")],  # half of the filters; a quarter of the weights
+)
+def test_widths_before_and_after_are_drawn(run: Any, tmp_path: Path, filters_after: int, bar: str) -> None:
+    row = {"layer": 7, "filters_before": 8, "filters_after": filters_after, "weights_before": 400}
+    pruning = {
+        "method": "structured",
+        "ratio_requested": 0.75,
+        "ratio_achieved": 0.75,
+        "layers": [{**row, "weights_after": 100, "counted": False}],
+    }
+    write_bundle(
+        tmp_path / "bundle",
+        {"model.onnx": BundleFile(save_conv_detector(tmp_path / "model.onnx"), "onnx", "fp32")},
+        class_names=CLASS_NAMES,
+        input={"height": 32, "width": 48},
+        pruning=pruning,
+    )
+    shown = run("inspect", tmp_path / "bundle").stdout
+    assert "structured pruning, ratio 0.750: widths before and after" in shown
+    last = shown.splitlines()[-1].split()
+    assert last == ["7", "8", "->", str(filters_after), "400", "->", "100", "25.0", "%", bar, "not", "counted"]
 
 
 def test_a_bundle_needs_neither_torch_nor_onnx(run_process: Any, bundle: Path) -> None:
