@@ -154,7 +154,7 @@ WEIGHTS: Mapping[str, PublicFile] = {
         f"{_YOLOV3}yolov4.conv.137",
         170_038_676,
         "11c5286cfbffabc9a3059927401ab3480e9483ceafd3265779a0dc26c769bed0",
-        source=f"{_LFS.format('achen353/Taiwanese-Traffic-Object-Detection')}; Artelnics/opennn: examples/yolo/data/SOURCE.md agrees",
+        source="Artelnics/opennn: examples/yolo/data/SOURCE.md; achen353/Taiwanese-Traffic-Object-Detection agrees",
     ),
     "yolov4-tiny.conv.29": PublicFile(
         f"{_YOLOV4_PRE}yolov4-tiny.conv.29",
