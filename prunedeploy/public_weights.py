@@ -1,23 +1,30 @@
 """Fetch the public Darknet weights: resumable, checked, and never half there.
 
-A download grows in ``NAME.weights.part`` and gets its name only when its SHA-256 is right.
+A download grows in ``NAME.weights.part`` and gets its name only when its size and its checksum are right; where nobody
+states a checksum (`weights_table`), when its size is.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import http.client
 import os
+import re
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from prunedeploy.weights_table import WEIGHTS, PublicFile
 from prunedeploy_engines.errors import DownloadError
-from prunedeploy_engines.files import file_sha256, flush
+from prunedeploy_engines.files import file_digest, flush, write_atomically
 from prunedeploy_engines.version import __version__
+
+__all__ = ["WEIGHTS", "Progress", "PublicFile", "fetch_file", "open_url", "read_block", "weights_of"]
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that are there now and were not at the call before."""
@@ -26,61 +33,28 @@ _BLOCK = 1 << 18
 _TIMEOUT_S = 30.0
 
 
-@dataclass(frozen=True)
-class PublicFile:
-    """A file on the network and what it must be.
-
-    Attributes:
-        url: Where it is.
-        size: Its length in bytes.
-        sha256: 64 hex digits.
-    """
-
-    url: str
-    size: int
-    sha256: str
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.url.rsplit("/", 1)[1]
+_HASHES = {"sha256": "SHA-256", "sha1": "SHA-1"}
+_PARTIAL_HEADER = struct.pack("<iiiq", 0, 2, 0, 0)
+"""Major, minor, revision, images seen: what ``darknet partial`` writes in front of the first layers."""
 
 
-# The one table of what can be fetched. The author publishes no checksums. That of yolov3-tiny was computed
-# from a genuine file (its heads match C Darknet). Those of the other two are what several independent
-# projects that download from these URLs check against, Emgu CV among them; those that list yolov3-tiny agree
-# with ours.
-WEIGHTS = {
-    "yolov3": PublicFile(
-        "https://pjreddie.com/media/files/yolov3.weights",
-        248_007_048,
-        "523e4e69e1d015393a1b0a441cef1d9c7659e3eb2d7e15f793f060a21b32f297",
-    ),
-    "yolov3-tiny": PublicFile(
-        "https://pjreddie.com/media/files/yolov3-tiny.weights",
-        35_434_956,
-        "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
-    ),
-    "yolov3-spp": PublicFile(
-        "https://pjreddie.com/media/files/yolov3-spp.weights",
-        252_209_544,
-        "87a1e8c85c763316f34e428f2295e1db9ed4abcec59dd9544f8052f50de327b4",
-    ),
-}
-
-
-def weights_of(name: str) -> PublicFile:
+def weights_of(name: str, sha256: str | None = None) -> PublicFile:
     """The public weights of a network.
 
     Args:
         name: A key of `WEIGHTS`.
+        sha256: What the content must have, 64 hex digits; None: what the table states, if it states anything.
 
     Raises:
-        DownloadError: Unknown name.
+        DownloadError: Unknown name, or ``sha256`` is not one.
     """
     if name not in WEIGHTS:
         raise DownloadError(f"no public weights named {name!r}", fix=f"choose from {', '.join(WEIGHTS)}")
-    return WEIGHTS[name]
+    if sha256 is None:
+        return WEIGHTS[name]
+    if not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise DownloadError(f"{sha256!r} is not a SHA-256", "--sha256", "give its 64 hex digits")
+    return replace(WEIGHTS[name], sha256=sha256.lower(), sha1=None, source="--sha256")
 
 
 def fetch_file(
@@ -88,7 +62,8 @@ def fetch_file(
 ) -> Path:
     """Fetch one file into ``folder``, unless it is there already.
 
-    An interrupted download is continued if the server can (HTTP Range), and started again if it cannot.
+    An interrupted download is continued if the server can (HTTP Range), and started again if it cannot. A file that is
+    cut from another one is cut here, as ``darknet partial`` does it; the other one stays in the folder.
 
     Args:
         file: What to fetch.
@@ -112,6 +87,8 @@ def fetch_file(
             if _difference(file, target) is None:
                 return target
             raise DownloadError("another file of this name is there", target, "move it away, or choose another folder")
+        if file.cut_from is not None:
+            return _cut(file, fetch_file(file.cut_from, folder, base_url=base_url, progress=progress))
         folder.mkdir(parents=True, exist_ok=True)
         done = part.stat().st_size if part.exists() else 0
         if done > file.size:
@@ -138,9 +115,28 @@ def _difference(file: PublicFile, path: Path) -> str | None:
     size = path.stat().st_size
     if size != file.size:
         return f"{size} bytes instead of {file.size}"
-    if (found := file_sha256(path)) != file.sha256:
-        return f"SHA-256 {found} instead of {file.sha256}"
+    if file.checked_by is not None:
+        stated = getattr(file, file.checked_by)
+        if (found := file_digest(path, file.checked_by)) != stated:
+            return f"{_HASHES[file.checked_by]} {found} instead of {stated}"
     return None
+
+
+def _cut(file: PublicFile, whole: Path) -> Path:
+    """Write the first layers of a whole file beside it.
+
+    Raises:
+        DownloadError: They are not what ``file`` says; nothing is written.
+    """
+    with whole.open("rb") as source:
+        source.seek(len(_PARTIAL_HEADER))
+        content = _PARTIAL_HEADER + source.read(file.size - len(_PARTIAL_HEADER))
+    if file.sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != file.sha256:
+        what = f"the first layers are not those of {file.name}: SHA-256 {found} instead of {file.sha256}"
+        raise DownloadError(what, whole, "give another --sha256, or none")
+    target = whole.parent / file.name
+    write_atomically(target, content)
+    return target
 
 
 def _receive(file: PublicFile, url: str, part: Path, done: int, progress: Progress) -> None:

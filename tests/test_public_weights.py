@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -205,9 +206,108 @@ def test_the_table_describes_the_genuine_tiny_weights(server, tmp_path, shared):
     assert path.read_bytes() == server.content
 
 
-def test_sizes_in_the_table_are_whole_floats_behind_a_20_byte_header():
-    assert set(WEIGHTS) == {"yolov3", "yolov3-tiny", "yolov3-spp"}
+def sha1_of_content(content: bytes = CONTENT) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
+def test_a_file_is_checked_by_sha_1_where_that_is_what_is_stated(server, tmp_path):
+    right = PublicFile("https://x.invalid/some.weights", len(CONTENT), sha1=sha1_of_content())
+    assert fetch_file(right, tmp_path, base_url=server.url).read_bytes() == CONTENT
+    wrong = replace(right, sha1=sha1_of_content(b""))
+    with pytest.raises(DownloadError, match=r"the content is not that of some\.weights: SHA-1"):
+        fetch_file(wrong, tmp_path / "wrong", base_url=server.url)
+    assert list((tmp_path / "wrong").iterdir()) == []
+
+
+def test_without_a_checksum_the_size_is_what_is_checked(server, tmp_path):
+    file = PublicFile("https://x.invalid/some.weights", len(CONTENT))
+    assert file.checked_by is None
+    assert fetch_file(file, tmp_path, base_url=server.url).read_bytes() == CONTENT
+    with pytest.raises(DownloadError, match=r"the server offers 1000003 bytes, some\.weights has 1000004"):
+        fetch_file(replace(file, size=len(CONTENT) + 1), tmp_path / "other", base_url=server.url)
+
+
+def test_a_checksum_that_is_given_is_the_one_that_counts():
+    given = weights_of("yolov2-voc", "AB" * 32)
+    assert (given.sha256, given.sha1, given.checked_by) == ("ab" * 32, None, "sha256")
+    assert weights_of("yolov2-voc").checked_by == "sha1"
+    with pytest.raises(DownloadError, match="is not a SHA-256"):
+        weights_of("yolov2-voc", "ab" * 31)
+
+
+def test_first_layers_are_cut_from_the_genuine_weights_as_darknet_cuts_them(server, tmp_path, shared):
+    """The checksum of yolov3-tiny.conv.15 is that of a file which somebody else has cut with ``darknet partial``."""
+    server.content = (shared / "real" / "yolov3-tiny" / "yolov3-tiny.weights").read_bytes()
+    for name in ("yolov3-tiny.conv.15", "yolov3-tiny.conv.11"):
+        path = fetch_file(weights_of(name), tmp_path, base_url=server.url)
+        assert path.name == name
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == WEIGHTS[name].sha256
+    assert len(server.requests) == 1  # the whole file stays for the second cut
+
+
+def test_a_cut_that_is_another_one_is_not_written(server, tmp_path):
+    file = PublicFile("first.layers", 1000, "0" * 64, cut_from=FILE)
+    with pytest.raises(DownloadError, match=r"the first layers are not those of first\.layers"):
+        fetch_file(file, tmp_path, base_url=server.url)
+    assert [path.name for path in tmp_path.iterdir()] == ["some.weights"]
+
+
+CFG_OF = {"yolov2-voc": "yolo-voc", "darknet53": "yolov3", "darknet19_448": "yolov2"}
+"""Cfgs of another name than the weights; backbones are the first layers of their detectors."""
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_sizes_are_those_of_the_cfgs(shared, name):
+    """Counted by hand from the text of the cfg, since sizes must hold for networks too that are not supported."""
+    network, _, layers = name.partition(".conv.")
+    text = (shared / "real" / "darknet-cfg" / f"{CFG_OF.get(network, network)}.cfg").read_text()
+    values = sum(values_by_layer(text)[: int(layers) if layers else None])
+    assert WEIGHTS[name].size - 4 * values in (16, 20)
+
+
+def values_by_layer(text: str) -> list[int]:
+    """Numbers of each section in a weights file: filters and weights, and with normalisation three per filter more."""
+    sections: list[tuple[str, dict[str, str]]] = []
+    for line in (line.split("#")[0].strip() for line in text.splitlines()):
+        if line.startswith("["):
+            sections.append((line.strip("[]"), {}))
+        elif "=" in line:
+            key, value = line.split("=", 1)
+            sections[-1][1][key.strip()] = value.strip()
+    channels, found = [], []
+    for i, (kind, options) in enumerate(sections[1:]):
+        width, values = channels[-1] if channels else 3, 0
+        if kind == "convolutional":
+            filters, size = int(options["filters"]), int(options["size"])
+            values = filters * width // int(options.get("groups", 1)) * size * size
+            values += filters * (4 if options.get("batch_normalize") == "1" else 1)
+            width = filters
+        elif kind == "route":
+            read = [channels[int(at) if int(at) >= 0 else i + int(at)] for at in options["layers"].split(",")]
+            width = sum(read) // int(options.get("groups", 1))
+        elif kind == "reorg":
+            width *= int(options["stride"]) ** 2
+        channels.append(width)
+        found.append(values)
+    return found
+
+
+def test_whoever_states_a_checksum_is_named():
+    for name, file in WEIGHTS.items():
+        assert (file.checked_by is None) == (file.source == ""), name
+        assert file.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", file.sha256), name
+        assert file.sha1 is None or re.fullmatch(r"[0-9a-f]{40}", file.sha1), name
+        assert file.name == name if file.cut_from else file.url.startswith("https://"), name
     assert (WEIGHTS["yolov3"].size - 20) // 4 == 62_001_757
-    for file in WEIGHTS.values():
-        assert (file.size - 20) % 4 == 0
-        assert re.fullmatch(r"[0-9a-f]{64}", file.sha256)
+    unverified = {name for name, file in WEIGHTS.items() if file.checked_by is None}
+    assert unverified == {
+        *("yolov4-csp", "yolov7", "yolov7-tiny", "yolov7x"),
+        *("yolov4-csp.conv.142", "yolov4x-mish.conv.166", "yolov7.conv.132", "yolov7-tiny.conv.87"),
+    }
+
+
+def test_the_guide_lists_every_file_with_its_size_and_its_source(repository):
+    page = (repository / "docs" / "guides" / "your-own-classes.md").read_text(encoding="utf-8")
+    how = {"sha256": "SHA-256", "sha1": "SHA-1", None: "size only"}
+    for name, file in WEIGHTS.items():
+        assert f"| `{name}` | {file.size:,} | {how[file.checked_by]} | {file.source or '–'} |" in page

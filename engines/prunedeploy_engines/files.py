@@ -135,7 +135,12 @@ def flush(path: Path) -> None:
 
 def file_sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: str | Path, kind: str) -> str:
+    """Hexadecimal checksum of a file's content; ``kind`` is hashlib's name of it, e.g. ``sha1``."""
+    digest = hashlib.new(kind)
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -31,6 +31,7 @@ COMMANDS = {
     "serve": "Answer detection requests over HTTP and gRPC.",
     "sweep": "Build every model of a study, in parallel and resumable.",
     "report": "Write the report of a build or of a sweep.",
+    "inspect": "Show what a cfg, a bundle or an ONNX file holds.",
     "data": "Check a data set, write one as COCO, or make the demo set.",
     "weights": "Download public Darknet weights, checked and resumable.",
     "store": "Show or tidy the results that builds share.",

@@ -151,7 +151,7 @@ def test_weights_are_fetched_and_checked(
     done = run("weights", "tiny", tmp_path / "got", "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout) == {
-        "path": str(tmp_path / "got" / "tiny.weights"), "bytes": len(content), "sha256": sha256,
+        "path": str(tmp_path / "got" / "tiny.weights"), "bytes": len(content), "sha256": sha256, "checked_by": "sha256",
     }  # fmt: skip
     assert (tmp_path / "got" / "tiny.weights").read_bytes() == content
     (served / "tiny.weights").write_bytes(content[::-1])
@@ -159,6 +159,42 @@ def test_weights_are_fetched_and_checked(
     assert wrong.exit_code == 2
     assert "SHA-256" in wrong.stderr
     assert list((tmp_path / "wrong").iterdir()) == []
+
+
+def test_weights_without_a_published_checksum_are_said_to_be_unverified_or_checked_by_one_that_is_given(
+    run: Any, server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prunedeploy import public_weights
+
+    url, served = server
+    content = bytes(range(256)) * 100
+    (served / "new.weights").write_bytes(content)
+    sha256, sha1 = hashlib.sha256(content).hexdigest(), hashlib.sha1(content).hexdigest()
+    monkeypatch.setitem(public_weights.WEIGHTS, "new", public_weights.PublicFile(f"{url}/new.weights", len(content)))
+    done = run("weights", "new", tmp_path / "got")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.endswith(
+        f"SHA-256 {sha256}; unverified: nobody has published its checksum, only its size was checked\n"
+    )
+    assert done.stdout.count("\n") == 1
+    assert json.loads(run("weights", "new", tmp_path / "got", "--json").stdout)["checked_by"] is None
+    given = run("weights", "new", tmp_path / "given", "--sha256", sha256.upper())
+    assert (given.exit_code, given.stdout.rstrip().endswith(f"SHA-256 {sha256}")) == (0, True)
+    for wrong in ("0" * 64, "123"):
+        refused = run("weights", "new", tmp_path / "refused", "--sha256", wrong)
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert "SHA-256" in refused.stderr.splitlines()[-1]
+        assert not (tmp_path / "refused" / "new.weights").exists()
+    file = public_weights.PublicFile(f"{url}/new.weights", len(content), sha1=sha1, source="a/b: c.py")
+    monkeypatch.setitem(public_weights.WEIGHTS, "new", file)
+    assert f"checked by SHA-1 {sha1}, as a/b states it" in run("weights", "new", tmp_path / "sha1").stdout
+
+
+def test_the_help_of_weights_names_every_file(run: Any) -> None:
+    from prunedeploy.public_weights import WEIGHTS
+
+    words = run("weights", "--help").stdout.replace(",", " ").replace(":", " ").split()
+    assert set(WEIGHTS) <= {word.rstrip(".") for word in words}
 
 
 def test_weights_of_another_name_lists_those_there_are(run: Any, tmp_path: Path) -> None:
