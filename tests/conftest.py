@@ -6,6 +6,7 @@ import importlib.abc
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -45,6 +46,22 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how long each part of the tests took: seconds of a test process, the slowest part first."""
+    seconds: Counter[str] = Counter()
+    tests: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                part = "/".join(report.nodeid.split("::")[0].split("/")[:3])
+                seconds[part] += report.duration
+                tests[part] += report.when == "call"
+    if sum(tests.values()) > 1:
+        terminalreporter.section(f"time of each part, {sum(seconds.values()):.0f} s in all")
+        for part, took in seconds.most_common(40):
+            terminalreporter.write_line(f"{took:7.1f} s  {tests[part]:4} tests  {part}")
 
 
 @pytest.fixture(scope="session", autouse=True)

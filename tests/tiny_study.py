@@ -16,6 +16,7 @@ from prunedeploy.study.sweep.driver import SweepOutcome, run_sweep
 from prunedeploy.study.sweep.grid import Cell, Sweep, load_sweep
 from prunedeploy.study.sweep.local_executor import LocalExecutor
 from prunedeploy.study.sweep.tasks import Executor, Phase
+from unsure_network import save_unsure
 
 _CONVOLUTION = """
 [convolutional]
@@ -90,7 +91,7 @@ class TinyStudy:
 def make_tiny_study(folder: Path) -> TinyStudy:
     """Network with random weights, and 16 training and 8 test scenes."""
     (folder / "tiny.cfg").write_text(TINY_CFG)
-    load_darknet(folder / "tiny.cfg", seed=3).save(folder / "copy.cfg", folder / "tiny.weights")
+    save_unsure(load_darknet(folder / "tiny.cfg", seed=3), folder / "tiny.weights")
     write_demo(folder / "scenes", DemoSettings(train_scenes=16, test_scenes=8))
     return TinyStudy(folder)
 

@@ -19,6 +19,7 @@ from prunedeploy.data.demo import DemoSettings, write_demo
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.build import BuildOutcome, build
 from prunedeploy.pipeline.progress import Progress
+from unsure_network import save_unsure
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -150,11 +151,11 @@ def demo_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_case(tmp_path_factory: pytest.TempPathFactory, tiny_data: Path) -> TinyCase:
-    """A network of ten convolutions with random weights on 64 x 64 pixels."""
+    """A network of seven convolutions with random weights on 64 x 64 pixels."""
     folder = tmp_path_factory.mktemp("network")
     cfg, weights = folder / "tiny.cfg", folder / "tiny.weights"
     cfg.write_text(TINY_CFG)
-    load_darknet(cfg, seed=3).save(folder / "copy.cfg", weights)
+    save_unsure(load_darknet(cfg, seed=3), weights)
     return TinyCase(cfg, weights, tiny_data)
 
 
