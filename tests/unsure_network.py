@@ -19,5 +19,5 @@ def save_unsure(network: Darknet, weights: Path) -> None:
     with torch.no_grad():
         for head in cfg.heads:
             bias = network.conv(head.inputs[0]).bias
-            bias.view(-1, 5 + cfg.classes)[:, 4] -= 1
+            bias.view(len(head.anchor_indices), -1)[:, head.box_values] -= 1
     network.save(weights.with_suffix(".copy.cfg"), weights)

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from prunedeploy.models.darknet_cfg import DarknetCfg, Section
+from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.sections import SECTIONS, net
+from prunedeploy.models.sections.reading import Section
 
 TRAINING = "only Darknet's own training reads it"
 SUPPRESSION = "suppression is chosen where the network is used"

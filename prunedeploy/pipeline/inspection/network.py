@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from prunedeploy.models.darknet_cfg import DarknetCfg, Layer
+from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.darknet_weights import weight_count
+from prunedeploy.models.sections import Layer
 from prunedeploy.pipeline.inspection.keys import ignored_options, key_meanings
 from prunedeploy.pruning.coupling import CouplingGroup, coupling_groups, prunable_convolutions
 
