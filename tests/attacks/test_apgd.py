@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from attacks.test_pgd import TARGETS
+from effort import slow_after
 from prunedeploy.attacks import Apgd, AttackInvariantError, Pgd, ThreatModel
 from prunedeploy.attacks.apgd import checkpoints
 from prunedeploy.attacks.checks import check_invariants
@@ -63,7 +64,7 @@ def algorithm_1(
     return points[best], values[best]
 
 
-@pytest.mark.parametrize("steps", [34, 50, 100])
+@pytest.mark.parametrize("steps", slow_after(2, 34, 50, 100))
 def test_apgd_is_the_papers_algorithm(model, images, steps):
     ours = Apgd(model, FoldedDarknet(model), 0.05, steps)(images, TARGETS)
     network_ = FoldedDarknet(model)

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from bench_rows import bench_document, bench_row
+from effort import slow_after
 from prunedeploy.config import Method
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.doctor.doctor import diagnose
@@ -504,7 +505,7 @@ def test_a_darknet_network_is_measured_with_torch(run: Any, darknet: Path) -> No
     assert row["latency_ms"]["p50"] > 0
 
 
-@pytest.mark.parametrize("threads", ["16", "3,16"])
+@pytest.mark.parametrize("threads", slow_after(1, "3,16", "16"))
 def test_the_peak_is_taken_with_no_more_threads_than_cpus(
     run: Any, bundle: Path, monkeypatch: pytest.MonkeyPatch, threads: str
 ) -> None:

@@ -43,6 +43,7 @@ def rows_of(folder: Path) -> list[Row]:
     return list(read_rows(folder / "out" / "rows.jsonl").rows)
 
 
+@pytest.mark.slow
 def test_driver_killed_then_interrupted_then_left_alone_gets_every_row_once(
     tiny_study: TinyStudy, tmp_path: Path
 ) -> None:

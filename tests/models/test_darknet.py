@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from effort import slow_after
 from prunedeploy.models import FoldedDarknet, decode, load_darknet, yolo_loss
 from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import read_cfg
@@ -20,7 +21,7 @@ from prunedeploy_engines.detection.letterbox import batch_to_input, letterbox, u
 from prunedeploy_engines.detection.nms import detections_from
 from pruning.darknets import HEAD, conv, network, random_network
 
-SHIPPED = ("yolov3", "yolov3-tiny", "yolov3-spp", "yolov3-slim")
+SHIPPED = ("yolov3-slim", "yolov3-tiny", "yolov3", "yolov3-spp")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 # --- the shipped networks ---
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", slow_after(3, *SHIPPED))
 def test_shipped_cfgs_run_forward_and_backward_and_round_trip(name: str, tmp_path: Path) -> None:
     model = load_darknet(darknet_cfg_path(name), seed=3)
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from effort import examples
+from effort import slow_after
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.store.key import check_result
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import StoreError
 
 SEED = 20
-RANDOM_KILLS = examples(20)
+MOMENTS = slow_after(1, *np.random.default_rng(SEED).uniform(0, 1, 20).round(3).tolist())
 STEPS = ("finetune.steps=8", "pretrain.steps=3")
 """Enough steps for a moment within a training to be likely."""
 
@@ -80,7 +80,7 @@ def assert_nothing_left(store: Path) -> None:
     assert list((store / "checkpoints").iterdir()) == []
 
 
-@pytest.mark.parametrize("moment", np.random.default_rng(SEED).uniform(0, 1, RANDOM_KILLS).round(3).tolist())
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_build_killed_at_a_random_moment_ends_as_if_nothing_had_happened(
     moment: float, processes: Any, tiny_case: Any, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:
@@ -97,6 +97,7 @@ def test_build_killed_at_a_random_moment_ends_as_if_nothing_had_happened(
     assert_nothing_left(store)
 
 
+@pytest.mark.slow
 def test_build_killed_again_and_again_gets_there(
     processes: Any, tiny_case: Any, undisturbed: tuple[Path, float], tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_checks_alone_are_something_to_measure() -> None:
     assert not load_config("smoke").robustness.is_wanted
 
 
+@pytest.mark.slow
 def test_a_ratio_is_found_for_map_under_the_ensemble(tiny_case: Any, finished: Any, tmp_path: Path) -> None:
     from prunedeploy.config.ratio_target import parse_map
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from effort import examples
+from effort import examples, slow_after
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pruning.constants import inside_taps
@@ -159,7 +159,7 @@ def test_random_networks_compute_the_same_without_dead_channels(graph: RandomCfg
     assert again is small
 
 
-@pytest.mark.parametrize("multiple", [1, 4, 8])
+@pytest.mark.parametrize("multiple", slow_after(1, 8, 4, 1))
 def test_widths_stay_multiples_with_as_few_idle_filters_as_that_takes(repository: Path, multiple: int) -> None:
     model = randomise(load_darknet(repository / "configs" / "darknet" / "yolov3-slim.cfg"))
     scores = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}

@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from effort import examples
+from effort import examples, slow_after
 from prunedeploy.models import Darknet, load_darknet, parse_cfg
 from prunedeploy.pruning import Cut, Filters, shrink
 from prunedeploy.pruning.coupling import coupling_groups
@@ -68,8 +68,8 @@ def shipped(request: pytest.FixtureRequest, repository: Path) -> Darknet:
 @pytest.mark.parametrize(
     ("shipped", "ratio"),
     [
-        *(("yolov3", ratio) for ratio in (0.5, 0.75, 0.99)),
-        *(("yolov3-spp", ratio) for ratio in (0.75, 0.9)),
+        *slow_after(1, *(("yolov3", ratio) for ratio in (0.75, 0.5, 0.99))),
+        *slow_after(1, *(("yolov3-spp", ratio) for ratio in (0.9, 0.75))),
         *(("yolov3-tiny", ratio) for ratio in RATIOS),
         *(("yolov3-slim", ratio) for ratio in RATIOS),
     ],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from effort import examples
+from effort import examples, slow_after
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet import run_layers
 from prunedeploy.models.sections import Convolutional
@@ -258,7 +258,7 @@ def test_summation_to_delta_shows_the_precision() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", slow_after(1, *RULES))
 def test_genuine_yolov3_tiny_sums_to_delta(shared: Path, rule: str) -> None:
     folder = shared / "real" / "yolov3-tiny"
     model = load_darknet(folder / "yolov3-tiny.cfg", folder / "yolov3-tiny.weights").double()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from effort import slow_after
 from export.networks import (
     ODD_CFG,
     decode_in_a_loop,
@@ -64,7 +65,7 @@ def test_a_batch_gives_what_its_images_give_alone(odd):
         check_tensor_parity(alone, (together[0][i : i + 1], together[1][i : i + 1]), tolerance=1e-6)
 
 
-@pytest.mark.parametrize("name", ["yolov3-slim", "yolov3-tiny", "yolov3-spp"])
+@pytest.mark.parametrize("name", slow_after(2, "yolov3-slim", "yolov3-tiny", "yolov3-spp"))
 def test_shipped_networks_compute_what_torch_computes(name, repository, tmp_path):
     model = random_network(narrow(read_cfg(repository / "configs" / "darknet" / f"{name}.cfg")), seed=1)
     file = onnx_from_torch(folded(model), tmp_path / "model.onnx")

@@ -98,7 +98,7 @@ def test_highest_ratio_that_keeps_the_map() -> None:
     assert said[0] == "search: the highest ratio with a robust mAP of at least 0.3000"
     assert said[1] == "search: trial 1, ratio 0 (not pruned): robust mAP 0.5000, meets the target"
     assert said[2].startswith("search: trial 2, ratio 0.99: robust mAP 0.1040, does not")
-    assert said[-1] == f"search: ratio 0.5 it is, {len(found.tried)} tried"
+    assert said[-1] == f"search: ratio 0.5 chosen, {len(found.tried)} tried"
     assert len(said) == len(found.tried) + 2
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from effort import slow_after
 from prunedeploy.config import load_config
 from prunedeploy.config.ratio_target import RatioTarget, parse_size
 from prunedeploy.pipeline.build import BuildOutcome, build
@@ -171,7 +172,7 @@ def test_size_search_trains_and_evaluates_for_the_chosen_ratio_only(size_search:
     assert [row["stage"] for row in log].count("finetune") == 4  # as configured, once
 
 
-@pytest.mark.parametrize("precisions", ["fp16,fp32", "int8"])
+@pytest.mark.parametrize("precisions", slow_after(1, "int8", "fp16,fp32"))
 def test_size_is_that_of_the_smallest_file_of_the_precisions_that_are_built(
     tiny_store: Path, tiny_case: Any, tmp_path: Path, precisions: str
 ) -> None:
@@ -180,7 +181,10 @@ def test_size_is_that_of_the_smallest_file_of_the_precisions_that_are_built(
     trials, chosen = tried(outcome.results), outcome.results["search"]["chosen"]
     files = list((outcome.out / "bundle").glob("*.onnx"))
     assert len(files) == len(precisions.split(","))
-    assert min(path.stat().st_size for path in files) == trials[chosen]["value"] <= 80_000
+    smallest = min(path.stat().st_size for path in files)
+    assert smallest == outcome.results["search"]["final"]["value"] <= 80_000
+    # An int8 file has costs in dB in its metadata, which are longer or shorter once the network is trained.
+    assert smallest == pytest.approx(trials[chosen]["value"], abs=100 if precisions == "int8" else 0)
     if chosen > 0:
         assert trials[round(chosen - 0.01, 2)]["value"] > 80_000
 
@@ -242,6 +246,7 @@ def test_size_that_cannot_be_reached_leaves_nothing(tiny_store: Path, tiny_case:
 LATENCY = ("method=structured", "latency.runtimes=onnxruntime", "latency.seconds=0.1", "latency.min_calls=5")
 
 
+@pytest.mark.slow
 def test_latency_that_every_network_has_needs_no_search(demo_store: Path, tiny_data: Path, tmp_path: Path) -> None:
     target = RatioTarget("latency_ms", 1e9)
     search = demo_build(demo_store, tiny_data, tmp_path / "any", *LATENCY, target=target).results["search"]
@@ -330,6 +335,7 @@ def test_default_folder_is_that_of_the_chosen_ratio(
     assert "search" not in json.loads((found.out / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_killed_search_goes_on_where_it_was(size_search: BuildOutcome, tiny_case: Any, tmp_path: Path) -> None:
     """``kill -9`` after some trials; the same command ends as if nothing had happened and repeats none of them."""
     store, out = tmp_path / "store", tmp_path / "out"

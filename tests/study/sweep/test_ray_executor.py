@@ -107,6 +107,7 @@ def assert_as_local(outcome: SweepOutcome, finished: Any) -> None:
     assert list((store / "locks").glob("probe-*")) == []
 
 
+@pytest.mark.slow
 def test_two_nodes_give_the_table_of_the_local_executor_though_processes_of_ray_are_killed(
     nodes: Any, connect: Any, finished: Any, tmp_path: Path
 ) -> None:
@@ -143,6 +144,7 @@ def test_loss_of_a_node_loses_no_row_and_doubles_none(nodes: Any, connect: Any, 
     nodes.start_second()
 
 
+@pytest.mark.slow
 def test_latency_is_measured_on_the_drivers_node_and_the_program_prints_json_alone(
     nodes: Any, tiny_study: TinyStudy, tmp_path: Path
 ) -> None:
@@ -160,6 +162,7 @@ def test_latency_is_measured_on_the_drivers_node_and_the_program_prints_json_alo
     assert "train: structured-scaled 0.5 0" in (tmp_path / "out" / "workers.log").read_text()
 
 
+@pytest.mark.slow
 def test_interrupt_cancels_tasks_and_leaves_nothing_half_made(
     nodes: Any, tiny_study: TinyStudy, tmp_path: Path
 ) -> None:

@@ -187,6 +187,7 @@ def test_worker_that_dies_while_it_waits_is_no_death_of_the_task_it_is_given(
     assert (outcome.trained, dict(outcome.failed)) == (1, {})
 
 
+@pytest.mark.slow
 def test_latency_is_measured_by_one_worker_that_has_trained_when_the_others_have_ended(
     tiny_study: Any, tmp_path: Path
 ) -> None:
@@ -208,6 +209,7 @@ def test_latency_is_measured_by_one_worker_that_has_trained_when_the_others_have
     assert child_workers(os.getpid()) == []
 
 
+@pytest.mark.slow
 def test_cell_whose_process_dies_again_and_again_is_recorded_and_the_rest_goes_on(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
