@@ -56,8 +56,18 @@ class DarknetCfg:
 
     @property
     def convolutions(self) -> tuple[Convolutional, ...]:
-        """The convolutional layers in cfg order."""
+        """The convolutional layers that have weights of their own, in cfg order."""
+        return tuple(layer for layer in self.all_convolutions if not layer.shares_weights)
+
+    @property
+    def all_convolutions(self) -> tuple[Convolutional, ...]:
+        """The same and those that share their weights."""
         return tuple(layer for layer in self.layers if isinstance(layer, Convolutional))
+
+    @property
+    def shared_weights(self) -> frozenset[int]:
+        """Indices of the convolutions whose weights others use as well."""
+        return frozenset(layer.weights_from for layer in self.all_convolutions if layer.shares_weights)
 
     @property
     def weighted(self) -> tuple[Layer, ...]:
@@ -81,17 +91,21 @@ class DarknetCfg:
 
     @property
     def head_outputs(self) -> frozenset[int]:
-        """Indices of the convolutions whose output reaches a head without another convolution."""
+        """Indices of the convolutions whose output reaches a head without another convolution.
+
+        One that shares its weights counts as the one that they are of.
+        """
         found: set[int] = set()
         pending = [source for head in self.heads for source in head.inputs]
         while pending:
             index = pending.pop()
             if index < 0:  # the image itself
                 continue
-            if isinstance(self.layers[index], Convolutional):
-                found.add(index)
+            layer = self.layers[index]
+            if isinstance(layer, Convolutional):
+                found.add(layer.weights_from)
             else:
-                pending.extend(self.layers[index].inputs)
+                pending.extend(layer.inputs)
         return frozenset(found)
 
     @property
@@ -118,7 +132,7 @@ class DarknetCfg:
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations of all convolutions for one image."""
-        return sum(layer.macs for layer in self.convolutions)
+        return sum(layer.macs for layer in self.all_convolutions)
 
     def with_filters(self, filters: Mapping[int, int], groups: Mapping[int, int] | None = None) -> DarknetCfg:
         """The same network with other widths.

@@ -12,6 +12,18 @@ from typing import Protocol
 from torch import Tensor
 
 
+class Blur(Protocol):
+    """A fixed blur of every channel, once or twice a mean of 2 x 2."""
+
+    @property
+    def size(self) -> int:
+        """2: one mean; 3: two, the first with steps of 1 and a zero around the map."""
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Steps of the last mean down and across."""
+
+
 class Layer(Protocol):
     """One layer; ``kind`` says which of the protocols below it follows as well."""
 
@@ -40,8 +52,12 @@ class Windowed(Layer, Protocol):
         """Side of the kernel or window."""
 
     @property
-    def stride(self) -> int:
-        """Its step, both ways."""
+    def strides(self) -> tuple[int, int]:
+        """Its steps down and across."""
+
+    @property
+    def blur(self) -> Blur | None:
+        """What stands behind it."""
 
     @property
     def padding(self) -> int:
@@ -61,11 +77,15 @@ class Convolutional(Windowed, Protocol):
 
     @property
     def activation(self) -> str:
-        """``linear``, ``leaky`` (slope 0.1), ``relu``, ``mish``, ``swish`` or ``logistic``."""
+        """A name that `activations` knows."""
 
 
 class Maxpool(Windowed, Protocol):
     """Max pooling."""
+
+    @property
+    def depth(self) -> bool:
+        """Whether the maximum is over channels: of C that are left, channel g is that of g, g + C, g + 2 C..."""
 
 
 class Avgpool(Layer, Protocol):
@@ -73,11 +93,19 @@ class Avgpool(Layer, Protocol):
 
 
 class Upsample(Layer, Protocol):
-    """Nearest-neighbour upsampling."""
+    """Nearest-neighbour upsampling, or means of blocks, times a factor."""
 
     @property
     def stride(self) -> int:
-        """Factor, both ways."""
+        """Side of the block that a cell becomes, or that becomes a cell."""
+
+    @property
+    def reverse(self) -> bool:
+        """Whether blocks become cells."""
+
+    @property
+    def factor(self) -> float:
+        """What every value, or the mean of a block, is multiplied by."""
 
 
 class Route(Layer, Protocol):
@@ -93,11 +121,14 @@ class Route(Layer, Protocol):
 
 
 class Shortcut(Layer, Protocol):
-    """Sum of two inputs, then an activation."""
+    """Sum of inputs, each as far as its channels and those of the first one go, then an activation."""
 
     @property
     def activation(self) -> str:
         """As of a convolution."""
+
+    def factors(self, weights: Mapping[str, Tensor]) -> Tensor | None:
+        """What the channels of each input are multiplied by, ``(inputs, channels)``; None: nothing."""
 
 
 class Head(Layer, Protocol):

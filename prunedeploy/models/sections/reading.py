@@ -137,10 +137,23 @@ class LayerReader(Reader):
             raise self.error(f"{option}= names no layer", option)
         return tuple(found)
 
-    def windows(self, channels: int, size: int, stride: int, padding: int) -> Shape:
-        """Shape of ``channels`` maps with one cell per window of ``size``; ``padding`` is that of both sides."""
-        height, width = ((side + padding - size) // stride + 1 for side in self.shape[1:])
-        out = channels, height, width
+    def windows(self, channels: int, size: int, stride: int | tuple[int, int], padding: int) -> Shape:
+        """Shape of ``channels`` maps with one cell per window of ``size``.
+
+        Args:
+            channels: Of the output.
+            size: Side of a window.
+            stride: Its step, or its steps down and across.
+            padding: That of both sides together.
+        """
+        strides = (stride, stride) if isinstance(stride, int) else stride
+        height, width = (
+            (side + padding - size) // step + 1 for side, step in zip(self.shape[1:], strides, strict=True)
+        )
+        return self.not_empty((channels, height, width))
+
+    def not_empty(self, out: Shape) -> Shape:
+        """A shape, refused where it has no cell."""
         if min(out) < 1:
             raise self.error(f"has an empty output {out}", fix="raise the input size or drop the layer")
         return out
