@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from prunedeploy.models.sections import REFUSED, SECTIONS, Convolutional, Head, Layer, net
+from prunedeploy.models.sections import (
+    REFUSED,
+    SECTIONS,
+    Convolutional,
+    Head,
+    Layer,
+    net,
+    refused_options,
+    training_only,
+)
 from prunedeploy.models.sections.reading import LayerReader, Reader, Section, Shape
 from prunedeploy.text_files import decode_text, is_decoded
 from prunedeploy_engines.errors import DarknetFormatError
@@ -84,9 +93,9 @@ class DarknetCfg:
         """The options that only Darknet's own training reads, in the order of the file."""
         found: list[IgnoredOption] = []
         for section in (self.net, *self.sections):
-            training_only = SECTIONS[section.kind].training_only if section.kind in SECTIONS else net.TRAINING_ONLY
+            names = training_only(section.kind)
             lines = section.option_lines.items()
-            found.extend(IgnoredOption(section.kind, name, line) for name, line in lines if name in training_only)
+            found.extend(IgnoredOption(section.kind, name, line) for name, line in lines if name in names)
         return tuple(found)
 
     @property
@@ -245,6 +254,7 @@ def _parse_sections(text: str, where: str) -> list[Section]:
     sections: list[Section] = []
     options: dict[str, str] = {}
     option_lines: dict[str, int] = {}
+    overruled: dict[str, list[int]] = {}
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.strip()
         if not line or line[0] in "#;":
@@ -259,24 +269,26 @@ def _parse_sections(text: str, where: str) -> list[Section]:
             if not line.endswith("]") or kind not in ("net", "network", *SECTIONS):
                 supported = ", ".join(f"[{name}]" for name in ("net", *SECTIONS))
                 raise DarknetFormatError(f"unknown section {_short(line)}", at, f"supported are {supported}")
-            options, option_lines = {}, {}
-            sections.append(Section(kind, number, options, option_lines))
+            options, option_lines, overruled = {}, {}, {}
+            sections.append(Section(kind, number, options, option_lines, overruled))
             continue
         key, separator, value = (part.strip() for part in line.partition("="))
         if not separator or not sections:
             raise DarknetFormatError(f"expected key=value, got {_short(line)!r}", at, "correct the line")
         section = sections[-1].kind
-        layer = SECTIONS.get(section)
-        if layer is not None and key in layer.refused:
-            what = f"{key}= of [{section}] is not supported: {layer.refused[key]}"
+        if key in (refused := refused_options(section)):
+            what = f"{key}= of [{section}] is not supported: {refused[key]}"
             raise DarknetFormatError(what, at, "use another network")
-        allowed = net.OPTIONS | net.TRAINING_ONLY if layer is None else layer.options | layer.training_only
+        options_read = SECTIONS[section].options if section in SECTIONS else net.OPTIONS
+        allowed = options_read | training_only(section)
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"
             raise DarknetFormatError(f"unknown option {_short(key)!r} in [{section}]", at, hint)
-        if key in options and key not in net.TRAINING_ONLY:  # two of batch: one for testing, one for training
-            raise DarknetFormatError(f"option {key!r} stands twice in one section", at, "remove one")
+        if key in options:
+            if key not in net.TRAINING_ONLY:  # two of batch: one for testing, one for training
+                raise DarknetFormatError(f"option {key!r} stands twice in one section", at, "remove one")
+            overruled.setdefault(key, []).append(option_lines[key])
         options[key], option_lines[key] = value, number
     return sections
 

@@ -61,7 +61,7 @@ class Windowed(Layer, Protocol):
 
     @property
     def padding(self) -> int:
-        """Of a convolution: zeros on each side. Of a pooling: cells of -inf in all, ``padding // 2`` left and top."""
+        """Of a convolution: zeros on each side. Of a pooling: cells in all, ``padding // 2`` left and top."""
 
 
 class Convolutional(Windowed, Protocol):
@@ -90,6 +90,10 @@ class Maxpool(Windowed, Protocol):
 
 class Avgpool(Layer, Protocol):
     """The mean over the whole map."""
+
+
+class LocalAvgpool(Windowed, Protocol):
+    """Average pooling; cells of the padding do not count."""
 
 
 class Upsample(Layer, Protocol):
@@ -129,6 +133,30 @@ class Shortcut(Layer, Protocol):
 
     def factors(self, weights: Mapping[str, Tensor]) -> Tensor | None:
         """What the channels of each input are multiplied by, ``(inputs, channels)``; None: nothing."""
+
+
+class Product(Layer, Protocol):
+    """Product of two inputs, one of which may have one channel, or one cell, for all; then an activation."""
+
+    @property
+    def activation(self) -> str:
+        """As of a convolution."""
+
+
+class Rearranging(Layer, Protocol):
+    """Space to depth, or depth to space."""
+
+    @property
+    def stride(self) -> int:
+        """Side of the blocks."""
+
+    @property
+    def reverse(self) -> bool:
+        """Depth to space."""
+
+    @property
+    def odd(self) -> bool:
+        """In Darknet's odd order: between maps of ``stride`` times the side, one of ``stride ** 2`` channels each."""
 
 
 class Head(Layer, Protocol):

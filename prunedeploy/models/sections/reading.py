@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from prunedeploy_engines.errors import DarknetFormatError
@@ -16,12 +16,16 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Section:
-    """One ``[kind]`` block: its options as text, and the line (from 1) each stands on."""
+    """One ``[kind]`` block: its options as text, and the line (from 1) each stands on.
+
+    Of an option that stands there twice the last line counts; the lines before it are in ``overruled``.
+    """
 
     kind: str
     line: int
     options: Mapping[str, str]
     option_lines: Mapping[str, int]
+    overruled: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class Reader:
