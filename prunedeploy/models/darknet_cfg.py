@@ -276,11 +276,11 @@ def _parse_sections(text: str, where: str) -> list[Section]:
         if not separator or not sections:
             raise DarknetFormatError(f"expected key=value, got {_short(line)!r}", at, "correct the line")
         section = sections[-1].kind
-        if key in (refused := refused_options(section)):
+        if key in (refused := refused_options(section)) and value != "0":
             what = f"{key}= of [{section}] is not supported: {refused[key]}"
             raise DarknetFormatError(what, at, "use another network")
         options_read = SECTIONS[section].options if section in SECTIONS else net.OPTIONS
-        allowed = options_read | training_only(section)
+        allowed = options_read | training_only(section) | set(refused)
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"

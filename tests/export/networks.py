@@ -40,7 +40,7 @@ activation=swish
 filters=12
 size=3
 stride=1
-padding=2
+padding=1
 dilation=2
 activation=logistic
 

@@ -38,6 +38,11 @@ FUNCTIONS: dict[str, Function] = {
     "logistic": _sigmoid,
     "swish": lambda x: x * _sigmoid(x),
     "mish": _mish,
+    "relu6": lambda x: min(max(x, 0.0), 6.0),
+    "elu": lambda x: x if x >= 0 else math.expm1(x),
+    "selu": lambda x: 1.0507 * (x if x >= 0 else 1.6732 * math.expm1(x)),
+    "tanh": math.tanh,
+    "hard_mish": lambda x: x if x > 0 else x * x / 2 + x if x > -2 else 0.0,
 }
 DERIVATIVES: dict[str, Function] = {
     "linear": lambda x: 1.0,
@@ -46,6 +51,11 @@ DERIVATIVES: dict[str, Function] = {
     "logistic": lambda x: _sigmoid(x) * (1 - _sigmoid(x)),
     "swish": lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x))),
     "mish": _mish_slope,
+    "relu6": lambda x: float(0 < x < 6),
+    "elu": lambda x: 1.0 if x >= 0 else math.exp(x),
+    "selu": lambda x: 1.0507 * (1.0 if x >= 0 else 1.6732 * math.exp(x)),
+    "tanh": lambda x: 1 - math.tanh(x) ** 2,
+    "hard_mish": lambda x: 1.0 if x > 0 else x + 1 if x > -2 else 0.0,
 }
 
 

@@ -52,6 +52,14 @@ class Windowed(Layer, Protocol):
         """Side of the kernel or window."""
 
     @property
+    def padding(self) -> int:
+        """Of a convolution: zeros on each side. Of a pooling: cells in all, ``padding // 2`` left and top."""
+
+
+class Strided(Windowed, Protocol):
+    """A window with options of its own for both steps."""
+
+    @property
     def strides(self) -> tuple[int, int]:
         """Its steps down and across."""
 
@@ -59,12 +67,8 @@ class Windowed(Layer, Protocol):
     def blur(self) -> Blur | None:
         """What stands behind it."""
 
-    @property
-    def padding(self) -> int:
-        """Of a convolution: zeros on each side. Of a pooling: cells in all, ``padding // 2`` left and top."""
 
-
-class Convolutional(Windowed, Protocol):
+class Convolutional(Strided, Protocol):
     """Convolution with bias, then an activation."""
 
     @property
@@ -80,7 +84,7 @@ class Convolutional(Windowed, Protocol):
         """A name that `activations` knows."""
 
 
-class Maxpool(Windowed, Protocol):
+class Maxpool(Strided, Protocol):
     """Max pooling."""
 
     @property
@@ -94,6 +98,10 @@ class Avgpool(Layer, Protocol):
 
 class LocalAvgpool(Windowed, Protocol):
     """Average pooling; cells of the padding do not count."""
+
+    @property
+    def stride(self) -> int:
+        """Its step, both ways."""
 
 
 class Upsample(Layer, Protocol):
