@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from prunedeploy.models import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.pruning.coupling import coupling_groups
 from pruning.darknets import ACTIVATIONS, HEAD, RandomCfg, conv, random_network
 
 OPTION_NETWORKS: dict[str, tuple[str, ...]] = {
@@ -93,6 +94,16 @@ def random_options_network(cfg: DarknetCfg, seed: int = 0) -> Darknet:
             for value in own.values():
                 value.copy_(2 * torch.rand(value.shape, generator=generator) - 0.4)
     return model
+
+
+def half_of_every_group(model: Darknet) -> dict[int, torch.Tensor]:
+    """Every second unit of what may leave, by layer index: which filters live."""
+    keep = {layer.index: torch.ones(layer.out_channels, dtype=torch.bool) for layer in model.cfg.convolutions}
+    for group in coupling_groups(model.cfg):
+        if group.prunable and group.channels > 1:
+            for member in group.members:
+                keep[member.layer][member.filters[::2]] = False
+    return keep
 
 
 def _add(draw: st.DrawFn, graph: RandomCfg) -> None:

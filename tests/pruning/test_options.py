@@ -8,31 +8,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from effort import examples
-from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.models import load_darknet
 from prunedeploy.pruning import shrink
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.dead_channels import remove_dead_channels
 from prunedeploy.pruning.masks import apply_structured
-from pruning.darknets import conv, largest_difference, network
+from pruning.darknets import HEAD, conv, largest_difference, network
 from pruning.option_networks import (
-    HEAD,
     OPTION_NETWORKS,
     OptionCfg,
+    half_of_every_group,
     random_option_cfgs,
     random_options_network,
 )
-
-Keep = dict[int, torch.Tensor]
-
-
-def half_of_every_group(model: Darknet) -> Keep:
-    """Every second unit of what may leave."""
-    keep = {layer.index: torch.ones(layer.out_channels, dtype=torch.bool) for layer in model.cfg.convolutions}
-    for group in coupling_groups(model.cfg):
-        if group.prunable and group.channels > 1:
-            for member in group.members:
-                keep[member.layer][member.filters[::2]] = False
-    return keep
 
 
 @pytest.mark.parametrize("name", OPTION_NETWORKS)

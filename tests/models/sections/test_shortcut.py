@@ -13,10 +13,11 @@ import torch
 from prunedeploy.config import TrainingConfig
 from prunedeploy.models import load_darknet
 from prunedeploy.models.sections import Shortcut
+from prunedeploy.pruning import shrink
 from prunedeploy.training.optimisation import ParameterSet, make_optimizer
 from prunedeploy_engines.errors import DarknetFormatError
 from pruning.darknets import HEAD, conv, network
-from pruning.option_networks import random_options_network
+from pruning.option_networks import half_of_every_group, random_options_network
 
 TYPES = ["none", "per_feature", "per_channel"]
 
@@ -67,10 +68,12 @@ def test_a_shortcut_equals_darknets_loop(widths: tuple[int, ...], weights_type: 
     np.testing.assert_allclose(ours, darknets_shortcut(inputs, weights, normalisation), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("pruned", [False, True])
 @pytest.mark.parametrize("widths", [(8, 12), (12, 8)])
-def test_opencv_adds_what_fits_as_we_do(tmp_path: Path, widths: tuple[int, int]) -> None:
+def test_opencv_adds_what_fits_as_we_do(tmp_path: Path, widths: tuple[int, int], pruned: bool) -> None:
     sections = (*(conv(width, 3) for width in widths), "shortcut from=-2", conv(8, 3), HEAD[0], f"{HEAD[1]} num=1")
     model = random_options_network(network(*sections, size=32))
+    model = shrink(model, half_of_every_group(model)) if pruned else model
     model.save(tmp_path / "x.cfg", tmp_path / "x.weights")
     net = cv2.dnn.readNetFromDarknet(str(tmp_path / "x.cfg"), str(tmp_path / "x.weights"))
     image = np.random.default_rng(1).random((1, 3, 32, 32), dtype=np.float32)
