@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prunedeploy.models import Darknet
-from prunedeploy.models.sections import Convolutional, Maxpool, Route, Shortcut, Upsample, Yolo
+from prunedeploy.models.sections import Avgpool, Convolutional, Maxpool, Route, Shortcut, Upsample, Yolo
 
 Function = Callable[[float], float]
 
@@ -168,6 +168,11 @@ def _step(model: Darknet, layer, inputs: list[tuple[int, int, int]]) -> _Step:
                 for x in range(width * layer.stride):
                     source = (c * height + y // layer.stride) * width + x // layer.stride
                     matrix[place[c, y, x], source] = 1.0
+        return _Step(layer.inputs, matrix, np.zeros(rows), "linear")
+    if isinstance(layer, Avgpool):
+        cells = math.prod(inputs[0][1:])
+        for row in range(rows):
+            matrix[row, row * cells : (row + 1) * cells] = 1 / cells
         return _Step(layer.inputs, matrix, np.zeros(rows), "linear")
     assert isinstance(layer, Route)
     row, start = 0, 0
