@@ -143,7 +143,7 @@ def _add_conv(draw: st.DrawFn, graph: RandomCfg, filters: int, grouped: bool) ->
 
 def _add_gate(draw: st.DrawFn, graph: RandomCfg, kind: str) -> None:
     """The last layer times what a convolution makes of it, or of its means."""
-    channels, height, width = shape = graph.shapes[-1]
+    shape, channels = graph.shapes[-1], graph.shapes[-1][0]
     source = len(graph.shapes) - 1
     if kind == "scale_channels":
         graph.add("avgpool", (channels, 1, 1))

@@ -186,7 +186,8 @@ def test_paddings_strides_and_dilations_make_no_difference(cfg: DarknetCfg, seed
 
 
 @SLOWER
-@given(graph=random_cfgs(), seed=st.integers(0, 9999))
+# A product may be zero on these images by its other side, whatever is done to one.
+@given(graph=random_cfgs(products=False), seed=st.integers(0, 9999))
 def test_everything_that_is_left_is_needed(graph: RandomCfg, seed: int) -> None:
     small, _ = remove_dead_channels(zero_at_random(random_network(graph.cfg, seed).double(), seed))
     images = random_images(graph.size, seed)

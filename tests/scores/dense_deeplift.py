@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.arithmetic import numpy_local_avgpool, numpy_reorg
 from prunedeploy.models import Darknet
-from prunedeploy.models.sections import Avgpool, Convolutional, Maxpool, Route, Shortcut, Upsample, Yolo
+from prunedeploy.models.sections import Avgpool, Convolutional, LocalAvgpool, Maxpool, Route, Shortcut, Upsample, Yolo
 
 Function = Callable[[float], float]
 
@@ -187,6 +188,17 @@ def _step(model: Darknet, layer, inputs: list[tuple[int, int, int]]) -> _Step:
         cells = math.prod(inputs[0][1:])
         for row in range(rows):
             matrix[row, row * cells : (row + 1) * cells] = 1 / cells
+        return _Step(layer.inputs, matrix, np.zeros(rows), "linear")
+    if isinstance(layer, LocalAvgpool):
+        units = np.eye(sizes[0]).reshape(-1, *inputs[0])
+        means = [numpy_local_avgpool(unit, layer.size, layer.stride, layer.padding).ravel() for unit in units]
+        return _Step(layer.inputs, np.stack(means, axis=1), np.zeros(rows), "linear")
+    if layer.kind in ("dropout", "cost", "contrastive"):
+        return _Step(layer.inputs, np.eye(rows), np.zeros(rows), "linear")
+    if layer.kind in ("reorg", "reorg3d"):
+        places = np.arange(rows, dtype=float).reshape(inputs[0])
+        source = numpy_reorg(places, layer.kind, layer.stride, layer.reverse).ravel().astype(int)
+        matrix[np.arange(rows), source] = 1.0
         return _Step(layer.inputs, matrix, np.zeros(rows), "linear")
     assert isinstance(layer, Route)
     row, start = 0, 0

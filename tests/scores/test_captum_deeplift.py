@@ -83,7 +83,7 @@ def test_float64_multipliers_and_scores_equal_captum(activation: str) -> None:
     assert found.summation.target < 1e-12
 
 
-@given(graph=random_cfgs(), seed=st.integers(0, 100))
+@given(graph=random_cfgs(products=False), seed=st.integers(0, 100))
 @settings(max_examples=examples(20), suppress_health_check=[HealthCheck.filter_too_much])
 def test_float64_scores_of_random_networks_equal_captum(graph: RandomCfg, seed: int) -> None:
     cfg = parse_cfg(graph.cfg.text.replace("=mish", "=leaky").replace("=swish", "=relu"))
