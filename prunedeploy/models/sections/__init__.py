@@ -10,9 +10,11 @@ from collections.abc import Mapping
 
 from prunedeploy.models.sections.avgpool import Avgpool
 from prunedeploy.models.sections.convolutional import Convolutional
+from prunedeploy.models.sections.gaussian_yolo import GaussianYolo
 from prunedeploy.models.sections.head import Head
 from prunedeploy.models.sections.layer import Layer
 from prunedeploy.models.sections.maxpool import Maxpool
+from prunedeploy.models.sections.region import Region
 from prunedeploy.models.sections.route import Route
 from prunedeploy.models.sections.shortcut import Shortcut
 from prunedeploy.models.sections.upsample import Upsample
@@ -26,6 +28,8 @@ SECTIONS: Mapping[str, type[Layer]] = {
     "route": Route,
     "shortcut": Shortcut,
     "yolo": Yolo,
+    "gaussian_yolo": GaussianYolo,
+    "region": Region,
 }
 """What a section's layer is, by its name in a cfg."""
 
@@ -37,6 +41,7 @@ REFUSED: Mapping[str, str] = {
     "crnn": _RECURRENT,
     "conv_lstm": _RECURRENT,
     "detection": "YOLOv1 predicts through fully connected layers, which have no filters to prune",
+    "softmax": "it ends a classifier, and so does the softmax tree of YOLO9000",
     "crop": "Darknet itself cuts images at random there",
 }
 """Why sections that Darknet has are refused, by name."""
@@ -46,9 +51,11 @@ __all__ = [
     "SECTIONS",
     "Avgpool",
     "Convolutional",
+    "GaussianYolo",
     "Head",
     "Layer",
     "Maxpool",
+    "Region",
     "Route",
     "Shortcut",
     "Upsample",
