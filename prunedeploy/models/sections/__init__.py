@@ -41,7 +41,6 @@ REFUSED: Mapping[str, str] = {
     "crnn": _RECURRENT,
     "conv_lstm": _RECURRENT,
     "detection": "YOLOv1 predicts through fully connected layers, which have no filters to prune",
-    "softmax": "it ends a classifier, and so does the softmax tree of YOLO9000",
     "crop": "Darknet itself cuts images at random there",
 }
 """Why sections that Darknet has are refused, by name."""

@@ -54,13 +54,13 @@ class Yolo(Head):
 
     Attributes:
         ignore_thresh: No objectness loss where an unassigned prediction overlaps a box by more (IoU).
-        iou_thresh: Anchors whose shape overlaps a box by more (`iou_thresh_kind`) are assigned to it beside the best one.
-        iou_thresh_kind: One of `IOU_KINDS`.
+        iou_thresh: Anchors whose shape overlaps a box by more are assigned to it beside the best one.
+        iou_thresh_kind: What overlap is there, one of `IOU_KINDS`.
         iou_loss: Box term, ``mse`` (YOLOv3) or one of `IOU_KINDS`.
         iou_normalizer: Weight of the box term; ``obj_normalizer`` and ``cls_normalizer`` of the other two.
         scale_x_y: Stretch of the centre's logistic around 0.5 (YOLOv4); 1 is YOLOv3.
         new_coords: What the head reads are probabilities already (scaled YOLOv4, v7), of a convolution with
-            ``activation=logistic``; sizes are ``anchor * (2 v)^2``. Darknet does not ask for that activation, nor do we.
+            ``activation=logistic``; sizes are ``anchor * (2 v)^2``. Like Darknet we do not insist on that activation.
         objectness_smooth: A prediction that overlaps a box by more than ``ignore_thresh`` is to have that overlap as
             its objectness.
         label_smooth_eps: Wanted class probabilities are this halved, or 1 less this halved.
@@ -72,9 +72,9 @@ class Yolo(Head):
         "mask anchors classes num ignore_thresh iou_thresh iou_thresh_kind iou_loss iou_normalizer obj_normalizer "
         "cls_normalizer scale_x_y new_coords objectness_smooth label_smooth_eps focal_loss counters_per_class".split()
     )
-    # `max_delta` clips deltas of Darknet's that are in other units than a gradient, so it has no meaning here. Of
-    # Darknet's suppression `nms_kind` and `beta_nms` speak, which OpenCV ignores as well; from `embedding_layer` on, its
-    # tracker, and what the authors of public cfgs left in them, which Darknet ignores.
+    # `max_delta` clips deltas of Darknet's whose units are not those of a gradient, so it means nothing here. Darknet's
+    # suppression reads `nms_kind` and `beta_nms`, which OpenCV ignores as well; its tracker reads `embedding_layer` and
+    # what follows; the last two are slips in public cfgs that nothing reads.
     training_only: ClassVar[frozenset[str]] = frozenset(
         "truth_thresh jitter random nms_kind beta_nms max_delta delta_normalizer resize max show_details "
         "embedding_layer track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm "
@@ -286,7 +286,7 @@ class Yolo(Head):
         if self.iou_thresh_kind != "iou":
             pairs = torch.broadcast_tensors(anchors[None], sizes_wh[:, None])  # (T, anchors, 2) each
             around_one_centre = [F.pad(sizes.flatten(0, 1), (2, 0)) for sizes in pairs]
-            iou = paired_iou(*around_one_centre, self.iou_thresh_kind).view_as(iou)
+            iou = paired_iou(around_one_centre[0], around_one_centre[1], self.iou_thresh_kind).view_as(iou)
         return (best | (iou > self.iou_thresh))[:, list(self.anchor_indices)]
 
 
