@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
+
 from prunedeploy.models.darknet_cfg import DarknetCfg, parse_cfg
 
 CLASSES, ANCHORS = 3, 2
@@ -38,3 +41,20 @@ def head_cfg(kind: str, norm: bool = True, width: int = WIDTH, height: int = HEI
         + "".join(f"{key}={value}\n" for key, value in options.items()),
         "head.cfg",
     )
+
+
+def random_head(kind: str, batch: int, seed: int = 0, certainty: float = 3.0) -> Tensor:
+    """Raw heads ``(batch, A * V, H, W)``, float64, with boxes about their anchors and scores of all sizes.
+
+    Args:
+        kind: Of `SECTIONS`.
+        batch: How many.
+        seed: Seed of the numbers.
+        certainty: Deviation of the logits of objectness and classes.
+    """
+    values = SECTIONS[kind][0]
+    raw = torch.randn(batch, ANCHORS, values, ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed)).double()
+    sizes = slice(4, 8, 2) if kind == "gaussian_yolo" else slice(2, 4)
+    raw[:, :, sizes] *= 0.2
+    raw[:, :, 8 if kind == "gaussian_yolo" else 4 :] *= certainty
+    return (torch.sigmoid(raw) if kind == "new_coords" else raw).flatten(1, 2)
