@@ -54,7 +54,7 @@ def with_classes(cfg: DarknetCfg, classes: int) -> DarknetCfg:
     """
     changes: dict[int, dict[str, object]] = {}
     for head in cfg.heads:
-        changes[head.index] = {"classes": classes}
+        changes[head.index] = head.options_for(classes)
         changes[head_convolution(cfg, head).index] = {"filters": head.channels_for(classes)}
     return cfg.with_options(changes)
 
@@ -121,5 +121,6 @@ def with_anchors(cfg: DarknetCfg, anchors_wh: Sequence[tuple[float, float]]) -> 
         head.index: {"anchors": head.anchors_option(anchors)} for head in cfg.heads
     }
     for index, mask in slots.masks.items():
-        changes[index]["mask"] = ",".join(map(str, mask))
+        if "mask" in cfg.layers[index].options:  # a region has all anchors
+            changes[index]["mask"] = ",".join(map(str, mask))
     return cfg.with_options(changes)

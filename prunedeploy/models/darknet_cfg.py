@@ -242,7 +242,9 @@ def parse_cfg(text: str, where: str = "cfg") -> DarknetCfg:
 
 def _check_heads(cfg: DarknetCfg) -> None:
     if not cfg.heads:
-        raise DarknetFormatError("has no [yolo] section", cfg.where, "give the cfg of a YOLO detector")
+        raise DarknetFormatError(
+            "has no [yolo], [Gaussian_yolo] or [region] section", cfg.where, "give the cfg of a YOLO detector"
+        )
     for head in cfg.heads:
         like = next(other for other in cfg.heads if other.kind == head.kind)
         if head.classes != cfg.classes or head.anchors_wh != like.anchors_wh:

@@ -182,13 +182,33 @@ class Head(Layer, Protocol):
     def prediction_count(self) -> int:
         """How many predictions it makes: ``A * H * W``."""
 
+    @property
+    def decoding(self) -> str:
+        """How it is decoded, which `heads` knows; more than ``kind`` where options of the section matter."""
+
 
 class Yolo(Head, Protocol):
-    """YOLOv3's and v4's: V = 5 + C, independent logistics."""
+    """YOLOv3's, v4's and v7's: V = 5 + C, independent probabilities."""
 
     @property
     def scale_x_y(self) -> float:
         """Stretch of the centre's logistic around 0.5."""
+
+
+class GaussianYolo(Head, Protocol):
+    """Gaussian YOLOv3's: V = 9 + C, mean and deviation of each number of the box."""
+
+    @property
+    def scale_x_y(self) -> float:
+        """Stretch of the centre's logistic around 0.5."""
+
+
+class Region(Head, Protocol):
+    """YOLOv2's: V = 5 + C."""
+
+    @property
+    def softmax(self) -> bool:
+        """Whether classes are exclusive."""
 
 
 class Cfg(Protocol):

@@ -58,6 +58,10 @@ class Reader:
         """A finite number."""
         return self._parsed(option, str(default), _finite, "a number")
 
+    def flag(self, option: str) -> bool:
+        """Whether the option is there and not 0."""
+        return self.integer(option, 0, 0) != 0
+
     def numbers(self, option: str) -> list[float]:
         """Finite numbers between commas."""
         return self._parsed(option, None, _finite_list, "a list of numbers")
@@ -140,6 +144,17 @@ class LayerReader(Reader):
         if not found:
             raise self.error(f"{option}= names no layer", option)
         return tuple(found)
+
+    def anchors(self) -> tuple[tuple[float, float], ...]:
+        """``anchors=`` as (width, height), as many as ``num=`` says where it stands."""
+        values = self.numbers("anchors")
+        if len(values) % 2 or not values or min(values) <= 0:
+            raise self.error("anchors= needs positive width,height pairs", "anchors")
+        anchors = tuple(zip(values[0::2], values[1::2], strict=True))
+        num = self.integer("num", len(anchors))
+        if num != len(anchors):
+            raise self.error(f"num={num}, but there are {len(anchors)} anchors", "num")
+        return anchors
 
     def windows(self, channels: int, size: int, stride: int | tuple[int, int], padding: int) -> Shape:
         """Shape of ``channels`` maps with one cell per window of ``size``.
