@@ -6,7 +6,10 @@ import torch
 from hypothesis import strategies as st
 
 from prunedeploy.models import Darknet
+from prunedeploy.models.darknet import run_layers
 from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import Convolutional
+from prunedeploy.models.sections.convolutional import conv2d
 from prunedeploy.pruning.coupling import coupling_groups
 from pruning.darknets import ACTIVATIONS, HEAD, RandomCfg, conv, random_network
 
@@ -36,7 +39,13 @@ OPTION_NETWORKS: dict[str, tuple[str, ...]] = {
         conv(8, 3),
         *HEAD,
     ),
-    "bare weights per channel": (conv(8, 3), conv(8, 3), "shortcut from=-2 weights_type=per_channel", *HEAD),
+    "bare weights per channel": (
+        conv(8, 3),
+        conv(8, 3),
+        "shortcut from=-2 weights_type=per_channel",
+        conv(12, 3),
+        *HEAD,
+    ),
     "two strides": (
         conv(8, 3) + " stride_x=2",
         conv(8, 3) + " stride=2 stride_x=1",
@@ -93,6 +102,22 @@ def random_options_network(cfg: DarknetCfg, seed: int = 0) -> Darknet:
         for own in model.layer_weights().values():
             for value in own.values():
                 value.copy_(2 * torch.rand(value.shape, generator=generator) - 0.4)
+    return model
+
+
+def fit_normalisation(model: Darknet, images: torch.Tensor) -> Darknet:
+    """Give every normalisation the statistics of these images, layer by layer; of shared ones those of the first."""
+
+    def convolve(layer: Convolutional, x: torch.Tensor) -> torch.Tensor:
+        conv = model.conv(layer.index)
+        if conv.scale is not None and not layer.shares_weights:
+            y = conv2d(x, conv.weight, None, layer)
+            conv.mean.copy_(y.mean((0, 2, 3)))
+            conv.variance.copy_(y.var((0, 2, 3), correction=0) + 1e-3)
+        return conv(x, layer=layer)
+
+    with torch.no_grad():
+        run_layers(model.cfg.layers, images, convolve, model.layer_weights())
     return model
 
 

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from effort import examples
 from prunedeploy.models import load_darknet
-from prunedeploy.pruning import shrink
+from prunedeploy.pruning import Filters, shrink
 from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.dead_channels import remove_dead_channels
 from prunedeploy.pruning.masks import apply_structured
-from pruning.darknets import HEAD, conv, largest_difference, network
+from prunedeploy_engines.errors import PruningError
+from pruning.darknets import HEAD, conv, cut_by, largest_difference, network
 from pruning.option_networks import (
     OPTION_NETWORKS,
     OptionCfg,
+    fit_normalisation,
     half_of_every_group,
     random_option_cfgs,
     random_options_network,
@@ -31,6 +33,22 @@ def test_half_of_the_filters_leave_and_the_rest_computes_the_same(name: str) -> 
     assert 0.3 * model.parameter_count() < model.parameter_count() - small.parameter_count()
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     assert largest_difference(apply_structured(model, keep), small, images) < 1e-10
+
+
+@pytest.mark.parametrize("name", OPTION_NETWORKS)
+def test_half_of_the_weights_leave_a_fitted_network(name: str) -> None:
+    images = torch.rand(2, 3, 16, 16)
+    model = fit_normalisation(random_options_network(network(*OPTION_NETWORKS[name])), images)
+    scores = {layer.index: model.conv(layer.index).weight.detach() for layer in model.cfg.convolutions}
+    granularity = Filters(0.5, multiple=1)
+    try:
+        cut, _, _ = cut_by(granularity, model, scores)
+    except PruningError:
+        # A depthwise convolution leaves few ratios to networks of two layers.
+        granularity = Filters(0.4, multiple=1)
+        cut, _, _ = cut_by(granularity, model, scores)
+    assert cut.network.parameter_count() < 0.75 * model.parameter_count()
+    assert largest_difference(cut.masked, cut.network, images) <= 1e-5
 
 
 @settings(max_examples=examples(80), suppress_health_check=[HealthCheck.too_slow])
