@@ -55,7 +55,10 @@ def with_classes(cfg: DarknetCfg, classes: int) -> DarknetCfg:
     changes: dict[int, dict[str, object]] = {}
     for head in cfg.heads:
         changes[head.index] = head.options_for(classes)
-        changes[head_convolution(cfg, head).index] = {"filters": head.channels_for(classes)}
+        owner = head_convolution(cfg, head).weights_from
+        for layer in cfg.all_convolutions:
+            if layer.weights_from == owner:
+                changes[layer.index] = {"filters": head.channels_for(classes)}
     return cfg.with_options(changes)
 
 

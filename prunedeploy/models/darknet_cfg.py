@@ -147,16 +147,18 @@ class DarknetCfg:
         """The same network with other widths.
 
         Args:
-            filters: New number of filters by layer index; layers not named keep theirs.
-            groups: New ``groups=`` by layer index, where a grouped convolution changed it.
+            filters: New number of filters by layer index; layers not named keep theirs, but those that share the
+                weights of one that is named.
+            groups: New ``groups=`` likewise, where a grouped convolution changed it.
 
         Returns:
             A new cfg whose text differs in the ``filters=`` (and ``groups=``) lines only.
         """
         changes: dict[int, dict[str, int]] = {}
         for option, values in (("filters", filters), ("groups", groups or {})):
-            for index, value in values.items():
-                changes.setdefault(index, {})[option] = value
+            for layer in self.all_convolutions:
+                if layer.weights_from in values:
+                    changes.setdefault(layer.index, {})[option] = values[layer.weights_from]
         return self.with_options(changes)
 
     def with_options(self, changes: Mapping[int, Mapping[str, object]]) -> DarknetCfg:

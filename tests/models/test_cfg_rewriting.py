@@ -126,3 +126,11 @@ def test_every_published_cfg_that_loads_takes_other_classes_and_sizes(shared: Pa
         taken = anchor_slots(cfg).used
         assert with_anchors(cfg, [(float(k), 9.0) for k in range(1, 1 + len(taken))]).classes == cfg.classes
     assert loaded >= 12
+
+
+def test_heads_that_share_their_weights_get_other_classes_together() -> None:
+    head = conv(6, norm=False, activation="linear")
+    cfg = network(conv(8, 3), *HEAD, "route layers=0", f"{head} share_index=1", HEAD[1])
+    other = with_classes(cfg, 3)
+    assert [layer.out_channels for layer in other.all_convolutions] == [8, 8, 8]
+    assert other.with_filters({0: 4}).convolutions[0].out_channels == 4
