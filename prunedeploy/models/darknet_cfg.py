@@ -65,8 +65,18 @@ class DarknetCfg:
 
     @property
     def convolutions(self) -> tuple[Convolutional, ...]:
-        """The convolutional layers in cfg order."""
+        """The convolutional layers that have weights of their own, in cfg order."""
+        return tuple(layer for layer in self.all_convolutions if not layer.shares_weights)
+
+    @property
+    def all_convolutions(self) -> tuple[Convolutional, ...]:
+        """The same and those that share their weights."""
         return tuple(layer for layer in self.layers if isinstance(layer, Convolutional))
+
+    @property
+    def shared_weights(self) -> frozenset[int]:
+        """Indices of the convolutions whose weights others use as well."""
+        return frozenset(layer.weights_from for layer in self.all_convolutions if layer.shares_weights)
 
     @property
     def weighted(self) -> tuple[Layer, ...]:
@@ -90,17 +100,21 @@ class DarknetCfg:
 
     @property
     def head_outputs(self) -> frozenset[int]:
-        """Indices of the convolutions whose output reaches a head without another convolution."""
+        """Indices of the convolutions whose output reaches a head without another convolution.
+
+        One that shares its weights counts as the one that they are of.
+        """
         found: set[int] = set()
         pending = [source for head in self.heads for source in head.inputs]
         while pending:
             index = pending.pop()
             if index < 0:  # the image itself
                 continue
-            if isinstance(self.layers[index], Convolutional):
-                found.add(index)
+            layer = self.layers[index]
+            if isinstance(layer, Convolutional):
+                found.add(layer.weights_from)
             else:
-                pending.extend(self.layers[index].inputs)
+                pending.extend(layer.inputs)
         return frozenset(found)
 
     @property
@@ -127,22 +141,24 @@ class DarknetCfg:
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations of all convolutions for one image."""
-        return sum(layer.macs for layer in self.convolutions)
+        return sum(layer.macs for layer in self.all_convolutions)
 
     def with_filters(self, filters: Mapping[int, int], groups: Mapping[int, int] | None = None) -> DarknetCfg:
         """The same network with other widths.
 
         Args:
-            filters: New number of filters by layer index; layers not named keep theirs.
-            groups: New ``groups=`` by layer index, where a grouped convolution changed it.
+            filters: New number of filters by layer index; layers not named keep theirs, but those that share the
+                weights of one that is named.
+            groups: New ``groups=`` likewise, where a grouped convolution changed it.
 
         Returns:
             A new cfg whose text differs in the ``filters=`` (and ``groups=``) lines only.
         """
         changes: dict[int, dict[str, int]] = {}
         for option, values in (("filters", filters), ("groups", groups or {})):
-            for index, value in values.items():
-                changes.setdefault(index, {})[option] = value
+            for layer in self.all_convolutions:
+                if layer.weights_from in values:
+                    changes.setdefault(layer.index, {})[option] = values[layer.weights_from]
         return self.with_options(changes)
 
     def with_options(self, changes: Mapping[int, Mapping[str, object]]) -> DarknetCfg:
@@ -228,7 +244,9 @@ def parse_cfg(text: str, where: str = "cfg") -> DarknetCfg:
 
 def _check_heads(cfg: DarknetCfg) -> None:
     if not cfg.heads:
-        raise DarknetFormatError("has no [yolo] section", cfg.where, "give the cfg of a YOLO detector")
+        raise DarknetFormatError(
+            "has no [yolo], [Gaussian_yolo] or [region] section", cfg.where, "give the cfg of a YOLO detector"
+        )
     for head in cfg.heads:
         like = next(other for other in cfg.heads if other.kind == head.kind)
         if head.classes != cfg.classes or head.anchors_wh != like.anchors_wh:
@@ -262,11 +280,11 @@ def _parse_sections(text: str, where: str) -> list[Section]:
         if not separator or not sections:
             raise DarknetFormatError(f"expected key=value, got {_short(line)!r}", at, "correct the line")
         section = sections[-1].kind
-        if key in (refused := refused_options(section)):
+        if key in (refused := refused_options(section)) and value != "0":
             what = f"{key}= of [{section}] is not supported: {refused[key]}"
             raise DarknetFormatError(what, at, "use another network")
         options_read = SECTIONS[section].options if section in SECTIONS else net.OPTIONS
-        allowed = options_read | training_only(section)
+        allowed = options_read | training_only(section) | set(refused)
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"

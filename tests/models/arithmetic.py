@@ -11,6 +11,11 @@ FORMULAS = {
     "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
     "swish": lambda x: x / (1 + np.exp(-x)),
     "logistic": lambda x: 1 / (1 + np.exp(-x)),
+    "relu6": lambda x: np.clip(x, 0, 6),
+    "elu": lambda x: np.where(x >= 0, x, np.exp(np.minimum(x, 0)) - 1),
+    "selu": lambda x: 1.0507 * np.where(x >= 0, x, 1.6732 * (np.exp(np.minimum(x, 0)) - 1)),
+    "tanh": lambda x: 2 / (1 + np.exp(-2 * x)) - 1,
+    "hard_mish": lambda x: np.where(x > 0, x, np.where(x > -2, x * x / 2 + x, 0)),
 }
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from effort import examples
 from prunedeploy.models import DarknetCfg, LossTerms, decode, parse_cfg, yolo_loss, yolo_losses
-from prunedeploy.models.boxes import complete_iou
+from prunedeploy.models.boxes import paired_iou
 
 ANCHORS = ((4, 6), (9, 7), (14, 20), (30, 16))
 MASKS = ((2, 3), (0, 1))
@@ -243,7 +243,7 @@ def _without_trade_off(heads: tuple[Tensor, ...], targets: Tensor, cfg: DarknetC
 def test_the_gradient_of_complete_iou_is_that_of_finite_differences_at_a_fixed_trade_off() -> None:
     truth = torch.tensor([[10.0, 9, 6, 4], [3, 3, 2, 5]], dtype=torch.float64)
     predicted = torch.tensor([[11.0, 8, 5, 7], [9, 9, 3, 3]], dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(complete_iou(predicted, truth).sum(), predicted)
+    (gradient,) = torch.autograd.grad(paired_iou(predicted, truth, "ciou").sum(), predicted)
     h = 1e-6
     for row in range(2):
         a0, b = tuple(predicted[row].tolist()), tuple(truth[row].tolist())

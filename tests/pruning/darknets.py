@@ -14,7 +14,7 @@ from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.cut import Cut, Masks, make_cut
 from prunedeploy.pruning.granularity import Allocation, Evidence, Granularity
 
-ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic")
+ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic", "relu6", "elu", "selu", "tanh", "hard_mish")
 Shape = tuple[int, int, int]
 
 

@@ -102,7 +102,7 @@ def test_contributions_in_random_networks_equal_those_of_dense_matrices(graph: R
 
 def test_contribution_of_a_single_weight_is_a_sum_over_positions() -> None:
     strided = "convolutional filters=4 size=3 stride=2 pad=1 dilation=1 groups=2 activation=leaky batch_normalize=1"
-    dilated = "convolutional filters=4 size=3 padding=2 dilation=2 activation=mish batch_normalize=1"
+    dilated = "convolutional filters=4 size=3 padding=1 dilation=2 activation=mish batch_normalize=1"
     model = random_network(network(conv(4, 3), strided, dilated, *HEAD, size=9)).double()
     images, target = images_and_target(model, 2, 9)
     reference = random_reference(images)

@@ -14,6 +14,7 @@ from prunedeploy.models.sections.contrastive import Contrastive
 from prunedeploy.models.sections.convolutional import Convolutional
 from prunedeploy.models.sections.cost import Cost
 from prunedeploy.models.sections.dropout import Dropout
+from prunedeploy.models.sections.gaussian_yolo import GaussianYolo
 from prunedeploy.models.sections.head import Head
 from prunedeploy.models.sections.layer import EVERY_LAYER_REFUSED, EVERY_LAYER_TRAINING_ONLY, Layer
 from prunedeploy.models.sections.local_avgpool import LocalAvgpool
@@ -21,6 +22,7 @@ from prunedeploy.models.sections.maxpool import Maxpool
 from prunedeploy.models.sections.net import TRAINING_ONLY as NET_TRAINING_ONLY
 from prunedeploy.models.sections.product import Product
 from prunedeploy.models.sections.rearranging import Rearranging
+from prunedeploy.models.sections.region import Region
 from prunedeploy.models.sections.reorg import Reorg
 from prunedeploy.models.sections.reorg3d import Reorg3d
 from prunedeploy.models.sections.route import Route
@@ -46,6 +48,8 @@ SECTIONS: Mapping[str, type[Layer]] = {
     "cost": Cost,
     "contrastive": Contrastive,
     "yolo": Yolo,
+    "gaussian_yolo": GaussianYolo,
+    "region": Region,
 }
 """What a section's layer is, by its name in a cfg."""
 
@@ -93,12 +97,14 @@ __all__ = [
     "Convolutional",
     "Cost",
     "Dropout",
+    "GaussianYolo",
     "Head",
     "Layer",
     "LocalAvgpool",
     "Maxpool",
     "Product",
     "Rearranging",
+    "Region",
     "Reorg",
     "Reorg3d",
     "Route",

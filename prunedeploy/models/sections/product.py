@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prunedeploy.models.sections.activations import ACTIVATIONS, activate, alive_at_zero
+from prunedeploy.models.sections.activations import activate, alive_at_zero, read_activation
 from prunedeploy.models.sections.channels import Sources
 from prunedeploy.models.sections.layer import Layer
 from prunedeploy.models.sections.reading import LayerReader
@@ -55,4 +55,4 @@ def single_source(reader: LayerReader) -> int:
 
 def activation_of(reader: LayerReader) -> str:
     """The activation of a product."""
-    return reader.choice("activation", "linear", ACTIVATIONS)
+    return read_activation(reader, "linear")
