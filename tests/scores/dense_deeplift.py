@@ -143,7 +143,7 @@ def dense_contributions(
         z, z0 = preactivations[layer.index]
         f, df = FUNCTIONS[step.activation], DERIVATIVES[step.activation]
         to_input = np.zeros_like(delta)
-        of_weight = np.zeros(0 if step.owner is None else step.owner.max() + 1)
+        of_weight = np.zeros(0 if step.owner is None else math.prod(layer.weight_shape))
         for j in range(len(m)):
             row = contribution[j]
             up, down = RULES[rule](z[j], z0[j], row[row > 0].sum(), row[row < 0].sum(), f, df)
