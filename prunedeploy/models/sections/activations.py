@@ -1,4 +1,8 @@
-"""Darknet's activations in PyTorch, by their names in a cfg."""
+"""Darknet's activations in PyTorch, by their names in a cfg.
+
+On a CPU Darknet's fork forgets relu6, and hard_mish outside of convolutions, and gives zeros; here they are what they
+are called.
+"""
 
 from __future__ import annotations
 

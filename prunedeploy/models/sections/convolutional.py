@@ -42,7 +42,7 @@ class Convolutional(Layer):
         "batch_normalize cbn filters size stride stride_x stride_y pad padding groups activation dilation antialiasing "
         "share_index".split()
     )
-    # The last two place work on streams of a GPU.
+    # The last two place work on streams of a GPU and change no result.
     training_only: ClassVar[frozenset[str]] = frozenset(
         "assisted_excitation sway rotate stretch stretch_sway angle grad_centr reverse dot stream wait_stream".split()
     )
@@ -131,11 +131,12 @@ class Convolutional(Layer):
         if len(named) > 1 or not isinstance(owner, Convolutional):
             raise reader.error(f"share_index={reader.text('share_index')} is no convolution", "share_index")
         ours, theirs = (
-            f"weights {layer.weight_shape} {'with' if layer.batch_normalize else 'without'} normalisation"
+            f"weights {layer.weight_shape}, groups={layer.groups}, "
+            + ("normalisation" if layer.batch_normalize else "no normalisation")
             for layer in (self, owner)
         )
         if ours != theirs:
-            what = f"has {ours}, and layer {owner.index}, whose weights it would share, {theirs}"
+            what = f"has {ours}; layer {owner.index}, whose weights it would share, has {theirs}"
             raise reader.error(what, "share_index", "make them equal")
         return owner.weights_from
 

@@ -36,7 +36,8 @@ class Shortcut(Layer):
             one for each output channel (``per_channel``).
         weights_normalization: What the weights w_i of an output channel are made of before they are used:
             ``none``; ``relu``: relu(w_i) / (eps + sum of relu(w_j)); ``softmax``: the same with exp(w_i - max w). The
-            sum is over all inputs, also where one has no such channel; eps is `NORMALISATION_EPS`.
+            sum is over all inputs, also where one has no such channel; eps is `NORMALISATION_EPS`. Darknet itself
+            refuses weights with ``none``.
 
     Reference: Darknet, ``shortcut_multilayer_cpu``; for the weights Tan et al., EfficientDet, 2020, section 3.3.
     """

@@ -120,8 +120,9 @@ def test_every_use_of_shared_weights_trains_them() -> None:
     [
         (conv(8, 3) + " share_index=-2", "points at layer -2"),
         (conv(8, 3) + " share_index=1", "points at layer 1"),
-        (conv(6, 3) + " share_index=0", r"has weights \(6, 8, 3, 3\) with normalisation, and layer 0"),
-        (conv(8, 3, norm=False) + " share_index=0", "without normalisation, and layer 0"),
+        (conv(6, 3) + " share_index=0", r"has weights \(6, 8, 3, 3\), groups=1, normalisation; layer 0"),
+        (conv(8, 3, groups=2) + " share_index=0", "groups=2, normalisation; layer 0"),
+        (conv(8, 3, norm=False) + " share_index=0", "groups=1, no normalisation; layer 0"),
         (conv(8) + " xnor=1", r"xnor= of \[convolutional\] is not supported: binary weights"),
         (conv(8) + " flipped=1", "transposed"),
         (conv(8) + " coordconv=1", "on a GPU only"),
