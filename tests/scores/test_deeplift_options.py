@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from prunedeploy.scores import deeplift
-from prunedeploy.scores.captum_deeplift import check_captum_is_right
+from prunedeploy.scores.captum_deeplift import captum_deeplift, check_captum_is_right
 from prunedeploy.scores.deeplift_trace import trace
 from prunedeploy_engines.errors import PruningError
 from pruning.darknets import network
@@ -61,3 +61,13 @@ def test_shared_weights_are_refused_by_name(name: str) -> None:
 def test_captum_is_refused_by_name(name: str, says: str) -> None:
     with pytest.raises(PruningError, match=says):
         check_captum_is_right(network(*OPTION_NETWORKS[name]))
+
+
+@pytest.mark.parametrize("name", ["a wider layer is added", "a weight per channel", "bare weights per channel"])
+def test_captum_goes_through_shortcuts_as_we_do(name: str) -> None:
+    model = random_options_network(network(*OPTION_NETWORKS[name], size=8)).double()
+    settings = {"reference": random_reference, "predictions": 3}
+    ours = deeplift(model, random_batches([2]), **settings).scores
+    theirs = captum_deeplift(model, random_batches([2]), **settings).scores
+    for index, value in theirs.items():
+        assert float((ours[index] - value).abs().max()) <= 1e-8 * float(value.max())
