@@ -28,6 +28,8 @@ NETWORKS = {
          "maxpool size=2 stride=2", "route layers=-1,-3", conv(8, 3), *HEAD),
         20,
     ),
+    "a narrower layer added": ((conv(8, 3), conv(12, 3), "shortcut from=-2", conv(8, 3), *HEAD), 16),
+    "a wider layer added": ((conv(12, 3), conv(8, 3), "shortcut from=-2 activation=leaky", conv(8, 3), *HEAD), 16),
     "sam": ((conv(8, 3), conv(8, 1, activation="logistic"), "sam from=-2", conv(8, 3), *HEAD), 16),
     "sam activated": ((conv(8, 3), conv(8, 3), "sam from=0 activation=leaky", conv(8, 3), *HEAD), 16),
 }  # fmt: skip

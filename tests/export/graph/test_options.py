@@ -17,6 +17,8 @@ from export.networks import folded, random_images, torch_outputs
 from export.precisions import run, true_ranges
 from prunedeploy.models import Darknet
 from prunedeploy.pruning import shrink
+from prunedeploy_engines.builder.from_onnx import engine_from_onnx
+from prunedeploy_engines.runtimes.tensorrt.library import installed_version
 from prunedeploy_export import onnx_from_torch
 from prunedeploy_export.gates.parity import check_tensor_parity
 from prunedeploy_export.precision.half import to_half_precision
@@ -78,3 +80,12 @@ def test_the_file_in_half_precision_and_in_8_bits_is_close(name: str, tmp_path: 
     wanted = [tensor for tensor in plan.tensors if tensor not in plan.same_as]
     (integer,) = run(quantise(model, plan, true_ranges(model, wanted, images)), images, ["scores"])
     assert float(np.abs(integer - scores).mean()) < 0.1 * spread
+
+
+@pytest.mark.skipif(installed_version("tensorrt_rtx") is None, reason="needs tensorrt-rtx")
+@pytest.mark.parametrize("name", OPTION_NETWORKS)
+def test_tensorrt_rtx_builds_an_engine_of_it(name: str, tmp_path: Path) -> None:
+    model = random_options_network(network(*OPTION_NETWORKS[name]))
+    exported(model, tmp_path)
+    engine = engine_from_onnx(tmp_path / "model.onnx", tmp_path / "engines", target="sm86", precision="fp32")
+    assert engine.layers == {"fp32": len(model.cfg.all_convolutions)}

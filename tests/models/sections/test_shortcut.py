@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from export.networks import random_network as fitted_network
 from prunedeploy.config import TrainingConfig
-from prunedeploy.models import load_darknet
+from prunedeploy.models import load_darknet, read_cfg
 from prunedeploy.models.sections import Shortcut
 from prunedeploy.pruning import shrink
 from prunedeploy.training.optimisation import ParameterSet, make_optimizer
@@ -68,20 +69,23 @@ def test_a_shortcut_equals_darknets_loop(widths: tuple[int, ...], weights_type: 
     np.testing.assert_allclose(ours, darknets_shortcut(inputs, weights, normalisation), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("pruned", [False, True])
-@pytest.mark.parametrize("widths", [(8, 12), (12, 8)])
-def test_opencv_adds_what_fits_as_we_do(tmp_path: Path, widths: tuple[int, int], pruned: bool) -> None:
-    sections = (*(conv(width, 3) for width in widths), "shortcut from=-2", conv(8, 3), HEAD[0], f"{HEAD[1]} num=1")
-    model = random_options_network(network(*sections, size=32))
-    model = shrink(model, half_of_every_group(model)) if pruned else model
-    model.save(tmp_path / "x.cfg", tmp_path / "x.weights")
-    net = cv2.dnn.readNetFromDarknet(str(tmp_path / "x.cfg"), str(tmp_path / "x.weights"))
-    image = np.random.default_rng(1).random((1, 3, 32, 32), dtype=np.float32)
-    net.setInput(image)
-    theirs = net.forward("conv_4")
-    with torch.no_grad():
-        (ours,) = model(torch.from_numpy(image))
-    np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-4)
+@pytest.mark.shared
+def test_a_genuine_network_that_adds_layers_of_other_widths_equals_opencvs_whole_and_pruned(
+    shared: Path, tmp_path: Path
+) -> None:
+    cfg = read_cfg(shared / "real" / "darknet-cfg" / "yolov3-tiny-prn.cfg")
+    assert (128, 256) in [layer.in_channels for layer in cfg.layers if isinstance(layer, Shortcut)]
+    whole = fitted_network(cfg)
+    image = np.random.default_rng(1).random((1, *cfg.input_shape), dtype=np.float32)
+    for model in (whole, shrink(whole, half_of_every_group(whole))):
+        model.save(tmp_path / "x.cfg", tmp_path / "x.weights")
+        net = cv2.dnn.readNetFromDarknet(str(tmp_path / "x.cfg"), str(tmp_path / "x.weights"))
+        net.setInput(image)
+        theirs = net.forward([f"conv_{head.inputs[0]}" for head in cfg.heads])
+        with torch.no_grad():
+            ours = model(torch.from_numpy(image))
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one.numpy(), other, rtol=0, atol=1e-4 * np.abs(other).max())
 
 
 @pytest.mark.parametrize(("weights_type", "count"), [("per_feature", 3), ("per_layer", 3), ("per_channel", 3 * 8)])
