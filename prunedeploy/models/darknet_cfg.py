@@ -249,8 +249,8 @@ def _check_heads(cfg: DarknetCfg) -> None:
         )
     for head in cfg.heads:
         like = next(other for other in cfg.heads if other.kind == head.kind)
-        if head.classes != cfg.classes or head.anchors_wh != like.anchors_wh:
-            what = f"[{head.kind}] sections differ in classes or anchors"
+        if head.classes != cfg.classes or len(head.anchors_wh) != len(like.anchors_wh):
+            what = f"[{head.kind}] sections differ in classes or number of anchors"
             raise DarknetFormatError(what, f"{cfg.where}:{head.line}", "make them agree")
 
 

@@ -10,16 +10,16 @@ equations 7 and 10. Where this is not Darknet's own training, on purpose:
 
 - objectness and classes have a cross-entropy under ``new_coords`` too, where Darknet has half the squared error of the
   probabilities, whose gradient vanishes at the surest mistakes;
-- with ``objectness_smooth`` the prediction of a box is pushed to 1 until it overlaps by ``ignore_thresh``, where Darknet
-  pushes it to 0, and from then on to its overlap, as Darknet does;
+- with ``objectness_smooth`` the prediction of a box is pushed to 1 until it overlaps by ``ignore_thresh``, where
+  Darknet pushes it to 0, and from then on to its overlap, as Darknet does;
 - which predictions are not counted is a matter of overlap alone; Darknet also asks for a class probability of 0.25;
 - boxes that share a prediction all count, where Darknet takes means or the last one.
 
 A ``Gaussian_yolo`` section has the same, but for the box term: the likelihood of Choi et al., Gaussian YOLOv3, 2019,
-equations 5 to 7, with Darknet's constants. A ``region`` section has ``forward_region_layer``'s: every box belongs to one
-anchor (the best shape with ``bias_match``, otherwise the best prediction) in the cell of its centre; box and objectness
-have half the squared error of what is decoded, classes the cross-entropy of their softmax. Darknet's warm-up, in which
-for 12,800 images every prediction is drawn to its anchor, is left out.
+equations 5 to 7, with Darknet's constants. A ``region`` section has ``forward_region_layer``'s: every box belongs to
+one anchor (the best shape with ``bias_match``, otherwise the best prediction) in the cell of its centre; box and
+objectness have half the squared error of what is decoded, classes the cross-entropy of their softmax. Darknet's
+warm-up, in which for 12,800 images every prediction is drawn to its anchor, is left out.
 
 Every term is a sum over one image's predictions. `yolo_loss` is the mean over images; `yolo_losses` and `image_terms`
 give them one by one, and the gradient of their sum is each image's own, whatever else is in the batch, as an attack

@@ -151,7 +151,7 @@ def test_with_filters_changes_groups_too() -> None:
         ("anchors=4,5", "anchors=4,nan", "anchors=4,nan", "not a list of numbers"),
         ("anchors=4,5", "anchors=4,5\nnum=3", "num=3", "there are 1 anchors"),
         ("classes=1", "classes=1\nignore_thresh=nan", "ignore_thresh=nan", "not a number"),
-        ("classes=1", "classes=1\niou_loss=giou", "iou_loss=giou", "supported are mse, ciou"),
+        ("classes=1", "classes=1\niou_loss=siou", "iou_loss=siou", "supported are mse, iou, giou, diou, ciou"),
         ("size=3", "size=99\npadding=0", "[convolutional]", "empty output"),
         ("width=32", "width=", "width=", "not a whole number"),
         ("width=32\n", "", "[net]", "needs width="),
@@ -212,13 +212,25 @@ def test_a_reference_to_a_head_is_refused() -> None:
 
 
 def test_heads_that_disagree_are_refused() -> None:
+    more = (conv(6, norm=False, activation="linear"), "yolo mask=0 anchors=9,9,10,10 classes=1")
+    with pytest.raises(DarknetFormatError, match=r":\d+: \[yolo\] sections differ in classes or number of anchors"):
+        network(conv(8), *HEAD, *more)
+
+
+def test_heads_may_list_anchors_of_their_own() -> None:
+    """TridentNet's do; a head goes by its own list."""
     other = (conv(6, norm=False, activation="linear"), "yolo mask=0 anchors=9,9 classes=1")
-    with pytest.raises(DarknetFormatError, match=r":\d+: \[yolo\] sections differ"):
-        network(conv(8), *HEAD, *other)
+    assert [head.head_anchors_wh for head in network(conv(8), *HEAD, *other).heads] == [((4, 5),), ((9, 9),)]
+
+
+def test_num_may_be_less_than_the_anchors_that_masks_name() -> None:
+    """cspx-p7-mish has num=16, and heads up to anchor 19."""
+    head = network(conv(8), HEAD[0], "yolo mask=1 anchors=4,5,6,7 num=1 classes=1").heads[0]
+    assert head.head_anchors_wh == ((6, 7),)
 
 
 def test_no_head_is_refused() -> None:
-    with pytest.raises(DarknetFormatError, match=r"has no \[yolo\] section"):
+    with pytest.raises(DarknetFormatError, match=r"has no \[yolo\], \[Gaussian_yolo\] or \[region\] section"):
         network(conv(8))
 
 

@@ -191,7 +191,7 @@ def _step(model: Darknet, layer, inputs: list[tuple[int, int, int]]) -> _Step:
         return _Step(layer.inputs, matrix, np.zeros(rows), "linear")
     if isinstance(layer, LocalAvgpool):
         units = np.eye(sizes[0]).reshape(-1, *inputs[0])
-        means = [numpy_local_avgpool(unit, layer.size, layer.stride, layer.padding).ravel() for unit in units]
+        means = [numpy_local_avgpool(unit, layer.size, layer.strides[0], layer.padding).ravel() for unit in units]
         return _Step(layer.inputs, np.stack(means, axis=1), np.zeros(rows), "linear")
     if layer.kind in ("dropout", "cost", "contrastive"):
         return _Step(layer.inputs, np.eye(rows), np.zeros(rows), "linear")

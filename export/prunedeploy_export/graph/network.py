@@ -100,6 +100,10 @@ class LocalAvgpool(Windowed, Protocol):
     """Average pooling; cells of the padding do not count."""
 
     @property
+    def strides(self) -> tuple[int, int]:
+        """Its steps down and across."""
+
+    @property
     def stride(self) -> int:
         """Its step, both ways."""
 

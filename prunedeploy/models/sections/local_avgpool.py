@@ -10,7 +10,9 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunedeploy.models.sections.blur import read_strides
 from prunedeploy.models.sections.layer import Layer
+from prunedeploy.models.sections.maxpool import pool_border
 from prunedeploy.models.sections.reading import LayerReader
 
 
@@ -20,40 +22,38 @@ class LocalAvgpool(Layer):
 
     Cells of the padding do not count: at the border the sum is divided by the number of cells inside the map.
 
+    Attributes:
+        size: Side of a window.
+        strides: Its steps down and across.
+        padding: Cells of padding, of both sides together.
+
     Reference: AlexeyAB's Darknet, ``forward_local_avgpool_layer``.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset("size stride padding".split())
-    refused: ClassVar[Mapping[str, str]] = dict.fromkeys(("stride_x", "stride_y"), "windows move by stride= both ways")
+    options: ClassVar[frozenset[str]] = frozenset("size stride stride_x stride_y padding".split())
     linear: ClassVar[bool] = True
 
     size: int
-    stride: int
+    strides: tuple[int, int]
     padding: int
 
     @classmethod
     def read(cls, reader: LayerReader) -> LocalAvgpool:
         """See `Layer.read`."""
-        stride = reader.integer("stride", 1)
-        size = reader.integer("size", stride)
+        size, strides = reader.integer("size", reader.integer("stride", 1)), read_strides(reader)
         padding = reader.integer("padding", size - 1, 0)
         if padding - padding // 2 >= size:
             raise reader.error(f"padding={padding} is so wide that windows of {size} lie on it alone", "padding")
-        out = reader.windows(reader.shape[0], size, stride, padding)
-        return cls(*reader.wiring(out), size, stride, padding)
+        out = reader.windows(reader.shape[0], size, strides, padding)
+        return cls(*reader.wiring(out), size, strides, padding)
 
     def run(self, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
         """See `Layer.run`."""
         x = inputs[0]
-        before = self.padding // 2
-        bottom, right = (
-            max(0, (side + self.padding - self.size) // self.stride * self.stride + self.size - side - before)
-            for side in x.shape[-2:]
-        )
-        border = before, right, before, bottom
-        covered = F.avg_pool2d(F.pad(x.new_ones(1, 1, *x.shape[-2:]), border), self.size, self.stride)
-        return F.avg_pool2d(F.pad(x, border), self.size, self.stride) / covered
+        border = pool_border(self, x.shape[-2:])
+        covered = F.avg_pool2d(F.pad(x.new_ones(1, 1, *x.shape[-2:]), border), self.size, self.strides)
+        return F.avg_pool2d(F.pad(x, border), self.size, self.strides) / covered
 
     def pixels_per_cell(self, inputs: Sequence[Fraction]) -> Fraction:
         """See `Layer.pixels_per_cell`."""
-        return inputs[0] * self.stride
+        return inputs[0] * max(self.strides)

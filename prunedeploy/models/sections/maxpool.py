@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -120,8 +120,24 @@ class Maxpool(Layer):
         return inputs[0] * max(self.strides if self.blur is None else self.blur.strides)
 
 
-def pool_border(layer: Maxpool, size: Sequence[int]) -> tuple[int, int, int, int]:
-    """The padding that a maxpool reads of a map of ``(height, width)``: left, right, top, bottom.
+class Pooling(Protocol):
+    """What moves windows over a map; see `Maxpool`."""
+
+    @property
+    def size(self) -> int:
+        """Side of a window."""
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Steps of the windows down and across."""
+
+    @property
+    def padding(self) -> int:
+        """Cells of padding, of both sides together."""
+
+
+def pool_border(layer: Pooling, size: Sequence[int]) -> tuple[int, int, int, int]:
+    """The padding that a pooling reads of a map of ``(height, width)``: left, right, top, bottom.
 
     Cells beyond the last window that fits are never read, so an even map at 2/2 needs no padding.
     """

@@ -146,13 +146,16 @@ class LayerReader(Reader):
         return tuple(found)
 
     def anchors(self) -> tuple[tuple[float, float], ...]:
-        """``anchors=`` as (width, height), as many as ``num=`` says where it stands."""
+        """``anchors=`` as (width, height), at least as many as ``num=`` says where it stands.
+
+        Of more, Darknet takes the first ``num``, and reads beyond its memory where a ``mask`` names others.
+        """
         values = self.numbers("anchors")
         if len(values) % 2 or not values or min(values) <= 0:
             raise self.error("anchors= needs positive width,height pairs", "anchors")
         anchors = tuple(zip(values[0::2], values[1::2], strict=True))
         num = self.integer("num", len(anchors))
-        if num != len(anchors):
+        if num > len(anchors):
             raise self.error(f"num={num}, but there are {len(anchors)} anchors", "num")
         return anchors
 

@@ -39,6 +39,7 @@ def check_onnx(model: Darknet, size: int, folder: Path) -> onnx.ModelProto:
         (("local_avgpool size=3 stride=2",), {"AveragePool"}),
         (("local_avgpool size=4 stride=3 padding=3",), {"AveragePool"}),
         (("local_avgpool size=2 stride=2 padding=0",), {"AveragePool"}),
+        (("local_avgpool size=3 stride_x=1 stride_y=2",), {"AveragePool"}),
         (("dropout probability=.5", "cost", "contrastive"), set()),
         (("reorg stride=2",), {"Reshape", "SpaceToDepth"}),
         (("reorg stride=2 reverse=1",), {"DepthToSpace"}),

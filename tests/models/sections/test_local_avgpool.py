@@ -44,6 +44,14 @@ def test_shape_and_stride_are_those_of_the_cfg() -> None:
     assert cfg.layers[1].pixels_per_cell([cfg.layers[0].pixels_per_cell([1])]) == 2
 
 
+def test_steps_down_and_across_may_differ() -> None:
+    cfg = network("local_avgpool size=3 stride_x=2 stride_y=4", *HEAD, size=16)
+    x = torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    every = numpy_local_avgpool(x[0].numpy(), 3, 1, 2)
+    np.testing.assert_allclose(cfg.layers[0].run([x], {})[0].numpy(), every[:, ::4, ::2], rtol=0, atol=1e-14)
+    assert cfg.layers[0].out_shape == (3, 4, 8)
+
+
 def test_windows_on_the_padding_alone_are_refused() -> None:
     """Darknet divides by their number of cells, which is 0."""
     with pytest.raises(DarknetFormatError, match=r"cfg:\d+: padding=4 is so wide that windows of 2 lie on it alone"):

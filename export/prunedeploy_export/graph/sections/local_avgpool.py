@@ -17,15 +17,15 @@ def add_local_avgpool(
     before = layer.padding // 2
     # As much padding as the last window reads and no more.
     below, right = (
-        max(0, (out - 1) * layer.stride + layer.size - before - side)
-        for out, side in zip(layer.out_shape[1:], inputs[0].shape[1:], strict=True)
+        max(0, (out - 1) * stride + layer.size - before - side)
+        for out, stride, side in zip(layer.out_shape[1:], layer.strides, inputs[0].shape[1:], strict=True)
     )
     return graph.node(
         "AveragePool",
         [inputs[0].name],
         f"layer{layer.index}",
         kernel_shape=[layer.size] * 2,
-        strides=[layer.stride] * 2,
+        strides=list(layer.strides),
         pads=[before, before, below, right],
         count_include_pad=0,
     )
