@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -33,6 +35,18 @@ def test_half_of_the_filters_leave_and_the_rest_computes_the_same(name: str) -> 
     assert 0.3 * model.parameter_count() < model.parameter_count() - small.parameter_count()
     images = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     assert largest_difference(apply_structured(model, keep), small, images) < 1e-10
+
+
+@pytest.mark.parametrize("name", OPTION_NETWORKS)
+def test_files_of_the_pruned_network_are_read_as_they_were_written(name: str, tmp_path: Path) -> None:
+    model = random_options_network(network(*OPTION_NETWORKS[name]))
+    small = shrink(model, half_of_every_group(model))
+    small.save(tmp_path / "x.cfg", tmp_path / "x.weights")
+    again = load_darknet(tmp_path / "x.cfg", tmp_path / "x.weights")
+    assert largest_difference(small, again, torch.rand(1, 3, 16, 16)) == 0
+    again.save(tmp_path / "y.cfg", tmp_path / "y.weights")
+    for end in ("cfg", "weights"):
+        assert (tmp_path / f"x.{end}").read_bytes() == (tmp_path / f"y.{end}").read_bytes()
 
 
 @pytest.mark.parametrize("name", OPTION_NETWORKS)
