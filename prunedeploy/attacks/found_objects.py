@@ -84,7 +84,7 @@ class Objects:
         """By what margin each image keeps the objects ``wanted (T,)`` bool, and whether it has lost one.
 
         Args:
-            heads: Heads of the network, each ``(B, A * (5 + C), H, W)``; margins carry their gradients.
+            heads: Heads of the network, each ``(B, A * V, H, W)``; margins carry their gradients.
             wanted: At least one object of each image.
 
         Returns:

@@ -66,7 +66,7 @@ def objective_for(name: str, clean_heads: CleanHeads, targets: Tensor, cfg: Dark
 
     Args:
         name: One of `OBJECTIVES`, or several joined by ``+``.
-        clean_heads: Gives the heads of the clean images, each ``(B, A * (5 + C), H, W)``; called by TOG's objectives
+        clean_heads: Gives the heads of the clean images, each ``(B, A * V, H, W)``; called by TOG's objectives
             alone, which take their targets from them.
         targets: Ground truth ``(T, 6)`` as `yolo_loss` takes it.
         cfg: The network's cfg.

@@ -33,26 +33,35 @@ def best_iou(predicted_xyxy: Tensor, truth_xyxy: Tensor) -> Tensor:
     return (overlap / union.clamp(min=1e-9)).amax(-1)
 
 
-def complete_iou(predicted_cxcywh: Tensor, truth_cxcywh: Tensor) -> Tensor:
-    """CIoU of paired boxes: IoU - distance of centres - difference of aspect ratios.
+def paired_iou(predicted_cxcywh: Tensor, truth_cxcywh: Tensor, kind: str) -> Tensor:
+    """Overlap of paired boxes.
 
     Args:
         predicted_cxcywh: ``(P, 4)``, sizes positive.
         truth_cxcywh: ``(P, 4)`` in the same unit.
+        kind: ``iou``; ``giou``: less the share of the enclosing box that neither covers; ``diou``: less the distance of
+            centres; ``ciou``: less that and the difference of aspect ratios.
 
     Returns:
         ``(P,)`` at most 1.
 
-    Reference: Zheng et al., Distance-IoU Loss: Faster and Better Learning for Bounding Box Regression,
-    2020, equations 8 to 11.
+    Reference: Rezatofighi et al., Generalized Intersection over Union, 2019, algorithm 1; Zheng et al., Distance-IoU
+    Loss: Faster and Better Learning for Bounding Box Regression, 2020, equations 6 to 11.
     """
     a, b = cxcywh_to_xyxy(predicted_cxcywh), cxcywh_to_xyxy(truth_cxcywh)
     overlap = (torch.minimum(a[:, 2:], b[:, 2:]) - torch.maximum(a[:, :2], b[:, :2])).clamp(min=0).prod(-1)
     union = predicted_cxcywh[:, 2:].prod(-1) + truth_cxcywh[:, 2:].prod(-1) - overlap
     iou = overlap / union.clamp(min=1e-9)
+    if kind == "iou":
+        return iou
     enclosing = torch.maximum(a[:, 2:], b[:, 2:]) - torch.minimum(a[:, :2], b[:, :2])
+    if kind == "giou":
+        area = enclosing.prod(-1).clamp(min=1e-9)
+        return iou - (area - union) / area
     diagonal = enclosing.pow(2).sum(-1).clamp(min=1e-9)
     distance = (predicted_cxcywh[:, :2] - truth_cxcywh[:, :2]).pow(2).sum(-1)
+    if kind == "diou":
+        return iou - distance / diagonal
     angle = torch.atan(truth_cxcywh[:, 2] / truth_cxcywh[:, 3]) - torch.atan(
         predicted_cxcywh[:, 2] / predicted_cxcywh[:, 3]
     )

@@ -54,8 +54,11 @@ def with_classes(cfg: DarknetCfg, classes: int) -> DarknetCfg:
     """
     changes: dict[int, dict[str, object]] = {}
     for head in cfg.heads:
-        changes[head.index] = {"classes": classes}
-        changes[head_convolution(cfg, head).index] = {"filters": head.channels_for(classes)}
+        changes[head.index] = head.options_for(classes)
+        owner = head_convolution(cfg, head).weights_from
+        for layer in cfg.all_convolutions:
+            if layer.weights_from == owner:
+                changes[layer.index] = {"filters": head.channels_for(classes)}
     return cfg.with_options(changes)
 
 
@@ -121,5 +124,6 @@ def with_anchors(cfg: DarknetCfg, anchors_wh: Sequence[tuple[float, float]]) -> 
         head.index: {"anchors": head.anchors_option(anchors)} for head in cfg.heads
     }
     for index, mask in slots.masks.items():
-        changes[index]["mask"] = ",".join(map(str, mask))
+        if "mask" in cfg.layers[index].options:  # a region has all anchors
+            changes[index]["mask"] = ",".join(map(str, mask))
     return cfg.with_options(changes)

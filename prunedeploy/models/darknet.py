@@ -80,7 +80,7 @@ class Darknet(nn.Module):
         header: Header bytes of the weight file; kept so that the file is written back as it was.
 
     Attributes:
-        convs: `DarknetConv` by ``str(layer.index)``.
+        convs: `DarknetConv` by ``str(layer.index)``; a layer that shares another one's weights has none.
         others: Likewise, `OtherWeights` of the other layers that have weights.
     """
 
@@ -93,8 +93,10 @@ class Darknet(nn.Module):
         self.others = nn.ModuleDict({str(layer.index): OtherWeights(layer) for layer in others})
 
     def conv(self, index: int) -> DarknetConv:
-        """The convolution at layer ``index`` of the cfg."""
-        module = self.convs[str(index)]
+        """The convolution at layer ``index`` of the cfg, or the one whose weights it shares."""
+        layer = self.cfg.layers[index]
+        assert isinstance(layer, Convolutional)
+        module = self.convs[str(layer.weights_from)]
         assert isinstance(module, DarknetConv)
         return module
 
@@ -115,7 +117,12 @@ class Darknet(nn.Module):
             ValueError: ``images`` has another rank or channel count.
         """
         check_images(images, self.cfg)
-        return run_layers(self.cfg.layers, images, lambda layer, x: self.conv(layer.index)(x), self.layer_weights())
+
+        def convolve(layer: Convolutional, x: Tensor) -> Tensor:
+            output: Tensor = self.conv(layer.index)(x, layer=layer)
+            return output
+
+        return run_layers(self.cfg.layers, images, convolve, self.layer_weights())
 
     def weight_file(self) -> WeightFile:
         """The parameters as they stand in a weight file."""
@@ -167,7 +174,7 @@ class FoldedDarknet(nn.Module):
 
     Attributes:
         cfg: The original's cfg.
-        folded: ``(weight, bias)`` by layer index.
+        folded: ``(weight, bias)`` by layer index; layers that share weights have the same tensors.
         weights: Those of layers that are no convolutions, by layer index and name.
     """
 
@@ -181,6 +188,7 @@ class FoldedDarknet(nn.Module):
                 weight, bias = model.conv(layer.index).folded()
                 weight = weight.detach().to(dtype, copy=True).contiguous(memory_format=torch.channels_last)
                 self.folded[layer.index] = (weight, bias.detach().to(dtype, copy=True))
+            self.folded = _for_all_convolutions(model.cfg, self.folded)
             self.weights = {
                 index: {name: value.detach().to(dtype, copy=True) for name, value in own.items()}
                 for index, own in model.layer_weights().items()
@@ -194,13 +202,13 @@ class FoldedDarknet(nn.Module):
 
         Args:
             cfg: The graph.
-            folded: ``(weight, bias)`` of every convolution by layer index, all of one dtype.
+            folded: ``(weight, bias)`` of every convolution with weights by layer index, all of one dtype.
             weights: The weights of the other layers, by layer index and name, used in that dtype; None if none has any.
         """
         network = cls.__new__(cls)
         nn.Module.__init__(network)
         network.cfg = cfg
-        network.folded = dict(folded)
+        network.folded = _for_all_convolutions(cfg, folded)
         network.dtype = next(iter(network.folded.values()))[0].dtype
         network.weights = {
             index: {name: value.to(network.dtype) for name, value in own.items()}
@@ -219,6 +227,12 @@ class FoldedDarknet(nn.Module):
         images = images.to(self.dtype).contiguous(memory_format=torch.channels_last)
         heads = run_layers(self.cfg.layers, images, self.convolve, self.weights)
         return [head if head.dtype == torch.float64 else head.float() for head in heads]
+
+
+def _for_all_convolutions(
+    cfg: DarknetCfg, folded: Mapping[int, tuple[Tensor, Tensor]]
+) -> dict[int, tuple[Tensor, Tensor]]:
+    return {layer.index: folded[layer.weights_from] for layer in cfg.all_convolutions}
 
 
 def check_images(images: Tensor, cfg: DarknetCfg) -> None:

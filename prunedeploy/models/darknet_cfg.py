@@ -13,7 +13,16 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from prunedeploy.models.sections import REFUSED, SECTIONS, Convolutional, Head, Layer, net
+from prunedeploy.models.sections import (
+    REFUSED,
+    SECTIONS,
+    Convolutional,
+    Head,
+    Layer,
+    net,
+    refused_options,
+    training_only,
+)
 from prunedeploy.models.sections.reading import LayerReader, Reader, Section, Shape
 from prunedeploy.text_files import decode_text, is_decoded
 from prunedeploy_engines.errors import DarknetFormatError
@@ -56,8 +65,18 @@ class DarknetCfg:
 
     @property
     def convolutions(self) -> tuple[Convolutional, ...]:
-        """The convolutional layers in cfg order."""
+        """The convolutional layers that have weights of their own, in cfg order."""
+        return tuple(layer for layer in self.all_convolutions if not layer.shares_weights)
+
+    @property
+    def all_convolutions(self) -> tuple[Convolutional, ...]:
+        """The same and those that share their weights."""
         return tuple(layer for layer in self.layers if isinstance(layer, Convolutional))
+
+    @property
+    def shared_weights(self) -> frozenset[int]:
+        """Indices of the convolutions whose weights others use as well."""
+        return frozenset(layer.weights_from for layer in self.all_convolutions if layer.shares_weights)
 
     @property
     def weighted(self) -> tuple[Layer, ...]:
@@ -74,24 +93,28 @@ class DarknetCfg:
         """The options that only Darknet's own training reads, in the order of the file."""
         found: list[IgnoredOption] = []
         for section in (self.net, *self.sections):
-            training_only = SECTIONS[section.kind].training_only if section.kind in SECTIONS else net.TRAINING_ONLY
+            names = training_only(section.kind)
             lines = section.option_lines.items()
-            found.extend(IgnoredOption(section.kind, name, line) for name, line in lines if name in training_only)
+            found.extend(IgnoredOption(section.kind, name, line) for name, line in lines if name in names)
         return tuple(found)
 
     @property
     def head_outputs(self) -> frozenset[int]:
-        """Indices of the convolutions whose output reaches a head without another convolution."""
+        """Indices of the convolutions whose output reaches a head without another convolution.
+
+        One that shares its weights counts as the one that they are of.
+        """
         found: set[int] = set()
         pending = [source for head in self.heads for source in head.inputs]
         while pending:
             index = pending.pop()
             if index < 0:  # the image itself
                 continue
-            if isinstance(self.layers[index], Convolutional):
-                found.add(index)
+            layer = self.layers[index]
+            if isinstance(layer, Convolutional):
+                found.add(layer.weights_from)
             else:
-                pending.extend(self.layers[index].inputs)
+                pending.extend(layer.inputs)
         return frozenset(found)
 
     @property
@@ -118,22 +141,24 @@ class DarknetCfg:
     @property
     def macs(self) -> int:
         """Multiply-accumulate operations of all convolutions for one image."""
-        return sum(layer.macs for layer in self.convolutions)
+        return sum(layer.macs for layer in self.all_convolutions)
 
     def with_filters(self, filters: Mapping[int, int], groups: Mapping[int, int] | None = None) -> DarknetCfg:
         """The same network with other widths.
 
         Args:
-            filters: New number of filters by layer index; layers not named keep theirs.
-            groups: New ``groups=`` by layer index, where a grouped convolution changed it.
+            filters: New number of filters by layer index; layers not named keep theirs, but those that share the
+                weights of one that is named.
+            groups: New ``groups=`` likewise, where a grouped convolution changed it.
 
         Returns:
             A new cfg whose text differs in the ``filters=`` (and ``groups=``) lines only.
         """
         changes: dict[int, dict[str, int]] = {}
         for option, values in (("filters", filters), ("groups", groups or {})):
-            for index, value in values.items():
-                changes.setdefault(index, {})[option] = value
+            for layer in self.all_convolutions:
+                if layer.weights_from in values:
+                    changes.setdefault(layer.index, {})[option] = values[layer.weights_from]
         return self.with_options(changes)
 
     def with_options(self, changes: Mapping[int, Mapping[str, object]]) -> DarknetCfg:
@@ -219,11 +244,13 @@ def parse_cfg(text: str, where: str = "cfg") -> DarknetCfg:
 
 def _check_heads(cfg: DarknetCfg) -> None:
     if not cfg.heads:
-        raise DarknetFormatError("has no [yolo] section", cfg.where, "give the cfg of a YOLO detector")
+        raise DarknetFormatError(
+            "has no [yolo], [Gaussian_yolo] or [region] section", cfg.where, "give the cfg of a YOLO detector"
+        )
     for head in cfg.heads:
         like = next(other for other in cfg.heads if other.kind == head.kind)
-        if head.classes != cfg.classes or head.anchors_wh != like.anchors_wh:
-            what = f"[{head.kind}] sections differ in classes or anchors"
+        if head.classes != cfg.classes or len(head.anchors_wh) != len(like.anchors_wh):
+            what = f"[{head.kind}] sections differ in classes or number of anchors"
             raise DarknetFormatError(what, f"{cfg.where}:{head.line}", "make them agree")
 
 
@@ -231,6 +258,7 @@ def _parse_sections(text: str, where: str) -> list[Section]:
     sections: list[Section] = []
     options: dict[str, str] = {}
     option_lines: dict[str, int] = {}
+    overruled: dict[str, list[int]] = {}
     for number, raw in enumerate(text.split("\n"), start=1):
         line = raw.strip()
         if not line or line[0] in "#;":
@@ -245,24 +273,26 @@ def _parse_sections(text: str, where: str) -> list[Section]:
             if not line.endswith("]") or kind not in ("net", "network", *SECTIONS):
                 supported = ", ".join(f"[{name}]" for name in ("net", *SECTIONS))
                 raise DarknetFormatError(f"unknown section {_short(line)}", at, f"supported are {supported}")
-            options, option_lines = {}, {}
-            sections.append(Section(kind, number, options, option_lines))
+            options, option_lines, overruled = {}, {}, {}
+            sections.append(Section(kind, number, options, option_lines, overruled))
             continue
         key, separator, value = (part.strip() for part in line.partition("="))
         if not separator or not sections:
             raise DarknetFormatError(f"expected key=value, got {_short(line)!r}", at, "correct the line")
         section = sections[-1].kind
-        layer = SECTIONS.get(section)
-        if layer is not None and key in layer.refused:
-            what = f"{key}= of [{section}] is not supported: {layer.refused[key]}"
+        if key in (refused := refused_options(section)) and value != "0":
+            what = f"{key}= of [{section}] is not supported: {refused[key]}"
             raise DarknetFormatError(what, at, "use another network")
-        allowed = net.OPTIONS | net.TRAINING_ONLY if layer is None else layer.options | layer.training_only
+        options_read = SECTIONS[section].options if section in SECTIONS else net.OPTIONS
+        allowed = options_read | training_only(section) | set(refused)
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"
             raise DarknetFormatError(f"unknown option {_short(key)!r} in [{section}]", at, hint)
-        if key in options and key not in net.TRAINING_ONLY:  # two of batch: one for testing, one for training
-            raise DarknetFormatError(f"option {key!r} stands twice in one section", at, "remove one")
+        if key in options:
+            if key not in net.TRAINING_ONLY:  # two of batch: one for testing, one for training
+                raise DarknetFormatError(f"option {key!r} stands twice in one section", at, "remove one")
+            overruled.setdefault(key, []).append(option_lines[key])
         options[key], option_lines[key] = value, number
     return sections
 

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunedeploy.models.sections.activations import activate
 from prunedeploy.models.sections.convolutional import Convolutional, conv2d
 
 # Darknet normalises by sqrt(var) + 1e-6 (normalize_cpu in blas.c), PyTorch by sqrt(var + eps).
@@ -67,25 +66,32 @@ class DarknetConv(nn.Module):
             folded, bias = folded * channel_mask.view(-1, 1, 1, 1), bias * channel_mask
         return folded, bias
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, channel_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        channel_mask: Tensor | None = None,
+        layer: Convolutional | None = None,
+    ) -> Tensor:
         """Compute the layer.
 
         Args:
             x: ``(B, in, H, W)``.
             weight: Used in the place of the layer's own, e.g. masked; same shape.
             channel_mask: ``(filters,)``, multiplied onto the output before the activation.
+            layer: One that uses these weights, to be computed in the place of this module's own.
 
         Returns:
             ``(B, filters, H', W')``.
         """
-        layer = self.layer
+        layer = self.layer if layer is None else layer
         if self.scale is None or not self.training:
             y = conv2d(x, *self.folded(weight, channel_mask), layer)
-            return activate(y, layer.activation, inplace=True)
+            return layer.finish(y, inplace=True)
         y = conv2d(x, self.weight if weight is None else weight, None, layer)
         y = F.batch_norm(
             y, self.mean, self.variance, self.scale, self.bias, training=True, momentum=self.momentum, eps=1e-5
         )
         if channel_mask is not None:
             y = y * channel_mask.view(1, -1, 1, 1).to(y.dtype)
-        return activate(y, layer.activation)
+        return layer.finish(y)

@@ -142,7 +142,40 @@ def wrong_size(path: Path, cfg: DarknetCfg, values: float) -> DarknetFormatError
             fix += ", or fetch the file again if it was cut off on its way"
         elif whole:
             what += f"; it holds the first {whole} of {len(counts)} convolutions, which only a training can start from"
+    if (parted := _parts_at(path, cfg)) is not None:
+        before, at = parted
+        what += (
+            f"; its layers part from this cfg's at layer {at}"
+            if before is None
+            else (f"; up to layer {before} it reads like this cfg's file, at layer {at} no longer")
+        )
     return DarknetFormatError(what, path, fix)
+
+
+def _parts_at(path: Path, cfg: DarknetCfg) -> tuple[int | None, int] | None:
+    """Where a file is seen to be of another network: where a running variance would be negative.
+
+    A file is nothing but numbers, and about half of the weights are negative, so what lies in the place of a variance
+    tells whether the layers before it have the sizes that they have in the file.
+
+    Returns:
+        Index of the last layer whose variance can be one, None if there is none before; and of the first whose cannot.
+        None if all that the file holds can.
+    """
+    data = path.read_bytes()
+    start = _header_bytes(data[:16], path)
+    values = np.frombuffer(data, "<f4", (len(data) - start) // 4, start)
+    at, last = 0, None
+    for layer in cfg.weighted:
+        for name, shape in parameter_shapes(layer).items():
+            block = values[at : at + math.prod(shape)]
+            at += math.prod(shape)
+            if name != "variance" or len(block) < math.prod(shape):
+                continue
+            if not bool((block >= 0).all()):  # NaN among them
+                return last, layer.index
+            last = layer.index
+    return None
 
 
 def weights_bytes(cfg: DarknetCfg, file: WeightFile) -> bytes:

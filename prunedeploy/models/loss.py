@@ -4,8 +4,22 @@ Each head has its own terms. Those of a yolo section, and what they are taken of
 ``forward_yolo_layer`` and Redmon and Farhadi, YOLOv3, 2018, section 2: every box belongs to the anchor of the whole
 network whose shape fits best (and, with ``iou_thresh`` below 1, to every other anchor that fits better than that), in
 the cell of its centre; objectness is pushed to 1 there, and to 0 everywhere else but where the prediction overlaps a
-box by more than ``ignore_thresh``. ``iou_loss=mse`` is Darknet's original box term, ``ciou`` that of Zheng et al.,
-Distance-IoU Loss, 2020, equation 10.
+box by more than ``ignore_thresh``. ``iou_loss=mse`` is Darknet's original box term, ``giou`` that of Rezatofighi et
+al., Generalized Intersection over Union, 2019, ``diou`` and ``ciou`` those of Zheng et al., Distance-IoU Loss, 2020,
+equations 7 and 10. Where this is not Darknet's own training, on purpose:
+
+- objectness and classes have a cross-entropy under ``new_coords`` too, where Darknet has half the squared error of the
+  probabilities, whose gradient vanishes at the surest mistakes;
+- with ``objectness_smooth`` the prediction of a box is pushed to 1 until it overlaps by ``ignore_thresh``, where
+  Darknet pushes it to 0, and from then on to its overlap, as Darknet does;
+- which predictions are not counted is a matter of overlap alone; Darknet also asks for a class probability of 0.25;
+- boxes that share a prediction all count, where Darknet takes means or the last one.
+
+A ``Gaussian_yolo`` section has the same, but for the box term: the likelihood of Choi et al., Gaussian YOLOv3, 2019,
+equations 5 to 7, with Darknet's constants. A ``region`` section has ``forward_region_layer``'s: every box belongs to
+one anchor (the best shape with ``bias_match``, otherwise the best prediction) in the cell of its centre; box and
+objectness have half the squared error of what is decoded, classes the cross-entropy of their softmax. Darknet's
+warm-up, in which for 12,800 images every prediction is drawn to its anchor, is left out.
 
 Every term is a sum over one image's predictions. `yolo_loss` is the mean over images; `yolo_losses` and `image_terms`
 give them one by one, and the gradient of their sum is each image's own, whatever else is in the batch, as an attack
@@ -42,7 +56,7 @@ def yolo_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> LossTerm
     """Detection loss of raw heads against ground truth, mean over images.
 
     Args:
-        heads: Raw heads in cfg order, each ``(B, A * (5 + C), H, W)``.
+        heads: Raw heads in cfg order, each ``(B, A * V, H, W)``.
         targets: ``(T, 6)`` float: image index in the batch, class index, then centre x, centre y, width and
             height normalised to [0, 1] by the input size. T may be 0.
         cfg: The network's cfg.

@@ -86,7 +86,7 @@ def starting_weights(
     path = Path(path)
     source, in_file = _held(measure(path), path, [cfg, given])
     fits = zip(cfg.weighted, source.weighted[:in_file], strict=False)
-    heads = {head_convolution(cfg, head).index for head in cfg.heads} if fresh_heads else set()
+    heads = {head_convolution(cfg, head).weights_from for head in cfg.heads} if fresh_heads else set()
     loaded = (mine.index for mine, theirs in fits if mine.weights_in_file() == theirs.weights_in_file())
     return StartingWeights(path, cfg, source, in_file, tuple(index for index in loaded if index not in heads))
 

@@ -22,6 +22,7 @@ from prunedeploy.data.left_out import left_out, said_in_one_line
 from prunedeploy.data.loader import EvaluationLoader, TrainingLoader
 from prunedeploy.data.recognise import Splits
 from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.models.cfg_notes import cfg_notes
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.starting_network import StartingNetwork, class_names_known, given_cfg, starting_network
@@ -228,7 +229,7 @@ def open_context(config: BuildConfig, store: Store, progress: Progress) -> Build
     if trains and all(record.iscrowd.all() for record in training.images):
         what = f"not one of the {len(training.images)} training images has a box to learn from"
         raise DataError(what, training.json_path, "add their annotations")
-    for line in network.said(pretrain) if is_main_process() else ():
+    for line in (*cfg_notes(cfg), *network.said(pretrain)) if is_main_process() else ():
         progress.message(line)
     count = config.data.eval_images
     if count is not None and count < len(test.images):

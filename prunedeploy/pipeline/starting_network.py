@@ -279,6 +279,6 @@ def _with_new_anchors(cfg: DarknetCfg, training: CocoDataset) -> tuple[DarknetCf
     found = with_anchors(cfg, cluster_anchors(sizes, len(slots.used)))
 
     def covered(one: DarknetCfg) -> AnchorFit:
-        return fit(sizes, [one.heads[0].anchors_wh[index] for head in one.heads for index in head.anchor_indices])
+        return fit(sizes, [anchor for head in one.heads for anchor in head.head_anchors_wh])
 
     return found, NewAnchors(len(sizes), covered(cfg), covered(found))

@@ -8,6 +8,8 @@ value v gets v * w from each tap of its kernel, but zero where the tap lies on t
 - the other taps add something at the inside and nothing at the border, so folding them into the bias is wrong there:
   see `carriers`.
 
+A convolution that shares its weights with others goes on reading constants: they are not the same for all of them.
+
 Constants are kept by layer: a channel of a residual stage may be constant at one depth and not at the next.
 """
 
@@ -61,10 +63,13 @@ def fold_constants(model: Darknet) -> FoldedConstants:
         inputs = [values[source] for source in layer.inputs]
         if isinstance(layer, Convolutional):
             conv = folded.conv(layer.index)
-            outside = _take_out(conv, inputs[0])
-            if bool(outside.any()):
-                carried[layer.index] = outside
-            values[layer.index] = _constant_filters(conv, outside)
+            reads = conv.weight != 0
+            if layer.weights_from not in model.cfg.shared_weights:
+                outside = _take_out(conv, inputs[0])
+                if bool(outside.any()):
+                    carried[layer.index] = outside
+                reads = (conv.weight != 0) | (outside != 0)[:, None]
+            values[layer.index] = _constant_filters(conv, layer, reads.flatten(1).any(1))
         else:
             values[layer.index] = layer.constants(inputs, weights.get(layer.index, {}))
     return FoldedConstants(folded, values, carried)
@@ -109,12 +114,13 @@ def _take_out(conv: DarknetConv, values: Tensor) -> Tensor:
     return kernels.masked_fill(inside, 0.0)
 
 
-def _constant_filters(conv: DarknetConv, outside: Tensor) -> Tensor:
+def _constant_filters(conv: DarknetConv, layer: Convolutional, reads: Tensor) -> Tensor:
     """Values of the filters that read nothing; NaN for the others, and where the value is not finite."""
-    reads = (conv.weight != 0).flatten(1).any(1) | (outside != 0).flatten(1).any(1)
     value = conv.bias.double()
     if conv.scale is not None:
         scale, variance = conv.scale.double(), conv.variance.double()
         value = value - conv.mean.double() * scale / (variance.sqrt() + DARKNET_BN_EPS)
-    value = activate(value, conv.layer.activation)
+    value = activate(value, layer.activation)
+    if layer.blur is not None:
+        value = layer.blur.constants(value)
     return torch.where(reads | ~value.isfinite(), torch.nan, value).cpu()

@@ -72,13 +72,14 @@ def measuring_grid(cfg: DarknetCfg) -> dict[ConvolutionShape, Grid]:
         cfg: The unpruned network.
 
     Raises:
-        ConfigError: A convolution has groups: its width is not one number of filters times one of inputs.
+        ConfigError: A convolution has groups, so its width is not one number of filters times one of inputs, or
+            different strides down and across, or weights that others share.
     """
     largest: dict[ConvolutionShape, tuple[int, int]] = {}
     for layer in cfg.convolutions:
-        if layer.groups > 1:
+        if (reason := _not_measured(cfg, layer)) is not None:
             raise ConfigError(
-                f"the convolution of layer {layer.index} has groups, whose time at other widths is not measured",
+                f"the convolution of layer {layer.index} has {reason}, whose time at other widths is not measured",
                 f"{cfg.where}:{layer.line}",
                 "use --set allocation=uniform, global or erk",
             )
@@ -86,6 +87,14 @@ def measuring_grid(cfg: DarknetCfg) -> dict[ConvolutionShape, Grid]:
         filters, inputs = largest.get(shape, (0, 0))
         largest[shape] = max(filters, layer.out_channels), max(inputs, layer.in_channels[0])
     return {shape: Grid(_points(filters), _points(inputs)) for shape, (filters, inputs) in largest.items()}
+
+
+def _not_measured(cfg: DarknetCfg, layer: Convolutional) -> str | None:
+    if layer.groups > 1:
+        return "groups"
+    if layer.stride_y != layer.stride:
+        return "two strides"
+    return "weights that others share" if layer.index in cfg.shared_weights else None
 
 
 def _points(largest: int) -> tuple[int, ...]:

@@ -12,6 +12,8 @@ removed whole. For instance:
   loses whole groups: the inputs and the filters of a group are tied, and ``groups=`` shrinks.
 - any other grouped convolution keeps its ``groups=`` and loses the same offsets in every group:
   inputs at one offset are tied across groups, and so are filters.
+- a convolution that shares another one's weights has the same filters: they leave together, and so do the channels
+  that the two read.
 - ``maxpool``, ``upsample`` and plain ``route`` hand channels on.
 
 Units that no constraint distinguishes form a **coupling group**; from a group any units may be
@@ -193,9 +195,12 @@ class _Trace:
         self.sums: list[tuple[IntArray, IntArray]] = []
         self.frozen: list[tuple[IntArray, str]] = [(self.channels[IMAGE], "is a channel of the image")]
         for layer in cfg.layers:
-            inputs, sources = np.concatenate([self.channels[index] for index in layer.inputs]), layer.sources()
+            inputs, sources = self._inputs(layer), layer.sources()
             if sources.terms:
                 channels = inputs[sources.terms[0]]
+            elif sources.filters_of is not None:
+                channels = self.channels[sources.filters_of]
+                self.ties.append((inputs, self._inputs(cfg.layers[sources.filters_of])))
             else:
                 channels = np.arange(self.total, self.total + layer.out_channels)
                 self.total += layer.out_channels
@@ -210,6 +215,9 @@ class _Trace:
                 self.frozen.append((channels, sources.frozen))
             self.channels[layer.index] = channels
         self.ties += self.sums
+
+    def _inputs(self, layer: Layer) -> IntArray:
+        return np.concatenate([self.channels[index] for index in layer.inputs])
 
     def units(self) -> tuple[dict[int, IntArray], list[str | None]]:
         """Connected components of all ties.

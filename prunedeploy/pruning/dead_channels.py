@@ -195,14 +195,14 @@ def _read_by_heads(folded: FoldedConstants, sums: dict[int, IntArray]) -> BoolAr
     for head in cfg.heads:
         live[sums[head.index]] = True
     reads = {}
-    for layer in cfg.convolutions:
+    for layer in cfg.all_convolutions:
         weight = folded.model.conv(layer.index).weight
         # (filters, in / groups, size, size) -> (groups, filters / groups, in / groups)
         nonzero = (weight != 0).flatten(2).any(2).view(layer.groups, -1, layer.weight_shape[1])
         reads[layer.index] = nonzero.cpu().numpy()
     before = -1
     while before != (before := int(live.sum())):
-        for layer in reversed(cfg.convolutions):
+        for layer in reversed(cfg.all_convolutions):
             living = live[sums[layer.index]].reshape(layer.groups, -1, 1)
             read = (reads[layer.index] & living).any(1).reshape(-1)
             live[sums[layer.inputs[0]][read]] = True

@@ -35,6 +35,8 @@ def live_channels(cfg: DarknetCfg, keep: Mapping[int, Tensor]) -> dict[int, Tens
         inputs = [live[source] for source in layer.inputs]
         if layer.sources().terms:
             channels = live_outputs(layer, inputs)
+        elif (owner := layer.sources().filters_of) is not None:
+            channels = live[owner]
         else:
             channels = keep.get(layer.index, torch.ones(layer.out_channels, dtype=torch.bool)).cpu()
             if channels.dtype != torch.bool or tuple(channels.shape) != (layer.out_channels,):

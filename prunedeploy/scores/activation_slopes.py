@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from prunedeploy.models.sections.activations import SELU_ALPHA, SELU_SCALE
 from prunedeploy_engines.errors import PruningError
 
 LEAKY_SLOPE = 0.1
@@ -73,6 +74,22 @@ def _mish_gate_secant(a: Tensor, b: Tensor) -> Tensor:
     return 2 * e_high * steepness * ((e_high + e_low + 2) / (n_high + 2)) / (n_low + 2)
 
 
+def _elu_tail_secant(a: Tensor, b: Tensor) -> Tensor:
+    """Of exp(min(x, 0)) - 1, which is elu - relu: e_high (1 - exp(-d)), d the difference below 0."""
+    high, low = torch.maximum(a, b), torch.minimum(a, b)
+    below = high.clamp(max=0)
+    clamped = below - low.clamp(max=0)
+    share = torch.where(high == low, (high <= 0).to(high.dtype), clamped / (high - low))
+    return torch.exp(below) * _decay(clamped) * share
+
+
+def _hard_mish_secant(a: Tensor, b: Tensor) -> Tensor:
+    """Of relu(x) + g(low(x)), low = x between -2 and 0: g(u) - g(v) = (u - v) ((u + v) / 2 + 1), g(u) = u^2 / 2 + u."""
+    u, v = a.clamp(-2, 0), b.clamp(-2, 0)
+    share = torch.where(a == b, ((a > -2) & (a <= 0)).to(u.dtype), (u - v) / (a - b))
+    return _relu_secant(a, b) + ((u + v) / 2 + 1) * share
+
+
 def _decay(d: Tensor) -> Tensor:
     """(1 - exp(-d)) / d for d >= 0, and 1 at 0."""
     return torch.where(d == 0, 1.0, -torch.expm1(-d) / d)
@@ -87,4 +104,11 @@ _SECANTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     # a s(a) - b s(b) = (a - b) s(a) + b (s(a) - s(b)), and so with mish's gate
     "swish": lambda a, b: torch.sigmoid(a) + b * _logistic_secant(a, b),
     "mish": lambda a, b: _mish_gate(a) + b * _mish_gate_secant(a, b),
+    # min(max(x, 0), 6) = relu(x) - relu(x - 6)
+    "relu6": lambda a, b: _relu_secant(a, b) - _relu_secant(a - 6, b - 6),
+    "elu": lambda a, b: _relu_secant(a, b) + _elu_tail_secant(a, b),
+    "selu": lambda a, b: (_relu_secant(a, b) + SELU_ALPHA * _elu_tail_secant(a, b)) * SELU_SCALE,
+    # tanh(x) = 2 s(2 x) - 1
+    "tanh": lambda a, b: 4 * _logistic_secant(2 * a, 2 * b),
+    "hard_mish": _hard_mish_secant,
 }

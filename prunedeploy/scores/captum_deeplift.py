@@ -63,9 +63,15 @@ def check_captum_is_right(cfg: DarknetCfg) -> None:
 def _why_wrong(layer: Layer) -> str | None:
     if isinstance(layer, Convolutional | Shortcut) and layer.activation not in ACTIVATIONS:
         return f"has the activation {layer.activation}, of which Captum's DeepLIFT takes the plain gradient"
-    if isinstance(layer, Maxpool) and layer.size > layer.stride:
+    if isinstance(layer, Maxpool) and layer.size > min(layer.strides):
         windows = f"windows that overlap (size {layer.size}, stride {layer.stride})"
         return f"has {windows}, in which Captum's DeepLIFT loses contributions"
+    if isinstance(layer, Convolutional) and layer.shares_weights:
+        return f"shares the weights of layer {layer.weights_from}, which Captum's DeepLIFT is not set up for"
+    if isinstance(layer, Convolutional | Maxpool) and layer.blur is not None:
+        return "has antialiasing, which Captum's DeepLIFT is not set up for"
+    if isinstance(layer, Maxpool) and layer.depth:
+        return "has its maximum over channels, which Captum's DeepLIFT is not set up for"
     if not (layer.linear or layer.is_head or isinstance(layer, Convolutional | Shortcut | Maxpool)):
         return "is of a kind that Captum's DeepLIFT is not set up for"
     return None
@@ -170,7 +176,7 @@ def _weight_gradient(layer: Convolutional, delta: Tensor, multipliers: Tensor) -
         delta[None],
         layer.weight_shape,
         multipliers[None],
-        stride=layer.stride,
+        stride=layer.strides,
         padding=layer.padding,
         dilation=layer.dilation,
         groups=layer.groups,
@@ -231,7 +237,7 @@ class _HookableDarknet(nn.Module):
             elif isinstance(layer, Shortcut):
                 self.after[name] = ACTIVATIONS[layer.activation]()
             elif isinstance(layer, Maxpool):
-                self.after[name] = nn.MaxPool2d(layer.size, layer.stride)
+                self.after[name] = nn.MaxPool2d(layer.size, layer.strides)
 
     def forward(self, images: Tensor) -> Tensor:
         assert self.target is not None
@@ -255,7 +261,7 @@ class _HookableDarknet(nn.Module):
         if isinstance(layer, Convolutional):
             return self.after[name](self.convolutions[name](inputs[0]))
         if isinstance(layer, Shortcut):
-            return self.after[name](inputs[0] + inputs[1])
+            return self.after[name](layer.total(inputs, self.weights.get(layer.index, {})))
         if isinstance(layer, Maxpool):
             border = pool_border(layer, inputs[0].shape[-2:])
             return self.after[name](F.pad(inputs[0], border, value=float("-inf")))

@@ -1,7 +1,8 @@
 """What an attribution explains: the sum of chosen logits of a detector's heads.
 
 Objectness times class probability would not do: DeepLIFT's rules have no product. And a head that is left out
-would leave the layers that only it reads without any score, so every head has a part.
+would leave the layers that only it reads without any score, so every head has a part. Of a head that reads
+probabilities (``new_coords``) those take the place of logits.
 """
 
 from __future__ import annotations

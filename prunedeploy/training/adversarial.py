@@ -90,7 +90,7 @@ def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet,
     its box offsets where it sees an object. Sum over predictions, mean over images, like the detection loss.
 
     Args:
-        heads: The student's raw heads, each ``(B, A * (5 + C), H, W)``.
+        heads: The student's raw heads, each ``(B, A * V, H, W)``.
         taught: The teacher's, same shapes.
         model: Either network; gives the heads' layout.
         temperature: T > 0; objectness and class logits are divided by it and their terms multiplied by T^2
@@ -101,11 +101,15 @@ def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet,
     """
     total = heads[0].new_zeros(())
     for student, teacher, head in zip(heads, taught, model.cfg.heads, strict=True):
-        own, wanted, box_values = head.split(student), head.split(teacher), head.box_values
+        own, wanted, box_values = head.logits(student), head.logits(teacher), head.box_values
         weight = torch.sigmoid(wanted[..., box_values])
         soft = torch.sigmoid(wanted[..., box_values:] / temperature)
         logits = F.binary_cross_entropy_with_logits(own[..., box_values:] / temperature, soft, reduction="none")
         objectness, classes = logits[..., 0] * temperature**2, logits[..., 1:].sum(-1) * temperature**2
+        if head.exclusive_classes:
+            soft = torch.softmax(wanted[..., box_values + 1 :] / temperature, dim=-1)
+            logs = F.log_softmax(own[..., box_values + 1 :] / temperature, dim=-1)
+            classes = -(soft * logs).sum(-1) * temperature**2
         boxes = (own[..., :box_values] - wanted[..., :box_values]).square().sum(-1)
         total = total + (objectness + weight * (classes + boxes)).sum()
     return total / heads[0].shape[0]

@@ -195,9 +195,10 @@ class ScoredDarknet(nn.Module):
         selected = self.masks() if masks is None else masks
 
         def convolve(layer: Convolutional, x: Tensor) -> Tensor:
-            conv, index = self.network.conv(layer.index), layer.index
+            conv, index = self.network.conv(layer.index), layer.weights_from
             weight = conv.weight * selected.weights[index] if index in selected.weights else None
-            return conv(x, weight, selected.filters.get(index))
+            output: Tensor = conv(x, weight, selected.filters.get(index), layer)
+            return output
 
         return run_layers(self.network.cfg.layers, images, convolve, self.network.layer_weights())
 

@@ -40,7 +40,7 @@ activation=swish
 filters=12
 size=3
 stride=1
-padding=2
+padding=1
 dilation=2
 activation=logistic
 
@@ -171,7 +171,7 @@ def random_network(cfg: str | DarknetCfg, seed: int = 0) -> Darknet:
         for head in (head for head in parsed.heads if head.inputs[0] in convolutions):
             conv = model.conv(head.inputs[0])
             conv.weight.mul_(3.0)
-            conv.bias.view(len(head.anchor_indices), -1)[:, 4:] += 3.0
+            conv.bias.view(len(head.anchor_indices), -1)[:, head.box_values :] += 3.0
     return model
 
 

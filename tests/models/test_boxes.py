@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from prunedeploy.models.boxes import best_iou, complete_iou, cxcywh_to_xyxy
+from prunedeploy.models.boxes import best_iou, cxcywh_to_xyxy, paired_iou
 
 
 def test_corners_of_centre_and_size() -> None:
@@ -21,7 +21,7 @@ def test_complete_iou_worked_by_hand() -> None:
     # centres sqrt 2 apart, enclosing 4 x 4; v = 4 / pi^2 (atan 1/2 - atan 2)^2, alpha = v / (1 - 1/3 + v).
     v = 4 / math.pi**2 * (math.atan(0.5) - math.atan(2)) ** 2
     expected = [1, 1 / 3 - 1 / 13, -0.4, 1 / 3 - 2 / 32 - v / (2 / 3 + v) * v]
-    torch.testing.assert_close(complete_iou(predicted, truth), torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(paired_iou(predicted, truth, "ciou"), torch.tensor(expected, dtype=torch.float64))
 
 
 def test_best_iou_takes_the_best_box_and_knows_none() -> None:

@@ -118,10 +118,19 @@ def test_every_published_cfg_that_loads_takes_other_classes_and_sizes(shared: Pa
             continue
         loaded += 1
         other = with_input_size(with_classes(cfg, 7), (256, 384))
-        assert {head.out_shape[0] for head in other.heads} == {12 * len(head.anchor_indices) for head in cfg.heads}
+        per_anchor = 16 if cfg.heads[0].kind == "gaussian_yolo" else 12  # 9 or 5, and 7 classes
+        assert {head.out_shape[0] for head in other.heads} == {per_anchor * len(h.anchor_indices) for h in cfg.heads}
         sides = [(head.out_shape[1], head.out_shape[2]) for head in other.heads]
         strides = [cfg.input_size[0] // head.out_shape[1] for head in cfg.heads]
         assert sides == [(256 // stride, 384 // stride) for stride in strides]
         taken = anchor_slots(cfg).used
         assert with_anchors(cfg, [(float(k), 9.0) for k in range(1, 1 + len(taken))]).classes == cfg.classes
     assert loaded >= 12
+
+
+def test_heads_that_share_their_weights_get_other_classes_together() -> None:
+    head = conv(6, norm=False, activation="linear")
+    cfg = network(conv(8, 3), *HEAD, "route layers=0", f"{head} share_index=1", HEAD[1])
+    other = with_classes(cfg, 3)
+    assert [layer.out_channels for layer in other.all_convolutions] == [8, 8, 8]
+    assert other.with_filters({0: 4}).convolutions[0].out_channels == 4

@@ -151,7 +151,7 @@ def test_with_filters_changes_groups_too() -> None:
         ("anchors=4,5", "anchors=4,nan", "anchors=4,nan", "not a list of numbers"),
         ("anchors=4,5", "anchors=4,5\nnum=3", "num=3", "there are 1 anchors"),
         ("classes=1", "classes=1\nignore_thresh=nan", "ignore_thresh=nan", "not a number"),
-        ("classes=1", "classes=1\niou_loss=giou", "iou_loss=giou", "supported are mse, ciou"),
+        ("classes=1", "classes=1\niou_loss=siou", "iou_loss=siou", "supported are mse, iou, giou, diou, ciou"),
         ("size=3", "size=99\npadding=0", "[convolutional]", "empty output"),
         ("width=32", "width=", "width=", "not a whole number"),
         ("width=32\n", "", "[net]", "needs width="),
@@ -186,7 +186,6 @@ def test_what_is_wrong_is_said_with_its_line(old: str, new: str, at: str, says: 
         ("[route]\nlayers=0\ngroups=3", "groups=3|do not fit channels (8,)"),
         ("[route]\nlayers=0\ngroups=2\ngroup_id=2", "groups=2|do not fit"),
         ("[shortcut]\nfrom=-3", "from=-3|points at layer -3"),
-        ("[shortcut]\nfrom=0,0", "from=0,0|more than one layer"),
         ("[net]\nwidth=32", "[net]|a second [net]"),
     ],
 )
@@ -200,9 +199,9 @@ def test_wrong_references_are_said_with_their_line(section: str, says: str) -> N
     assert message in str(error)
 
 
-def test_a_shortcut_of_another_shape_and_a_route_of_another_size_are_refused() -> None:
-    with pytest.raises(DarknetFormatError, match=r":\d+: adds shapes \(4, 16, 16\) and \(8, 16, 16\)"):
-        network(conv(8), conv(4), "shortcut from=-2 activation=linear", *HEAD)
+def test_a_shortcut_and_a_route_of_another_size_are_refused() -> None:
+    with pytest.raises(DarknetFormatError, match=r":\d+: adds maps of different sizes, 8x8 and 16x16 of layer 0"):
+        network(conv(8), "maxpool size=2 stride=2", "shortcut from=-2 activation=linear", *HEAD)
     with pytest.raises(DarknetFormatError, match=r":\d+: joins feature maps of different sizes"):
         network(conv(8), "maxpool size=2 stride=2", "route layers=0,1", *HEAD)
 
@@ -213,13 +212,25 @@ def test_a_reference_to_a_head_is_refused() -> None:
 
 
 def test_heads_that_disagree_are_refused() -> None:
+    more = (conv(6, norm=False, activation="linear"), "yolo mask=0 anchors=9,9,10,10 classes=1")
+    with pytest.raises(DarknetFormatError, match=r":\d+: \[yolo\] sections differ in classes or number of anchors"):
+        network(conv(8), *HEAD, *more)
+
+
+def test_heads_may_list_anchors_of_their_own() -> None:
+    """TridentNet's do; a head goes by its own list."""
     other = (conv(6, norm=False, activation="linear"), "yolo mask=0 anchors=9,9 classes=1")
-    with pytest.raises(DarknetFormatError, match=r":\d+: \[yolo\] sections differ"):
-        network(conv(8), *HEAD, *other)
+    assert [head.head_anchors_wh for head in network(conv(8), *HEAD, *other).heads] == [((4, 5),), ((9, 9),)]
+
+
+def test_num_may_be_less_than_the_anchors_that_masks_name() -> None:
+    """cspx-p7-mish has num=16, and heads up to anchor 19."""
+    head = network(conv(8), HEAD[0], "yolo mask=1 anchors=4,5,6,7 num=1 classes=1").heads[0]
+    assert head.head_anchors_wh == ((6, 7),)
 
 
 def test_no_head_is_refused() -> None:
-    with pytest.raises(DarknetFormatError, match=r"has no \[yolo\] section"):
+    with pytest.raises(DarknetFormatError, match=r"has no \[yolo\], \[Gaussian_yolo\] or \[region\] section"):
         network(conv(8))
 
 

@@ -13,7 +13,7 @@ from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
 from prunedeploy.models.darknet_weights import read_weights, weight_count, weights_bytes
 from prunedeploy.resources import darknet_cfg_path
 from prunedeploy_engines.errors import DarknetFormatError
-from pruning.darknets import HEAD, conv, network
+from pruning.darknets import HEAD, conv, network, random_network
 
 # 3 -> 4 filters 3x3 with normalisation: bias, scale, mean, variance 4 each, 4*3*3*3 = 108 weights.
 # 4 -> 6 filters 1x1 without: bias 6, 24 weights. In all 16 + 108 + 30 = 154 floats.
@@ -120,6 +120,23 @@ def test_weights_of_another_cfg_of_the_same_length_are_refused_by_a_negative_var
     path.write_bytes(new_header() + values.tobytes())
     message = refusal(path, network(conv(4, size=3), *HEAD))
     assert "negative variance for layer 0" in message
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        # Layer 1 has other filters, its kernels another size, more groups; what stands before is the same.
+        ((conv(16, 3), conv(24, 3), conv(32, 3)), "up to layer 0 it reads like this cfg's file, at layer 1 no longer"),
+        ((conv(16, 3), conv(32, 1), conv(32, 3)), "up to layer 1 it reads like this cfg's file, at layer 2 no longer"),
+        ((conv(16, 3), conv(32, 3, groups=2), conv(32, 3)), "up to layer 1 it reads like this cfg's file, at layer 2"),
+        ((conv(24, 3), conv(32, 3), conv(32, 3)), "its layers part from this cfg's at layer 0"),
+    ],
+)
+def test_weights_of_a_variant_say_where_the_layers_part(tmp_path: Path, other: tuple[str, ...], says: str) -> None:
+    random_network(network(*other, *HEAD)).save(tmp_path / "x.cfg", tmp_path / "x.weights")
+    message = refusal(tmp_path / "x.weights", network(conv(16, 3), conv(32, 3), conv(32, 3), *HEAD))
+    assert says in message
+    assert "\n" not in message
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from effort import examples
 from prunedeploy.models import DarknetCfg, LossTerms, decode, parse_cfg, yolo_loss, yolo_losses
-from prunedeploy.models.boxes import complete_iou
+from prunedeploy.models.boxes import paired_iou
+from prunedeploy.models.sections import Yolo
 
 ANCHORS = ((4, 6), (9, 7), (14, 20), (30, 16))
 MASKS = ((2, 3), (0, 1))
@@ -39,6 +40,12 @@ def random_heads(batch: int, seed: int = 0, dtype: torch.dtype = torch.float64) 
     return [torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes]
 
 
+def read_by(cfg: DarknetCfg, heads: list[Tensor]) -> list[Tensor]:
+    """What the heads read: probabilities if they have new_coords."""
+    head = cfg.heads[0]
+    return [torch.sigmoid(raw) for raw in heads] if isinstance(head, Yolo) and head.new_coords else heads
+
+
 def random_targets(counts: list[int], seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -57,6 +64,25 @@ def logistic(t: float) -> float:
     return 1 / (1 + math.exp(-t))
 
 
+def bounds(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, float]:
+    """Width and height of the box around two."""
+    left, right = min(a[0] - a[2] / 2, b[0] - b[2] / 2), max(a[0] + a[2] / 2, b[0] + b[2] / 2)
+    top, bottom = min(a[1] - a[3] / 2, b[1] - b[3] / 2), max(a[1] + a[3] / 2, b[1] + b[3] / 2)
+    return right - left, bottom - top
+
+
+def giou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    wide, high = bounds(a, b)
+    overlap = iou(a, b)
+    union = (a[2] * a[3] + b[2] * b[3]) / (1 + overlap)
+    return overlap - (wide * high - union) / (wide * high)
+
+
+def diou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+    wide, high = bounds(a, b)
+    return iou(a, b) - ((a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2) / (wide**2 + high**2)
+
+
 def cross_entropy(t: float, wanted: float) -> float:
     return -(wanted * math.log(logistic(t)) + (1 - wanted) * math.log(1 - logistic(t)))
 
@@ -70,13 +96,11 @@ def iou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 
 def ciou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    left, right = min(a[0] - a[2] / 2, b[0] - b[2] / 2), max(a[0] + a[2] / 2, b[0] + b[2] / 2)
-    top, bottom = min(a[1] - a[3] / 2, b[1] - b[3] / 2), max(a[1] + a[3] / 2, b[1] + b[3] / 2)
-    rho2 = (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2
     v = 4 / math.pi**2 * (math.atan(b[2] / b[3]) - math.atan(a[2] / a[3])) ** 2
-    overlap = iou(a, b)
-    alpha = v / (1 - overlap + v) if v > 0 else 0.0
-    return overlap - rho2 / ((right - left) ** 2 + (bottom - top) ** 2) - alpha * v
+    return diou(a, b) - (v / (1 - iou(a, b) + v) * v if v > 0 else 0.0)
+
+
+OVERLAPS = {"iou": iou, "giou": giou, "diou": diou, "ciou": ciou}
 
 
 def reference_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> dict[str, float]:
@@ -93,26 +117,25 @@ def reference_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> dic
             rows, columns = raw.shape[2:]
             stretch = head.scale_x_y
 
-            def value(a: int, v: int, j: int, i: int, values: list = values) -> float:
-                return values[a * (5 + CLASSES) + v][j][i]
+            def value(a: int, v: int, j: int, i: int, values: list = values, head=head) -> float:
+                """A logit, but for the numbers of a box under new_coords."""
+                found = values[a * (5 + CLASSES) + v][j][i]
+                return math.log(found / (1 - found)) if head.new_coords and v > 3 else found
 
             def box_at(a: int, j: int, i: int, head=head, columns=columns, rows=rows, value=value, stretch=stretch):
-                x = logistic(value(a, 0, j, i)) * stretch - (stretch - 1) / 2
-                y = logistic(value(a, 1, j, i)) * stretch - (stretch - 1) / 2
+                xy, wh = ([value(a, v, j, i) for v in pair] for pair in ((0, 1), (2, 3)))
+                x, y = ((p if head.new_coords else logistic(p)) * stretch - (stretch - 1) / 2 for p in xy)
                 anchor = ANCHORS[head.anchor_indices[a]]
-                return (
-                    (x + i) / columns * WIDTH,
-                    (y + j) / rows * HEIGHT,
-                    anchor[0] * math.exp(value(a, 2, j, i)),
-                    anchor[1] * math.exp(value(a, 3, j, i)),
-                )
+                w, h = ((2 * t) ** 2 if head.new_coords else math.exp(t) for t in wh)
+                return ((x + i) / columns * WIDTH, (y + j) / rows * HEIGHT, anchor[0] * w, anchor[1] * h)
 
             owners: dict[tuple[int, int, int], list] = {}
             for class_id, truth in truths:
                 fits = [iou((0, 0, truth[2], truth[3]), (0, 0, *anchor)) for anchor in ANCHORS]
                 best = fits.index(max(fits))
                 for a, n in enumerate(head.anchor_indices):
-                    if n == best or fits[n] > head.iou_thresh:
+                    around_one_centre = ((0, 0, *ANCHORS[n]), (0, 0, truth[2], truth[3]))
+                    if n == best or OVERLAPS[head.iou_thresh_kind](*around_one_centre) > head.iou_thresh:
                         i = min(int(truth[0] / WIDTH * columns), columns - 1)
                         j = min(int(truth[1] / HEIGHT * rows), rows - 1)
                         owners.setdefault((a, j, i), []).append((class_id, truth))
@@ -122,26 +145,44 @@ def reference_loss(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> dic
                         mine = owners.get((a, j, i), [])
                         overlap = max((iou(box_at(a, j, i), truth) for _, truth in truths), default=0.0)
                         t = value(a, 4, j, i)
-                        if mine:
-                            sums["objectness"] += head.obj_normalizer * cross_entropy(t, 1)
+                        weights = [head.class_multipliers[c] if head.class_multipliers else 1 for c, _ in mine]
+                        if head.objectness_smooth and overlap > head.ignore_thresh:
+                            wanted = max(weights, default=1) * cross_entropy(t, overlap)
+                            sums["objectness"] += head.obj_normalizer * wanted
+                        elif mine:
+                            sums["objectness"] += max(weights) * head.obj_normalizer * cross_entropy(t, 1)
                         elif overlap <= head.ignore_thresh:
                             sums["objectness"] += head.obj_normalizer * cross_entropy(t, 0)
-                        for class_id, truth in mine:
+                        for (class_id, truth), multiplier in zip(mine, weights, strict=True):
+                            p = logistic(value(a, 5 + class_id, j, i))
                             for c in range(CLASSES):
-                                term = cross_entropy(value(a, 5 + c, j, i), float(c == class_id))
+                                label = float(c == class_id)
+                                smooth = label * (1 - head.label_smooth_eps) + head.label_smooth_eps / 2
+                                term = cross_entropy(value(a, 5 + c, j, i), smooth)
+                                term *= multiplier if c == class_id else 1
+                                term *= -0.5 * (1 - p) * (2 * p * math.log(p) + p - 1) if head.focal_loss else 1
                                 sums["classes"] += head.cls_normalizer * term
-                            if head.iou_loss == "ciou":
-                                sums["box"] += head.iou_normalizer * (1 - ciou(box_at(a, j, i), truth))
+                            if head.iou_loss != "mse":
+                                term = 1 - OVERLAPS[head.iou_loss](box_at(a, j, i), truth)
+                                sums["box"] += head.iou_normalizer * multiplier * term
                                 continue
                             weight = 2 - truth[2] / WIDTH * truth[3] / HEIGHT
                             anchor = ANCHORS[head.anchor_indices[a]]
+                            if head.new_coords:
+                                x, y, w, h = box_at(a, j, i)
+                                term = ((x - truth[0]) / WIDTH * columns) ** 2 / 2 / stretch
+                                term += ((y - truth[1]) / HEIGHT * rows) ** 2 / 2 / stretch
+                                term += (math.sqrt(w / anchor[0]) - math.sqrt(truth[2] / anchor[0])) ** 2 / 8
+                                term += (math.sqrt(h / anchor[1]) - math.sqrt(truth[3] / anchor[1])) ** 2 / 8
+                                sums["box"] += head.iou_normalizer * multiplier * weight * term
+                                continue
                             wanted_x = (truth[0] / WIDTH * columns - i + (stretch - 1) / 2) / stretch
                             wanted_y = (truth[1] / HEIGHT * rows - j + (stretch - 1) / 2) / stretch
                             term = cross_entropy(value(a, 0, j, i), wanted_x)
                             term += cross_entropy(value(a, 1, j, i), wanted_y)
                             term += (value(a, 2, j, i) - math.log(truth[2] / anchor[0])) ** 2 / 2
                             term += (value(a, 3, j, i) - math.log(truth[3] / anchor[1])) ** 2 / 2
-                            sums["box"] += head.iou_normalizer * weight * term
+                            sums["box"] += head.iou_normalizer * multiplier * weight * term
     return {key: total / len(heads[0]) for key, total in sums.items()}
 
 
@@ -153,6 +194,15 @@ OPTIONS = {
     "ciou": {"iou_loss": "ciou", "iou_normalizer": 0.07, "obj_normalizer": 0.4, "cls_normalizer": 0.5},
     "yolov4": {"iou_loss": "ciou", "iou_thresh": 0.213, "scale_x_y": 1.2, "ignore_thresh": 0.3},
     "stretched-mse": {"scale_x_y": 1.1, "iou_normalizer": 2.5},
+    "giou": {"iou_loss": "giou", "ignore_thresh": 0.11},
+    "diou": {"iou_loss": "diou", "ignore_thresh": 0.12},
+    "iou": {"iou_loss": "iou", "ignore_thresh": 0.13},
+    "iou-thresh-kind": {"iou_thresh": 0.2, "iou_thresh_kind": "giou"},
+    "smooth": {"objectness_smooth": 1, "ignore_thresh": 0.1, "label_smooth_eps": 0.1},
+    "counters": {"counters_per_class": "10,5,1", "max_delta": 8, "objectness_smooth": 1, "ignore_thresh": 0.2},
+    "focal": {"focal_loss": 1},
+    "new-coords": {"new_coords": 1, "scale_x_y": 2.0, "iou_loss": "ciou", "iou_thresh": 0.2, "ignore_thresh": 0.3},
+    "new-coords-mse": {"new_coords": 1, "scale_x_y": 1.3, "ignore_thresh": 0.3},
 }
 
 
@@ -160,7 +210,7 @@ OPTIONS = {
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_loss_equals_a_plain_loop(name: str, seed: int) -> None:
     cfg = cfg_of(**OPTIONS[name])
-    heads, targets = random_heads(3, seed), random_targets([4, 0, 9], seed)
+    heads, targets = read_by(cfg, random_heads(3, seed)), random_targets([4, 0, 9], seed)
     # The boxes are shuffled: their order is none of the loss's business.
     targets = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))]
     expected = reference_loss(heads, targets, cfg)
@@ -173,7 +223,8 @@ def test_the_loss_equals_a_plain_loop(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", OPTIONS)
 def test_losses_of_images_are_the_loss_of_each_alone(name: str) -> None:
     cfg = cfg_of(**OPTIONS[name])
-    heads, targets = [head.requires_grad_(True) for head in random_heads(3)], random_targets([4, 0, 9])
+    heads = [head.requires_grad_(True) for head in read_by(cfg, random_heads(3))]
+    targets = random_targets([4, 0, 9])
     targets = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
     losses = yolo_losses(heads, targets, cfg)
     gradients = torch.autograd.grad(losses.sum(), heads)
@@ -190,8 +241,9 @@ def test_losses_of_images_are_the_loss_of_each_alone(name: str) -> None:
 
 def test_options_change_the_loss_they_are_meant_to_change() -> None:
     # Guards the comparison above: were an option ignored by both, or without effect here, it would say nothing.
-    heads, targets = random_heads(3), random_targets([4, 0, 9])
-    totals = [float(yolo_loss(heads, targets, cfg_of(**options)).total) for options in OPTIONS.values()]
+    targets = random_targets([4, 0, 9])
+    cfgs = [cfg_of(**options) for options in OPTIONS.values()]
+    totals = [float(yolo_loss(read_by(cfg, random_heads(3)), targets, cfg).total) for cfg in cfgs]
     assert len({round(total, 6) for total in totals}) == len(OPTIONS)
 
 
@@ -224,12 +276,14 @@ def test_a_prediction_that_overlaps_a_box_enough_is_ignored() -> None:
     assert counts[0.2728] - counts[0.2726] == 1
 
 
-@pytest.mark.parametrize("name", ["yolov3", "several-anchors", "yolov4", "stretched-mse"])
+@pytest.mark.parametrize("name", ["yolov3", "several-anchors", "yolov4", "stretched-mse", "giou", "new-coords-mse"])
 def test_gradients_are_those_of_finite_differences(name: str) -> None:
     cfg = cfg_of(**OPTIONS[name])
     targets = random_targets([2, 3], seed=4)
-    heads = [head[:, :, :2, :2].contiguous().requires_grad_(True) for head in random_heads(2, seed=4)]
-    assert torch.autograd.gradcheck(lambda *h: _without_trade_off(h, targets, cfg), heads, atol=1e-6, rtol=1e-4)
+    heads = [raw[:, :, :2, :2].contiguous().requires_grad_(True) for raw in read_by(cfg, random_heads(2, seed=4))]
+    assert torch.autograd.gradcheck(
+        lambda *h: _without_trade_off(h, targets, cfg), heads, atol=1e-6, rtol=1e-4, fast_mode=True
+    )
 
 
 def _without_trade_off(heads: tuple[Tensor, ...], targets: Tensor, cfg: DarknetCfg) -> tuple[Tensor, ...]:
@@ -243,7 +297,7 @@ def _without_trade_off(heads: tuple[Tensor, ...], targets: Tensor, cfg: DarknetC
 def test_the_gradient_of_complete_iou_is_that_of_finite_differences_at_a_fixed_trade_off() -> None:
     truth = torch.tensor([[10.0, 9, 6, 4], [3, 3, 2, 5]], dtype=torch.float64)
     predicted = torch.tensor([[11.0, 8, 5, 7], [9, 9, 3, 3]], dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(complete_iou(predicted, truth).sum(), predicted)
+    (gradient,) = torch.autograd.grad(paired_iou(predicted, truth, "ciou").sum(), predicted)
     h = 1e-6
     for row in range(2):
         a0, b = tuple(predicted[row].tolist()), tuple(truth[row].tolist())
@@ -349,10 +403,11 @@ def test_a_prediction_far_too_large_still_learns_to_shrink() -> None:
     assert float(heads[1].grad[0, 8 + 2, 1, 4]) > 1
 
 
-@pytest.mark.parametrize("name", ["yolov3", "yolov4"])
+@pytest.mark.parametrize("name", ["yolov3", "yolov4", "giou", "smooth", "new-coords", "new-coords-mse", "focal"])
 def test_extreme_logits_give_a_finite_loss_and_gradient(name: str) -> None:
-    heads = [(1e3 * head.float()).requires_grad_(True) for head in random_heads(2)]
-    loss = yolo_loss(heads, random_targets([3, 2]).float(), cfg_of(**OPTIONS[name])).total
+    cfg = cfg_of(**OPTIONS[name])
+    heads = [raw.requires_grad_(True) for raw in read_by(cfg, [1e3 * raw.float() for raw in random_heads(2)])]
+    loss = yolo_loss(heads, random_targets([3, 2]).float(), cfg).total
     assert math.isfinite(loss.item())
     loss.backward()
     assert all(bool(torch.isfinite(head.grad).all()) for head in heads)

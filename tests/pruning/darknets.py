@@ -14,7 +14,7 @@ from prunedeploy.pruning.coupling import prunable_convolutions
 from prunedeploy.pruning.cut import Cut, Masks, make_cut
 from prunedeploy.pruning.granularity import Allocation, Evidence, Granularity
 
-ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic")
+ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic", "relu6", "elu", "selu", "tanh", "hard_mish")
 Shape = tuple[int, int, int]
 
 
@@ -141,13 +141,46 @@ def _add_conv(draw: st.DrawFn, graph: RandomCfg, filters: int, grouped: bool) ->
     graph.add(text, (filters, -(-height // stride), -(-width // stride)))
 
 
-def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None:
+def _add_gate(draw: st.DrawFn, graph: RandomCfg, kind: str) -> None:
+    """The last layer times what a convolution makes of it, or of its means."""
+    shape, channels = graph.shapes[-1], graph.shapes[-1][0]
+    source = len(graph.shapes) - 1
+    if kind == "scale_channels":
+        graph.add("avgpool", (channels, 1, 1))
+    spread = kind == "scale_channels" and draw(st.sampled_from([False, False, False, True]))
+    if spread:  # one channel for all
+        graph.sections[-1:], graph.shapes[-1:] = [f"route layers={source}"], [shape]
+    gate = 1 if spread else channels
+    activation = draw(st.sampled_from(("logistic",) * 4 + ACTIVATIONS))
+    graph.add(conv(gate, 1, draw(st.booleans()), activation), (gate, *graph.shapes[-1][1:]))
+    behind = draw(st.sampled_from(("linear",) * 4 + ACTIVATIONS))
+    target = source - len(graph.shapes) if draw(st.booleans()) else source
+    graph.add(f"{kind} from={target} activation={behind}" + " scale_wh=1" * spread, shape)
+
+
+def _add_rearrangement(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None:
+    channels, height, width = graph.shapes[-1]
+    # The odd orders tie more than what a channel is a function of where four divides the height.
+    ways = [("reorg3d", False), ("reorg", True)] + [("reorg", False), ("reorg3d", True)] * grouped
+    kind, reverse = draw(st.sampled_from(ways))
+    odd = (kind, reverse) in (("reorg", False), ("reorg3d", True))
+    if reverse:
+        fits, out = channels % (16 if odd else 4) == 0, (channels // 4, 2 * height, 2 * width)
+    else:
+        fits = height % 2 == 0 and width % 2 == 0 and (channels % 4 == 0 or not odd)
+        out = 4 * channels, height // 2, width // 2
+    if fits and out[0] <= 96 and out[1] <= 16:
+        graph.add(f"{kind} stride=2 reverse={int(reverse)}", out)
+
+
+def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool, products: bool) -> None:
     index = len(graph.shapes)
     channels, height, width = shape = graph.shapes[-1]
     same_size = [i for i, other in enumerate(graph.shapes) if other[1:] == shape[1:] and i not in graph.head_outputs]
     same_shape = [i for i in same_size[:-1] if graph.shapes[i] == shape]
     kinds = ["conv", "conv", "keep width", "route", "route", "maxpool"]
-    kinds += ["avgpool"] * (graph.size > 8)
+    kinds += ["avgpool"] * (graph.size > 8) + ["local_avgpool", "passing on", "rearrangement", "rearrangement"]
+    kinds += (["sam", "scale_channels"] + ["product"] * bool(same_shape)) * products
     kinds += ["shortcut"] * 4 * bool(same_shape) + ["upsample"] * (height <= 8)
     kind = draw(st.sampled_from(kinds))
     if kind == "shortcut":
@@ -173,6 +206,19 @@ def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None:
         graph.add(f"maxpool size={size} stride={stride}", (channels, *out))
     elif kind == "avgpool":
         graph.add("avgpool", (channels, 1, 1))
+    elif kind == "local_avgpool":
+        size, stride, padding = draw(st.sampled_from([(2, 2, 0), (2, 2, 1), (3, 1, 2), (3, 2, 2), (4, 3, 3)]))
+        if min(height, width) >= size:
+            out = ((height + padding - size) // stride + 1, (width + padding - size) // stride + 1)
+            graph.add(f"local_avgpool size={size} stride={stride} padding={padding}", (channels, *out))
+    elif kind == "passing on":
+        graph.add(draw(st.sampled_from(["dropout probability=.5", "cost type=sse", "contrastive classes=1"])), shape)
+    elif kind == "rearrangement":
+        _add_rearrangement(draw, graph, grouped)
+    elif kind in ("sam", "scale_channels"):
+        _add_gate(draw, graph, kind)
+    elif kind == "product":
+        graph.add(f"sam from={draw(st.sampled_from(same_shape)) - index}", shape)
     elif kind == "upsample":
         graph.add("upsample stride=2", (channels, 2 * height, 2 * width))
     else:
@@ -181,17 +227,18 @@ def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None:
 
 
 @st.composite
-def random_cfgs(draw: st.DrawFn, grouped: bool = True) -> RandomCfg:
+def random_cfgs(draw: st.DrawFn, grouped: bool = True, products: bool = True) -> RandomCfg:
     """A small network of every supported kind of layer, with one to three heads.
 
     Args:
         draw: From hypothesis.
-        grouped: Whether grouped convolutions and sliced routes occur.
+        grouped: Whether grouped convolutions, sliced routes and Darknet's odd order occur.
+        products: Whether layers that multiply occur.
     """
     graph = RandomCfg(size=draw(st.sampled_from([8, 12, 16])))
     _add_conv(draw, graph, draw(st.sampled_from([8, 16, 24])), grouped)
     for _ in range(draw(st.integers(1, 12))):
-        _add_layer(draw, graph, grouped)
+        _add_layer(draw, graph, grouped, products)
     body = len(graph.shapes)
     for _ in range(draw(st.integers(1, 3))):
         source = draw(st.integers(0, body - 1))

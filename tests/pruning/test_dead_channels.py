@@ -112,7 +112,8 @@ def unpadded_cfgs(draw: st.DrawFn) -> DarknetCfg:
         else:
             kernel, stride = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([1, 1, 2]))
             padding, dilation = draw(st.integers(0, 2)), draw(st.sampled_from([1, 1, 2]))
-            after = (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            dilation = dilation if kernel > 1 else 1
+            after = (side + 2 * padding * dilation - dilation * (kernel - 1) - 1) // stride + 1
             if after < 3:  # what the head needs
                 continue
             side = after
@@ -185,7 +186,8 @@ def test_paddings_strides_and_dilations_make_no_difference(cfg: DarknetCfg, seed
 
 
 @SLOWER
-@given(graph=random_cfgs(), seed=st.integers(0, 9999))
+# A product may be zero on these images by its other side, whatever is done to one.
+@given(graph=random_cfgs(products=False), seed=st.integers(0, 9999))
 def test_everything_that_is_left_is_needed(graph: RandomCfg, seed: int) -> None:
     small, _ = remove_dead_channels(zero_at_random(random_network(graph.cfg, seed).double(), seed))
     images = random_images(graph.size, seed)
@@ -426,15 +428,15 @@ def test_depthwise_filters_go_with_their_channels() -> None:
         (1, 0, 1, [0]),
         (3, 0, 1, [0, 1, 2]),
         (3, 1, 1, [1]),
-        (3, 2, 2, [1]),
         (3, 1, 2, [1]),
+        (5, 1, 2, [1, 2, 3]),
         (5, 1, 1, [1, 2, 3]),
         (2, 1, 1, []),
         (1, 1, 1, []),
     ],
 )
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("height", [8, 9, 10, 11])
+@pytest.mark.parametrize("height", [9, 10, 11, 12])
 def test_inside_taps_never_touch_padding(
     size: int, padding: int, dilation: int, inside: list[int], stride: int, height: int
 ) -> None:
@@ -444,7 +446,7 @@ def test_inside_taps_never_touch_padding(
     assert found.tolist() == [[row in inside and column in inside for column in range(size)] for row in range(size)]
     # Counted position by position.
     for tap in inside:
-        rows = [i * stride + tap * dilation - padding for i in range(layer.out_shape[1])]
+        rows = [i * stride + (tap - padding) * dilation for i in range(layer.out_shape[1])]
         assert all(0 <= row < height for row in rows)
 
 

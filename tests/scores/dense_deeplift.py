@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from models.arithmetic import numpy_local_avgpool, numpy_reorg
 from prunedeploy.models import Darknet
-from prunedeploy.models.sections import Avgpool, Convolutional, Maxpool, Route, Shortcut, Upsample, Yolo
+from prunedeploy.models.sections import Avgpool, Convolutional, LocalAvgpool, Maxpool, Route, Shortcut, Upsample, Yolo
 
 Function = Callable[[float], float]
 
@@ -38,6 +39,11 @@ FUNCTIONS: dict[str, Function] = {
     "logistic": _sigmoid,
     "swish": lambda x: x * _sigmoid(x),
     "mish": _mish,
+    "relu6": lambda x: min(max(x, 0.0), 6.0),
+    "elu": lambda x: x if x >= 0 else math.expm1(x),
+    "selu": lambda x: 1.0507 * (x if x >= 0 else 1.6732 * math.expm1(x)),
+    "tanh": math.tanh,
+    "hard_mish": lambda x: x if x > 0 else x * x / 2 + x if x > -2 else 0.0,
 }
 DERIVATIVES: dict[str, Function] = {
     "linear": lambda x: 1.0,
@@ -46,6 +52,11 @@ DERIVATIVES: dict[str, Function] = {
     "logistic": lambda x: _sigmoid(x) * (1 - _sigmoid(x)),
     "swish": lambda x: _sigmoid(x) * (1 + x * (1 - _sigmoid(x))),
     "mish": _mish_slope,
+    "relu6": lambda x: float(0 < x < 6),
+    "elu": lambda x: 1.0 if x >= 0 else math.exp(x),
+    "selu": lambda x: 1.0507 * (1.0 if x >= 0 else 1.6732 * math.exp(x)),
+    "tanh": lambda x: 1 - math.tanh(x) ** 2,
+    "hard_mish": lambda x: 1.0 if x > 0 else x + 1 if x > -2 else 0.0,
 }
 
 
@@ -132,7 +143,7 @@ def dense_contributions(
         z, z0 = preactivations[layer.index]
         f, df = FUNCTIONS[step.activation], DERIVATIVES[step.activation]
         to_input = np.zeros_like(delta)
-        of_weight = np.zeros(0 if step.owner is None else step.owner.max() + 1)
+        of_weight = np.zeros(0 if step.owner is None else math.prod(layer.weight_shape))
         for j in range(len(m)):
             row = contribution[j]
             up, down = RULES[rule](z[j], z0[j], row[row > 0].sum(), row[row < 0].sum(), f, df)
@@ -157,8 +168,12 @@ def _step(model: Darknet, layer, inputs: list[tuple[int, int, int]]) -> _Step:
     if isinstance(layer, Convolutional):
         return _convolution(model, layer, inputs[0])
     if isinstance(layer, Shortcut):
-        for start in (0, sizes[0]):
-            matrix[np.arange(rows), start + np.arange(rows)] = 1.0
+        start = 0
+        factors = _shortcut_factors(layer, model.layer_weights().get(layer.index, {}))
+        for factor, (channels, height, width), size in zip(factors, inputs, sizes, strict=True):
+            place = np.arange(min(channels, layer.out_channels) * height * width)
+            matrix[place, start + place] = np.repeat(factor, height * width)[: len(place)]
+            start += size
         return _Step(layer.inputs, matrix, np.zeros(rows), layer.activation)
     if isinstance(layer, Upsample):
         channels, height, width = inputs[0]
@@ -174,6 +189,17 @@ def _step(model: Darknet, layer, inputs: list[tuple[int, int, int]]) -> _Step:
         for row in range(rows):
             matrix[row, row * cells : (row + 1) * cells] = 1 / cells
         return _Step(layer.inputs, matrix, np.zeros(rows), "linear")
+    if isinstance(layer, LocalAvgpool):
+        units = np.eye(sizes[0]).reshape(-1, *inputs[0])
+        means = [numpy_local_avgpool(unit, layer.size, layer.strides[0], layer.padding).ravel() for unit in units]
+        return _Step(layer.inputs, np.stack(means, axis=1), np.zeros(rows), "linear")
+    if layer.kind in ("dropout", "cost", "contrastive"):
+        return _Step(layer.inputs, np.eye(rows), np.zeros(rows), "linear")
+    if layer.kind in ("reorg", "reorg3d"):
+        places = np.arange(rows, dtype=float).reshape(inputs[0])
+        source = numpy_reorg(places, layer.kind, layer.stride, layer.reverse).ravel().astype(int)
+        matrix[np.arange(rows), source] = 1.0
+        return _Step(layer.inputs, matrix, np.zeros(rows), "linear")
     assert isinstance(layer, Route)
     row, start = 0, 0
     for (channels, height, width), size in zip(inputs, sizes, strict=True):
@@ -182,6 +208,20 @@ def _step(model: Darknet, layer, inputs: list[tuple[int, int, int]]) -> _Step:
         matrix[row + np.arange(taken), first + np.arange(taken)] = 1.0
         row, start = row + taken, start + size
     return _Step(layer.inputs, matrix, np.zeros(rows), "linear")
+
+
+def _shortcut_factors(layer: Shortcut, weights) -> np.ndarray:
+    """What each input's channels are multiplied by, ``(inputs, channels)``: Darknet's formulas, channel by channel."""
+    factors = np.ones((len(layer.inputs), layer.out_channels))
+    if weights:
+        factors *= weights["weights"].detach().numpy().reshape(len(layer.inputs), -1)
+        if layer.weights_normalization == "relu":
+            factors = np.maximum(factors, 0)
+        elif layer.weights_normalization == "softmax":
+            factors = np.exp(factors - factors.max(0))
+        if layer.weights_normalization != "none":
+            factors = factors / (factors.sum(0) + 1e-4)
+    return factors
 
 
 def _convolution(model: Darknet, layer: Convolutional, shape: tuple[int, int, int]) -> _Step:

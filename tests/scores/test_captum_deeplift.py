@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import numpy as np
@@ -83,10 +84,11 @@ def test_float64_multipliers_and_scores_equal_captum(activation: str) -> None:
     assert found.summation.target < 1e-12
 
 
-@given(graph=random_cfgs(), seed=st.integers(0, 100))
+@given(graph=random_cfgs(products=False), seed=st.integers(0, 100))
 @settings(max_examples=examples(20), suppress_health_check=[HealthCheck.filter_too_much])
 def test_float64_scores_of_random_networks_equal_captum(graph: RandomCfg, seed: int) -> None:
-    cfg = parse_cfg(graph.cfg.text.replace("=mish", "=leaky").replace("=swish", "=relu"))
+    # Those that Captum has a rule for, and leaky for the others
+    cfg = parse_cfg(re.sub(r"activation=(?!(linear|leaky|relu|logistic)\b)\w+", "activation=leaky", graph.cfg.text))
     assume(all(layer.size <= layer.stride for layer in cfg.layers if isinstance(layer, Maxpool)))
     model = random_network(cfg, seed).double()
     batches = random_batches([2], graph.size, seed)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from head_networks import SECTIONS, head_cfg, random_head
 from prunedeploy.attacks import Pgd, ThreatModel
-from prunedeploy.models import FoldedDarknet, yolo_loss
+from prunedeploy.models import FoldedDarknet, load_darknet, yolo_loss
 from prunedeploy.training.adversarial import distillation_loss, recalibrate_normalisation, robust_objective
 from pruning.darknets import conv, network, random_network
 from training.small import batch_of, loop_settings, small_model
@@ -113,6 +114,29 @@ def test_distillation_is_least_where_student_and_teacher_agree(temperature: floa
     for seed in range(2, 6):
         moved = [head.detach() + 0.1 * noise for head, noise in zip(own, heads_of(seed), strict=True)]
         assert float(distillation_loss(moved, taught, model, temperature)) > loss.item()
+
+
+@pytest.mark.parametrize("kind", SECTIONS)
+def test_distillation_of_every_kind_of_head_is_least_where_both_agree(kind: str) -> None:
+    model, taught = load_darknet(head_cfg(kind)), random_head(kind, 2, seed=1, certainty=1.0)
+    own = taught.clone().requires_grad_(True)
+    loss = distillation_loss([own], [taught], model, 2.0)
+    (gradient,) = torch.autograd.grad(loss, own)
+    assert float(gradient.abs().max()) < 1e-12
+    for seed in range(2, 6):
+        moved = 0.9 * own.detach() + 0.1 * random_head(kind, 2, seed=seed, certainty=1.0)
+        assert float(distillation_loss([moved], [taught], model, 2.0)) > loss.item()
+
+
+def test_distillation_of_exclusive_classes_is_the_cross_entropy_of_their_softmaxes() -> None:
+    # All alike but the classes of one prediction, where the teacher sees an object: logit 0, weight 1/2.
+    model = load_darknet(head_cfg("region"))
+    own, taught = torch.zeros(1, 16, 4, 6, dtype=torch.float64), torch.zeros(1, 16, 4, 6, dtype=torch.float64)
+    own[0, 5:8, 1, 2] = torch.tensor([math.log(2), 0, 0])  # 1/2, 1/4, 1/4
+    taught[0, 5:8, 1, 2] = torch.tensor([0, 0, math.log(3)])  # 1/5, 1/5, 3/5
+    others = 48 * math.log(2) + 47 / 2 * math.log(3)  # objectness everywhere, classes of all others
+    expected = -(math.log(1 / 2) / 5 + math.log(1 / 4) * 4 / 5) / 2
+    assert float(distillation_loss([own], [taught], model)) == pytest.approx(others + expected)
 
 
 # --- re-calibration ---

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from prunedeploy_export.graph.builder import GraphBuilder
 
 
@@ -27,6 +29,20 @@ def _mish(graph: GraphBuilder, source: str, output: str) -> str:
     return graph.node("Mul", [source, graph.node("Tanh", [softplus], f"{output}/tanh")], output)
 
 
+def _clip(graph: GraphBuilder, source: str, low: int, high: int, output: str) -> str:
+    bounds = [graph.constant(f"float_{value}", np.array(value, dtype=np.float32)) for value in (low, high)]
+    return graph.node("Clip", [source, *bounds], output)
+
+
+def _hard_mish(graph: GraphBuilder, source: str, output: str) -> str:
+    # relu(x) + low (low / 2 + 1), low = x between -2 and 0
+    low = _clip(graph, source, -2, 0, f"{output}/low")
+    half, one = (graph.constant(name, np.array(value, dtype=np.float32)) for name, value in (("half", 0.5), ("one", 1)))
+    gate = graph.node("Add", [graph.node("Mul", [low, half], f"{output}/half"), one], f"{output}/gate")
+    curve = graph.node("Mul", [low, gate], f"{output}/curve")
+    return graph.node("Add", [graph.node("Relu", [source], f"{output}/relu"), curve], output)
+
+
 _NODES: Mapping[str, Callable[[GraphBuilder, str, str], str]] = {
     "linear": lambda _, source, __: source,
     "leaky": lambda graph, source, output: graph.node("LeakyRelu", [source], output, alpha=0.1),
@@ -34,4 +50,10 @@ _NODES: Mapping[str, Callable[[GraphBuilder, str, str], str]] = {
     "logistic": lambda graph, source, output: graph.node("Sigmoid", [source], output),
     "swish": _swish,
     "mish": _mish,
+    "relu6": lambda graph, source, output: _clip(graph, source, 0, 6, output),
+    "elu": lambda graph, source, output: graph.node("Elu", [source], output, alpha=1.0),
+    # Darknet's constants, as in `prunedeploy.models.sections.activations`
+    "selu": lambda graph, source, output: graph.node("Selu", [source], output, alpha=1.6732, gamma=1.0507),
+    "tanh": lambda graph, source, output: graph.node("Tanh", [source], output),
+    "hard_mish": _hard_mish,
 }

@@ -24,10 +24,10 @@ def add_decode(graph: GraphBuilder, cfg: Cfg, raw_heads: Sequence[str]) -> None:
         cfg: The network's layers.
         raw_heads: Names of the raw heads, each ``(N, A * V, H, W)``.
     """
-    numbered = groupby(range(len(cfg.heads)), key=lambda number: cfg.heads[number].kind)
-    runs = [(kind, list(numbers)) for kind, numbers in numbered]
+    numbered = groupby(range(len(cfg.heads)), key=lambda number: cfg.heads[number].decoding)
+    runs = [(decoding, list(numbers)) for decoding, numbers in numbered]
     outputs = []
-    for kind, numbers in runs:
+    for decoding, numbers in runs:
         # Nodes are told apart by the first head's number only where there are heads of several kinds.
         part = "" if len(runs) == 1 else f"/part{numbers[0]}"
         group = HeadGroup(
@@ -39,7 +39,7 @@ def add_decode(graph: GraphBuilder, cfg: Cfg, raw_heads: Sequence[str]) -> None:
             boxes=BOXES + part,
             scores=SCORES + part,
         )
-        HEAD_WRITERS[kind](graph, group)
+        HEAD_WRITERS[decoding](graph, group)
         outputs.append((group.boxes, group.scores))
     if len(runs) > 1:
         for output, parts in zip((BOXES, SCORES), zip(*outputs, strict=True), strict=True):

@@ -12,6 +12,18 @@ from typing import Protocol
 from torch import Tensor
 
 
+class Blur(Protocol):
+    """A fixed blur of every channel, once or twice a mean of 2 x 2."""
+
+    @property
+    def size(self) -> int:
+        """2: one mean; 3: two, the first with steps of 1 and a zero around the map."""
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Steps of the last mean down and across."""
+
+
 class Layer(Protocol):
     """One layer; ``kind`` says which of the protocols below it follows as well."""
 
@@ -40,15 +52,23 @@ class Windowed(Layer, Protocol):
         """Side of the kernel or window."""
 
     @property
-    def stride(self) -> int:
-        """Its step, both ways."""
+    def padding(self) -> int:
+        """Of a convolution: zeros on each side. Of a pooling: cells in all, ``padding // 2`` left and top."""
+
+
+class Strided(Windowed, Protocol):
+    """A window with options of its own for both steps."""
 
     @property
-    def padding(self) -> int:
-        """Of a convolution: zeros on each side. Of a pooling: cells of -inf in all, ``padding // 2`` left and top."""
+    def strides(self) -> tuple[int, int]:
+        """Its steps down and across."""
+
+    @property
+    def blur(self) -> Blur | None:
+        """What stands behind it."""
 
 
-class Convolutional(Windowed, Protocol):
+class Convolutional(Strided, Protocol):
     """Convolution with bias, then an activation."""
 
     @property
@@ -61,23 +81,47 @@ class Convolutional(Windowed, Protocol):
 
     @property
     def activation(self) -> str:
-        """``linear``, ``leaky`` (slope 0.1), ``relu``, ``mish``, ``swish`` or ``logistic``."""
+        """A name that `activations` knows."""
 
 
-class Maxpool(Windowed, Protocol):
+class Maxpool(Strided, Protocol):
     """Max pooling."""
+
+    @property
+    def depth(self) -> bool:
+        """Whether the maximum is over channels: of C that are left, channel g is that of g, g + C, g + 2 C..."""
 
 
 class Avgpool(Layer, Protocol):
     """The mean over the whole map."""
 
 
-class Upsample(Layer, Protocol):
-    """Nearest-neighbour upsampling."""
+class LocalAvgpool(Windowed, Protocol):
+    """Average pooling; cells of the padding do not count."""
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Its steps down and across."""
 
     @property
     def stride(self) -> int:
-        """Factor, both ways."""
+        """Its step, both ways."""
+
+
+class Upsample(Layer, Protocol):
+    """Nearest-neighbour upsampling, or means of blocks, times a factor."""
+
+    @property
+    def stride(self) -> int:
+        """Side of the block that a cell becomes, or that becomes a cell."""
+
+    @property
+    def reverse(self) -> bool:
+        """Whether blocks become cells."""
+
+    @property
+    def factor(self) -> float:
+        """What every value, or the mean of a block, is multiplied by."""
 
 
 class Route(Layer, Protocol):
@@ -93,11 +137,38 @@ class Route(Layer, Protocol):
 
 
 class Shortcut(Layer, Protocol):
-    """Sum of two inputs, then an activation."""
+    """Sum of inputs, each as far as its channels and those of the first one go, then an activation."""
 
     @property
     def activation(self) -> str:
         """As of a convolution."""
+
+    def factors(self, weights: Mapping[str, Tensor]) -> Tensor | None:
+        """What the channels of each input are multiplied by, ``(inputs, channels)``; None: nothing."""
+
+
+class Product(Layer, Protocol):
+    """Product of two inputs, one of which may have one channel, or one cell, for all; then an activation."""
+
+    @property
+    def activation(self) -> str:
+        """As of a convolution."""
+
+
+class Rearranging(Layer, Protocol):
+    """Space to depth, or depth to space."""
+
+    @property
+    def stride(self) -> int:
+        """Side of the blocks."""
+
+    @property
+    def reverse(self) -> bool:
+        """Depth to space."""
+
+    @property
+    def odd(self) -> bool:
+        """In Darknet's odd order: between maps of ``stride`` times the side, one of ``stride ** 2`` channels each."""
 
 
 class Head(Layer, Protocol):
@@ -115,13 +186,33 @@ class Head(Layer, Protocol):
     def prediction_count(self) -> int:
         """How many predictions it makes: ``A * H * W``."""
 
+    @property
+    def decoding(self) -> str:
+        """How it is decoded, which `heads` knows; more than ``kind`` where options of the section matter."""
+
 
 class Yolo(Head, Protocol):
-    """YOLOv3's and v4's: V = 5 + C, independent logistics."""
+    """YOLOv3's, v4's and v7's: V = 5 + C, independent probabilities."""
 
     @property
     def scale_x_y(self) -> float:
         """Stretch of the centre's logistic around 0.5."""
+
+
+class GaussianYolo(Head, Protocol):
+    """Gaussian YOLOv3's: V = 9 + C, mean and deviation of each number of the box."""
+
+    @property
+    def scale_x_y(self) -> float:
+        """Stretch of the centre's logistic around 0.5."""
+
+
+class Region(Head, Protocol):
+    """YOLOv2's: V = 5 + C."""
+
+    @property
+    def softmax(self) -> bool:
+        """Whether classes are exclusive."""
 
 
 class Cfg(Protocol):

@@ -1,4 +1,8 @@
-"""Darknet's activations in PyTorch, by their names in a cfg."""
+"""Darknet's activations in PyTorch, by their names in a cfg.
+
+On a CPU Darknet's fork forgets relu6, and hard_mish outside of convolutions, and gives zeros; here they are what they
+are called.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunedeploy.models.sections.reading import Reader
+
+SELU_ALPHA, SELU_SCALE = 1.6732, 1.0507
+"""Darknet's constants of selu, which has four digits of them."""
+
 _FUNCTIONS: Mapping[str, Callable[[Tensor, bool], Tensor]] = {
     "linear": lambda x, _: x,
     "leaky": lambda x, inplace: F.leaky_relu(x, 0.1, inplace=inplace),
@@ -15,9 +24,42 @@ _FUNCTIONS: Mapping[str, Callable[[Tensor, bool], Tensor]] = {
     "mish": lambda x, _: F.mish(x),
     "swish": lambda x, _: F.silu(x),
     "logistic": lambda x, _: torch.sigmoid(x),
+    "relu6": lambda x, inplace: F.relu6(x, inplace=inplace),
+    "elu": lambda x, inplace: F.elu(x, inplace=inplace),
+    "selu": lambda x, inplace: F.elu(x, SELU_ALPHA, inplace=inplace) * SELU_SCALE,
+    "tanh": lambda x, _: torch.tanh(x),
+    # x above 0, x^2 / 2 + x from -2 to 0, and 0 below
+    "hard_mish": lambda x, _: F.relu(x) + (low := x.clamp(-2, 0)) * (low / 2 + 1),
 }
 
 ACTIVATIONS = tuple(_FUNCTIONS)
+
+_OVER_CHANNELS = "each channel depends on all the others, so that none can be pruned"
+_UNKNOWN_TO_DARKNET = "Darknet does not know it and computes relu in its place"
+_RARE = "no detector that we know of has it"
+REFUSED: Mapping[str, str] = {
+    "normalize_channels": _OVER_CHANNELS,
+    "normalize_channels_softmax": _OVER_CHANNELS,
+    "normalize_channels_softmax_maxval": _OVER_CHANNELS,
+    "hard_swish": _UNKNOWN_TO_DARKNET,
+    "hardswish": _UNKNOWN_TO_DARKNET,
+    "silu": _UNKNOWN_TO_DARKNET,
+    **dict.fromkeys("gelu loggy relie ramp plse stair hardtan lhtan revleaky".split(), _RARE),
+}
+"""Why activations that people write are refused, by name."""
+
+
+def read_activation(reader: Reader, default: str) -> str:
+    """The section's ``activation``.
+
+    Raises:
+        DarknetFormatError: It is none of ours.
+    """
+    name = reader.text("activation", default)
+    if name in REFUSED:
+        fix = f"supported are {', '.join(ACTIVATIONS)}"
+        raise reader.error(f"activation {name} is not supported: {REFUSED[name]}", "activation", fix)
+    return reader.choice("activation", default, ACTIVATIONS)
 
 
 def activate(x: Tensor, activation: str, inplace: bool = False) -> Tensor:

@@ -23,11 +23,13 @@ class Sources:
     Attributes:
         terms: Each ``(out_channels,)`` int64: the input channels that an output channel is a function of, one of each
             array; -1, never in the first, where it has fewer. What one output channel is a function of leaves as one.
-            Empty if the output channels are filters of the layer's own.
+            Empty if the output channels are filters of the layer's own, or of ``filters_of``.
         ties: Each ``(members, n)`` int64: what stands in one column leaves together beside that, for the layer to stay
             what it is.
         alive_at_zero: Why an output channel whose inputs are zero is not zero; None if it is.
         product: Whether an output channel is zero as soon as one of its terms is.
+        filters_of: Index of the layer whose filters the output channels are, where they are no filters of the layer's
+            own; what the two read leaves together.
         frozen: Why no output channel may leave, whatever it reads; None if they may.
     """
 
@@ -35,6 +37,7 @@ class Sources:
     ties: tuple[IntArray, ...] = ()
     alive_at_zero: str | None = None
     product: bool = False
+    filters_of: int | None = None
     frozen: str | None = None
 
 

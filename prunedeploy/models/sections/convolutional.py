@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import ClassVar
 
@@ -12,33 +12,67 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunedeploy.models.sections.activations import ACTIVATIONS, activate, alive_at_zero
-from prunedeploy.models.sections.channels import Sources
+from prunedeploy.models.sections.activations import activate, alive_at_zero, read_activation
+from prunedeploy.models.sections.blur import Blur, read_blur, read_strides
+from prunedeploy.models.sections.channels import IntArray, Sources
 from prunedeploy.models.sections.layer import Layer, Weight
 from prunedeploy.models.sections.reading import LayerReader
 
 
 @dataclass(frozen=True)
 class Convolutional(Layer):
-    """Convolution, optional batch normalisation, activation."""
+    """Convolution, optional batch normalisation, activation, optional blur.
+
+    Attributes:
+        size: Side of the kernel.
+        stride: Step across; 1 with a blur.
+        stride_y: Step down; 1 with a blur.
+        padding: Zeros on each side.
+        groups: Number of independent convolutions side by side.
+        dilation: Distance of neighbouring kernel cells.
+        conv_size: ``(height, width)`` of the map before a blur.
+        batch_normalize: Whether the output is normalised before the activation.
+        activation: Its name.
+        blur: What ``antialiasing`` puts behind the activation.
+        weights_from: Index of the convolution whose weights, normalisation included, are used: the layer itself, or
+            what ``share_index`` names.
+    """
 
     options: ClassVar[frozenset[str]] = frozenset(
-        "batch_normalize filters size stride pad padding groups activation dilation".split()
+        "batch_normalize cbn filters size stride stride_x stride_y pad padding groups activation dilation antialiasing "
+        "share_index".split()
     )
-    training_only: ClassVar[frozenset[str]] = frozenset({"stopbackward"})
+    # The last two place work on streams of a GPU and change no result.
+    training_only: ClassVar[frozenset[str]] = frozenset(
+        "assisted_excitation sway rotate stretch stretch_sway angle grad_centr reverse dot stream wait_stream".split()
+    )
     refused: ClassVar[Mapping[str, str]] = {
-        "xnor": "binary weights cannot be pruned",
-        "bin": "binary weights cannot be pruned",
-        "binary": "binary weights cannot be pruned",
+        **dict.fromkeys(("xnor", "bin", "binary", "bin_output"), "binary weights cannot be pruned"),
+        "flipped": "the weights stand transposed in its file",
+        "coordconv": "Darknet does it on a GPU only, and otherwise ignores it",
     }
 
     size: int
     stride: int
+    stride_y: int
     padding: int
     groups: int
     dilation: int
+    conv_size: tuple[int, int]
     batch_normalize: bool
     activation: str
+    blur: Blur | None
+    weights_from: int
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """Steps of the convolution down and across."""
+        return self.stride_y, self.stride
+
+    @property
+    def shares_weights(self) -> bool:
+        """Whether it uses another convolution's weights."""
+        return self.weights_from != self.index
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
@@ -52,8 +86,8 @@ class Convolutional(Layer):
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulate operations for one image at the cfg's input size."""
-        return self.weight_count * math.prod(self.out_shape[1:])
+        """Multiply-accumulate operations for one image at the cfg's input size; a blur has none that count."""
+        return self.weight_count * math.prod(self.conv_size)
 
     @property
     def loses_whole_groups(self) -> bool:
@@ -63,24 +97,62 @@ class Convolutional(Layer):
     @classmethod
     def read(cls, reader: LayerReader) -> Convolutional:
         """See `Layer.read`."""
-        size, stride, groups = reader.integer("size", 1), reader.integer("stride", 1), reader.integer("groups", 1)
-        dilation = reader.integer("dilation", 1)
-        padding = size // 2 * dilation if reader.integer("pad", 0, 0) else reader.integer("padding", 0, 0)
+        size, groups, strides = reader.integer("size", 1), reader.integer("groups", 1), read_strides(reader)
+        dilation = reader.integer("dilation", 1) if size > 1 else 1
+        padding = size // 2 if reader.integer("pad", 0, 0) else reader.integer("padding", 0, 0)
+        padding *= dilation  # as Darknet's im2col_cpu_ext is called
         channels, filters = reader.shape[0], reader.integer("filters", 1)
         if channels % groups or filters % groups:
             what = f"groups={groups} does not divide {channels} input channels and {filters} filters"
             raise reader.error(what, "groups")
-        out = reader.windows(filters, dilation * (size - 1) + 1, stride, 2 * padding)
-        normalised = bool(reader.integer("batch_normalize", 0, 0))
-        activation = reader.choice("activation", "logistic", ACTIVATIONS)
-        return cls(*reader.wiring(out), size, stride, padding, groups, dilation, normalised, activation)
+        blur = read_blur(reader, strides)
+        out = reader.windows(filters, dilation * (size - 1) + 1, (1, 1) if blur else strides, 2 * padding)
+        layer = cls(
+            *reader.wiring(out if blur is None else reader.not_empty((filters, *blur.out_size(*out[1:])))),
+            size,
+            stride=1 if blur else strides[1],
+            stride_y=1 if blur else strides[0],
+            padding=padding,
+            groups=groups,
+            dilation=dilation,
+            conv_size=out[1:],
+            # Normalisation across iterations differs in training only.
+            batch_normalize=any(reader.integer(option, 0, 0) for option in ("batch_normalize", "cbn")),
+            activation=read_activation(reader, "logistic"),
+            blur=blur,
+            weights_from=reader.index,
+        )
+        return replace(layer, weights_from=layer._owner(reader)) if "share_index" in reader.section.options else layer
+
+    def _owner(self, reader: LayerReader) -> int:
+        """The layer that owns the weights which ``share_index`` names."""
+        named = reader.references("share_index")
+        owner = reader.layers[named[0]]
+        if len(named) > 1 or not isinstance(owner, Convolutional):
+            raise reader.error(f"share_index={reader.text('share_index')} is no convolution", "share_index")
+        ours, theirs = (
+            f"weights {layer.weight_shape}, groups={layer.groups}, "
+            + ("normalisation" if layer.batch_normalize else "no normalisation")
+            for layer in (self, owner)
+        )
+        if ours != theirs:
+            what = f"has {ours}; layer {owner.index}, whose weights it would share, has {theirs}"
+            raise reader.error(what, "share_index", "make them equal")
+        return owner.weights_from
+
+    def finish(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """What stands behind the normalised convolution: activation and blur."""
+        x = activate(x, self.activation, inplace)
+        return x if self.blur is None else self.blur.run(x)
 
     def run(self, inputs: list[Tensor], weights: Mapping[str, Tensor]) -> Tensor:
         """See `Layer.run`; normalisation is folded into ``weight`` and ``bias``."""
-        return activate(conv2d(inputs[0], weights["weight"], weights["bias"], self), self.activation, inplace=True)
+        return self.finish(conv2d(inputs[0], weights["weight"], weights["bias"], self), inplace=True)
 
     def weights_in_file(self) -> dict[str, Weight]:
         """See `Layer.weights_in_file`; ``variance`` is Darknet's own, without any epsilon."""
+        if self.shares_weights:
+            return {}
         names = ("bias", "scale", "mean", "variance") if self.batch_normalize else ("bias",)
         return {**dict.fromkeys(names, Weight((self.out_channels,))), "weight": Weight(self.weight_shape)}
 
@@ -92,14 +164,17 @@ class Convolutional(Layer):
         and loses the same offsets in every group: inputs at one offset are tied across groups, and so are filters.
         """
         alive = alive_at_zero(self.index, self.activation)
+        filters_of = self.weights_from if self.shares_weights else None
         if self.groups == 1:
-            return Sources(alive_at_zero=alive)
+            return Sources(alive_at_zero=alive, filters_of=filters_of)
         channels = self.in_channels[0]
         inputs = np.arange(channels).reshape(self.groups, -1)
         filters = channels + np.arange(self.out_channels).reshape(self.groups, -1)
         if self.loses_whole_groups:
-            return Sources(ties=(np.concatenate([inputs, filters], axis=1).T,), alive_at_zero=alive)
-        return Sources(ties=(inputs, filters), alive_at_zero=alive)
+            ties: tuple[IntArray, ...] = (np.concatenate([inputs, filters], axis=1).T,)
+        else:
+            ties = (inputs, filters)
+        return Sources(ties=ties, alive_at_zero=alive, filters_of=filters_of)
 
     def smaller(self, inputs: Sequence[Tensor], output: Tensor) -> dict[str, object]:
         """See `Layer.smaller`."""
@@ -124,12 +199,12 @@ class Convolutional(Layer):
 
     def pixels_per_cell(self, inputs: Sequence[Fraction]) -> Fraction:
         """See `Layer.pixels_per_cell`."""
-        return inputs[0] * self.stride
+        return inputs[0] * max(self.strides if self.blur is None else self.blur.strides)
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Convolutional) -> Tensor:
     """The bare convolution of ``layer``."""
-    return F.conv2d(x, weight, bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+    return F.conv2d(x, weight, bias, layer.strides, layer.padding, layer.dilation, layer.groups)
 
 
 def spread_by_group(layer: Convolutional, channels: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from prunedeploy.models.boxes import cxcywh_to_xyxy
 from prunedeploy.models.sections.channels import Sources, one_to_one
 from prunedeploy.models.sections.layer import Layer
+from prunedeploy.models.sections.reading import LayerReader
 
 Reduce = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
 """Sums ``(N, ...)`` values by the image of each, ``(N,)``, or by the target of each; None where they belong to none."""
@@ -70,9 +71,37 @@ class Head(Layer):
         """N at the cfg's input size."""
         return len(self.anchor_indices) * math.prod(self.out_shape[1:])
 
+    @property
+    def decoding(self) -> str:
+        """How it is decoded; heads that have it in common, one behind the other, are decoded together in the export."""
+        return self.kind
+
+    @property
+    def exclusive_classes(self) -> bool:
+        """Whether class probabilities sum to 1, by a softmax of the logits, instead of being independent logistics."""
+        return False
+
+    def check_channels(self, reader: LayerReader) -> None:
+        """Refuse a section that reads another number of channels than it needs.
+
+        Raises:
+            DarknetFormatError: Names the section's line and the number that is needed.
+        """
+        expected = self.channels_for(self.classes)
+        if reader.shape[0] != expected:
+            what = (
+                f"reads {reader.shape[0]} channels, but {len(self.anchor_indices)} anchors and {self.classes} classes"
+            )
+            fix = f"set filters={expected} in the convolution before it"
+            raise reader.error(f"{what} need {expected}", fix=fix)
+
     def channels_for(self, classes: int) -> int:
         """Channels that the head would read if it had so many classes."""
         return len(self.anchor_indices) * (self.box_values + 1 + classes)
+
+    def options_for(self, classes: int) -> dict[str, object]:
+        """The section's options that change with the number of classes."""
+        return {"classes": classes}
 
     def anchors_option(self, anchors_wh: Sequence[tuple[float, float]]) -> str:
         """The section's ``anchors=`` for anchors in input pixels."""
@@ -105,13 +134,24 @@ class Head(Layer):
             raise ValueError(f"head at layer {self.index}: expected {expected} channels, got {tuple(raw.shape)}")
         return raw.view(batch, len(self.anchor_indices), -1, height, width).permute(0, 1, 3, 4, 2)
 
+    def logits(self, raw: Tensor) -> Tensor:
+        """As `split`, with logits where the network gives probabilities of objectness and classes."""
+        return self.split(raw)
+
     def objectness_logits(self, raw: Tensor) -> Tensor:
         """``(B, N)`` of a raw head."""
-        return self.split(raw)[..., self.box_values].flatten(1)
+        return self.logits(raw)[..., self.box_values].flatten(1)
 
     def class_logits(self, raw: Tensor) -> Tensor:
         """``(B, N, C)`` of a raw head."""
-        return self.split(raw)[..., self.box_values + 1 :].flatten(1, 3)
+        return self.logits(raw)[..., self.box_values + 1 :].flatten(1, 3)
+
+    def cells(self, predictions: Tensor) -> Tensor:
+        """``(H, W, 2)``: column and row of each cell of ``predictions (B, A, H, W, V)``, in their dtype."""
+        _, _, height, width, _ = predictions.shape
+        columns, rows = (torch.arange(n, device=predictions.device, dtype=predictions.dtype) for n in (width, height))
+        row, column = torch.meshgrid(rows, columns, indexing="ij")
+        return torch.stack((column, row), dim=-1)
 
     def boxes_xyxy(self, raw: Tensor, input_size: tuple[int, int]) -> Tensor:
         """``(B, N, 4)`` in input pixels of a raw head; ``input_size`` is ``(height, width)`` of the network's input."""
@@ -151,6 +191,17 @@ class Head(Layer):
             reduce: What sums predictions; every term is its result.
         """
 
+    @staticmethod
+    def places(truth: Truth, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the objects lie on the map of ``predictions (B, A, H, W, V)``.
+
+        Returns:
+            Their centres ``(T, 2)`` in cells, x and y, and the row and the column ``(T,)`` int64 of the cell of each.
+        """
+        _, _, rows, columns, _ = predictions.shape
+        position = truth.targets[:, 2:4] * truth.targets.new_tensor([columns, rows])
+        return position, position[:, 1].long().clamp(0, rows - 1), position[:, 0].long().clamp(0, columns - 1)
+
     def set_prior(self, weight: Tensor, bias: Tensor) -> None:
         """Start the convolution that the head reads at a low prior of objects and classes, in place.
 
@@ -165,3 +216,21 @@ class Head(Layer):
             per_anchor = bias.view(len(self.anchor_indices), -1)
             per_anchor[:, self.box_values] = -4.0
             per_anchor[:, self.box_values + 1 :] = -2.0
+
+
+def focal_weight(probability: Tensor) -> Tensor:
+    """Weight of the class term under ``focal_loss=1``, a constant to the gradient.
+
+    With it the gradient of the cross-entropy is Darknet's: that of 0.5 times the focal loss for the right class, and as
+    much less for the others.
+
+    Args:
+        probability: Of the right class, ``(P,)`` in [0, 1].
+
+    Returns:
+        ``(P,)``.
+
+    Reference: Lin et al., Focal Loss for Dense Object Detection, 2017, equation 4 with gamma 2.
+    """
+    p = probability.detach().clamp(min=1e-15)
+    return -0.5 * (1 - p) * (2 * p * p.log() + p - 1)

@@ -15,6 +15,15 @@ from torch import Tensor
 from prunedeploy.models.sections.channels import Sources, one_to_one
 from prunedeploy.models.sections.reading import LayerReader, Shape
 
+EVERY_LAYER_TRAINING_ONLY = frozenset(
+    "stopbackward onlyforward dont_update burnin_update train_only_bn clip learning_rate".split()
+)
+"""What any section of a layer may have and only Darknet's own training reads."""
+
+_NOT_IN_FILE = "the weight file would lack what it keeps Darknet from reading"
+EVERY_LAYER_REFUSED: Mapping[str, str] = {"dontload": _NOT_IN_FILE, "dontloadscales": _NOT_IN_FILE}
+"""What any section of a layer may have in Darknet and is refused here, and why."""
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -40,8 +49,8 @@ class Layer(ABC):
 
     Attributes:
         options: What the section may have and this project reads.
-        training_only: What it may have and only Darknet's own training reads.
-        refused: What it may have in Darknet and is refused here, and why.
+        training_only: What it may have and only Darknet's own training reads, beside `EVERY_LAYER_TRAINING_ONLY`.
+        refused: What it may have in Darknet and is refused here, and why, beside `EVERY_LAYER_REFUSED`.
         linear: Whether the output is a linear function of the inputs, so that attribution needs no rule for it.
         is_head: Whether it is a detection head; see `prunedeploy.models.sections.head.Head`.
         index: Position in the cfg, counted from 0 after ``[net]``, as ``layers=`` of a route counts.

@@ -5,10 +5,21 @@ from __future__ import annotations
 OPTIONS = frozenset("width height channels letter_box".split())
 
 TRAINING_ONLY = frozenset(
-    "batch subdivisions momentum decay angle saturation exposure hue learning_rate burn_in max_batches "
-    "policy steps scales mosaic mixup cutmix flip power max_crop min_crop aspect time_steps ema_alpha label_smooth_eps "
-    "max_epochs sgdr_cycle sgdr_mult augment_speed adversarial_lr attention blur gamma gaussian_noise "
-    "learning_rate_min loss_scale mosaic_bound optimized_memory resize_step seq_scales step scale try_fix_nan "
-    "workspace_size_limit_MB dynamic_minibatch adam B1 B2 eps".split()
+    # how many images a step takes, and from where
+    "batch subdivisions sequential_subdivisions dynamic_minibatch time_steps track augment_speed "
+    # how they are changed
+    "angle saturation exposure hue aspect flip blur gaussian_noise mixup cutmix mosaic mosaic_bound max_crop min_crop "
+    "max_ratio min_ratio center random resize_step "
+    # how weights are changed
+    "learning_rate learning_rate_min momentum decay adam B1 B2 eps burn_in max_batches max_epochs policy power gamma "
+    "step scale steps scales seq_scales sgdr_cycle sgdr_mult ema_alpha clip loss_scale try_fix_nan "
+    # what is learned
+    "label_smooth_eps attention adversarial_lr contrastive contrastive_jit_flip contrastive_color unsupervised notruth "
+    "weights_reject_freq equidistant_point badlabels_rejection_percentage num_sigmas_reject_badlabels "
+    # memory, speed and the picture of the loss
+    "optimized_memory workspace_size_limit_MB use_cuda_graph max_chart_loss".split()
 )
-"""What only Darknet's own training reads."""
+"""What only Darknet's own training reads, but ``use_cuda_graph``, by which its program runs on a GPU.
+
+Reference: ``parse_net_options`` of AlexeyAB's Darknet and of pjreddie's.
+"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 from prunedeploy_engines.errors import DarknetFormatError
@@ -16,12 +16,16 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Section:
-    """One ``[kind]`` block: its options as text, and the line (from 1) each stands on."""
+    """One ``[kind]`` block: its options as text, and the line (from 1) each stands on.
+
+    Of an option that stands there twice the last line counts; the lines before it are in ``overruled``.
+    """
 
     kind: str
     line: int
     options: Mapping[str, str]
     option_lines: Mapping[str, int]
+    overruled: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class Reader:
@@ -53,6 +57,10 @@ class Reader:
     def number(self, option: str, default: float) -> float:
         """A finite number."""
         return self._parsed(option, str(default), _finite, "a number")
+
+    def flag(self, option: str) -> bool:
+        """Whether the option is there and not 0."""
+        return self.integer(option, 0, 0) != 0
 
     def numbers(self, option: str) -> list[float]:
         """Finite numbers between commas."""
@@ -137,10 +145,37 @@ class LayerReader(Reader):
             raise self.error(f"{option}= names no layer", option)
         return tuple(found)
 
-    def windows(self, channels: int, size: int, stride: int, padding: int) -> Shape:
-        """Shape of ``channels`` maps with one cell per window of ``size``; ``padding`` is that of both sides."""
-        height, width = ((side + padding - size) // stride + 1 for side in self.shape[1:])
-        out = channels, height, width
+    def anchors(self) -> tuple[tuple[float, float], ...]:
+        """``anchors=`` as (width, height), at least as many as ``num=`` says where it stands.
+
+        Of more, Darknet takes the first ``num``, and reads beyond its memory where a ``mask`` names others.
+        """
+        values = self.numbers("anchors")
+        if len(values) % 2 or not values or min(values) <= 0:
+            raise self.error("anchors= needs positive width,height pairs", "anchors")
+        anchors = tuple(zip(values[0::2], values[1::2], strict=True))
+        num = self.integer("num", len(anchors))
+        if num > len(anchors):
+            raise self.error(f"num={num}, but there are {len(anchors)} anchors", "num")
+        return anchors
+
+    def windows(self, channels: int, size: int, stride: int | tuple[int, int], padding: int) -> Shape:
+        """Shape of ``channels`` maps with one cell per window of ``size``.
+
+        Args:
+            channels: Of the output.
+            size: Side of a window.
+            stride: Its step, or its steps down and across.
+            padding: That of both sides together.
+        """
+        strides = (stride, stride) if isinstance(stride, int) else stride
+        height, width = (
+            (side + padding - size) // step + 1 for side, step in zip(self.shape[1:], strides, strict=True)
+        )
+        return self.not_empty((channels, height, width))
+
+    def not_empty(self, out: Shape) -> Shape:
+        """A shape, refused where it has no cell."""
         if min(out) < 1:
             raise self.error(f"has an empty output {out}", fix="raise the input size or drop the layer")
         return out

@@ -1,20 +1,51 @@
-"""Section ``yolo``: the head of YOLOv3 and YOLOv4, with independent logistics for objectness and classes."""
+"""Section ``yolo``: the head of YOLOv3, v4 and v7, with independent probabilities of objectness and classes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from math import exp
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from prunedeploy.models.boxes import best_iou, complete_iou, cxcywh_to_xyxy
-from prunedeploy.models.sections.head import Head, Reduce, Truth
+from prunedeploy.models.boxes import best_iou, cxcywh_to_xyxy, paired_iou
+from prunedeploy.models.sections.head import Head, Reduce, Truth, focal_weight
 from prunedeploy.models.sections.reading import LayerReader
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # exp(8) anchors is far beyond any image and exp(-16) far below a pixel; keeps CIoU finite for wild predictions.
 _MIN_LOG_SIZE, _MAX_LOG_SIZE = -16.0, 8.0
+_LEAST_PROBABILITY = 1e-30
+"""Below it a probability has no gradient; its logit, -69, and the derivative of that are finite in float32."""
+
+IOU_KINDS = ("iou", "giou", "diou", "ciou")
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """The predictions that belong to objects, P pairs.
+
+    Attributes:
+        predictions: ``(P, V)``, as the network gives them.
+        anchors: ``(P, 2)``, width and height in input pixels.
+        boxes: The objects, ``(P, 4)``: centre and size in input pixels.
+        cells: ``(P, 2)``: column and row.
+        offsets: ``(P, 2)``: of the objects' centres in their cells, in [0, 1].
+        stride: ``(2,)``: width and height of a cell in input pixels.
+        weight: ``(P, 1)``: 2 - width * height in units of the input, so that small boxes are not forgotten.
+    """
+
+    predictions: Tensor
+    anchors: Tensor
+    boxes: Tensor
+    cells: Tensor
+    offsets: Tensor
+    stride: Tensor
+    weight: Tensor
 
 
 @dataclass(frozen=True)
@@ -23,144 +54,227 @@ class Yolo(Head):
 
     Attributes:
         ignore_thresh: No objectness loss where an unassigned prediction overlaps a box by more (IoU).
-        iou_thresh: Anchors whose shape overlaps a box by more (IoU) are assigned to it beside the best one.
-        iou_loss: Box term, ``mse`` (YOLOv3) or ``ciou``.
+        iou_thresh: Anchors whose shape overlaps a box by more are assigned to it beside the best one.
+        iou_thresh_kind: What overlap is there, one of `IOU_KINDS`.
+        iou_loss: Box term, ``mse`` (YOLOv3) or one of `IOU_KINDS`.
         iou_normalizer: Weight of the box term; ``obj_normalizer`` and ``cls_normalizer`` of the other two.
         scale_x_y: Stretch of the centre's logistic around 0.5 (YOLOv4); 1 is YOLOv3.
+        new_coords: What the head reads are probabilities already (scaled YOLOv4, v7), of a convolution with
+            ``activation=logistic``; sizes are ``anchor * (2 v)^2``. Like Darknet we do not insist on that activation.
+        objectness_smooth: A prediction that overlaps a box by more than ``ignore_thresh`` is to have that overlap as
+            its objectness.
+        label_smooth_eps: Wanted class probabilities are this halved, or 1 less this halved.
+        focal_loss: See `focal_weight`.
+        class_multipliers: Weight of each class, from ``counters_per_class``; empty where all weigh the same.
     """
 
     options: ClassVar[frozenset[str]] = frozenset(
-        "mask anchors classes num ignore_thresh iou_thresh iou_loss iou_normalizer obj_normalizer cls_normalizer "
-        "scale_x_y".split()
+        "mask anchors classes num ignore_thresh iou_thresh iou_thresh_kind iou_loss iou_normalizer obj_normalizer "
+        "cls_normalizer scale_x_y new_coords objectness_smooth label_smooth_eps focal_loss counters_per_class".split()
     )
+    # `max_delta` clips deltas of Darknet's whose units are not those of a gradient, so it means nothing here. Darknet's
+    # suppression reads `nms_kind` and `beta_nms`, which OpenCV ignores as well; its tracker reads `embedding_layer` and
+    # what follows; the last two are slips in public cfgs that nothing reads.
     training_only: ClassVar[frozenset[str]] = frozenset(
-        "truth_thresh jitter random nms_kind beta_nms max_delta resize max objectness_smooth counters_per_class".split()
+        "truth_thresh jitter random nms_kind beta_nms max_delta delta_normalizer resize max show_details "
+        "embedding_layer track_history_size sim_thresh dets_for_track dets_for_show track_ciou_norm "
+        "uc_normalizer beta1".split()
     )
+    refused: ClassVar[dict[str, str]] = {"map": "its classes are numbered anew by a file of Darknet's"}
 
     ignore_thresh: float
     iou_thresh: float
+    iou_thresh_kind: str
     iou_loss: str
     iou_normalizer: float
     obj_normalizer: float
     cls_normalizer: float
     scale_x_y: float
+    new_coords: bool
+    objectness_smooth: bool
+    label_smooth_eps: float
+    focal_loss: bool
+    class_multipliers: tuple[float, ...]
 
     @classmethod
-    def read(cls, reader: LayerReader) -> Yolo:
+    def read(cls, reader: LayerReader) -> Self:
         """See `Layer.read`."""
-        values = reader.numbers("anchors")
-        anchors = tuple(zip(values[0::2], values[1::2], strict=False))
-        if len(values) % 2 or not anchors or min(values) <= 0:
-            raise reader.error("anchors= needs positive width,height pairs", "anchors")
+        anchors = reader.anchors()
         classes = reader.integer("classes", 20)
-        num = reader.integer("num", len(anchors))
-        if num != len(anchors):
-            raise reader.error(f"num={num}, but there are {len(anchors)} anchors", "num")
-        mask = tuple(reader.whole_numbers("mask")) if "mask" in reader.section.options else tuple(range(num))
-        if not mask or any(not 0 <= index < num for index in mask):
-            raise reader.error(f"mask= names an anchor outside 0 to {num - 1}", "mask")
-        head = cls(
-            *reader.wiring(reader.shape),
-            mask,
-            anchors,
-            classes,
-            ignore_thresh=reader.number("ignore_thresh", 0.5),
-            iou_thresh=reader.number("iou_thresh", 1.0),
-            iou_loss=reader.choice("iou_loss", "mse", ("mse", "ciou")),
-            iou_normalizer=reader.number("iou_normalizer", 1.0),
-            obj_normalizer=reader.number("obj_normalizer", 1.0),
-            cls_normalizer=reader.number("cls_normalizer", 1.0),
-            scale_x_y=reader.number("scale_x_y", 1.0),
-        )
-        expected = head.channels_for(classes)
-        if reader.shape[0] != expected:
-            raise reader.error(
-                f"reads {reader.shape[0]} channels, but {len(mask)} anchors and {classes} classes need {expected}",
-                fix=f"set filters={expected} in the convolution before it",
-            )
+        mask = tuple(reader.whole_numbers("mask")) if "mask" in reader.section.options else tuple(range(len(anchors)))
+        if not mask or any(not 0 <= index < len(anchors) for index in mask):
+            raise reader.error(f"mask= names an anchor outside 0 to {len(anchors) - 1}", "mask")
+        head = cls(*reader.wiring(reader.shape), mask, anchors, classes, **cls.settings(reader, classes))
+        head.check_channels(reader)
         return head
+
+    @classmethod
+    def settings(cls, reader: LayerReader, classes: int) -> dict[str, Any]:
+        """What the section says beside anchors and classes, by attribute."""
+        eps = reader.number("label_smooth_eps", 0.0)
+        if not 0 <= eps <= 1:
+            raise reader.error(f"label_smooth_eps={eps:g} is not in [0, 1]", "label_smooth_eps")
+        return {
+            "ignore_thresh": reader.number("ignore_thresh", 0.5),
+            "iou_thresh": reader.number("iou_thresh", 1.0),
+            "iou_thresh_kind": reader.choice("iou_thresh_kind", "iou", IOU_KINDS),
+            "iou_loss": reader.choice("iou_loss", "mse", ("mse", *IOU_KINDS)),
+            "iou_normalizer": reader.number("iou_normalizer", 1.0),
+            "obj_normalizer": reader.number("obj_normalizer", 1.0),
+            "cls_normalizer": reader.number("cls_normalizer", 1.0),
+            "scale_x_y": reader.number("scale_x_y", 1.0),
+            "new_coords": reader.flag("new_coords"),
+            "objectness_smooth": reader.flag("objectness_smooth"),
+            "label_smooth_eps": eps,
+            "focal_loss": reader.flag("focal_loss"),
+            "class_multipliers": _class_multipliers(reader, classes),
+        }
+
+    @property
+    def decoding(self) -> str:
+        """See `Head.decoding`."""
+        return f"{self.kind} new_coords" if self.new_coords else self.kind
+
+    def options_for(self, classes: int) -> dict[str, object]:
+        """See `Head.options_for`: nothing is known of how often the new classes occur."""
+        counters = {"counters_per_class": ",".join(["1"] * classes)} if self.class_multipliers else {}
+        return {"classes": classes, **counters}
 
     def decode_boxes(self, predictions: Tensor, input_size: tuple[int, int]) -> Tensor:
         """See `Head.decode_boxes`: bx = (sigmoid(tx) + cx) / W and bw = pw * exp(tw), in pixels of the input.
 
-        Reference: Redmon and Farhadi, YOLOv3, 2018, section 2.1.
+        With `new_coords` the logistic is not applied, and bw = pw * (2 tw)^2.
+
+        Reference: Redmon and Farhadi, YOLOv3, 2018, section 2.1; Wang, Bochkovskiy and Liao, Scaled-YOLOv4, 2021.
         """
         _, _, height, width, _ = predictions.shape
         device, dtype = predictions.device, predictions.dtype
-        cell_y, cell_x = torch.meshgrid(
-            torch.arange(height, device=device, dtype=dtype),
-            torch.arange(width, device=device, dtype=dtype),
-            indexing="ij",
-        )
         anchors = torch.tensor(self.head_anchors_wh, device=device, dtype=dtype).view(1, -1, 1, 1, 2)
-        stretch = self.scale_x_y
-        centre = torch.sigmoid(predictions[..., :2]) * stretch - (stretch - 1) / 2
         stride = torch.tensor([input_size[1] / width, input_size[0] / height], device=device, dtype=dtype)
-        centre = (centre + torch.stack((cell_x, cell_y), dim=-1)) * stride
-        return torch.cat((centre, anchors * torch.exp(predictions[..., 2:4])), dim=-1)
+        centre = (self.offsets(predictions) + self.cells(predictions)) * stride
+        sizes = predictions[..., 2:4]
+        return torch.cat((centre, anchors * ((2 * sizes) ** 2 if self.new_coords else torch.exp(sizes))), dim=-1)
+
+    def offsets(self, predictions: Tensor) -> Tensor:
+        """Centres ``(..., 2)`` of ``predictions (..., V)`` in units of a cell, from its corner."""
+        xy = predictions[..., :2] if self.new_coords else torch.sigmoid(predictions[..., :2])
+        return xy * self.scale_x_y - (self.scale_x_y - 1) / 2
+
+    def logits(self, raw: Tensor) -> Tensor:
+        """See `Head.logits`."""
+        values = self.split(raw)
+        if not self.new_coords:
+            return values
+        probabilities = values[..., 4:].clamp(_LEAST_PROBABILITY, 1 - torch.finfo(values.dtype).eps)
+        return torch.cat((values[..., :4], probabilities.log() - torch.log1p(-probabilities)), dim=-1)
+
+    def probabilities(self, raw: Tensor) -> Tensor:
+        """Objectness and classes, ``(B, A, H, W, 1 + C)`` in [0, 1]."""
+        values = self.split(raw)[..., self.box_values :]
+        return values if self.new_coords else torch.sigmoid(values)
 
     def scores(self, raw: Tensor) -> Tensor:
         """See `Head.scores`."""
-        probabilities = torch.sigmoid(self.split(raw)[..., 4:])
+        probabilities = self.probabilities(raw)
         return (probabilities[..., :1] * probabilities[..., 1:]).flatten(1, 3)
 
     def log_scores(self, raw: Tensor) -> Tensor:
         """See `Head.log_scores`."""
-        logs = F.logsigmoid(self.split(raw)[..., 4:])
+        values = self.split(raw)[..., self.box_values :]
+        logs = values.clamp(min=_LEAST_PROBABILITY).log() if self.new_coords else F.logsigmoid(values)
         return (logs[..., :1] + logs[..., 1:]).flatten(1, 3)
 
     def class_probabilities(self, raw: Tensor) -> Tensor:
         """See `Head.class_probabilities`."""
-        return torch.sigmoid(self.split(raw)[..., 5:]).flatten(1, 3)
+        return self.probabilities(raw)[..., 1:].flatten(1, 3)
 
     def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
         """See `Head.loss_terms`; assignment and terms are described in `prunedeploy.models.loss`."""
-        predictions = self.split(raw)
+        predictions, logits = self.split(raw), self.logits(raw)
         batch, _, rows, columns, _ = predictions.shape
         height, width = truth.input_size
-        targets = truth.targets
         target_index, anchor = self._matches(truth.boxes_cxcywh[:, 2:]).nonzero(as_tuple=True)  # (P,) each
         image_index = truth.image[target_index]
-        position = targets[target_index, 2:4] * targets.new_tensor([columns, rows])
-        column = position[:, 0].long().clamp(0, columns - 1)
-        row = position[:, 1].long().clamp(0, rows - 1)
+        class_id = truth.targets[target_index, 1].long()
+        position, row, column = (values[target_index] for values in self.places(truth, predictions))
         cell = (image_index, anchor, row, column)
+        importance = raw.new_tensor(self.class_multipliers)[class_id] if self.class_multipliers else None
 
-        objectness_logits = predictions[..., 4]
-        wanted = torch.zeros_like(objectness_logits)
+        wanted = torch.zeros_like(logits[..., 4])
         wanted[cell] = 1.0
         with torch.no_grad():
             predicted = cxcywh_to_xyxy(self.decode_boxes(predictions, truth.input_size)).flatten(1, 3)
             overlap = best_iou(predicted, truth.padded_xyxy).view_as(wanted)
-            counted = (overlap <= self.ignore_thresh) | wanted.bool()
-        objectness = F.binary_cross_entropy_with_logits(objectness_logits, wanted, reduction="none")
+            weights = ((overlap <= self.ignore_thresh) | wanted.bool() | self.objectness_smooth).to(wanted.dtype)
+            if self.objectness_smooth:
+                wanted = torch.where(overlap > self.ignore_thresh, overlap, wanted)
+            if importance is not None:
+                place = ((image_index * wanted.shape[1] + anchor) * rows + row) * columns + column
+                most = torch.zeros_like(weights).flatten().scatter_reduce(0, place, importance, "amax").view_as(weights)
+                weights = torch.where(most > 0, most, weights)
+        objectness = F.binary_cross_entropy_with_logits(logits[..., self.box_values], wanted, reduction="none")
         every_image = torch.arange(batch, device=truth.image.device)
-        objectness = reduce(objectness * counted, every_image, None) * self.obj_normalizer
+        objectness = reduce(objectness * weights, every_image, None) * self.obj_normalizer
 
-        chosen = predictions[cell]  # (P, 5 + C)
-        labels = F.one_hot(targets[target_index, 1].long(), self.classes).to(chosen.dtype)
-        classes = F.binary_cross_entropy_with_logits(chosen[:, 5:], labels, reduction="none")
+        classes = self._class_terms(logits[cell][:, self.box_values + 1 :], class_id, importance)
         classes = reduce(classes, image_index, target_index) * self.cls_normalizer
 
         boxes = truth.boxes_cxcywh[target_index]
-        anchors = boxes.new_tensor(self.head_anchors_wh)[anchor]
-        stretch = self.scale_x_y
-        if self.iou_loss == "mse":
-            # Darknet scales by 2 - w * h, so that small boxes are not forgotten; its delta on x and y is the
-            # gradient of the logistic cross-entropy, on w and h that of half the squared error.
-            weight = (2 - boxes[:, 2:].prod(-1) / (width * height))[:, None]
-            offset = position - torch.stack((column, row), dim=1)
-            # The logistic that `decode_boxes` would stretch to this offset; for YOLOv3 the offset itself.
-            logistic = (offset + (stretch - 1) / 2) / stretch
-            xy = F.binary_cross_entropy_with_logits(chosen[:, :2], logistic, reduction="none")
-            wh = (chosen[:, 2:4] - (boxes[:, 2:] / anchors).log()) ** 2 / 2
-            box = (xy + wh) * weight
-        else:
-            centre = torch.sigmoid(chosen[:, :2]) * stretch - (stretch - 1) / 2 + torch.stack((column, row), dim=1)
-            centre = centre * boxes.new_tensor([width / columns, height / rows])
-            size = anchors * chosen[:, 2:4].clamp(_MIN_LOG_SIZE, _MAX_LOG_SIZE).exp()
-            box = 1 - complete_iou(torch.cat((centre, size), dim=1), boxes)[:, None]
-        return reduce(box, image_index, target_index) * self.iou_normalizer, objectness, classes
+        cells = torch.stack((column, row), dim=1)
+        matched = Matched(
+            predictions=predictions[cell],
+            anchors=boxes.new_tensor(self.head_anchors_wh)[anchor],
+            boxes=boxes,
+            cells=cells,
+            offsets=position - cells,
+            stride=boxes.new_tensor([width / columns, height / rows]),
+            weight=(2 - boxes[:, 2:].prod(-1) / (width * height))[:, None],
+        )
+        box = self.box_terms(matched)
+        if importance is not None:
+            box = box * importance[:, None]
+        box = reduce(box, image_index, target_index) * self.iou_normalizer
+        more = self.uncertainty_terms(matched)
+        return box if more is None else box + reduce(more, image_index, target_index), objectness, classes
+
+    def uncertainty_terms(self, matched: Matched) -> Tensor | None:
+        """What a head has of the box term beside `box_terms`, ``(P, any)``; ``iou_normalizer`` does not weigh it."""
+        return None
+
+    def box_terms(self, matched: Matched) -> Tensor:
+        """Box terms ``(P, any)`` of matched predictions, before ``iou_normalizer``."""
+        chosen, stretch = matched.predictions, self.scale_x_y
+        if self.iou_loss != "mse":
+            centre = (self.offsets(chosen) + matched.cells) * matched.stride
+            low, high = exp(_MIN_LOG_SIZE / 2) / 2, exp(_MAX_LOG_SIZE / 2) / 2
+            size = matched.anchors * (
+                (2 * chosen[:, 2:4].clamp(low, high)) ** 2
+                if self.new_coords
+                else chosen[:, 2:4].clamp(_MIN_LOG_SIZE, _MAX_LOG_SIZE).exp()
+            )
+            return 1 - paired_iou(torch.cat((centre, size), dim=1), matched.boxes, self.iou_loss)[:, None]
+        ratio = matched.boxes[:, 2:] / matched.anchors
+        if self.new_coords:
+            # Darknet's delta on the stretched x and y is the difference: the gradient of this.
+            xy = (self.offsets(chosen) - matched.offsets) ** 2 / (2 * stretch)
+            return (xy + (chosen[:, 2:4] - ratio.sqrt() / 2) ** 2 / 2) * matched.weight
+        # Darknet's delta on x and y is the gradient of the logistic cross-entropy, on w and h that of half the squared
+        # error. The logistic that `offsets` would stretch to the offset of the object; for YOLOv3 that offset itself:
+        logistic = (matched.offsets + (stretch - 1) / 2) / stretch
+        xy = F.binary_cross_entropy_with_logits(chosen[:, :2], logistic, reduction="none")
+        wh = (chosen[:, 2:4] - ratio.log()) ** 2 / 2
+        return (xy + wh) * matched.weight
+
+    def _class_terms(self, logits: Tensor, class_id: Tensor, importance: Tensor | None) -> Tensor:
+        """``(P, C)``, before ``cls_normalizer``."""
+        own = F.one_hot(class_id, self.classes).to(logits.dtype)
+        labels = own
+        if self.label_smooth_eps and not self.focal_loss:
+            labels = own * (1 - self.label_smooth_eps) + self.label_smooth_eps / 2
+        terms = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        if self.focal_loss:  # Darknet's knows neither smoothing nor counters
+            return terms * focal_weight(torch.sigmoid((logits * own).sum(1)))[:, None]
+        return terms if importance is None else terms * (1 + own * (importance[:, None] - 1))
 
     def _matches(self, sizes_wh: Tensor) -> Tensor:
         """Which anchors of this head each box belongs to: ``(T, A)`` bool."""
@@ -169,4 +283,20 @@ class Yolo(Head):
         iou = overlap / (sizes_wh.prod(-1)[:, None] + anchors.prod(-1)[None] - overlap)
         nothing = torch.zeros_like(iou, dtype=torch.bool)
         best = F.one_hot(iou.argmax(1), len(anchors)).bool() if len(sizes_wh) else nothing
+        if self.iou_thresh_kind != "iou":
+            pairs = torch.broadcast_tensors(anchors[None], sizes_wh[:, None])  # (T, anchors, 2) each
+            around_one_centre = [F.pad(sizes.flatten(0, 1), (2, 0)) for sizes in pairs]
+            iou = paired_iou(around_one_centre[0], around_one_centre[1], self.iou_thresh_kind).view_as(iou)
         return (best | (iou > self.iou_thresh))[:, list(self.anchor_indices)]
+
+
+def _class_multipliers(reader: LayerReader, classes: int) -> tuple[float, ...]:
+    """Of ``counters_per_class``: how much rarer each class is than the most frequent, at most ``max_delta`` times."""
+    if "counters_per_class" not in reader.section.options:
+        return ()
+    counters = [max(count, 1) for count in reader.whole_numbers("counters_per_class")]
+    if len(counters) != classes:
+        what = f"counters_per_class= has {len(counters)} numbers for {classes} classes"
+        raise reader.error(what, "counters_per_class")
+    most = reader.number("max_delta", 1e30)
+    return tuple(min(max(counters) / count, most) for count in counters)

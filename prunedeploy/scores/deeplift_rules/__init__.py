@@ -8,6 +8,7 @@ from prunedeploy.scores.deeplift_rules.convolutional import ConvolutionalRule
 from prunedeploy.scores.deeplift_rules.interface import LayerRule
 from prunedeploy.scores.deeplift_rules.linear import LinearRule
 from prunedeploy.scores.deeplift_rules.maxpool import MaxpoolRule
+from prunedeploy.scores.deeplift_rules.product import ProductRule
 from prunedeploy.scores.deeplift_rules.shortcut import ShortcutRule
 from prunedeploy_engines.errors import PruningError
 
@@ -15,6 +16,8 @@ LAYER_RULES: Mapping[str, LayerRule[Any]] = {
     "convolutional": ConvolutionalRule(),
     "maxpool": MaxpoolRule(),
     "shortcut": ShortcutRule(),
+    "sam": ProductRule(),
+    "scale_channels": ProductRule(),
 }
 """By the section's name in a cfg; a section that is ``linear`` needs none."""
 

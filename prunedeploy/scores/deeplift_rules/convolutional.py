@@ -1,4 +1,4 @@
-"""A convolution: the linear rule, and its activation's slopes."""
+"""A convolution: the linear rule, its activation's slopes, and the linear rule of a blur."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.sections import Convolutional
-from prunedeploy.models.sections.activations import activate
 from prunedeploy.models.sections.convolutional import conv2d
+from prunedeploy.scores.deeplift_rules.blur import before_blur
 from prunedeploy.scores.deeplift_rules.interface import LayerRule, Multipliers, Trace, Visit, by_sign
 from prunedeploy.scores.deeplift_rules.slopes import keep_slopes
+from prunedeploy_engines.errors import PruningError
 
 
 class ConvolutionalRule(LayerRule[Convolutional]):
@@ -23,9 +24,13 @@ class ConvolutionalRule(LayerRule[Convolutional]):
 
     def forward(self, found: Trace, layer: Convolutional, inputs: list[Tensor], rule: str) -> Tensor:
         """See `LayerRule.forward`."""
+        if layer.shares_weights:
+            what = f"DeepLIFT has no rule for weights that are those of layer {layer.weights_from} as well"
+            raise PruningError(what, f"layer {layer.index}", "use another score for this network")
         before = conv2d(inputs[0], found.weights[layer.index], found.biases[layer.index], layer)
         keep_slopes(found, layer.index, layer.activation, before, rule, lambda: _sorted_by_sign(found, layer))
-        return activate(before, layer.activation, inplace=True)
+        found.kept[layer.index] = before.shape[1:]
+        return layer.finish(before, inplace=True)
 
     def backward(
         self, found: Trace, layer: Convolutional, output: Tensor, visit: Visit
@@ -50,11 +55,12 @@ def _sorted_by_sign(found: Trace, layer: Convolutional) -> tuple[Tensor, Tensor]
 
 
 def _before_activation(found: Trace, layer: Convolutional, output: Tensor) -> Multipliers:
-    slopes = found.slopes.pop(layer.index, None)
+    slopes, shape = found.slopes.pop(layer.index, None), found.kept.pop(layer.index)
+    unblurred = output if layer.blur is None else before_blur(layer.blur, output, shape)
     if slopes is None:
-        return Multipliers(layer, output, output, output)
-    positive = output * slopes.positive
-    return Multipliers(layer, positive, positive if slopes.equal else output * slopes.negative, output)
+        return Multipliers(layer, unblurred, unblurred, output)
+    positive = unblurred * slopes.positive
+    return Multipliers(layer, positive, positive if slopes.equal else unblurred * slopes.negative, output)
 
 
 def _to_input(found: Trace, multipliers: Multipliers) -> Tensor:
@@ -109,7 +115,7 @@ def _weight_gradient(layer: Convolutional, x: Tensor, gradient: Tensor, weight: 
 def _convolution_backward(
     layer: Convolutional, x: Tensor, gradient: Tensor, weight: Tensor, *, of_input: bool
 ) -> Tensor:
-    pair = [layer.stride, layer.stride], [layer.padding, layer.padding], [layer.dilation, layer.dilation]
+    pair = list(layer.strides), [layer.padding, layer.padding], [layer.dilation, layer.dilation]
     result: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
         gradient, x, weight, None, *pair, False, [0, 0], layer.groups, [of_input, not of_input, False]
     )

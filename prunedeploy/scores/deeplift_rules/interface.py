@@ -73,7 +73,7 @@ class Multipliers:
         layer: The convolution.
         positive: ``(B, filters, H', W')``, for contributions that raise the output.
         negative: For those that lower it; the same tensor where the two do not differ.
-        at_output: ``(B, filters, H', W')``, of the output behind the activation.
+        at_output: ``(B, filters, H', W')``, of the output behind the activation, and behind a blur.
     """
 
     layer: Convolutional

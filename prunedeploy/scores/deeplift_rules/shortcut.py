@@ -1,13 +1,16 @@
-"""A shortcut: each side has the slope of the activation behind the sum."""
+"""A shortcut: each summand has the slope of the activation behind the sum, times its weight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import reduce
 
+import torch
 from torch import Tensor
 
 from prunedeploy.models.sections import Shortcut
 from prunedeploy.models.sections.activations import activate
+from prunedeploy.models.sections.shortcut import widened
 from prunedeploy.scores.deeplift_rules.interface import LayerRule, Trace, Visit, by_sign
 from prunedeploy.scores.deeplift_rules.slopes import keep_slopes
 
@@ -21,11 +24,12 @@ class ShortcutRule(LayerRule[Shortcut]):
 
     def forward(self, found: Trace, layer: Shortcut, inputs: list[Tensor], rule: str) -> Tensor:
         """See `LayerRule.forward`."""
-        total = inputs[0] + inputs[1]
+        total = layer.total(inputs, found.weights_of(layer))
 
         def parts() -> tuple[Tensor, Tensor]:
-            one, other = (found.deltas[source] for source in layer.inputs)
-            return one.clamp(min=0) + other.clamp(min=0), one.clamp(max=0) + other.clamp(max=0)
+            summands = self._deltas(found, layer)
+            positive, negative = ([x.clamp(**side) for x in summands] for side in ({"min": 0}, {"max": 0}))
+            return reduce(torch.add, positive), reduce(torch.add, negative)
 
         keep_slopes(found, layer.index, layer.activation, total, rule, parts)
         return activate(total, layer.activation)
@@ -33,10 +37,21 @@ class ShortcutRule(LayerRule[Shortcut]):
     def backward(self, found: Trace, layer: Shortcut, output: Tensor, visit: Visit) -> Iterable[tuple[int, Tensor]]:
         """See `LayerRule.backward`."""
         slopes = found.slopes.pop(layer.index, None)
-        for source in layer.inputs:
-            if slopes is None:
-                yield source, output
-            elif slopes.equal:
-                yield source, output * slopes.positive
-            else:
-                yield source, output * by_sign(found.deltas[source], slopes.positive, slopes.negative)
+        factors = layer.factors(found.weights_of(layer))
+        summands = self._deltas(found, layer) if slopes is not None and not slopes.equal else ()
+        for position, (source, channels) in enumerate(zip(layer.inputs, layer.in_channels, strict=True)):
+            multiplier = output
+            if slopes is not None and slopes.equal:
+                multiplier = output * slopes.positive
+            elif slopes is not None:
+                multiplier = output * by_sign(summands[position], slopes.positive, slopes.negative)
+            if factors is not None:
+                multiplier = multiplier * factors[position, :, None, None]
+            # Channels that the output has no place for contribute nothing.
+            yield source, widened(multiplier[:, :channels], channels)
+
+    @staticmethod
+    def _deltas(found: Trace, layer: Shortcut) -> Sequence[Tensor]:
+        """Differences of what is added, each with all channels of the output."""
+        deltas = [found.deltas[source] for source in layer.inputs]
+        return [widened(x, layer.out_channels) for x in layer.summands(deltas, found.weights_of(layer))]

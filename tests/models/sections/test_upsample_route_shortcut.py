@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
+from prunedeploy_engines.errors import DarknetFormatError
 from pruning.darknets import HEAD, conv, network, random_network
 
 
@@ -34,3 +36,23 @@ def test_upsample_route_groups_and_shortcut_equal_array_operations() -> None:
     np.testing.assert_array_equal(second, base[:, 2:4])
     np.testing.assert_array_equal(halves, np.concatenate([base[:, 3:4], base[:, 3:], base[:, 3:]], axis=1))
     np.testing.assert_array_equal(doubled, np.maximum(2 * base, 0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_a_negative_stride_of_upsample_sums_blocks_as_darknet_does(scale: float) -> None:
+    cfg = network(conv(4, norm=False), f"upsample stride=-3 scale={scale}", *HEAD, size=12)
+    layer = cfg.layers[1]
+    assert layer.out_shape == (4, 4, 4)
+    x = torch.randn(2, 4, 12, 12, dtype=torch.float64)
+    expected = np.zeros((2, 4, 4, 4))
+    for row, column in np.ndindex(12, 12):  # upsample_cpu with forward = 0
+        expected[:, :, row // 3, column // 3] += scale * x[:, :, row, column].numpy()
+    np.testing.assert_allclose(layer.run([x], {}).numpy(), expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(DarknetFormatError, match="stride=-5 does not divide the map of 12x12"):
+        network(conv(4), "upsample stride=-5", *HEAD, size=12)
+
+
+def test_upsample_scales() -> None:
+    layer = network(conv(4), "upsample stride=2 scale=1.5", *HEAD).layers[1]
+    x = torch.randn(1, 4, 3, 3)
+    np.testing.assert_array_equal(layer.run([x], {}), 1.5 * x.numpy().repeat(2, axis=2).repeat(2, axis=3))

@@ -1,4 +1,4 @@
-"""Detection heads of one kind that stand one behind the other, decoded together."""
+"""Detection heads of one decoding that stand one behind the other, decoded together."""
 
 from __future__ import annotations
 

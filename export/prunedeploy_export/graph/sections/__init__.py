@@ -8,7 +8,11 @@ from torch import Tensor
 from prunedeploy_export.graph.builder import GraphBuilder, Value
 from prunedeploy_export.graph.sections.avgpool import add_avgpool
 from prunedeploy_export.graph.sections.convolutional import add_convolutional
+from prunedeploy_export.graph.sections.local_avgpool import add_local_avgpool
 from prunedeploy_export.graph.sections.maxpool import add_maxpool
+from prunedeploy_export.graph.sections.passing_on import add_nothing
+from prunedeploy_export.graph.sections.product import add_product
+from prunedeploy_export.graph.sections.rearranging import add_rearranging
 from prunedeploy_export.graph.sections.route import add_route
 from prunedeploy_export.graph.sections.shortcut import add_shortcut
 from prunedeploy_export.graph.sections.upsample import add_upsample
@@ -21,9 +25,17 @@ WRITERS: Mapping[str, Writer] = {
     "convolutional": add_convolutional,
     "maxpool": add_maxpool,
     "avgpool": add_avgpool,
+    "local_avgpool": add_local_avgpool,
     "upsample": add_upsample,
     "route": add_route,
     "shortcut": add_shortcut,
+    "sam": add_product,
+    "scale_channels": add_product,
+    "reorg": add_rearranging,
+    "reorg3d": add_rearranging,
+    "dropout": add_nothing,
+    "cost": add_nothing,
+    "contrastive": add_nothing,
 }
 """By the section's name in a cfg; heads are in `prunedeploy_export.graph.heads`."""
 

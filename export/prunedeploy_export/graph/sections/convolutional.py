@@ -1,4 +1,4 @@
-"""Section ``convolutional``: Conv, then the activation."""
+"""Section ``convolutional``: Conv, the activation, and a blur."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from prunedeploy_export.graph.activations import add_activation
 from prunedeploy_export.graph.builder import GraphBuilder, Value
 from prunedeploy_export.graph.network import Convolutional
+from prunedeploy_export.graph.sections.blur import add_blur
 
 
 def add_convolutional(
@@ -16,14 +17,15 @@ def add_convolutional(
 ) -> str:
     """See `prunedeploy_export.graph.sections.Writer`."""
     name = f"layer{layer.index}"
+    activated = name if layer.blur is None else f"{name}/sharp"
     convolved = graph.node(
         "Conv",
         [inputs[0].name, *(graph.weight(f"{name}/{part}", weights[part]) for part in ("weight", "bias"))],
-        name if layer.activation == "linear" else f"{name}/conv",
+        activated if layer.activation == "linear" else f"{name}/conv",
         kernel_shape=[layer.size] * 2,
-        strides=[layer.stride] * 2,
+        strides=list(layer.strides),
         pads=[layer.padding] * 4,
         dilations=[layer.dilation] * 2,
         group=layer.groups,
     )
-    return add_activation(graph, convolved, layer.activation, name)
+    return add_blur(graph, layer.blur, add_activation(graph, convolved, layer.activation, activated), name)

@@ -1,0 +1,63 @@
+"""The 54 detector cfgs of the Darknet that most use: each is read, or refused by the name of what stands in the way."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from prunedeploy.models import read_cfg
+from prunedeploy.models.cfg_notes import cfg_notes
+from prunedeploy_engines.errors import DarknetFormatError
+
+REFUSED = {
+    "tiny-yolo_xnor.cfg": r":34: xnor= of \[convolutional\] is not supported: binary weights",
+    "yolov3-tiny_xnor.cfg": r":38: xnor= of \[convolutional\] is not supported: binary weights",
+    "yolov3-tiny_occlusion_track.cfg": r":112: \[crnn\] is not supported: a recurrent network keeps a state",
+    "yolo9000.cfg": r":\d+: tree= of \[region\] is not supported: ",
+    # It has no detection head, whatever its name: it was trained on the 1000 classes of ImageNet.
+    "cspx-p7-mish-omega.cfg": r":1458: \[softmax\] is not supported: classifiers have it",
+}
+
+pytestmark = pytest.mark.shared
+
+
+@pytest.fixture
+def folder(shared: Path) -> Path:
+    return shared / "real" / "darknet-cfg"
+
+
+def test_all_others_are_read(folder: Path) -> None:
+    """Counted in the text: as many layers as sections, every head, and the size of the input."""
+    names = sorted(path.name for path in folder.glob("*.cfg"))
+    assert len(names) == 54
+    unread = {}
+    for name in sorted(set(names) - set(REFUSED)):
+        text = (folder / name).read_text(errors="replace")
+        try:
+            cfg = read_cfg(folder / name)
+        except DarknetFormatError as error:
+            unread[name] = str(error)
+            continue
+        kinds = re.findall(r"(?m)^\s*\[(\w+)\]", text)
+        assert [layer.kind for layer in cfg.layers] == [kind.lower() for kind in kinds[1:]], name
+        assert len(cfg.heads) == len(re.findall(r"(?m)^\s*\[(?:yolo|region|Gaussian_yolo)\]", text)) > 0, name
+        sides = [int(re.findall(rf"(?m)^{side}\s*=\s*(\d+)", text)[-1]) for side in ("height", "width")]
+        assert list(cfg.input_size) == sides, name
+        assert cfg_notes(cfg)[0].startswith(f"{name}: ignored, since only Darknet's training reads them: batch, "), name
+    assert unread == {}
+
+
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_is_refused_says_why(folder: Path, name: str) -> None:
+    with pytest.raises(DarknetFormatError, match=f"{re.escape(name)}{REFUSED[name]}"):
+        read_cfg(folder / name)
+
+
+def test_two_lines_of_batch_are_noted(folder: Path) -> None:
+    notes = cfg_notes(read_cfg(folder / "yolov3-openimages.cfg"))
+    assert [note.partition(": ")[2][:30] for note in notes[1:]] == [
+        "batch= stands more than once i",
+        "subdivisions= stands more than",
+    ]
