@@ -39,10 +39,9 @@ def _print_network(document: Document) -> None:
         [f"[{key['section']}]", key["option"], _few(key["values"], " | "), key["meaning"]] for key in document["keys"]
     ]
     print_table(["section", "option", "values", "meaning"], keys, left=4)
-    for (section, why), options in _grouped(
-        ((one["section"], one["why"]), one["option"]) for one in document["ignored"]
-    ):
-        click.echo(f"ignored in [{section}], since {why}: {', '.join(dict.fromkeys(options))}")
+    for section, options in _grouped((one["section"], one["option"]) for one in document["ignored"]):
+        names = ", ".join(dict.fromkeys(options))
+        click.echo(f"ignored in [{section}], since only Darknet's own training reads it: {names}")
 
 
 def _layer_row(row: Document) -> list[str]:

@@ -33,10 +33,18 @@ _COMMENT_BEHIND = re.compile(r"(?m)^([^#;\n]*[^#;\s][^#;\n]*?)[ \t]*[#;][^\n]*?(
 
 @dataclass(frozen=True)
 class IgnoredOption:
-    """An option that only Darknet's own training reads: ``option`` of section ``kind``, at ``line`` of the cfg."""
+    """An option that only Darknet's own training reads.
 
-    kind: str
+    Attributes:
+        section: Kind of its section.
+        option: Its name.
+        value: As it stands in the file.
+        line: Where it stands, from 1.
+    """
+
+    section: str
     option: str
+    value: str
     line: int
 
 
@@ -91,12 +99,12 @@ class DarknetCfg:
     @property
     def ignored_options(self) -> tuple[IgnoredOption, ...]:
         """The options that only Darknet's own training reads, in the order of the file."""
-        found: list[IgnoredOption] = []
-        for section in (self.net, *self.sections):
-            names = training_only(section.kind)
-            lines = section.option_lines.items()
-            found.extend(IgnoredOption(section.kind, name, line) for name, line in lines if name in names)
-        return tuple(found)
+        return tuple(
+            IgnoredOption(section.kind, name, section.options[name], line)
+            for section in (self.net, *self.sections)
+            for name, line in section.option_lines.items()
+            if name in training_only(section.kind)
+        )
 
     @property
     def head_outputs(self) -> frozenset[int]:
@@ -283,8 +291,7 @@ def _parse_sections(text: str, where: str) -> list[Section]:
         if key in (refused := refused_options(section)) and value != "0":
             what = f"{key}= of [{section}] is not supported: {refused[key]}"
             raise DarknetFormatError(what, at, "use another network")
-        options_read = SECTIONS[section].options if section in SECTIONS else net.OPTIONS
-        allowed = options_read | training_only(section) | set(refused)
+        allowed = {*options_read(section), *training_only(section), *refused}
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"

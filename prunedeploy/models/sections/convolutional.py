@@ -38,10 +38,22 @@ class Convolutional(Layer):
             what ``share_index`` names.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset(
-        "batch_normalize cbn filters size stride stride_x stride_y pad padding groups activation dilation antialiasing "
-        "share_index".split()
-    )
+    options: ClassVar[Mapping[str, str]] = {
+        "batch_normalize": "1: normalised by statistics in the weights file before the activation; folded on export",
+        "cbn": "1: as batch_normalize=1; its statistics over several batches mean something to training only",
+        "filters": "number of output channels; what structured pruning lowers",
+        "size": "side of the kernel, in cells",
+        "stride": "cells from one window to the next",
+        "stride_x": "the same across only",
+        "stride_y": "the same down only",
+        "pad": "1: size / 2 cells of zeros on each side, and padding= is not looked at",
+        "padding": "cells of zeros on each side, without pad=1, in steps of the dilation",
+        "groups": "parts that channels are split into, each with filters of its own",
+        "activation": "function of each value of the output",
+        "dilation": "cells from one weight of the kernel to the next",
+        "antialiasing": "1 or 2: moves in steps of 1, and a fixed blur has the stride",
+        "share_index": "convolution whose weights this one uses; negative: counted back from here",
+    }
     # The last two place work on streams of a GPU and change no result.
     training_only: ClassVar[frozenset[str]] = frozenset(
         "assisted_excitation sway rotate stretch stretch_sway angle grad_centr reverse dot stream wait_stream".split()

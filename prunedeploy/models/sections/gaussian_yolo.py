@@ -10,6 +10,7 @@ for Autonomous Driving, ICCV 2019.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -33,7 +34,11 @@ class GaussianYolo(Yolo):
     """
 
     box_values: ClassVar[int] = 8
-    options: ClassVar[frozenset[str]] = Yolo.options - {"new_coords", "focal_loss"} | {"uc_normalizer", "yolo_point"}
+    options: ClassVar[Mapping[str, str]] = {
+        **{name: meaning for name, meaning in Yolo.options.items() if name not in ("new_coords", "focal_loss")},
+        "uc_normalizer": "training: weight of the deviations' share of the boxes' loss",
+        "yolo_point": "which point of a box x and y are: center",
+    }
     training_only: ClassVar[frozenset[str]] = frozenset(
         "truth_thresh jitter random nms_kind beta_nms max_delta delta_normalizer resize max".split()
     )

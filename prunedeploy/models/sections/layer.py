@@ -48,7 +48,7 @@ class Layer(ABC):
     What it does not override is that of a layer without weights that hands its only input's channels on, one to one.
 
     Attributes:
-        options: What the section may have and this project reads.
+        options: What the section may have and this project reads, and what each means, in words for people.
         training_only: What it may have and only Darknet's own training reads, beside `EVERY_LAYER_TRAINING_ONLY`.
         refused: What it may have in Darknet and is refused here, and why, beside `EVERY_LAYER_REFUSED`.
         linear: Whether the output is a linear function of the inputs, so that attribution needs no rule for it.
@@ -61,7 +61,7 @@ class Layer(ABC):
         out_shape: ``(channels, height, width)`` at the cfg's input size.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset()
+    options: ClassVar[Mapping[str, str]] = {}
     training_only: ClassVar[frozenset[str]] = frozenset()
     refused: ClassVar[Mapping[str, str]] = {}
     linear: ClassVar[bool] = False

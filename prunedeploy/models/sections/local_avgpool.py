@@ -30,7 +30,13 @@ class LocalAvgpool(Layer):
     Reference: AlexeyAB's Darknet, ``forward_local_avgpool_layer``.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset("size stride stride_x stride_y padding".split())
+    options: ClassVar[Mapping[str, str]] = {
+        "size": "side of the window, in cells",
+        "stride": "cells from one window to the next",
+        "stride_x": "the same across only",
+        "stride_y": "the same down only",
+        "padding": "cells on both sides together",
+    }
     linear: ClassVar[bool] = True
 
     size: int

@@ -35,9 +35,16 @@ class Maxpool(Layer):
     Reference: Darknet, ``forward_maxpool_layer``.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset(
-        "size stride stride_x stride_y padding maxpool_depth out_channels antialiasing".split()
-    )
+    options: ClassVar[Mapping[str, str]] = {
+        "size": "side of the window, in cells",
+        "stride": "cells from one window to the next",
+        "stride_x": "the same across only",
+        "stride_y": "the same down only",
+        "padding": "cells on both sides together",
+        "maxpool_depth": "1: the largest of several channels instead of a window's",
+        "out_channels": "channels that are left with maxpool_depth=1",
+        "antialiasing": "1 or 2: moves in steps of 1, and a fixed blur has the stride",
+    }
     refused: ClassVar[Mapping[str, str]] = {"maxpool_zero_nonmax": "Darknet does it on a GPU only"}
 
     size: int

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-OPTIONS = frozenset("width height channels letter_box".split())
+from collections.abc import Mapping
+
+OPTIONS: Mapping[str, str] = {
+    "width": "width of the network's input, in pixels",
+    "height": "height of the network's input, in pixels",
+    "channels": "3 takes colour images, 1 grey ones",
+    "letter_box": "1, or left out: images are scaled with their aspect kept, and padded; 0: they are stretched",
+}
+"""What is read, and what it means."""
 
 TRAINING_ONLY = frozenset(
     # how many images a step takes, and from where

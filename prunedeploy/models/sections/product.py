@@ -20,7 +20,10 @@ from prunedeploy.models.sections.reading import LayerReader
 class Product(Layer):
     """The previous layer times the one that ``from`` names, then an activation."""
 
-    options: ClassVar[frozenset[str]] = frozenset("from activation".split())
+    options: ClassVar[Mapping[str, str]] = {
+        "from": "layer that the one before is multiplied by; negative: counted back from here",
+        "activation": "function of each value of the product",
+    }
 
     activation: str
 

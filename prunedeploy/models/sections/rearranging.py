@@ -37,7 +37,10 @@ class Rearranging(Layer):
         reverse: Depth to space.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset("stride reverse".split())
+    options: ClassVar[Mapping[str, str]] = {
+        "stride": "side of the blocks that are moved between the map and the channels",
+        "reverse": "1: from channels into the map",
+    }
     linear: ClassVar[bool] = True
     odd_if_reversed: ClassVar[bool]
     """Which of the two directions has the odd order."""

@@ -32,10 +32,21 @@ class Region(Head):
         focal_loss: See `focal_weight`.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset(
-        "anchors classes num coords softmax bias_match rescore thresh coord_scale object_scale noobject_scale "
-        "class_scale focal_loss".split()
-    )
+    options: ClassVar[Mapping[str, str]] = {
+        "anchors": "width,height pairs in cells of the head's map",
+        "classes": "number of classes",
+        "num": "number of anchors",
+        "coords": "numbers of a box: 4",
+        "softmax": "1: one class for each object; 0: each class by itself",
+        "bias_match": "training, 1: sizes of an object are compared with the anchors' own",
+        "rescore": "training, 1: objectness is to be the overlap (IoU), not 1",
+        "thresh": "training: no objectness loss where a prediction overlaps a box by more (IoU)",
+        "coord_scale": "training: weight of the boxes' loss",
+        "object_scale": "training: weight of the objectness loss of objects",
+        "noobject_scale": "training: weight of the objectness loss of everything else",
+        "class_scale": "training: weight of the classes' loss",
+        "focal_loss": "training, 1: classes by focal loss",
+    }
     # Sizes are always exponentials: Darknet reads `absolute`, `log` and `sqrt` and does nothing with them.
     training_only: ClassVar[frozenset[str]] = frozenset("absolute log sqrt jitter resize random max mask_scale".split())
     refused: ClassVar[Mapping[str, str]] = {

@@ -19,7 +19,11 @@ from prunedeploy.models.sections.reading import LayerReader
 class Route(Layer):
     """Concatenation of the inputs, or of part ``group_id`` of ``groups`` of each."""
 
-    options: ClassVar[frozenset[str]] = frozenset("layers groups group_id".split())
+    options: ClassVar[Mapping[str, str]] = {
+        "layers": "layers whose channels are put one after another; negative: counted back from here",
+        "groups": "parts that channels are split into, of which one is taken",
+        "group_id": "which of these parts, from 0",
+    }
     linear: ClassVar[bool] = True
 
     groups: int

@@ -28,7 +28,10 @@ class ScaleChannels(Product):
         scale_wh: The latter.
     """
 
-    options: ClassVar[frozenset[str]] = Product.options | {"scale_wh"}
+    options: ClassVar[Mapping[str, str]] = {
+        **Product.options,
+        "scale_wh": "1: one map for all channels instead of one value for each channel",
+    }
 
     scale_wh: bool
 

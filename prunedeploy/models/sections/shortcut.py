@@ -42,7 +42,12 @@ class Shortcut(Layer):
     Reference: Darknet, ``shortcut_multilayer_cpu``; for the weights Tan et al., EfficientDet, 2020, section 3.3.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset("from activation weights_type weights_normalization".split())
+    options: ClassVar[Mapping[str, str]] = {
+        "from": "layers that are added to the one before; negative: counted back from here",
+        "activation": "function of each value of the sum",
+        "weights_type": "per_feature or per_channel: learned weights of the summands",
+        "weights_normalization": "relu or softmax: how these weights are made positive and divided by their sum",
+    }
 
     activation: str
     weights_type: str

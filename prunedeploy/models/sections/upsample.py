@@ -28,7 +28,10 @@ class Upsample(Layer):
     Reference: Darknet, ``upsample_cpu``.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset({"stride", "scale"})
+    options: ClassVar[Mapping[str, str]] = {
+        "stride": "times that each cell is repeated in both directions; negative: blocks of cells are summed",
+        "scale": "factor of the values",
+    }
     linear: ClassVar[bool] = True
 
     stride: int

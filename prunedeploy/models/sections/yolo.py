@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import exp
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -68,10 +69,25 @@ class Yolo(Head):
         class_multipliers: Weight of each class, from ``counters_per_class``; empty where all weigh the same.
     """
 
-    options: ClassVar[frozenset[str]] = frozenset(
-        "mask anchors classes num ignore_thresh iou_thresh iou_thresh_kind iou_loss iou_normalizer obj_normalizer "
-        "cls_normalizer scale_x_y new_coords objectness_smooth label_smooth_eps focal_loss counters_per_class".split()
-    )
+    options: ClassVar[Mapping[str, str]] = {
+        "mask": "which of the anchors this head predicts",
+        "anchors": "width,height pairs in pixels of the input",
+        "classes": "number of classes",
+        "num": "number of anchors in the list",
+        "ignore_thresh": "training: no objectness loss where a prediction overlaps a box by more (IoU)",
+        "iou_thresh": "training: anchors whose shape overlaps a box by more are assigned to it too",
+        "iou_thresh_kind": "training: which overlap that is",
+        "iou_loss": "training: how boxes are compared",
+        "iou_normalizer": "training: weight of the boxes' loss",
+        "obj_normalizer": "training: weight of the objectness loss",
+        "cls_normalizer": "training: weight of the classes' loss",
+        "scale_x_y": "how far a centre may reach beyond its cell; 1: not at all",
+        "new_coords": "1: the convolution before gives probabilities, and a size is its anchor times (2 p)^2",
+        "objectness_smooth": "training, 1: objectness is to be the overlap (IoU), not 1",
+        "label_smooth_eps": "training: classes are to be this far from 0 and 1",
+        "focal_loss": "training, 1: classes by focal loss",
+        "counters_per_class": "training: boxes of each class, of which the rarer weigh more",
+    }
     # `max_delta` clips deltas of Darknet's whose units are not those of a gradient, so it means nothing here. Darknet's
     # suppression reads `nms_kind` and `beta_nms`, which OpenCV ignores as well; its tracker reads `embedding_layer` and
     # what follows; the last two are slips in public cfgs that nothing reads.

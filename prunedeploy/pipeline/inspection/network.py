@@ -8,7 +8,7 @@ from typing import Any
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.darknet_weights import weight_count
 from prunedeploy.models.sections import Layer
-from prunedeploy.pipeline.inspection.keys import ignored_options, key_meanings
+from prunedeploy.pipeline.inspection.keys import key_meanings
 from prunedeploy.pruning.coupling import CouplingGroup, coupling_groups, prunable_convolutions
 
 HEADER_BYTES = 20
@@ -34,7 +34,7 @@ def network_document(cfg: DarknetCfg) -> dict[str, Any]:
         "layers": [_row(layer, groups, counted) for layer in cfg.layers],
         "totals": _totals(cfg, counted),
         "keys": [asdict(key) for key in key_meanings(cfg)],
-        "ignored": [asdict(option) for option in ignored_options(cfg)],
+        "ignored": [asdict(option) for option in cfg.ignored_options],
     }
 
 

@@ -186,9 +186,9 @@ def test_keys_that_only_darknet_reads_are_ignored_by_name() -> None:
     ignored = {"jitter": ".3", "random": 1, "nms_kind": "diounms", "beta_nms": 0.6, "max_delta": 5, "resize": 1.5}
     tracker = {"embedding_layer": -4, "track_history_size": 20, "show_details": 1, "truth_thresh": 1}
     cfg = head_cfg("yolo", **ignored, **tracker)
-    assert [one.option for one in cfg.ignored_options if one.kind == "yolo"] == [*ignored, *tracker]
+    assert [one.option for one in cfg.ignored_options if one.section == "yolo"] == [*ignored, *tracker]
     region = head_cfg("region", absolute=1, random=1, jitter=".2", log=1)
-    assert [one.option for one in region.ignored_options if one.kind == "region"] == [
+    assert [one.option for one in region.ignored_options if one.section == "region"] == [
         "absolute",
         "random",
         "jitter",

@@ -29,7 +29,7 @@ from pruning.darknets import HEAD, conv, largest_difference, network, random_net
 class Blend(Layer):
     """The sum of two layers, each channel times a weight of its own; the second may be narrower."""
 
-    options: ClassVar[frozenset[str]] = frozenset({"from"})
+    options: ClassVar[Mapping[str, str]] = {"from": "a layer"}
     training_only: ClassVar[frozenset[str]] = frozenset({"warm_up"})
     refused: ClassVar[Mapping[str, str]] = {"recursive": "a layer cannot read itself"}
 
@@ -57,7 +57,7 @@ class Blend(Layer):
 class Gate(Layer):
     """The product of two layers."""
 
-    options: ClassVar[frozenset[str]] = frozenset({"from"})
+    options: ClassVar[Mapping[str, str]] = {"from": "a layer"}
 
     @classmethod
     def read(cls, reader: LayerReader) -> Gate:
@@ -162,7 +162,7 @@ def test_attribution_refuses_what_it_has_no_rule_for() -> None:
 
 def test_options_of_training_are_counted_and_refused_ones_named() -> None:
     cfg = network(*BLENDED[:2], "blend from=-2 warm_up=3", *BLENDED[3:])
-    assert [(one.kind, one.option, one.line) for one in cfg.ignored_options] == [("blend", "warm_up", 22)]
+    assert [(one.section, one.option, one.line) for one in cfg.ignored_options] == [("blend", "warm_up", 22)]
     with pytest.raises(DarknetFormatError, match=r"cfg:22: recursive= of \[blend\] .*cannot read itself"):
         network(*BLENDED[:2], "blend from=-2 recursive=1", *BLENDED[3:])
 

@@ -35,7 +35,7 @@ def test_the_network_is_that_without_it(text: str, training: bool) -> None:
 def test_all_of_its_options_are_counted_as_training_s(text: str) -> None:
     kind, *options = text.split()
     cfg = network(conv(8, 3), text, *HEAD)
-    ignored = [one.option for one in cfg.ignored_options if one.kind == kind]
+    ignored = [one.option for one in cfg.ignored_options if one.section == kind]
     assert ignored == [option.partition("=")[0] for option in options]
     assert set(ignored) == SECTIONS[kind].training_only
     assert cfg_notes(cfg)[0].endswith(f"training reads them: {', '.join(ignored)} ({len(ignored)} keys)")
