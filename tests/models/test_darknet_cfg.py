@@ -151,7 +151,7 @@ def test_with_filters_changes_groups_too() -> None:
         ("anchors=4,5", "anchors=4,nan", "anchors=4,nan", "not a list of numbers"),
         ("anchors=4,5", "anchors=4,5\nnum=3", "num=3", "there are 1 anchors"),
         ("classes=1", "classes=1\nignore_thresh=nan", "ignore_thresh=nan", "not a number"),
-        ("classes=1", "classes=1\niou_loss=eiou", "iou_loss=eiou", "supported are mse, iou, giou, diou, ciou"),
+        ("classes=1", "classes=1\niou_loss=siou", "iou_loss=siou", "supported are mse, iou, giou, diou, ciou"),
         ("size=3", "size=99\npadding=0", "[convolutional]", "empty output"),
         ("width=32", "width=", "width=", "not a whole number"),
         ("width=32\n", "", "[net]", "needs width="),
