@@ -20,6 +20,7 @@ from prunedeploy.models.sections import (
     Head,
     Layer,
     net,
+    options_read,
     refused_options,
     training_only,
 )

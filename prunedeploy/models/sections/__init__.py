@@ -19,6 +19,7 @@ from prunedeploy.models.sections.head import Head
 from prunedeploy.models.sections.layer import EVERY_LAYER_REFUSED, EVERY_LAYER_TRAINING_ONLY, Layer
 from prunedeploy.models.sections.local_avgpool import LocalAvgpool
 from prunedeploy.models.sections.maxpool import Maxpool
+from prunedeploy.models.sections.net import OPTIONS as NET_OPTIONS
 from prunedeploy.models.sections.net import TRAINING_ONLY as NET_TRAINING_ONLY
 from prunedeploy.models.sections.product import Product
 from prunedeploy.models.sections.rearranging import Rearranging
@@ -77,6 +78,12 @@ REFUSED: Mapping[str, str] = {
 """Why sections that Darknet has are refused, by name."""
 
 
+def options_read(kind: str) -> Mapping[str, str]:
+    """The options of a section that are read here, and what each means."""
+    layer = SECTIONS.get(kind)
+    return NET_OPTIONS if layer is None else layer.options
+
+
 def training_only(kind: str) -> frozenset[str]:
     """The options of a section that only Darknet's own training reads."""
     layer = SECTIONS.get(kind)
@@ -113,6 +120,7 @@ __all__ = [
     "Shortcut",
     "Upsample",
     "Yolo",
+    "options_read",
     "refused_options",
     "training_only",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from prunedeploy.models.darknet_cfg import DarknetCfg, options_read
+from prunedeploy.models.darknet_cfg import DarknetCfg
+from prunedeploy.models.sections import options_read
 
 
 @dataclass(frozen=True)
