@@ -94,6 +94,8 @@ def examine(path: Path, folder: Path) -> dict[str, Any]:
     images = own_size(cfg)
     with torch.no_grad():
         recalibrate_normalisation(model, [images])
+        for conv in (model.conv(layer.index) for layer in cfg.convolutions if layer.batch_normalize):
+            conv.variance.clamp_(min=0.1)  # at tiny ones OpenCV's epsilon, within the root, shows
     row |= {
         "input": list(cfg.input_shape), "layers": len(cfg.layers), "macs": cfg.macs,
         "parameters": model.parameter_count(), "opencv": compared_with_opencv(model, images, folder),
