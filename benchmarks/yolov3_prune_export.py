@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from _common import narrowed, random_yolov3, scenes
 
 from prunedeploy.evaluation import TorchRunner
@@ -31,17 +33,21 @@ RATIOS = (0.75, 0.9)
 MULTIPLES = (8, 16)  # 8 is the default; 16 is what one AVX-512 register holds
 
 
-def export_with_gates(model: Darknet, path: Path) -> dict[str, float]:
+def export_with_gates(model: Darknet, path: Path, images: npt.NDArray[np.float32]) -> dict[str, float]:
     """Export and pass the gates of tensors and detections; seconds of each."""
     started = time.perf_counter()
     onnx_from_torch(FoldedDarknet(model), path)
     exported = time.perf_counter()
-    images = scenes(2, model.cfg.input_size[0])[0].numpy()
     with TorchRunner(model) as parent, OnnxRuntimeRunner(path) as engine:
         reference, candidate = parent.infer(images), engine.infer(images)
     check_tensor_parity(reference, candidate)
     check_detection_parity(reference, candidate, score_threshold=0.01)
     return {"export_s": exported - started, "gates_s": time.perf_counter() - exported}
+
+
+def two_scenes(model: Darknet) -> npt.NDArray[np.float32]:
+    """What the gates compare on."""
+    return scenes(2, model.cfg.input_size[0])[0].numpy()
 
 
 def one_cut(weights: Path, ratio: float, multiple: int, out: Path) -> None:
@@ -54,7 +60,7 @@ def one_cut(weights: Path, ratio: float, multiple: int, out: Path) -> None:
     pruned, widths = narrowed(model, ratio, multiple)
     cut = time.perf_counter()
     pruned.save(out / "pruned.cfg", out / "pruned.weights")
-    rest = export_with_gates(pruned, out / f"ours-{ratio}-x{multiple}.onnx")
+    rest = export_with_gates(pruned, out / f"ours-{ratio}-x{multiple}.onnx", two_scenes(pruned))
     print(json.dumps({
         "ratio": ratio, "achieved": widths.ratio_achieved, "multiple": widths.multiple, "macs": pruned.cfg.macs,
         "load_s": loaded - started, "score_prune_shrink_s": cut - loaded, **rest,
@@ -78,7 +84,7 @@ def main() -> None:
         out = Path(folder)
         dense = random_yolov3()
         dense.save(out / "dense.cfg", out / "dense.weights")
-        export_with_gates(dense, out / "dense.onnx")
+        export_with_gates(dense, out / "dense.onnx", two_scenes(dense))
         print(f"dense: {dense.cfg.macs / 1e9:.2f} GMACs, {dense.parameter_count():,} values")
         models = {"dense": dense.cfg.macs}
         for ratio, multiple in itertools.product(RATIOS, MULTIPLES):
