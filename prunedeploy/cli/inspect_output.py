@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import click
@@ -23,7 +24,8 @@ def _print_network(document: Document) -> None:
     rows = [_layer_row(row) for row in document["layers"]]
     totals = document["totals"]
     rows.append(["", "total", "", "", _count(totals["weights"]), amount(totals["macs"]), "", ""])
-    click.echo(f"{document['path']}: {_input(document['input'])}; {document['classes']} classes\n")
+    classes = f"{document['classes']} class{'es' * (document['classes'] != 1)}"
+    click.echo(f"{document['path']}: {_input(document['input'])}; {classes}\n")
     print_table(["layer", "kind", "reads", "output", "weights", "MACs", "prunable", "coupled with"], rows, left=4)
     share = totals["prunable_weights"] / totals["weights"] if totals["weights"] else 0.0
     click.echo(
@@ -36,7 +38,13 @@ def _print_network(document: Document) -> None:
         click.echo(f"not to be pruned: {_plural('layer', layers)}: {reason}")
     click.echo("\nwhat its options mean here")
     keys = [
-        [f"[{key['section']}]", key["option"], _few(key["values"], " | "), key["meaning"]] for key in document["keys"]
+        [
+            f"[{key['section']}]",
+            key["option"],
+            shorten(_few(key["values"], " | "), 48, placeholder=" ..."),
+            key["meaning"],
+        ]
+        for key in document["keys"]
     ]
     print_table(["section", "option", "values", "meaning"], keys, left=4)
     for section, options in _grouped((one["section"], one["option"]) for one in document["ignored"]):
