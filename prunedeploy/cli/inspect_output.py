@@ -195,6 +195,10 @@ def _few(values: Sequence[object], between: str = ", ") -> str:
     return shown if len(values) <= LONGEST_LIST else f"{shown}{between}... ({len(values)})"
 
 
+def _short(values: Sequence[object]) -> str:
+    return shorten(_few(values, " | "), 48, placeholder=" ...")
+
+
 def _plural(name: str, numbers: Sequence[object]) -> str:
     return f"{name}{'s' * (len(numbers) > 1)} {_few(numbers)}"
 
