@@ -86,7 +86,7 @@ def _elu_tail_secant(a: Tensor, b: Tensor) -> Tensor:
 def _hard_mish_secant(a: Tensor, b: Tensor) -> Tensor:
     """Of relu(x) + g(low(x)), low = x between -2 and 0: g(u) - g(v) = (u - v) ((u + v) / 2 + 1), g(u) = u^2 / 2 + u."""
     u, v = a.clamp(-2, 0), b.clamp(-2, 0)
-    share = torch.where(a == b, ((a > -2) & (a <= 0)).to(u.dtype), (u - v) / (a - b))
+    share = torch.where(a == b, ((a >= -2) & (a <= 0)).to(u.dtype), (u - v) / (a - b))
     return _relu_secant(a, b) + ((u + v) / 2 + 1) * share
 
 

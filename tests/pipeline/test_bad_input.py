@@ -116,7 +116,7 @@ def test_shipped_network_that_does_not_exist(tiny_case: Any, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
-        ("[upsample]\nstride=2", "[reorg]\nstride=2", "[reorg]"),
+        ("[upsample]\nstride=2", "[fold]\nstride=2", "[fold]"),
         ("layers=-1,3", "layers=-1,99", "99"),
         ("layers=-1,3", "layers=-100", "-100"),
         ("from=-2", "from=-20", "-20"),
