@@ -20,23 +20,30 @@ _SAME_PLACE_PX = 0.01
 _BLOCK = 64  # detections compared with a pool at a time, which bounds the memory
 
 
-@dataclass(frozen=True)
-class Match:
-    """A detection and its match.
-
-    Attributes:
-        box_xyxy: Box of the detection, in input pixels; ``score`` and ``class_id`` are its too.
-        iou: IoU of the detection and its match; None where there is no match.
-        score_difference: Score difference of the detection and its match.
-        dropped: Did NMS drop the match?
-    """
+@dataclass(frozen=True, eq=False)
+class Unmatched:
+    """A detection without a match: box ``(4,)`` in input pixels, score and class."""
 
     box_xyxy: FloatArray
     score: float
     class_id: int
-    iou: float | None = None
-    score_difference: float = 0.0
-    dropped: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """The detections of one side, matched with the other side's.
+
+    Attributes:
+        ious: ``(D,)`` IoU of each of the detections that have a match.
+        score_differences: ``(D,)`` likewise.
+        dropped: ``(D,)`` bool: did NMS drop the match?
+        unmatched: The other detections.
+    """
+
+    ious: FloatArray
+    score_differences: FloatArray
+    dropped: npt.NDArray[np.bool_]
+    unmatched: tuple[Unmatched, ...]
 
 
 class Detected:
@@ -62,33 +69,38 @@ class Detected:
             for class_id in np.unique(classes)
         }
 
-    def matches(self, other: Detected, above_score: float, min_iou: float, score_tolerance: float) -> Iterator[Match]:
+    def matches(self, other: Detected, above_score: float, min_iou: float, score_tolerance: float) -> Matches:
         """Match the detections above a score with what ``other`` has.
 
-        A match is of the same class, its IoU is at least ``min_iou`` and its score within
-        ``score_tolerance``. One that NMS kept is preferred to one that it dropped.
+        A match is of the same class, its IoU is at least ``min_iou`` and its score within ``score_tolerance``. One that
+        NMS kept is preferred to one that it dropped, and among the kept ones that of the same rank.
         """
+        found: list[tuple[FloatArray, FloatArray, bool]] = []
+        unmatched: list[Unmatched] = []
         for class_id, (boxes, scores) in self._kept.items():
-            boxes, scores = boxes[scores > above_score], scores[scores > above_score]
-            left = np.arange(len(boxes))
+            left = scores > above_score
+            boxes, scores = boxes[left], scores[left]
             for pool_boxes, pool_scores, dropped in other._pools(class_id):
-                unmatched = []
-                for block in np.split(left, range(_BLOCK, len(left), _BLOCK)):
-                    best = _best(boxes[block], scores[block], pool_boxes, pool_scores, score_tolerance)
-                    for i, iou, difference in zip(block, *best, strict=True):
-                        if iou >= min_iou:
-                            yield Match(boxes[i], float(scores[i]), class_id, iou, difference, dropped)
-                        else:
-                            unmatched.append(i)
-                left = np.array(unmatched, dtype=np.intp)
-            yield from (Match(boxes[i], float(scores[i]), class_id) for i in left)
+                for search in (_best,) if dropped else (_of_same_rank, _best):
+                    ious, differences = search(boxes, scores, pool_boxes, pool_scores, score_tolerance)
+                    matched = ious >= min_iou
+                    found.append((ious[matched], differences[matched], dropped))
+                    boxes, scores = boxes[~matched], scores[~matched]
+            unmatched.extend(Unmatched(box, float(score), class_id) for box, score in zip(boxes, scores, strict=True))
+        empty = np.empty(0)
+        return Matches(
+            np.concatenate([empty, *(ious for ious, _, _ in found)]),
+            np.concatenate([empty, *(differences for _, differences, _ in found)]),
+            np.concatenate([empty.astype(bool), *(np.full(len(ious), dropped) for ious, _, dropped in found)]),
+            tuple(unmatched),
+        )
 
     def nearest(self, box_xyxy: FloatArray, class_id: int) -> str:
         """What is at the place of a detection, in words."""
         if class_id not in self._kept:
             return "the other side has no detection of this class"
         boxes, scores = self._kept[class_id]
-        ious = _likeness(box_xyxy[None], boxes)[0]
+        ious = _likeness(box_xyxy, boxes)
         best = int(ious.argmax())
         return f"the nearest one has IoU {ious[best]:.4f} and score {scores[best]:.4f}"
 
@@ -99,29 +111,44 @@ class Detected:
         yield self._all_boxes, self._all_scores[:, class_id], True
 
 
+def _of_same_rank(
+    boxes_xyxy: FloatArray, scores: FloatArray, pool_boxes_xyxy: FloatArray, pool_scores: FloatArray, tolerance: float
+) -> tuple[FloatArray, FloatArray]:
+    """As `_best`, but of the pool's boxes only the one of the same place in the order of scores counts.
+
+    Two good copies of a network have the same detections in the same order, so hardly any is left to be searched for.
+    """
+    both = min(len(boxes_xyxy), len(pool_boxes_xyxy))
+    ious, apart = np.full(len(boxes_xyxy), -1.0), np.zeros(len(boxes_xyxy))
+    apart[:both] = np.abs(scores[:both].astype(np.float64) - pool_scores[:both])
+    ious[:both] = np.where(apart[:both] <= tolerance, _likeness(boxes_xyxy[:both], pool_boxes_xyxy[:both]), -1.0)
+    return ious, apart
+
+
 def _best(
-    boxes_xyxy: FloatArray,
-    scores: FloatArray,
-    pool_boxes_xyxy: FloatArray,
-    pool_scores: FloatArray,
-    score_tolerance: float,
-) -> tuple[list[float], list[float]]:
-    """IoU and score difference of each of K boxes' best match in a pool; IoU -1 without one."""
-    differences = np.abs(scores.astype(np.float64)[:, None] - pool_scores)  # (K, P)
-    ious = np.where(differences <= score_tolerance, _likeness(boxes_xyxy, pool_boxes_xyxy), -1.0)
-    best = ious.argmax(axis=1)[:, None]
-    iou, difference = (np.take_along_axis(values, best, 1)[:, 0].tolist() for values in (ious, differences))
-    return iou, difference
+    boxes_xyxy: FloatArray, scores: FloatArray, pool_boxes_xyxy: FloatArray, pool_scores: FloatArray, tolerance: float
+) -> tuple[FloatArray, FloatArray]:
+    """IoU and score difference ``(K,)`` of the best match whose score is within a tolerance; IoU -1 without one."""
+    ious, differences = np.empty(len(boxes_xyxy)), np.empty(len(boxes_xyxy))
+    for start in range(0, len(boxes_xyxy), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        apart = np.abs(scores[block].astype(np.float64)[:, None] - pool_scores)  # (block, P)
+        alike = np.where(apart <= tolerance, _likeness(boxes_xyxy[block, None], pool_boxes_xyxy), -1.0)
+        best = alike.argmax(axis=1)[:, None]
+        ious[block] = np.take_along_axis(alike, best, 1)[:, 0]
+        differences[block] = np.take_along_axis(apart, best, 1)[:, 0]
+    return ious, differences
 
 
 def _likeness(a_xyxy: FloatArray, b_xyxy: FloatArray) -> npt.NDArray[np.float64]:
-    """``(K, P)`` IoUs of ``(K, 4)`` with ``(P, 4)`` boxes; 1 for small boxes in the same place."""
-    a, b = a_xyxy.astype(np.float64)[:, None], b_xyxy.astype(np.float64)
+    """IoUs of boxes ``(..., 4)``, broadcast against each other; 1 for small boxes in the same place."""
+    a, b = a_xyxy.astype(np.float64), b_xyxy.astype(np.float64)
     shared = _area(np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:]))
     union = _area(a[..., :2], a[..., 2:]) + _area(b[..., :2], b[..., 2:]) - shared
-    iou = shared / np.where(union > 0, union, 1.0)
-    for i in np.flatnonzero((a[:, 0, 2:] - a[:, 0, :2]).min(axis=1) < _SMALL_PX):
-        iou[i, (np.abs(b - a[i]) <= _SAME_PLACE_PX).all(axis=1)] = 1.0
+    iou: npt.NDArray[np.float64] = shared / np.where(union > 0, union, 1.0)
+    small = (a[..., 2:] - a[..., :2]).min(axis=-1) < _SMALL_PX
+    if small.any():
+        iou[small & (np.abs(b - a) <= _SAME_PLACE_PX).all(axis=-1)] = 1.0
     return iou
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from prunedeploy_engines.errors import GateError
-from prunedeploy_export.gates.matching import Detected, FloatArray, Match
+from prunedeploy_export.gates.matching import Detected, FloatArray, Matches
 
 Outputs = tuple[FloatArray, FloatArray]
 """Boxes ``(N, M, 4)`` xyxy in input pixels and scores ``(N, M, C)`` in [0, 1], as a `Runner` gives them."""
@@ -186,35 +186,40 @@ def check_detection_parity(
         ValueError: The outputs' shapes differ or are not those of boxes and scores.
     """
     list(_paired(reference_outputs, candidate_outputs, artefact))  # the checks only
-    matched: list[Match] = []
-    detections, unmatched, first = 0, 0, ""
+    matched: list[Matches] = []
+    detections, first = 0, ""
     for image, pair in enumerate(zip(*reference_outputs, *candidate_outputs, strict=True)):
         reference = Detected(pair[0], pair[1], score_threshold, iou_threshold)
         candidate = Detected(pair[2], pair[3], score_threshold, iou_threshold)
         for side, one, other in (("parent", reference, candidate), ("artefact", candidate, reference)):
-            for match in one.matches(other, score_threshold + score_tolerance, min_iou, score_tolerance):
-                detections += one is reference
-                if match.iou is not None:
-                    matched.append(match)
-                    continue
-                unmatched += 1
-                first = first or (
-                    f"image {image}: the {side}'s detection of class {match.class_id}, "
-                    f"box {np.round(match.box_xyxy, 2).tolist()}, score {match.score:.4f} has no match with "
+            found = one.matches(other, score_threshold + score_tolerance, min_iou, score_tolerance)
+            matched.append(found)
+            if one is reference:
+                detections += len(found.ious) + len(found.unmatched)
+            if found.unmatched and not first:
+                lost = found.unmatched[0]
+                first = (
+                    f"image {image}: the {side}'s detection of class {lost.class_id}, "
+                    f"box {np.round(lost.box_xyxy, 2).tolist()}, score {lost.score:.4f} has no match with "
                     f"IoU >= {min_iou:g} and a score within {score_tolerance:g}: "
-                    f"{other.nearest(match.box_xyxy, match.class_id)}"
+                    f"{other.nearest(lost.box_xyxy, lost.class_id)}"
                 )
-    total = len(matched) + unmatched
-    if unmatched and (share == 1 or (unmatched > 1 and len(matched) / total < share)):
+    ious, differences, dropped = (
+        np.concatenate([getattr(found, name) for found in matched] or [np.empty(0)])
+        for name in ("ious", "score_differences", "dropped")
+    )
+    unmatched = sum(len(found.unmatched) for found in matched)
+    total = len(ious) + unmatched
+    if unmatched and (share == 1 or (unmatched > 1 and len(ious) / total < share)):
         few = f"{unmatched} of {total} have no match, at least {_percent(share)} must have one; the first: "
         raise GateError(f"matched detections: {few if share < 1 else ''}{first}", artefact, _FIX, gate="detections")
     return DetectionParity(
         images=len(reference_outputs[0]),
         detections=detections,
-        min_iou=min((match.iou for match in matched if match.iou is not None), default=None),
-        max_score_difference=max((match.score_difference for match in matched), default=None),
-        coin_flips=sum(match.dropped for match in matched),
-        matched_share=len(matched) / total if total else None,
+        min_iou=float(ious.min()) if len(ious) else None,
+        max_score_difference=float(differences.max()) if len(ious) else None,
+        coin_flips=int(dropped.sum()),
+        matched_share=len(ious) / total if total else None,
         allowed_share=share,
         allowed_iou=min_iou,
         allowed_score_difference=score_tolerance,
