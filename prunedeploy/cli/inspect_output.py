@@ -41,7 +41,7 @@ def _print_network(document: Document) -> None:
         [
             f"[{key['section']}]",
             key["option"],
-            shorten(_few(key["values"], " | "), 48, placeholder=" ..."),
+            _short(key["values"]),
             key["meaning"],
         ]
         for key in document["keys"]
