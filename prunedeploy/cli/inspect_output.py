@@ -41,7 +41,7 @@ def _print_network(document: Document) -> None:
         [
             f"[{key['section']}]",
             key["option"],
-            shorten(_few(key["values"], " | "), 48, placeholder=" ..."),
+            _short(key["values"]),
             key["meaning"],
         ]
         for key in document["keys"]
@@ -101,6 +101,18 @@ def _print_bundle(document: Document) -> None:
         pruning = document["pruning"]
         click.echo(f"\n{pruning['method']} pruning, ratio {number(pruning['ratio_achieved'])}: widths before and after")
         print_table(["layer", "filters", "weights", "kept", "", ""], _width_rows(document["widths"]))
+        _print_dead(document)
+
+
+def _print_dead(document: Document) -> None:
+    """How many filters left after pruning, since its zeros had made them useless."""
+    left = document["networks"][-1]["filters"]
+    pruned = sum(row["filters_after"] for row in document["widths"])
+    if left is not None and left < pruned:
+        click.echo(
+            f"of these {_count(pruned)} filters, zeros made {_count(pruned - left)} useless, which were removed too; "
+            "inspect the build's model.cfg for what is left of each layer"
+        )
 
 
 def _file_row(row: Document) -> list[str]:

@@ -24,12 +24,11 @@ from prunedeploy.models.sections import (
     refused_options,
     training_only,
 )
-from prunedeploy.models.sections.reading import LayerReader, Reader, Section, Shape
+from prunedeploy.models.sections.reading import LayerReader, Reader, Section, Shape, short
 from prunedeploy.text_files import decode_text, is_decoded
 from prunedeploy_engines.errors import DarknetFormatError
 
-_COMMENT_BEHIND = re.compile(r"(?m)^([^#;\n]*[^#;\s][^#;\n]*?)[ \t]*[#;][^\n]*?(\r?)$")
-"""What stands behind something else in its line; a comment that has a line of its own stays."""
+_COMMENT = re.compile("[#;]")
 
 
 @dataclass(frozen=True)
@@ -233,7 +232,7 @@ def parse_cfg(text: str, where: str = "cfg") -> DarknetCfg:
     Raises:
         DarknetFormatError: Names ``where:line`` and what is wrong there.
     """
-    text = _COMMENT_BEHIND.sub(r"\1\2", text.replace("\ufeff", ""))
+    text = "\n".join(_without_comment_behind(line) for line in text.replace("\ufeff", "").split("\n"))
     sections = _parse_sections(text, where)
     if not sections or sections[0].kind not in ("net", "network"):
         raise DarknetFormatError("does not start with [net]", f"{where}:1", "give a Darknet .cfg file")
@@ -281,13 +280,13 @@ def _parse_sections(text: str, where: str) -> list[Section]:
                 raise DarknetFormatError(f"[{kind}] is not supported: {REFUSED[kind]}", at, "use another network")
             if not line.endswith("]") or kind not in ("net", "network", *SECTIONS):
                 supported = ", ".join(f"[{name}]" for name in ("net", *SECTIONS))
-                raise DarknetFormatError(f"unknown section {_short(line)}", at, f"supported are {supported}")
+                raise DarknetFormatError(f"unknown section {short(line)}", at, f"supported are {supported}")
             options, option_lines, overruled = {}, {}, {}
             sections.append(Section(kind, number, options, option_lines, overruled))
             continue
         key, separator, value = (part.strip() for part in line.partition("="))
         if not separator or not sections:
-            raise DarknetFormatError(f"expected key=value, got {_short(line)!r}", at, "correct the line")
+            raise DarknetFormatError(f"expected key=value, got {short(line)!r}", at, "correct the line")
         section = sections[-1].kind
         if key in (refused := refused_options(section)) and value != "0":
             what = f"{key}= of [{section}] is not supported: {refused[key]}"
@@ -296,7 +295,7 @@ def _parse_sections(text: str, where: str) -> list[Section]:
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "remove it"
-            raise DarknetFormatError(f"unknown option {_short(key)!r} in [{section}]", at, hint)
+            raise DarknetFormatError(f"unknown option {short(key)!r} in [{section}]", at, hint)
         if key in options:
             if key not in net.TRAINING_ONLY:  # two of batch: one for testing, one for training
                 raise DarknetFormatError(f"option {key!r} stands twice in one section", at, "remove one")
@@ -305,6 +304,9 @@ def _parse_sections(text: str, where: str) -> list[Section]:
     return sections
 
 
-def _short(text: str) -> str:
-    """Text from a file that may not be a cfg at all, fit for a message."""
-    return text if len(text) <= 60 else f"{text[:60]}..."
+def _without_comment_behind(line: str) -> str:
+    """A line without the comment behind its text; one that is nothing but a comment stays."""
+    text, *comment = _COMMENT.split(line, maxsplit=1)
+    if not comment or not text.strip():
+        return line
+    return text.rstrip(" \t") + "\r" * line.endswith("\r")

@@ -72,6 +72,30 @@ def test_widths_before_and_after_are_drawn(run: Any, tmp_path: Path, filters_aft
     assert last == ["7", "8", "->", str(filters_after), "400", "->", "100", "25.0", "%", bar, "not", "counted"]
 
 
+@pytest.mark.parametrize(("left", "says"), [(5, "of these 8 filters, zeros made 3 useless"), (8, None)])
+def test_filters_that_zeros_made_useless_are_counted_below_the_widths(
+    run: Any, tmp_path: Path, left: int, says: str | None
+) -> None:
+    row = {"layer": 7, "filters_before": 8, "filters_after": 8, "weights_before": 400, "weights_after": 100}
+    write_bundle(
+        tmp_path / "bundle",
+        {"model.onnx": BundleFile(save_conv_detector(tmp_path / "model.onnx"), "onnx", "fp32")},
+        class_names=CLASS_NAMES,
+        input={"height": 32, "width": 48},
+        pruning={
+            "method": "unstructured",
+            "ratio_requested": 0.75,
+            "ratio_achieved": 0.75,
+            "layers": [{**row, "counted": True}],
+        },
+        metrics={"filters": left},
+    )
+    shown = run("inspect", tmp_path / "bundle")
+    assert shown.exit_code == 0, shown.stderr
+    last = shown.stdout.splitlines()[-1]
+    assert last.startswith("7 " if says is None else says)
+
+
 def test_a_bundle_needs_neither_torch_nor_onnx(run_process: Any, bundle: Path) -> None:
     done = run_process("inspect", bundle, "--json", blocked=("torch", "onnx", "onnxruntime"))
     assert done.returncode == 0, done.stderr

@@ -52,6 +52,15 @@ def test_every_layer_may_have_what_darknet_reads_of_every_layer_to_train_it(kind
     assert [one.option for one in cfg.ignored_options] == ["onlyforward", "stopbackward", "train_only_bn"]
 
 
+def test_places_of_work_on_a_gpu_are_ignored_by_name() -> None:
+    cfg = network(conv(4), "route layers=-1 stream=1 wait_stream=1", conv(4) + " stream=2", *HEAD)
+    assert [(one.section, one.option) for one in cfg.ignored_options] == [
+        ("route", "stream"),
+        ("route", "wait_stream"),
+        ("convolutional", "stream"),
+    ]
+
+
 @pytest.mark.parametrize("option", ["dontload", "dontloadscales"])
 def test_a_layer_whose_weights_the_file_would_lack_is_refused(option: str) -> None:
     with pytest.raises(DarknetFormatError, match=rf"cfg:\d+: {option}= of \[convolutional\] .*weight file would lack"):

@@ -243,6 +243,13 @@ def test_no_head_is_refused() -> None:
         (b"\x80\x81\xff", "is not text"),
         (b"[convolutional]\nfilters=1\n", ":1: does not start with [net]"),
         (b"filters=1\n", ":1: expected key=value"),
+        pytest.param(b"x" * 1_000_000, ":1: expected key=value", id="a long line"),
+        pytest.param(b"[net]\nheight=" + b"x" * 1_000_000, ":2: height=xxx", id="a long value"),
+        pytest.param(
+            b"[net]\nwidth=8\nheight=8\n[route]\nlayers=-1\n",
+            ":5: layers points at layer -1, but this is the first layer",
+            id="nothing before a route",
+        ),
     ],
 )
 def test_files_that_are_no_cfg_are_refused_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:

@@ -377,6 +377,27 @@ def test_network_that_captum_is_wrong_on_is_told_before_anything_is_trained(
     assert "; use scores.backend=own" in line
 
 
+@pytest.mark.parametrize("backend", ["own", "captum"])
+def test_shared_weights_that_deeplift_lacks_a_rule_for_are_told_before_anything_is_trained(
+    tiny_case: Any, tmp_path: Path, backend: str
+) -> None:
+    shared = "[convolutional]\nshare_index=-1\nbatch_normalize=1\nfilters=32\nsize=3\npad=1\nactivation=leaky\n\n"
+    cfg = tmp_path / "shared.cfg"
+    cfg.write_text(
+        tiny_case.cfg.read_text()
+        .replace("[shortcut]\nfrom=-2", f"{shared}[shortcut]\nfrom=-2")
+        .replace("=-1,3", "=-1,4")
+    )
+    line = fails(
+        tiny_case, tmp_path, PruningError, f"model.cfg={cfg}", "scores.name=deeplift", f"scores.backend={backend}"
+    )
+    assert (
+        line
+        == "layer 3: DeepLIFT has no rule for weights that are those of layer 2 as well; use another score for "
+        + ("this network")
+    )
+
+
 # Configuration
 
 

@@ -25,9 +25,9 @@ TRAINING_ONLY = frozenset(
     "label_smooth_eps attention adversarial_lr contrastive contrastive_jit_flip contrastive_color unsupervised notruth "
     "weights_reject_freq equidistant_point badlabels_rejection_percentage num_sigmas_reject_badlabels "
     # memory, speed and the picture of the loss
-    "optimized_memory workspace_size_limit_MB use_cuda_graph max_chart_loss".split()
+    "optimized_memory workspace_size_limit_MB use_cuda_graph max_chart_loss show_receptive_field".split()
 )
-"""What only Darknet's own training reads, but ``use_cuda_graph``, by which its program runs on a GPU.
+"""What only Darknet's own training reads, but the last of all and ``use_cuda_graph``, by which it runs on a GPU.
 
 Reference: ``parse_net_options`` of AlexeyAB's Darknet and of pjreddie's.
 """

@@ -70,14 +70,14 @@ class Reader:
         """Whole numbers between commas."""
         values = self.numbers(option)
         if any(value != int(value) for value in values):
-            raise self.error(f"{option}={self.text(option)} is not a list of whole numbers", option)
+            raise self.error(f"{option}={short(self.text(option))} is not a list of whole numbers", option)
         return [int(value) for value in values]
 
     def choice(self, option: str, default: str, choices: tuple[str, ...]) -> str:
         """One of some words."""
         value = self.text(option, default)
         if value not in choices:
-            raise self.error(f"unknown {option} {value!r}", option, f"supported are {', '.join(choices)}")
+            raise self.error(f"unknown {option} {short(value)!r}", option, f"supported are {', '.join(choices)}")
         return value
 
     def _parsed(self, option: str, default: str | None, parse: Callable[[str], T], what: str) -> T:
@@ -85,7 +85,7 @@ class Reader:
         try:
             return parse(text)
         except ValueError:
-            raise self.error(f"{option}={text} is not {what}", option) from None
+            raise self.error(f"{option}={short(text)} is not {what}", option) from None
 
 
 class Wired(Protocol):
@@ -136,7 +136,9 @@ class LayerReader(Reader):
         for number in self.whole_numbers(option):
             target = number if number >= 0 else self.index + number
             if not 0 <= target < self.index:
-                before = f"only layers 0 to {self.index - 1} come before it"
+                before = (
+                    f"only layers 0 to {self.index - 1} come before it" if self.index else "this is the first layer"
+                )
                 raise self.error(f"{option} points at layer {number}, but {before}", option)
             if self.layers[target].is_head:
                 raise self.error(f"{option} points at layer {target}, a [{self.layers[target].kind}] section", option)
@@ -186,6 +188,11 @@ class LayerReader(Reader):
         """What every layer has, in the order of `Layer`; without ``inputs`` it reads the previous one."""
         inputs, in_channels = inputs or (self.previous,), in_channels or self.shape[:1]
         return self.index, self.section.kind, self.section.line, inputs, in_channels, out_shape
+
+
+def short(text: str) -> str:
+    """Text from a file that may not be a cfg at all, fit for a message."""
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _finite(text: str) -> float:

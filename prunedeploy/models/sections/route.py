@@ -24,6 +24,7 @@ class Route(Layer):
         "groups": "parts that channels are split into, of which one is taken",
         "group_id": "which of these parts, from 0",
     }
+    training_only: ClassVar[frozenset[str]] = frozenset(("stream", "wait_stream"))  # of a GPU; they change no result
     linear: ClassVar[bool] = True
 
     groups: int

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.models.boxes import best_iou, cxcywh_to_xyxy, paired_iou
+from prunedeploy.models.sections.convolutional import Convolutional
 from prunedeploy.models.sections.head import Head, Reduce, Truth, focal_weight
 from prunedeploy.models.sections.reading import LayerReader
 
@@ -61,7 +62,7 @@ class Yolo(Head):
         iou_normalizer: Weight of the box term; ``obj_normalizer`` and ``cls_normalizer`` of the other two.
         scale_x_y: Stretch of the centre's logistic around 0.5 (YOLOv4); 1 is YOLOv3.
         new_coords: What the head reads are probabilities already (scaled YOLOv4, v7), of a convolution with
-            ``activation=logistic``; sizes are ``anchor * (2 v)^2``. Like Darknet we do not insist on that activation.
+            ``activation=logistic``, any other is refused; sizes are ``anchor * (2 v)^2``.
         objectness_smooth: A prediction that overlaps a box by more than ``ignore_thresh`` is to have that overlap as
             its objectness.
         label_smooth_eps: Wanted class probabilities are this halved, or 1 less this halved.
@@ -122,6 +123,8 @@ class Yolo(Head):
             raise reader.error(f"mask= names an anchor outside 0 to {len(anchors) - 1}", "mask")
         head = cls(*reader.wiring(reader.shape), mask, anchors, classes, **cls.settings(reader, classes))
         head.check_channels(reader)
+        if head.new_coords:
+            _check_probabilities(reader)
         return head
 
     @classmethod
@@ -304,6 +307,14 @@ class Yolo(Head):
             around_one_centre = [F.pad(sizes.flatten(0, 1), (2, 0)) for sizes in pairs]
             iou = paired_iou(around_one_centre[0], around_one_centre[1], self.iou_thresh_kind).view_as(iou)
         return (best | (iou > self.iou_thresh))[:, list(self.anchor_indices)]
+
+
+def _check_probabilities(reader: LayerReader) -> None:
+    """Refuse ``new_coords`` behind a convolution of an older network, whose values are no probabilities."""
+    source = reader.layers[reader.previous] if reader.previous >= 0 else None
+    if isinstance(source, Convolutional) and source.activation != "logistic":
+        what = f"new_coords=1 takes probabilities, but layer {source.index} has activation={source.activation}"
+        raise reader.error(what, "new_coords", "remove new_coords=1, or set activation=logistic there")
 
 
 def _class_multipliers(reader: LayerReader, classes: int) -> tuple[float, ...]:

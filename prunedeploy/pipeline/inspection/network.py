@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -40,13 +41,14 @@ def network_document(cfg: DarknetCfg) -> dict[str, Any]:
 
 def _row(layer: Layer, groups: tuple[CouplingGroup, ...], counted: set[int]) -> dict[str, Any]:
     """One layer; what only a layer with filters can have is None of the others."""
+    kernels = layer.weights_in_file().get("weight")  # none where another layer's are used
     row = {
         "index": layer.index,
         "kind": layer.kind,
         "line": layer.line,
         "inputs": list(layer.inputs),
         "out_shape": list(layer.out_shape),
-        "weights": getattr(layer, "weight_count", 0),
+        "weights": 0 if kernels is None else math.prod(kernels.shape),
         "macs": getattr(layer, "macs", 0),
     }
     own = [group for group in groups if layer.index in group.layers]

@@ -38,6 +38,7 @@ from prunedeploy.scores import (
 )
 from prunedeploy.scores.captum_deeplift import captum_deeplift, check_captum_is_right
 from prunedeploy.scores.deeplift import DeepLift
+from prunedeploy.scores.deeplift_rules import check_rules
 from prunedeploy.scores.reference import (
     ReferenceFunction,
     blurred_reference,
@@ -101,7 +102,7 @@ def score_stage(context: BuildContext, robust: StageResult) -> StageResult:
 
 
 def check_scores(config: BuildConfig, cfg: DarknetCfg) -> GivenScores | None:
-    """Refuse what does not fit the network: a reference image, a file of scores, Captum.
+    """Refuse what does not fit the network: DeepLIFT, a reference image, a file of scores, Captum.
 
     Args:
         config: The build's configuration.
@@ -111,12 +112,14 @@ def check_scores(config: BuildConfig, cfg: DarknetCfg) -> GivenScores | None:
         The scores of the file, if that is where they come from.
 
     Raises:
-        PruningError: The file of scores cannot be used, or Captum is wrong for the network.
+        PruningError: The file of scores cannot be used, or DeepLIFT has no rule for a layer, or Captum a wrong one.
         DataError: The reference image cannot be used.
     """
     settings = config.scores
+    if settings.name == "deeplift":
+        check_rules(cfg)  # here and not after a training
     if settings.backend == "captum":
-        version("captum")  # an error here and not after a training, if it is not installed
+        version("captum")  # likewise, if it is not installed
         check_captum_is_right(cfg)
     if _reads_an_image(settings):
         image_reference(Path(settings.reference), cfg.input_size, cfg.input_shape[0])

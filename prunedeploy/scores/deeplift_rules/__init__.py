@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.sections import Layer
 from prunedeploy.scores.deeplift_rules.convolutional import ConvolutionalRule
 from prunedeploy.scores.deeplift_rules.interface import LayerRule
@@ -30,12 +31,23 @@ def rule_of(layer: Layer) -> LayerRule[Any]:
     Raises:
         PruningError: There is none.
     """
-    if layer.kind in LAYER_RULES:
-        return LAYER_RULES[layer.kind]
-    if layer.linear:
-        return _LINEAR
-    what, fix = f"DeepLIFT has no rule for [{layer.kind}]", "use another score for this network"
-    raise PruningError(what, f"layer {layer.index}", fix)
+    rule = LAYER_RULES.get(layer.kind, _LINEAR if layer.linear else None)
+    lacking = f"[{layer.kind}]" if rule is None else rule.lacking(layer)
+    if rule is None or lacking is not None:
+        fix = "use another score for this network"
+        raise PruningError(f"DeepLIFT has no rule for {lacking}", f"layer {layer.index}", fix)
+    return rule
 
 
-__all__ = ["LAYER_RULES", "LayerRule", "rule_of"]
+def check_rules(cfg: DarknetCfg) -> None:
+    """Refuse a network that DeepLIFT has no rules for.
+
+    Raises:
+        PruningError: Names the first layer without one.
+    """
+    for layer in cfg.layers:
+        if not layer.is_head:
+            rule_of(layer)
+
+
+__all__ = ["LAYER_RULES", "LayerRule", "check_rules", "rule_of"]

@@ -12,11 +12,14 @@ from prunedeploy.models.sections.convolutional import conv2d
 from prunedeploy.scores.deeplift_rules.blur import before_blur
 from prunedeploy.scores.deeplift_rules.interface import LayerRule, Multipliers, Trace, Visit, by_sign
 from prunedeploy.scores.deeplift_rules.slopes import keep_slopes
-from prunedeploy_engines.errors import PruningError
 
 
 class ConvolutionalRule(LayerRule[Convolutional]):
     """Reference: Shrikumar et al. 2017, section 3.5.1, equations 6 to 9."""
+
+    def lacking(self, layer: Convolutional) -> str | None:
+        """See `LayerRule.lacking`."""
+        return f"weights that are those of layer {layer.weights_from} as well" if layer.shares_weights else None
 
     def deltas(self, layer: Convolutional, rule: str) -> Iterable[int]:
         """See `LayerRule.deltas`."""
@@ -24,9 +27,6 @@ class ConvolutionalRule(LayerRule[Convolutional]):
 
     def forward(self, found: Trace, layer: Convolutional, inputs: list[Tensor], rule: str) -> Tensor:
         """See `LayerRule.forward`."""
-        if layer.shares_weights:
-            what = f"DeepLIFT has no rule for weights that are those of layer {layer.weights_from} as well"
-            raise PruningError(what, f"layer {layer.index}", "use another score for this network")
         before = conv2d(inputs[0], found.weights[layer.index], found.biases[layer.index], layer)
         keep_slopes(found, layer.index, layer.activation, before, rule, lambda: _sorted_by_sign(found, layer))
         found.kept[layer.index] = before.shape[1:]

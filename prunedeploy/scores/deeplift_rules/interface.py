@@ -93,6 +93,10 @@ Visit = Callable[[Multipliers], None]
 class LayerRule(ABC, Generic[L]):
     """How differences from the reference pass through one kind of layer."""
 
+    def lacking(self, layer: L) -> str | None:
+        """What of the layer the rule does not cover; None if it covers all."""
+        return None
+
     def deltas(self, layer: L, rule: str) -> Iterable[int]:
         """Layers whose `Trace.deltas` this one needs under ``rule``, ``rescale`` or ``reveal-cancel``."""
         return ()

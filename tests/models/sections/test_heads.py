@@ -211,6 +211,7 @@ def test_keys_that_only_darknet_reads_are_ignored_by_name() -> None:
         ("yolo", {"counters_per_class": "1,2"}, "counters_per_class= has 2 numbers for 3 classes"),
         ("yolo", {"label_smooth_eps": 1.5}, "label_smooth_eps=1.5 is not in [0, 1]"),
         ("yolo", {"new_coords": -1}, "new_coords=-1 is below 0"),
+        ("yolo", {"new_coords": 1}, "new_coords=1 takes probabilities, but layer 3 has activation=linear; remove"),
         ("yolo", {"new_cords": 1}, "unknown option 'new_cords' in [yolo]; did you mean 'new_coords'?"),
         ("gaussian_yolo", {"yolo_point": "left_top"}, "yolo_point=left_top is not supported: x and y must be those of"),
         ("gaussian_yolo", {"objectness_smooth": 1}, "objectness_smooth=1 of [Gaussian_yolo] is not supported"),

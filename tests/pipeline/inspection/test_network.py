@@ -11,6 +11,7 @@ from prunedeploy.models import parse_cfg, read_cfg
 from prunedeploy.pipeline.inspection.keys import key_meanings
 from prunedeploy.pipeline.inspection.network import network_document
 from prunedeploy_engines.errors import DarknetFormatError
+from pruning.darknets import HEAD, conv, network
 
 # FLOPs in units of 1e9 at a side in pixels, as Darknet's authors state them (README of AlexeyAB/darknet): two per MAC.
 PUBLISHED_BFLOPS = {
@@ -156,3 +157,10 @@ def test_options_that_change_nothing_are_named_with_their_line_and_the_others_ex
     assert keys["convolutional", "activation"].values == ("leaky", "logistic", "linear")
     assert all(key.meaning for key in keys.values())
     assert not {(one.section, one.option) for one in cfg.ignored_options} & keys.keys()
+
+
+def test_weights_that_a_layer_shares_count_once() -> None:
+    document = network_document(network(conv(8, 3), conv(8, 3), conv(8, 3) + " share_index=1", *HEAD))
+    assert [row["weights"] for row in document["layers"]] == [216, 576, 0, 48, 0]
+    assert document["totals"]["weights"] == 840
+    assert document["layers"][2]["macs"] == document["layers"][1]["macs"] == 576 * 16 * 16
