@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from effort import slow_after
 from prunedeploy.models import read_cfg
 from prunedeploy.models.cfg_notes import cfg_notes
 from prunedeploy_engines.errors import DarknetFormatError
@@ -19,6 +24,11 @@ REFUSED = {
     # It has no detection head, whatever its name: it was trained on the 1000 classes of ImageNet.
     "cspx-p7-mish-omega.cfg": r":1458: \[softmax\] is not supported: classifiers have it",
 }
+
+OPENCV_REFUSES = {"Gaussian_yolov3_BDD", "yolov4-tiny_contrastive", "yolov4-sam-mish-csp-reorg-bfm"}
+SMALL = ["yolov2-tiny", "yolov3-tiny-prn", "yolov7-tiny", "enet-coco"]
+REPOSITORY = Path(__file__).parents[2]
+LARGE = sorted({path.stem for path in (REPOSITORY.parent / "shared" / "real" / "darknet-cfg").glob("*.cfg")})
 
 pytestmark = pytest.mark.shared
 
@@ -61,3 +71,25 @@ def test_two_lines_of_batch_are_noted(folder: Path) -> None:
         "batch= stands more than once i",
         "subdivisions= stands more than",
     ]
+
+
+@pytest.mark.parametrize("name", slow_after(4, *SMALL, *(one for one in LARGE if one not in SMALL)))
+def test_whole_and_halved_it_computes_what_opencv_does_and_passes_the_gates(
+    name: str, folder: Path, tmp_path: Path
+) -> None:
+    """At its own size, with random weights, by the program that made the table of docs/sections.md."""
+    if f"{name}.cfg" in REFUSED:
+        pytest.skip("it is refused")
+    paths = os.pathsep.join(str(REPOSITORY / part) for part in ("", "export", "engines"))
+    program = [sys.executable, str(REPOSITORY / "benchmarks" / "darknet_cfgs.py")]
+    command = [*program, "one", str(folder / f"{name}.cfg"), str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert 0.4 < row["pruned_parameters"] / row["parameters"] < 0.6
+    assert row["shrunk_is_masked"] <= 1e-5
+    assert (row["gates_dense"], row["gates_pruned"]) == ("passed", "passed")
+    for key in ("opencv", "opencv_pruned"):
+        if name in OPENCV_REFUSES:
+            assert "Unknown layer type" in row[key]
+        else:
+            assert row[key] <= 1e-4
