@@ -93,7 +93,17 @@ def anchor_slots(cfg: DarknetCfg) -> AnchorSlots:
 
     Where the heads' masks have as many places as there are anchors, they are numbered through from the finest head;
     otherwise, e.g. where two heads share an anchor, masks stay as they are and only the anchors that they name count.
+
+    Raises:
+        DarknetFormatError: Heads of several kinds list different numbers of anchors.
     """
+    for head in cfg.heads:
+        if len(head.anchors_wh) != len(cfg.heads[0].anchors_wh):
+            what = (
+                f"lists {len(head.anchors_wh)} anchors, and layer {cfg.heads[0].index} {len(cfg.heads[0].anchors_wh)}"
+            )
+            at, fix = f"{cfg.where}:{head.line}", "keep the anchors of a network whose heads differ so"
+            raise DarknetFormatError(f"{what}: new ones cannot be shared out to them", at, fix)
     heads = sorted(cfg.heads, key=lambda head: (-head.out_shape[1] * head.out_shape[2], -head.index))
     if sum(len(head.anchor_indices) for head in heads) != len(cfg.heads[0].anchors_wh):
         return AnchorSlots(tuple(sorted({index for head in heads for index in head.anchor_indices})), {})
@@ -112,6 +122,7 @@ def with_anchors(cfg: DarknetCfg, anchors_wh: Sequence[tuple[float, float]]) -> 
         anchors_wh: Widths and heights in input pixels, the smallest first, one for each that is used.
 
     Raises:
+        DarknetFormatError: As `anchor_slots`.
         ValueError: As many anchors as are used are needed.
     """
     slots = anchor_slots(cfg)

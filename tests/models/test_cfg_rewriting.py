@@ -134,3 +134,10 @@ def test_heads_that_share_their_weights_get_other_classes_together() -> None:
     other = with_classes(cfg, 3)
     assert [layer.out_channels for layer in other.all_convolutions] == [8, 8, 8]
     assert other.with_filters({0: 4}).convolutions[0].out_channels == 4
+
+
+def test_anchors_of_heads_that_list_different_numbers_stay() -> None:
+    region = (conv(12, norm=False), "region anchors=1,1,2,2 classes=1 num=2")
+    cfg = network(conv(8, 3), *HEAD, "route layers=0", *region)
+    with pytest.raises(DarknetFormatError, match=r"cfg:\d+: lists 2 anchors, and layer 2 1: new ones cannot be shared"):
+        with_anchors(cfg, [(4.0, 5.0)])
