@@ -141,7 +141,8 @@ def wrong_size(path: Path, cfg: DarknetCfg, values: float) -> DarknetFormatError
             what += f"; it ends inside the {part.kind.removesuffix('al')} of layer {part.index}"
             fix += ", or fetch the file again if it was cut off on its way"
         elif whole:
-            what += f"; it holds the first {whole} of {len(counts)} convolutions, which only a training can start from"
+            kind = "convolutions" if len(cfg.weighted) == len(cfg.convolutions) else "layers with weights"
+            what += f"; it holds the first {whole} of {len(counts)} {kind}, which only a training can start from"
     if (parted := _parts_at(path, cfg)) is not None:
         before, at = parted
         what += (

@@ -133,6 +133,9 @@ class Yolo(Head):
         eps = reader.number("label_smooth_eps", 0.0)
         if not 0 <= eps <= 1:
             raise reader.error(f"label_smooth_eps={eps:g} is not in [0, 1]", "label_smooth_eps")
+        stretch = reader.number("scale_x_y", 1.0)
+        if stretch <= 0:
+            raise reader.error(f"scale_x_y={stretch:g} is not above 0", "scale_x_y")
         return {
             "ignore_thresh": reader.number("ignore_thresh", 0.5),
             "iou_thresh": reader.number("iou_thresh", 1.0),
@@ -141,7 +144,7 @@ class Yolo(Head):
             "iou_normalizer": reader.number("iou_normalizer", 1.0),
             "obj_normalizer": reader.number("obj_normalizer", 1.0),
             "cls_normalizer": reader.number("cls_normalizer", 1.0),
-            "scale_x_y": reader.number("scale_x_y", 1.0),
+            "scale_x_y": stretch,
             "new_coords": reader.flag("new_coords"),
             "objectness_smooth": reader.flag("objectness_smooth"),
             "label_smooth_eps": eps,

@@ -210,6 +210,7 @@ def test_keys_that_only_darknet_reads_are_ignored_by_name() -> None:
         ("yolo", {"iou_thresh_kind": "mse"}, "unknown iou_thresh_kind 'mse'; supported are iou, giou, diou, ciou"),
         ("yolo", {"counters_per_class": "1,2"}, "counters_per_class= has 2 numbers for 3 classes"),
         ("yolo", {"label_smooth_eps": 1.5}, "label_smooth_eps=1.5 is not in [0, 1]"),
+        ("yolo", {"scale_x_y": 0}, "scale_x_y=0 is not above 0"),
         ("yolo", {"new_coords": -1}, "new_coords=-1 is below 0"),
         ("yolo", {"new_coords": 1}, "new_coords=1 takes probabilities, but layer 3 has activation=linear; remove"),
         ("yolo", {"new_cords": 1}, "unknown option 'new_cords' in [yolo]; did you mean 'new_coords'?"),
