@@ -210,7 +210,6 @@ def test_keys_that_only_darknet_reads_are_ignored_by_name() -> None:
         ("yolo", {"iou_thresh_kind": "mse"}, "unknown iou_thresh_kind 'mse'; supported are iou, giou, diou, ciou"),
         ("yolo", {"counters_per_class": "1,2"}, "counters_per_class= has 2 numbers for 3 classes"),
         ("yolo", {"label_smooth_eps": 1.5}, "label_smooth_eps=1.5 is not in [0, 1]"),
-        ("yolo", {"scale_x_y": 0}, "scale_x_y=0 is not above 0"),
         ("yolo", {"new_coords": -1}, "new_coords=-1 is below 0"),
         ("yolo", {"new_coords": 1}, "new_coords=1 takes probabilities, but layer 3 has activation=linear; remove"),
         ("yolo", {"new_cords": 1}, "unknown option 'new_cords' in [yolo]; did you mean 'new_coords'?"),
@@ -233,6 +232,7 @@ def test_what_is_refused_says_where_and_why(kind: str, options: dict[str, object
         ("region", "num=2", "num=5", "num=5, but there are 2 anchors"),
         ("region", "classes=3", "classes=4", "reads 16 channels, but 2 anchors and 4 classes need 18"),
         ("gaussian_yolo", "filters=24", "filters=16", "reads 16 channels, but 2 anchors and 3 classes need 24"),
+        ("yolo", "scale_x_y=1.2", "scale_x_y=0", "scale_x_y=0 is not above 0"),
         ("gaussian_yolo", "mask=2,0", "mask=3,0", "mask= names an anchor outside 0 to 2"),
     ],
 )
