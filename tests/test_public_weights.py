@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cfg_text import sections_of
 from prunedeploy.public_weights import WEIGHTS, PublicFile, fetch_file, weights_of
 from prunedeploy_engines.errors import DownloadError
 
@@ -267,13 +268,7 @@ def test_sizes_are_those_of_the_cfgs(shared, name):
 
 def values_by_layer(text: str) -> list[int]:
     """Numbers of each section in a weights file: filters and weights, and with normalisation three per filter more."""
-    sections: list[tuple[str, dict[str, str]]] = []
-    for line in (line.split("#")[0].strip() for line in text.splitlines()):
-        if line.startswith("["):
-            sections.append((line.strip("[]"), {}))
-        elif "=" in line:
-            key, value = line.split("=", 1)
-            sections[-1][1][key.strip()] = value.strip()
+    sections = sections_of(text)
     channels, found = [], []
     for i, (kind, options) in enumerate(sections[1:]):
         width, values = channels[-1] if channels else 3, 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg, parse_cfg
-from prunedeploy.pruning.coupling import prunable_convolutions
+from prunedeploy.pruning.coupling import coupling_groups, prunable_convolutions
 from prunedeploy.pruning.cut import Cut, Masks, make_cut
 from prunedeploy.pruning.granularity import Allocation, Evidence, Granularity
 
@@ -252,3 +252,14 @@ def random_cfgs(draw: st.DrawFn, grouped: bool = True, products: bool = True) ->
         mask = ",".join(str(i) for i in range(anchors))
         graph.add(f"yolo mask={mask} anchors=4,5,6,7 classes=1", graph.shapes[-1])
     return graph
+
+
+def any_choice_of_units(data: st.DataObject, cfg: DarknetCfg) -> dict[int, Tensor]:
+    """Which filters of every convolution live, where any units but the last of each group may leave."""
+    keep = {layer.index: torch.ones(layer.out_channels, dtype=torch.bool) for layer in cfg.convolutions}
+    for group in coupling_groups(cfg):
+        if group.prunable:
+            dead = data.draw(st.sets(st.integers(0, group.channels - 1), max_size=group.channels - 1))
+            for member in group.members:
+                keep[member.layer][member.filters[sorted(dead)]] = False
+    return keep

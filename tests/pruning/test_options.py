@@ -16,7 +16,7 @@ from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.dead_channels import remove_dead_channels
 from prunedeploy.pruning.masks import apply_structured
 from prunedeploy_engines.errors import PruningError
-from pruning.darknets import HEAD, conv, cut_by, largest_difference, network
+from pruning.darknets import HEAD, any_choice_of_units, conv, cut_by, largest_difference, network
 from pruning.option_networks import (
     OPTION_NETWORKS,
     OptionCfg,
@@ -70,12 +70,7 @@ def test_half_of_the_weights_leave_a_fitted_network(name: str) -> None:
 def test_any_units_of_random_networks_can_leave(graph: OptionCfg, data: st.DataObject) -> None:
     model = random_options_network(graph.cfg).double()
     assert [layer.out_shape for layer in graph.cfg.layers] == graph.shapes
-    keep = {layer.index: torch.ones(layer.out_channels, dtype=torch.bool) for layer in graph.cfg.convolutions}
-    for group in coupling_groups(graph.cfg):
-        if group.prunable:
-            dead = data.draw(st.sets(st.integers(0, group.channels - 1), max_size=group.channels - 1))
-            for member in group.members:
-                keep[member.layer][member.filters[sorted(dead)]] = False
+    keep = any_choice_of_units(data, graph.cfg)
     images = torch.rand(1, 3, graph.size, graph.size, dtype=torch.float64)
     assert largest_difference(apply_structured(model, keep), shrink(model, keep), images) <= 1e-9
 

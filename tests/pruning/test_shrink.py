@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from effort import examples, slow_after
 from prunedeploy.models import Darknet, load_darknet, parse_cfg
 from prunedeploy.pruning import Cut, Filters, shrink
-from prunedeploy.pruning.coupling import coupling_groups
 from prunedeploy.pruning.masks import apply_structured, apply_unstructured, connected_kernels, live_channels
 from prunedeploy.pruning.ratio import ratio_tolerance
 from prunedeploy.pruning.shrink import shrink_cfg
@@ -21,6 +20,7 @@ from prunedeploy_engines.errors import PruningError
 from pruning.darknets import (
     HEAD,
     RandomCfg,
+    any_choice_of_units,
     conv,
     cut_by,
     largest_difference,
@@ -123,12 +123,7 @@ def test_random_networks_shrink_to_what_they_compute_masked(
 @given(graph=random_cfgs(), data=st.data())
 def test_any_choice_of_units_can_be_cut(graph: RandomCfg, data: st.DataObject) -> None:
     model = random_network(graph.cfg).double()
-    keep = {layer.index: torch.ones(layer.out_channels, dtype=torch.bool) for layer in graph.cfg.convolutions}
-    for group in coupling_groups(graph.cfg):
-        if group.prunable:
-            dead = data.draw(st.sets(st.integers(0, group.channels - 1), max_size=group.channels - 1))
-            for member in group.members:
-                keep[member.layer][member.filters[sorted(dead)]] = False
+    keep = any_choice_of_units(data, graph.cfg)
     images = torch.rand(1, 3, graph.size, graph.size, dtype=torch.float64)
     assert largest_difference(apply_structured(model, keep), shrink(model, keep), images) <= 1e-9
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cfg_text import sections_of
 from prunedeploy.models import parse_cfg, read_cfg
 from prunedeploy.pipeline.inspection.keys import key_meanings
 from prunedeploy.pipeline.inspection.network import network_document
@@ -42,13 +43,7 @@ def test_genuine_cfgs_have_the_published_flops_and_the_size_of_their_weights(sha
 
 def counted_by_hand(text: str) -> list[tuple[int, int]]:
     """Weights and MACs of each layer, from the text alone: channels and sides are followed option by option."""
-    sections: list[tuple[str, dict[str, str]]] = []
-    for line in (line.split("#")[0].strip() for line in text.splitlines()):
-        if line.startswith("["):
-            sections.append((line.strip("[]"), {}))
-        elif "=" in line:
-            key, value = line.split("=", 1)
-            sections[-1][1][key.strip()] = value.strip()
+    sections = sections_of(text)
     net = sections[0][1]
     shapes, found = [], []
     for i, (kind, options) in enumerate(sections[1:]):
