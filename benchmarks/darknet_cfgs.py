@@ -189,10 +189,18 @@ def cells(row: dict[str, Any]) -> list[str]:
     if "dense_ms" in row:
         times = f"{row['dense_ms']:.0f} : {row['pruned_ms']:.0f} ms, {row['dense_ms'] / row['pruned_ms']:.1f}"
     return [
-        row["cfg"], f"{row['input'][2]} x {row['input'][1]}", str(row["layers"]), f"{row['parameters'] / 1e6:.1f} M",
-        f"{row['macs'] / 1e9:.1f}", f"{row['pruned_macs'] / 1e9:.1f}", *theirs, f"{row['shrunk_is_masked']:.0e}" if row["shrunk_is_masked"] else "0",
-        "passed" if both else "**failed**", times, f"{row['peak_gb']:.1f} GB",
-    ]  # fmt: skip
+        row["cfg"],
+        f"{row['input'][2]} x {row['input'][1]}",
+        str(row["layers"]),
+        f"{row['parameters'] / 1e6:.1f} M",
+        f"{row['macs'] / 1e9:.1f}",
+        f"{row['pruned_macs'] / 1e9:.1f}",
+        *theirs,
+        f"{row['shrunk_is_masked']:.0e}" if row["shrunk_is_masked"] else "0",
+        "passed" if both else "**failed**",
+        times,
+        f"{row['peak_gb']:.1f} GB",
+    ]
 
 
 def main() -> None:
