@@ -49,7 +49,7 @@ def _print_network(document: Document) -> None:
     print_table(["section", "option", "values", "meaning"], keys, left=4)
     for section, options in _grouped((one["section"], one["option"]) for one in document["ignored"]):
         names = ", ".join(dict.fromkeys(options))
-        click.echo(f"ignored in [{section}], since only Darknet's own training reads it: {names}")
+        click.echo(f"ignored in [{section}], since only Darknet itself reads it: {names}")
 
 
 def _layer_row(row: Document) -> list[str]:

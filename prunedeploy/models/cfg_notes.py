@@ -16,7 +16,7 @@ def cfg_notes(cfg: DarknetCfg) -> list[str]:
     if ignored:
         named = ", ".join(ignored[:_MOST_NAMES]) + ", ..." * (len(ignored) > _MOST_NAMES)
         count = f"({len(ignored)} key{'s' * (len(ignored) > 1)})"
-        notes.append(f"{name}: ignored, since only Darknet's training reads them: {named} {count}")
+        notes.append(f"{name}: ignored, since only Darknet itself reads them: {named} {count}")
     for option, before in cfg.net.overruled.items():
         lines = ", ".join(map(str, [*before, cfg.net.option_lines[option]]))
         twice = f"{option}= stands more than once in [net], at lines {lines}"

@@ -17,7 +17,7 @@ LAYERS = network(conv(4), *HEAD).text.partition("channels=3\n")[2]
 def test_options_of_training_are_one_line_each_counted_once() -> None:
     text = f"{NET.replace('batch=1', '', 1)}{LAYERS}max_delta=5\n"
     assert cfg_notes(parse_cfg(text, "folder/a.cfg")) == [
-        "a.cfg: ignored, since only Darknet's training reads them: batch, mosaic, max_delta (3 keys)"
+        "a.cfg: ignored, since only Darknet itself reads them: batch, mosaic, max_delta (3 keys)"
     ]
 
 

@@ -55,7 +55,7 @@ def test_all_others_are_read(folder: Path) -> None:
         assert len(cfg.heads) == len(re.findall(r"(?m)^\s*\[(?:yolo|region|Gaussian_yolo)\]", text)) > 0, name
         sides = [int(re.findall(rf"(?m)^{side}\s*=\s*(\d+)", text)[-1]) for side in ("height", "width")]
         assert list(cfg.input_size) == sides, name
-        assert cfg_notes(cfg)[0].startswith(f"{name}: ignored, since only Darknet's training reads them: batch, "), name
+        assert cfg_notes(cfg)[0].startswith(f"{name}: ignored, since only Darknet itself reads them: batch, "), name
     assert unread == {}
 
 
@@ -92,4 +92,4 @@ def test_whole_and_halved_it_computes_what_opencv_does_and_passes_the_gates(
         if name in OPENCV_REFUSES:
             assert "Unknown layer type" in row[key]
         else:
-            assert row[key] <= 1e-4
+            assert row[key] <= 2e-4  # of how far heads stray from their means; of their largest values a fifth of that

@@ -22,6 +22,6 @@ def test_options_of_the_cfg_that_are_ignored_are_said_once(
     with Store(tmp_path / "store", lambda _: None) as store:
         open_context(config, store, Progress(quiet=True))
     lines = [line for line in capsys.readouterr().err.splitlines() if "Darknet" in line]
-    ignored = "with-training.cfg: ignored, since only Darknet's training reads them: momentum, burn_in (2 keys)"
+    ignored = "with-training.cfg: ignored, since only Darknet itself reads them: momentum, burn_in (2 keys)"
     assert [line for line in lines if ignored in line] == lines
     assert len(lines) == 1
