@@ -4,7 +4,7 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 RATIO ?= 0.75
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
