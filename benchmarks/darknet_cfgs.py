@@ -2,11 +2,13 @@
 
     python benchmarks/darknet_cfgs.py run FOLDER [--only NAME,...] [--out docs/measurements/darknet-cfgs.jsonl]
     python benchmarks/darknet_cfgs.py table [--out docs/measurements/darknet-cfgs.jsonl]
+    python benchmarks/darknet_cfgs.py rounding CFG...
 
 ``run`` takes every cfg of a folder in a process of its own, so that its peak memory is its own, and writes a line for
 each; those that have a line are left out, so a run that was killed goes on. Weights are random, normalisation is fitted
 on composed scenes. Half of the weights go, by whole filters of the lowest scaled scores. Deviations of heads are
 relative to how far a head strays from its channels' means. ``--latency`` measures ONNX Runtime, both files in turns.
+``rounding`` compares heads in float32, ours and OpenCV's, with ours in float64.
 """
 
 from __future__ import annotations
@@ -88,6 +90,29 @@ def compared_with_opencv(model: Darknet, images: Tensor, folder: Path) -> float 
     return deviation(theirs, [one.view_as(other) for one, other in zip(ours, theirs, strict=True)])
 
 
+def fitted(cfg: DarknetCfg) -> tuple[Darknet, Tensor]:
+    """The network with random weights and fitted normalisation, and the images that it was fitted on."""
+    model, images = load_darknet(cfg, seed=0), own_size(cfg)
+    with torch.no_grad():
+        recalibrate_normalisation(model, [images])
+        for conv in (model.conv(layer.index) for layer in cfg.convolutions if layer.batch_normalize):
+            conv.variance.clamp_(min=0.1)  # at tiny ones OpenCV's epsilon, within the root, shows
+    return model, images
+
+
+def rounding(arguments: argparse.Namespace) -> None:
+    """Print how far float32 is from float64, by ours and by OpenCV."""
+    for path in arguments.paths:
+        model, images = fitted(read_cfg(path))
+        with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+            exact = FoldedDarknet(model, torch.float64)(images.double())
+            found = {"ours": FoldedDarknet(model)(images), "OpenCV": heads_of_opencv(model, images, Path(folder))}
+        for name, heads in found.items():
+            if not isinstance(heads, str):
+                far = deviation(exact, [one.view_as(other) for one, other in zip(heads, exact, strict=True)])
+                print(f"{path.stem}: {name} in float32 is {far:.1e} from float64", flush=True)
+
+
 def examine(path: Path, folder: Path) -> dict[str, Any]:
     """Everything but latency of one cfg."""
     started = time.perf_counter()
@@ -96,12 +121,7 @@ def examine(path: Path, folder: Path) -> dict[str, Any]:
     except PrunedeployError as error:
         return {"cfg": path.stem, "refused": str(error).removeprefix(f"{path}:")}
     row: dict[str, Any] = {"cfg": path.stem, "read_s": time.perf_counter() - started}
-    model = load_darknet(cfg, seed=0)
-    images = own_size(cfg)
-    with torch.no_grad():
-        recalibrate_normalisation(model, [images])
-        for conv in (model.conv(layer.index) for layer in cfg.convolutions if layer.batch_normalize):
-            conv.variance.clamp_(min=0.1)  # at tiny ones OpenCV's epsilon, within the root, shows
+    model, images = fitted(cfg)
     row |= {
         "input": list(cfg.input_shape), "layers": len(cfg.layers), "macs": cfg.macs,
         "parameters": model.parameter_count(), "opencv": compared_with_opencv(model, images, folder),
@@ -216,6 +236,9 @@ def main() -> None:
             command.add_argument("--only")
             command.add_argument("--latency", action="store_true")
             command.add_argument("--seconds", type=float, default=2.0)
+    exact = commands.add_parser("rounding")
+    exact.add_argument("paths", type=Path, nargs="+")
+    exact.set_defaults(call=rounding)
     one = commands.add_parser("one")
     one.add_argument("path", type=Path)
     one.add_argument("scratch", type=Path)
