@@ -38,4 +38,4 @@ def test_all_of_its_options_are_counted_as_training_s(text: str) -> None:
     ignored = [one.option for one in cfg.ignored_options if one.section == kind]
     assert ignored == [option.partition("=")[0] for option in options]
     assert set(ignored) == SECTIONS[kind].training_only
-    assert cfg_notes(cfg)[0].endswith(f"training reads them: {', '.join(ignored)} ({len(ignored)} keys)")
+    assert cfg_notes(cfg)[0].endswith(f"only Darknet itself reads them: {', '.join(ignored)} ({len(ignored)} keys)")
