@@ -32,6 +32,7 @@ from prunedeploy.resources import darknet_cfg_path
 
 SCORE_THRESHOLD, IOU_THRESHOLD, MOST_DETECTIONS = 0.001, 0.45, 100
 WITHOUT_TRAINING = ("pretrain.steps=0", "score_optimization.steps=0", "finetune.steps=0")
+NOT_MEASURED = ("latency.seconds=0.1", "latency.min_calls=10", "latency.warmup_seconds=0")
 RATIOS = (0.0, 0.25)
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -154,7 +155,7 @@ def our_rows(weights: Path, folder: Path, runs: Path, ratio: float) -> list[dict
     """Build, then evaluate every runtime and precision on all photos."""
     out = runs / f"coco-reference-{ratio:g}"
     count = len(json.loads(find_splits(folder).test.json_path.read_bytes())["images"])  # type: ignore[union-attr]
-    settings = [f"model.weights={weights}", f"data.train_images={count // 2}", "targets=cpu", *WITHOUT_TRAINING]
+    settings = [f"model.weights={weights}", f"data.train_images={count // 2}", "targets=cpu", *NOT_MEASURED, *WITHOUT_TRAINING]
     command("build", "--config", "yolov3-tiny-coco", "--data", str(folder), "--ratio", f"{ratio:g}", "--precision",
             ",".join(PRECISIONS), "--out", str(out), "--store", str(runs / ".store"),
             *(part for setting in settings for part in ("--set", setting)))  # fmt: skip
@@ -170,7 +171,7 @@ def our_rows(weights: Path, folder: Path, runs: Path, ratio: float) -> list[dict
                     "runtime": result["runtime"],
                     "precision": precision,
                     "map": result["map_clean"],
-                    "map_50": result["map_50_clean"],
+                    "map_50": result["map50_clean"],
                     "map_pgd": result["map_pgd_transfer" if result["transfer"] else "map_pgd"],
                     "n_images": result["n_images"],
                 }
@@ -181,7 +182,7 @@ def our_rows(weights: Path, folder: Path, runs: Path, ratio: float) -> list[dict
 def command(*arguments: str) -> str:
     """What a command of ours prints; its messages go to the terminal."""
     done = subprocess.run(
-        [sys.executable, "-m", "prunedeploy", *arguments], stdout=subprocess.PIPE, check=False, text=True
+        [sys.executable, "-m", "prunedeploy.cli", *arguments], stdout=subprocess.PIPE, check=False, text=True
     )
     if done.returncode not in (0, 3):
         raise SystemExit(f"prunedeploy {arguments[0]} ended with {done.returncode}")

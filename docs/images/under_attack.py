@@ -1,9 +1,9 @@
-"""Draw the README's picture: one test image, clean and attacked, as the networks of a build see it.
+"""Draw the README's picture: one test image, clean and attacked, as the three networks of a build see it.
 
-    python docs/images/under_attack.py runs/demo-structured-bn-scale-0.75-s0 docs/images/under-attack.png
+    python docs/images/under_attack.py runs/blood-cells-structured-bn-scale-0.75-s0 docs/images/under-attack.jpg
 
-Each network is attacked with its own gradients by the attack that its build reports. The image is the first of the
-test split with at least ``--objects`` objects.
+The pictures are those of the build's gallery, in its stage store: each network is attacked with its own gradients by
+the attack that the build reports, and drawn at its own score threshold.
 """
 
 from __future__ import annotations
@@ -12,29 +12,11 @@ import argparse
 import json
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from prunedeploy.attacks import Pgd, ThreatModel
-from prunedeploy.data.coco import load_test_split
-from prunedeploy.data.loader import EvaluationLoader
-from prunedeploy.evaluation import TorchRunner
-from prunedeploy.models import Darknet, load_darknet
-from prunedeploy.resources import asset_path, darknet_cfg_path
-from prunedeploy_engines.detection.detections import Detections
-from prunedeploy_engines.detection.drawing import draw_detections
-from prunedeploy_engines.detection.letterbox import to_uint8_input
-from prunedeploy_engines.detection.nms import detections_from
-
-SCALE = 2
-GAP, HEAD, SIDE = 12, 34, 90
-
-
-def seen(model: Darknet, images: np.ndarray, class_names: tuple[str, ...]) -> np.ndarray:
-    """The image with what a network finds in it at a score of 0.5: ``(H, W, 3)`` uint8."""
-    boxes, scores = TorchRunner(model).infer(images)
-    found = Detections(*detections_from(boxes[0], scores[0], score_threshold=0.5, iou_threshold=0.45), class_names)
-    return draw_detections(to_uint8_input(images)[0], found, scale=SCALE)
+GAP, HEAD, SIDE = 8, 30, 90
+COLUMNS = ("original", "robust", "pruned")
+LINES = {"clean": "clean", "pgd": "attacked"}
 
 
 def main() -> None:
@@ -42,39 +24,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=Path)
     parser.add_argument("picture", type=Path)
-    parser.add_argument("--data", type=Path, required=True, help="the demo set, as `prunedeploy data demo` writes it")
-    parser.add_argument("--objects", type=int, default=3)
+    parser.add_argument("--store", type=Path, default=Path("runs/.store"))
+    parser.add_argument("--image", type=int, default=0, help="which of the gallery's images")
+    parser.add_argument("--width", type=int, help="of each of the six pictures, in pixels; default: the gallery's")
     arguments = parser.parse_args()
-    build, results = arguments.build, json.loads((arguments.build / "results.json").read_text())
-    slim = darknet_cfg_path("yolov3-slim")
-    networks = {
-        "original": load_darknet(slim, asset_path("demo-clean.weights")),
-        "robust": load_darknet(slim, asset_path("demo-robust.weights")),
-        f"pruned by {results['ratio_achieved']:.0%}": load_darknet(build / "model.cfg", build / "model.weights"),
+    results = json.loads((arguments.build / "results.json").read_text())
+    gallery = arguments.store / "results" / f"gallery-{results['stages']['gallery']['digest']}"
+    entry = json.loads((gallery / "gallery.json").read_text())[arguments.image]
+    pictures = {
+        (line, column): Image.open(gallery / entry[f"{column}_{line}"]).convert("RGB")
+        for line in LINES
+        for column in COLUMNS
     }
-    attack = results["configuration"]["attack"]
-    dataset = load_test_split(arguments.data)
-    batch = next(
-        batch
-        for batch in EvaluationLoader(dataset, networks["original"].cfg.input_size, 1)
-        if len(batch.targets) >= arguments.objects
-    )
-    rows: dict[str, list[np.ndarray]] = {"clean": [], "attacked": []}
-    for model in networks.values():
-        attacked = Pgd.against(model, ThreatModel(**attack))(batch.images, batch.targets)
-        for images, row in zip((batch.images, attacked), rows.values(), strict=True):
-            row.append(seen(model, images.numpy(), dataset.class_names))
-    size = rows["clean"][0].shape[0]
-    sheet = Image.new("RGB", (SIDE + len(networks) * (size + GAP), HEAD + len(rows) * (size + GAP)), "white")
+    width, height = next(iter(pictures.values())).size
+    if arguments.width:
+        width, height = arguments.width, round(height * arguments.width / width)
+    sheet = Image.new("RGB", (SIDE + len(COLUMNS) * (width + GAP), HEAD + len(LINES) * (height + GAP)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
-    for column, name in enumerate(networks):
-        draw.text((SIDE + column * (size + GAP) + size / 2, HEAD / 2), name, "black", font, anchor="mm")
-    for line, (name, pictures) in enumerate(rows.items()):
-        y = HEAD + line * (size + GAP)
-        draw.text((SIDE / 2, y + size / 2), name, "black", font, anchor="mm")
-        for column, picture in enumerate(pictures):
-            sheet.paste(Image.fromarray(picture), (SIDE + column * (size + GAP), y))
-    sheet.save(arguments.picture, optimize=True)
+    names = {**{name: name for name in COLUMNS}, "pruned": f"pruned by {results['ratio_achieved']:.0%}"}
+    for x, column in enumerate(COLUMNS):
+        left = SIDE + x * (width + GAP)
+        draw.text((left + width / 2, HEAD / 2), names[column], "black", font, anchor="mm")
+        for y, line in enumerate(LINES):
+            top = HEAD + y * (height + GAP)
+            draw.text((SIDE / 2, top + height / 2), LINES[line], "black", font, anchor="mm")
+            sheet.paste(pictures[line, column].resize((width, height), Image.Resampling.LANCZOS), (left, top))
+    sheet.save(arguments.picture, optimize=True, quality=88)
 
 
 if __name__ == "__main__":
