@@ -496,6 +496,11 @@ def test_build_from_scratch_trains_on_clean_images_first(tiny_case: Any, tmp_pat
     outcome = tiny_case.build(tmp_path / "store", tmp_path / "out", *sets)
     stages = [stage for stage, _ in logged_steps(outcome.out)]
     assert stages[:3] == ["clean", "clean", "pretrain"]
+    # Another adversarial training takes the clean one from the store.
+    longer = tiny_case.build(tmp_path / "store", tmp_path / "longer", *sets[:2], "pretrain.steps=2", "attack.eps=0.04")
+    stages_of = [build.results["stages"] for build in (outcome, longer)]
+    assert len({one["original"]["digest"] for one in stages_of}) == 1
+    assert len({one["pretrain"]["digest"] for one in stages_of}) == 2
 
 
 def test_greyscale_build_sees_no_colour_and_tells_the_bundle(

@@ -35,14 +35,16 @@ def original_stage(context: BuildContext) -> StageResult:
             if result.work:
                 model.save(result.work / "model.cfg", result.work / "model.weights")
         return result
-    settings |= {**context.training_settings(), "block": result_settings(block)}
+    block = block.model_copy(update={"steps": network.clean_steps(block)})
+    # A change of the adversarial training alone costs no clean one.
+    own = {name: value for name, value in result_settings(block).items() if name not in ("attack", "clean_steps")}
+    settings |= {**context.training_settings(), "block": own}
     if network.is_transferred:
         settings["fresh"] = list(network.weights.fresh)
     inputs["data"] = context.training_key
     with context.stage("original", 1, settings, inputs, collective=True) as result:
         if result.work:
             model = network.weights.network(config.seed).to(context.device)
-            block = block.model_copy(update={"steps": network.clean_steps(block)})
             objective = robust_objective(model, block, None, config.seed, context.device)
             with training_run(context, result, "clean", block, model) as train:
                 train(model, objective=objective)
