@@ -1,24 +1,21 @@
 """Which predictions an object trains where there are no anchors: those that class and box make most of.
 
-Feng et al., TOOD: Task-aligned One-stage Object Detection, ICCV 2021, sections 3.2 and 3.2.1. The alignment of a
-prediction and an object is ``t = s^alpha * u^beta`` (equation 7), s the probability of the object's class and u the
-overlap. Of the anchor points inside its box an object takes the `TOP_K` of highest t; a point that several take goes to
-the one that its prediction overlaps most. The wanted score of a point is its t, scaled so that the highest of an
-object is the object's highest u.
+Feng et al., TOOD: Task-aligned One-stage Object Detection, ICCV 2021, section 3.2. The alignment of a prediction and an
+object is ``t = s^alpha * u^beta`` (equation 7), s the probability of the object's class and u the overlap. Of the
+anchor points inside its box an object takes the `TOP_K` of highest t. A point that several take goes to the object that
+its prediction overlaps most, of all whose box it lies in. The wanted score of a point is its t, scaled so that the
+highest of an object is the object's highest u.
 
 Constants are YOLOv8's, and so is u: complete IoU (Zheng et al., Distance-IoU Loss, 2020, equation 10), 0 where that is
-negative; the paper has IoU. Where this is not YOLOv8's own assignment, on purpose:
+negative; the paper has IoU. An object without a point inside its box, smaller than a cell as a rule, trains nothing, as
+in YOLOv8's first releases; later ones enlarge boxes narrower than the finest cell to the second finest for this one
+question. Where this is not YOLOv8's own assignment, on purpose:
 
-- a prediction with u = 0 belongs to nothing. There it may or may not be among the `TOP_K`, which changes nothing but
-  what other objects lose to it: its wanted score is 0 either way;
-- of equal t the lower point comes first, of equal u the lower object, on every device and in every batch;
-- a point goes to one of the objects that took it, as in the authors' own code. There it may go to one that did not,
-  if it lies inside that one too and overlaps it more;
-- t is compared and divided in logarithms, so that it does not underflow, and nothing is added to the divisor. There
-  1e-9 is, and an object that no prediction fits (highest t below about 1e-9: one of score 0.01 and u 0.05) has wanted
-  scores of nearly 0 instead of u;
-- an object without a point inside its box (smaller than a cell) trains nothing, as in YOLOv8's first releases. Later
-  ones enlarge boxes narrower than the finest cell to the second finest for this one question.
+- the highest t of an object is divided by itself, as the paper says, in logarithms, so that nothing underflows. There
+  1e-9 is added to the divisor: where no prediction fits an object (at a score of 0.01 and a u of 0.04, t is 4e-10), its
+  wanted scores fall to 0 instead of u, and with them every gradient;
+- a prediction whose u is 0 belongs to nothing. There it may belong to an object, with a wanted score of 0;
+- of equal t the lower point comes first, of equal u the lower object, on every device and in every batch.
 """
 
 from __future__ import annotations
@@ -72,34 +69,37 @@ def task_aligned_assignment(
     target, point = inside.nonzero(as_tuple=True)  # (candidates,) by target, then point
 
     overlap = paired_iou(predicted_cxcywh[image[target], point], truth_cxcywh[target], "ciou")
-    overlaps = overlap > 0
-    target, point, overlap = target[overlaps], point[overlaps], overlap[overlaps]
+    touching = overlap > 0
+    target, point, overlap = target[touching], point[touching], overlap[touching]
     log_score = F.logsigmoid(class_logits[image[target], point, class_id[target]])
     log_metric = ALPHA * log_score + BETA * overlap.log()
 
-    best = _best_of_each(log_metric, target, len(targets))
-    target, point, overlap, log_metric = target[best], point[best], overlap[best], log_metric[best]
+    taken = _best_of_each(log_metric, target, len(targets))
     place = image[target] * len(points_xy) + point
     places = class_logits.shape[0] * len(points_xy)
-    owned = overlap == _reduced(overlap, place, places, "amax")
-    owned &= target == _reduced(target.where(owned, len(targets)), place, places, "amin")
+    several = torch.bincount(place[taken], minlength=places)[place] > 1
+    owned = taken | several
+    owned &= ~several | (overlap == _extreme(overlap, place, places, "amax"))
+    owned &= ~several | (target == _extreme(target.where(owned, len(targets)), place, places, "amin"))
     target, point, overlap, log_metric = target[owned], point[owned], overlap[owned], log_metric[owned]
 
-    highest_metric = _reduced(log_metric, target, len(targets), "amax")
-    highest_overlap = _reduced(overlap, target, len(targets), "amax")
+    highest_metric = _extreme(log_metric, target, len(targets), "amax")
+    highest_overlap = _extreme(overlap, target, len(targets), "amax")
     return Assignment(image[target], point, target, (log_metric - highest_metric).exp() * highest_overlap)
 
 
 def _best_of_each(log_metric: Tensor, target: Tensor, targets: int) -> Tensor:
-    """Indices of the `TOP_K` highest of every target; of equal ones the first."""
+    """Which are among the `TOP_K` highest of their target, bool; of equal ones the first."""
     order = log_metric.argsort(descending=True, stable=True)
     order = order[target[order].argsort(stable=True)]  # by target, then from the highest
     counts = torch.bincount(target, minlength=targets)
     starts = counts.cumsum(0) - counts
     rank = torch.arange(len(order), device=order.device) - starts[target[order]]
-    return order[rank < TOP_K]
+    best = torch.empty_like(order, dtype=torch.bool)
+    best[order] = rank < TOP_K
+    return best
 
 
-def _reduced(values: Tensor, group: Tensor, groups: int, how: str) -> Tensor:
+def _extreme(values: Tensor, group: Tensor, groups: int, how: str) -> Tensor:
     """The extreme of each value's group, shaped as ``values``."""
     return values.new_zeros(groups).scatter_reduce(0, group, values, how, include_self=False)[group]
