@@ -176,5 +176,9 @@ def _read(heads: Sequence[Tensor], strides: Sequence[float], targets: Tensor, bi
         points.append(torch.stack((x, y), dim=-1).flatten(0, 1) * stride)
         cells.append(flat.new_full((height * width, 1), stride))
     return _Predictions(
-        flat[..., : 4 * bins].unflatten(2, (4, bins)), flat[..., 4 * bins :], torch.cat(points), torch.cat(cells), sizes.pop()
+        flat[..., : 4 * bins].unflatten(2, (4, bins)),
+        flat[..., 4 * bins :],
+        torch.cat(points),
+        torch.cat(cells),
+        sizes.pop(),
     )
