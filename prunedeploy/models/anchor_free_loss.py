@@ -10,17 +10,16 @@ gradient. The two last add up to the class term of YOLOv8; such a head has no ob
 does elsewhere, `background` does here: it keeps points without an object silent. An image without objects has nothing
 but that.
 
-**Every image by itself.** YOLOv8 divides by one n, the sum over all images of the batch, and multiplies by their
-number. The sum over images of the terms here is the same for a batch of one image, and for one whose images have equal
-n. In any other, YOLOv8's gradient of an image depends on what else is in the batch, and this one does not. The price:
-images weigh the same, so that an object among many weighs less than an object alone, and the background of an image
-without objects is divided by 1 instead of the mean n of the batch, so that empty images weigh much more.
+**Every image by itself.** YOLOv8 divides by one n, summed over all images of the batch, and multiplies by their number.
+For one image that is what is here, and so it is for several with equal n. In any other batch YOLOv8's gradient of an
+image depends on what else is in the batch, and this one does not. The price: images weigh the same, so that an object
+among many weighs less than an object alone; and the background of an image without objects is divided by 1, not by the
+mean n of the batch, and so weighs that many times more.
 
-**The loss is not the higher, the worse the predictions are.** Wanted scores follow the predictions: where every box is
-wrong or every score is 0, an object wants scores of nearly 0 and its boxes weigh nearly nothing, so that an image whose
-objects are all lost can have a lower loss than one whose objects are found badly. For training this is what the loss
-is meant to do. An attack that keeps the highest loss it saw needs `anchor_free_assignment` of the clean heads, held
-fixed.
+**The loss is not the higher, the worse the boxes are.** Wanted scores are as high as overlaps: an object that no
+predicted box fits wants scores of nearly 0, and its boxes weigh nearly nothing, so that an object that is lost may cost
+less than one that is found badly. For training that is what is meant. An attack that keeps the highest loss it saw
+should hold `anchor_free_assignment` of the clean heads fixed.
 """
 
 from __future__ import annotations

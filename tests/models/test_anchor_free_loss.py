@@ -189,7 +189,7 @@ def test_a_fixed_assignment_is_what_the_loss_uses() -> None:
 
 
 def test_an_object_that_is_lost_has_a_low_loss_unless_the_assignment_is_kept() -> None:
-    # One object of 64 x 64 pixels, found poorly (scores of exp(-4), boxes at random); then lost, with scores of exp(-20)
+    # One object of 64 x 64 pixels, found poorly (scores of exp(-4), random boxes); then lost, with scores of exp(-20)
     # and boxes of 0.05 cells around every point.
     targets = torch.tensor([[0, 0, 32 / WIDTH, 32 / HEIGHT, 64 / WIDTH, 64 / HEIGHT]], dtype=torch.float64)
     poor, lost = random_heads(1), random_heads(1)
