@@ -8,6 +8,8 @@
 - `darknet`: the network as a PyTorch module; `darknet_conv`: a convolution of it, with its normalisation.
 - `decode`: raw heads to boxes and scores.
 - `loss`: the detection loss; `boxes`: overlaps in tensors.
+- `anchor_free_loss`: that of anchor-free heads; `task_aligned`: which predictions an object trains there;
+  `distribution_focal`: boxes as distributions of distances.
 """
 
 from prunedeploy.models.darknet import Darknet, FoldedDarknet, load_darknet
