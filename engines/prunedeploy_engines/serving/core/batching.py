@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import statistics
 import threading
 import time
 from collections import deque
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunedeploy_engines.runtimes.runner import Float32Array, Images, Runner
+from prunedeploy_engines.serving.core.admission import Load
 from prunedeploy_engines.serving.core.errors import (
     DeadlineError,
     InferenceFailedError,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from prunedeploy_engines.serving.telemetry.metrics import Metrics
 
 Output = tuple[Float32Array, Float32Array]
+_BATCHES_REMEMBERED = 9
 _log = logging.getLogger(__name__)
 
 
@@ -91,8 +94,10 @@ class Batcher:
         self._queue: deque[_Part] = deque()
         self._waiting = 0  # images in the queue
         self._changed = threading.Condition()
+        self._computing = 0  # images that runners have begun
         self._accepting = True
-        self._seconds_per_image = 0.0
+        self._last_paces: deque[float] = deque(maxlen=_BATCHES_REMEMBERED)
+        self._pace_s = 0.0  # seconds per image of one runner
         self._opened: list[Future[Runner]] = [Future() for _ in range(workers)]
         self._threads = [
             threading.Thread(target=self._work, args=(open_runner, opened), name=f"runner of {name}", daemon=True)
@@ -143,7 +148,7 @@ class Batcher:
             if not self._accepting:
                 raise ModelUnavailableError(f"model {self.name} is being unloaded")
             if self._waiting + count > self._max_queue:
-                ahead = self._waiting * self._seconds_per_image / len(self._threads)
+                ahead = self._waiting * self._pace_s / len(self._threads)
                 raise OverloadedError(f"{self._waiting} images wait for model {self.name}", max(1.0, ahead))
             self._queue.extend(parts)
             self._count(count)
@@ -151,6 +156,10 @@ class Batcher:
         alarm = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, request.answer)
         request.answer.add_done_callback(lambda _: self._ended(request, alarm))
         return request.answer
+
+    def load(self) -> Load:
+        """What there is to do now."""
+        return Load(self._waiting, self._computing, self._pace_s / len(self._threads))
 
     def close(self) -> None:
         """Accept nothing more, answer what was accepted, release the runners; returns when that is done."""
@@ -193,16 +202,35 @@ class Batcher:
             while parts := self._next_batch(expected):
                 expected = sum(len(part.images) for part in parts)
                 begun = time.monotonic()
-                # Those that are late get their answer from the alarm in `infer`.
-                timely = [one for one in parts if one.request.deadline > begun and not one.request.answer.done()]
+                timely, late = self._timely(parts, begun)
+                if late:
+                    # An answer that will be too late is not worth the runner's time, which others wait for.
+                    self._on_the_loop_of(late[0], _give_up, late)
                 if not timely:
                     continue
+                count = sum(len(part.images) for part in timely)
+                with self._changed:
+                    self._computing += count
                 try:
                     outputs: Output | InferenceFailedError = runner.infer(_joined([part.images for part in timely]))
                 except Exception:  # noqa: BLE001 - the runner stays up for the next batch
                     _log.exception("model %s failed", self.name)
                     outputs = InferenceFailedError("the model failed; the server's log says how")
+                with self._changed:
+                    self._computing -= count
+                    self._last_paces.append((time.monotonic() - begun) / count)
+                    self._pace_s = statistics.median(self._last_paces)
                 self._computed(timely, outputs, begun)
+
+    def _timely(self, parts: Sequence[_Part], now: float) -> tuple[list[_Part], list[_Part]]:
+        """Those whose answer somebody waits for and can be in time, and those that are too late."""
+        wanted = [one for one in parts if not one.request.answer.done()]
+        end = now + self._pace_s * sum(len(one.images) for one in wanted)
+        late = [one for one in wanted if one.request.deadline <= end]
+        if len(late) == len(wanted):
+            # The pace itself may be wrong; only the next batch can tell, so there has to be one.
+            late = [one for one in late if one.request.deadline <= now]
+        return [one for one in wanted if one not in late], late
 
     def _next_batch(self, expected: int) -> list[_Part]:
         """Wait for a batch; empty when the queue is closed and empty.
@@ -238,13 +266,15 @@ class Batcher:
     def _computed(self, parts: Sequence[_Part], outputs: Output | InferenceFailedError, begun: float) -> None:
         seconds = time.monotonic() - begun
         count = sum(len(part.images) for part in parts)
-        self._seconds_per_image = seconds / count
         for part in parts:
             part.times.queue_s, part.times.compute_s, part.times.batch_size = begun - part.request.since, seconds, count
-        # Answered in the event loop, in one go; where that is closed, nobody waits any more.
-        with contextlib.suppress(RuntimeError):
-            parts[0].request.answer.get_loop().call_soon_threadsafe(_deliver, parts, outputs)
+        self._on_the_loop_of(parts[0], _deliver, parts, outputs)
         self._metrics.batch(self.name, count, seconds)
+
+    def _on_the_loop_of(self, part: _Part, what: Callable[..., None], *arguments: object) -> None:
+        """Answer in the event loop, in one go; where that is closed, nobody waits any more."""
+        with contextlib.suppress(RuntimeError):
+            part.request.answer.get_loop().call_soon_threadsafe(what, *arguments)
 
 
 def _fits(part: _Part, taken: Sequence[_Part], room: int) -> bool:
@@ -259,6 +289,11 @@ def _joined(arrays: Sequence[Any]) -> Any:
 def _expire(answer: asyncio.Future[tuple[Output, StageTimes]]) -> None:
     if not answer.done():
         answer.set_exception(DeadlineError("the deadline passed before the answer was there"))
+
+
+def _give_up(parts: Sequence[_Part]) -> None:
+    for part in parts:
+        _expire(part.request.answer)
 
 
 def _deliver(parts: Sequence[_Part], outputs: Output | Exception) -> None:

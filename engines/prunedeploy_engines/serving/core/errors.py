@@ -5,6 +5,8 @@ Such a line names fields of the request and names of models, never a path, an ad
 
 from __future__ import annotations
 
+import time
+
 from prunedeploy_engines.errors import PrunedeployError
 
 
@@ -94,6 +96,19 @@ class DeadlineError(ServingError):
     """The request's time was over before its answer was there."""
 
     status, grpc_status, kind = 504, "DEADLINE_EXCEEDED", "deadline"
+
+
+def check_in_time(deadline: float) -> None:
+    """Refuse to give an answer that is too late, whatever it has cost.
+
+    Args:
+        deadline: By `time.monotonic`.
+
+    Raises:
+        DeadlineError: It has passed.
+    """
+    if time.monotonic() > deadline:
+        raise DeadlineError("the deadline passed before the answer was there")
 
 
 class InferenceFailedError(ServingError):

@@ -30,6 +30,15 @@ class BodyBudget:
         self._most = _BODIES_HELD * max_body_bytes
         self._held = 0
 
+    def check(self, size: int) -> None:
+        """Refuse a body of an announced size that there is no room for now.
+
+        Raises:
+            OverloadedError: There is none.
+        """
+        if self._held + size > self._most:
+            raise OverloadedError("the server holds as many request bodies as it can")
+
     @contextmanager
     def held(self) -> Iterator[Callable[[int], None]]:
         """One request's share, given back when the ``with`` ends.
@@ -41,8 +50,7 @@ class BodyBudget:
 
         def take(size: int) -> None:
             nonlocal share
-            if self._held + size > self._most:
-                raise OverloadedError("the server holds as many request bodies as it can")
+            self.check(size)
             self._held += size
             share += size
 

@@ -76,6 +76,10 @@ class ModelRepository:
         """Every model and its state, in the order they were named in."""
         return list(self._states.values())
 
+    def loaded(self) -> list[ServedModel]:
+        """Those that answer."""
+        return list(self._served.values())
+
     def get(self, name: str, version: str | None = None) -> ServedModel:
         """The model of a name, whatever is replaced later: it answers, or its successor does.
 

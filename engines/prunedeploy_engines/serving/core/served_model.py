@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry, unit_pixels
 from prunedeploy_engines.errors import BundleError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.opening import RUNTIMES, unavailable_reason
+from prunedeploy_engines.serving.core.admission import Admission
 from prunedeploy_engines.serving.core.batching import Batcher, Output
 from prunedeploy_engines.serving.core.decoding import decode_image
+from prunedeploy_engines.serving.core.errors import DeadlineError
 from prunedeploy_engines.serving.core.image_room import ImageRoom
 from prunedeploy_engines.serving.core.limits import check_count
 from prunedeploy_engines.serving.core.settings import ServingSettings
@@ -48,6 +50,7 @@ class ServedModel:
         bundle: What it was made from.
         runtime: What runs it.
         precision: Which of the bundle's files.
+        admission: Lets requests in.
         takes_uint8: The network takes bytes; see `infer`.
 
     Raises:
@@ -71,6 +74,7 @@ class ServedModel:
             max_queue=settings.max_queue,
             metrics=metrics,
         )
+        self.admission = Admission(name, self._batcher, settings.max_queue)
         self.takes_uint8 = self._batcher.open().uint8_input
 
     @property
@@ -102,6 +106,7 @@ class ServedModel:
         iou_threshold: float | None,
         deadline: float,
         notes: RequestNotes,
+        queued: Callable[[], object] = lambda: None,
     ) -> tuple[list[Detections], list[Pixels]]:
         """Decode images and find objects in them; the same functions as `Bundle.detect`.
 
@@ -112,6 +117,7 @@ class ServedModel:
             iou_threshold: In [0, 1]; None takes the bundle's.
             deadline: By `time.monotonic`.
             notes: Are told images and times.
+            queued: Is called when the images wait for a runner.
 
         Returns:
             Detections of each image, in its pixels; and these, ``(H, W, 3)`` uint8 RGB.
@@ -126,12 +132,14 @@ class ServedModel:
             held: list[Any] = opened
             model = self
             while True:
-                batch, geometries, preprocess_s = await model._batch_of(held, fields, notes)
+                batch, geometries, preprocess_s = await model._batch_of(held, fields, deadline, notes)
                 if model._successor is None:
                     break
                 model = model._successor  # replaced meanwhile, perhaps by one of another input size
             decode_s = time.monotonic() - begun - preprocess_s
-            (boxes, scores), times = await model._batcher.infer(batch, deadline)
+            answer = model._batcher.infer(batch, deadline)
+            queued()
+            (boxes, scores), times = await answer
             answered = time.monotonic()
             found = await self._room.beside(
                 model._detections, boxes, scores, geometries, score_threshold, iou_threshold
@@ -151,13 +159,14 @@ class ServedModel:
         await asyncio.get_running_loop().run_in_executor(None, self._batcher.close)
 
     async def _batch_of(
-        self, images: list[Any], fields: Sequence[str], notes: RequestNotes
+        self, images: list[Any], fields: Sequence[str], deadline: float, notes: RequestNotes
     ) -> tuple[Images, list[LetterboxGeometry], float]:
         """Make network input of images, beside the event loop and one by one, so that other requests get their turn.
 
         Args:
             images: Opened ones, which are replaced by their pixels; or pixels.
             fields: Where each stands in the request.
+            deadline: By `time.monotonic`; what is too late is not decoded.
             notes: Are told what there is to say about a file.
 
         Returns:
@@ -165,7 +174,9 @@ class ServedModel:
         """
         tensors, geometries, seconds = [], [], 0.0
         for index, field in enumerate(fields):
-            images[index], tensor, geometry, took = await self._room.beside(self._prepared, images[index], field, notes)
+            images[index], tensor, geometry, took = await self._room.beside(
+                self._prepared, images[index], field, deadline, notes
+            )
             tensors.append(tensor)
             geometries.append(geometry)
             seconds += took
@@ -175,7 +186,11 @@ class ServedModel:
         batch = await self._room.beside(np.stack, tensors)
         return batch, geometries, seconds + time.monotonic() - begun
 
-    def _prepared(self, image: Any, field: str, notes: RequestNotes) -> tuple[Pixels, Any, LetterboxGeometry, float]:
+    def _prepared(
+        self, image: Any, field: str, deadline: float, notes: RequestNotes
+    ) -> tuple[Pixels, Any, LetterboxGeometry, float]:
+        if time.monotonic() >= deadline:
+            raise DeadlineError("the deadline passed before the images were decoded")
         pixels = image if isinstance(image, np.ndarray) else decode_image(image, field, notes.remarks.append)
         begun = time.monotonic()
         tensor, geometry = self.bundle.prepare(pixels, uint8=self.takes_uint8)

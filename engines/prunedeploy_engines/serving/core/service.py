@@ -8,8 +8,8 @@ nor suppression.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,13 @@ import numpy.typing as npt
 
 from prunedeploy_engines.detection.nms import padded
 from prunedeploy_engines.errors import PrunedeployError
-from prunedeploy_engines.serving.core.errors import InvalidRequestError, ModelUnavailableError, ServingError
+from prunedeploy_engines.serving.core.admission import LoopLag, Visit
+from prunedeploy_engines.serving.core.errors import (
+    InvalidRequestError,
+    ModelUnavailableError,
+    ServingError,
+    check_in_time,
+)
 from prunedeploy_engines.serving.core.limits import BodyBudget, check_count
 from prunedeploy_engines.serving.core.repository import ModelRepository, ModelState
 from prunedeploy_engines.serving.core.security import Token
@@ -66,6 +72,7 @@ class Service:
         self.settings: ServingSettings = repository.settings
         self.budget = BodyBudget(self.settings.max_body_bytes)
         self.token = Token(self.settings.token)
+        self._lag = LoopLag()
         self.telemetry = Telemetry(repository.metrics, self.settings.otlp_endpoint)
 
     def bundle_of(self, name: str) -> str:
@@ -181,18 +188,80 @@ class Service:
         """
         await self.repository.unload(self.bundle_of(name))
 
-    def deadline(self, *seconds: float | None) -> float:
-        """When a request must be answered, by `time.monotonic`: the soonest of what it asks for, or the default."""
-        given = [one for one in seconds if one is not None]
-        return time.monotonic() + min(given, default=self.settings.timeout_s)
+    def deadline(self, notes: RequestNotes, *seconds: float | None) -> float:
+        """When an answer must be on its way, by `time.monotonic`.
 
-    async def infer(self, request: InferRequest, notes: RequestNotes, *other_timeouts: float | None) -> Outputs:
+        Args:
+            notes: Say when the request's head came.
+            seconds: What the request allows, from then on; the soonest counts, or the default.
+        """
+        given = min((one for one in seconds if one is not None), default=self.settings.timeout_s)
+        return notes.begun + given - min(self._lag.allowance_s(), given / 4)
+
+    @contextmanager
+    def visit(
+        self, name: str, version: str | None, notes: RequestNotes, timeout: float | None = None
+    ) -> Iterator[Visit]:
+        """Let a request to a model in by its head; what it brings may not have come yet.
+
+        Args:
+            name: Protocol name.
+            version: Version.
+            notes: Of the request.
+            timeout: Seconds that the protocol itself allows; None leaves the deadline to what `infer` is given.
+
+        Raises:
+            ServingError: See `ModelRepository.get` and `Admission.visit`.
+        """
+        model, encoded = self.get(name, version)
+        deadline = None if timeout is None else self.deadline(notes, timeout)
+        with model.admission.visit("files" if encoded else "tensors", deadline) as visit:
+            yield visit
+
+    def check_by_head(self, notes: RequestNotes, timeout: float | None) -> None:
+        """Refuse a request that no model could take now, whichever it is for.
+
+        Args:
+            notes: Of the request.
+            timeout: Seconds that the protocol itself allows; None leaves the deadline open.
+
+        Raises:
+            ServingError: See `Admission.visit`.
+        """
+        deadline = None if timeout is None else self.deadline(notes, timeout)
+        refusal: ServingError | None = None
+        for model in self.repository.loaded():
+            try:
+                return model.admission.look(deadline)
+            except ServingError as error:
+                refusal = error
+        if refusal is not None:
+            raise refusal
+
+    def know(
+        self, visit: Visit, notes: RequestNotes, parameters: Mapping[str, Any], images: int, *timeouts: float | None
+    ) -> None:
+        """Hold a request to what its beginning says; it is refused if that cannot be kept.
+
+        Args:
+            visit: Of the request.
+            notes: Of the request.
+            parameters: Of the whole request, ``timeout`` among them.
+            images: In the request, as far as it can be told.
+            timeouts: Seconds that the protocol itself allows.
+
+        Raises:
+            ServingError: See `Visit.know`.
+        """
+        visit.know(self.deadline(notes, timeout_s(parameters), *timeouts), min(images, self.settings.max_images))
+
+    async def infer(self, request: InferRequest, notes: RequestNotes, visit: Visit) -> Outputs:
         """Run a request.
 
         Args:
             request: A request of either protocol.
             notes: Are told model, images and times.
-            other_timeouts: Seconds that the protocol itself allows, beside the parameter ``timeout``.
+            visit: Of the request, after `know`.
 
         Returns:
             Arrays by name, in the order of the model's metadata or of the request.
@@ -205,7 +274,7 @@ class Service:
         for parameter, why in _REFUSED.items():
             if request.parameters.get(parameter):
                 raise InvalidRequestError(f"parameters.{parameter}: {why}")
-        deadline = self.deadline(timeout_s(request.parameters), *other_timeouts)
+        deadline = visit.deadline or self.deadline(notes)
         names = ("boxes", "scores", "classes", "num_detections") if encoded else ("boxes", "scores")
         wanted = names if request.outputs is None else tuple(output.name for output in request.outputs)
         for index, name in enumerate(wanted):
@@ -218,13 +287,16 @@ class Service:
             files = _files(request.inputs[0])
             score, iou = fraction(request.parameters, "score_threshold"), fraction(request.parameters, "iou_threshold")
             fields = [f"inputs[0].data[{index}]" for index in range(len(files))]
-            found, _ = await model.detect(files, fields, score, iou, deadline, notes)
+            found, _ = await model.detect(files, fields, score, iou, deadline, notes, visit.queued)
             outputs = padded([(one.boxes_xyxy, one.scores, one.class_ids) for one in found])
         else:
             images = _images(request.inputs[0], model.input_shape, self.settings.max_images)
             notes.images = len(images)
-            (boxes, scores), notes.times = await model.infer(images, deadline)
+            answer = model.infer(images, deadline)
+            visit.queued()
+            (boxes, scores), notes.times = await answer
             outputs = {"boxes": boxes, "scores": scores}
+        check_in_time(deadline)
         return {name: outputs[name] for name in wanted}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +22,7 @@ from prunedeploy_engines.serving.core.errors import (
 )
 from prunedeploy_engines.serving.core.service import SERVER, Service, refuse_content
 from prunedeploy_engines.serving.grpc.messages import METHODS, SERVICE, message_type
-from prunedeploy_engines.serving.grpc.tensors import read_request, write_answer
+from prunedeploy_engines.serving.grpc.tensors import announced_images, read_request, write_answer
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, request_id
 
 _OPEN = {"ServerLive", "ServerReady"}
@@ -38,9 +39,10 @@ def add_grpc(server: grpc.aio.Server, service: Service) -> None:
         service: Answers the requests.
     """
     methods = _Methods(service)
-    # Bytes go in, so that a message which is none is refused in words and not by the library.
+    # Bytes go in, so that a message which is none is refused in words and not by the library. On the wire a stream of
+    # one message is that message, but of a stream the library reads nothing before it is asked to.
     handlers = {
-        name: grpc.unary_unary_rpc_method_handler(partial(methods.answer, name), None, _serialised) for name in METHODS
+        name: grpc.stream_unary_rpc_method_handler(partial(methods.answer, name), None, _serialised) for name in METHODS
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
@@ -55,7 +57,7 @@ class _Methods:
     def __init__(self, service: Service) -> None:
         self._service = service
 
-    async def answer(self, name: str, data: bytes, context: Context) -> Any:
+    async def answer(self, name: str, messages: Any, context: Context) -> Any:
         """Answer one request; whatever is raised inside becomes a status."""
         metadata = dict(context.invocation_metadata() or ())
         notes = RequestNotes(
@@ -70,6 +72,11 @@ class _Methods:
             if self._service.repository.stopping:
                 # HTTP can say with an answer that it was the last one; here only a refusal sends a client elsewhere.
                 raise ModelUnavailableError("the server is stopping")
+            if name == "ModelInfer":
+                self._service.check_by_head(notes, context.time_remaining())
+            data = await context.read()
+            if data is grpc.aio.EOF:
+                raise InvalidRequestError(f"there is no {name}Request")
             with self._service.budget.held() as take:
                 take(len(data))
                 try:
@@ -118,11 +125,16 @@ class _Methods:
         return _answer("ModelMetadata", **self._service.metadata(message.name, message.version or None))
 
     async def ModelInfer(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
-        self._service.get(message.model_name, message.model_version or None)
-        asked = read_request(message)
-        outputs = await self._service.infer(asked, notes, context.time_remaining())
-        with notes.encoding():
-            return write_answer(asked, outputs)
+        service, left = self._service, context.time_remaining()
+        with service.visit(message.model_name, message.model_version or None, notes) as visit:
+            visit.whole()
+            asked = read_request(message)
+            # What it has left was told now, and counts from the request's head on.
+            timeout = None if left is None else time.monotonic() - notes.begun + left
+            service.know(visit, notes, asked.parameters, announced_images(asked.inputs), timeout)
+            outputs = await service.infer(asked, notes, visit)
+            with notes.encoding():
+                return write_answer(asked, outputs)
 
     async def RepositoryIndex(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
         return _answer("RepositoryIndex", models=[asdict(state) for state in self._service.index(message.ready)])

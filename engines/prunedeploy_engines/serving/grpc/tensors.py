@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,11 @@ def read_request(message: Any) -> InferRequest:
     return InferRequest(
         message.model_name, message.model_version or None, message.id, inputs, outputs or None, parameters
     )
+
+
+def announced_images(inputs: Sequence[InputTensor]) -> int:
+    """How many images a request has; 1 where that cannot be told, since what is wrong is said later."""
+    return max(1, inputs[0].shape[0]) if inputs and inputs[0].shape else 1
 
 
 def write_answer(request: InferRequest, outputs: Mapping[str, npt.NDArray[Any]]) -> Any:

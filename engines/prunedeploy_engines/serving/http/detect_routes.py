@@ -16,7 +16,12 @@ from starlette.responses import JSONResponse, Response
 
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.drawing import draw_detections
-from prunedeploy_engines.serving.core.errors import InvalidRequestError, ModelUnavailableError, UnsupportedMediaError
+from prunedeploy_engines.serving.core.errors import (
+    InvalidRequestError,
+    ModelUnavailableError,
+    UnsupportedMediaError,
+    check_in_time,
+)
 from prunedeploy_engines.serving.core.repository import ModelState
 from prunedeploy_engines.serving.core.served_model import VERSION
 from prunedeploy_engines.serving.core.service import Service
@@ -26,6 +31,7 @@ from prunedeploy_engines.serving.http.request import NotedRoute, body_of, notes_
 
 JSON = "application/json"
 DRAWN = {"image/png": "PNG", "image/jpeg": "JPEG"}
+FORM = "multipart/form-data"
 FIELD = "image"
 PARAMETERS = ("model", "score_threshold", "iou_threshold")
 
@@ -44,16 +50,23 @@ def detect_routes(service: Service) -> list[NotedRoute]:
         notes.model, notes.version = model.name, VERSION
         score, iou = _fraction(query, "score_threshold"), _fraction(query, "iou_threshold")
         wanted = preferred(request.headers.get("accept", JSON))
-        deadline = service.deadline(header_timeout_s(request.headers.get("x-request-timeout")))
-        async with body_of(request, service) as body:
-            images, fields = _images(body, request.headers.get("content-type", ""), service.settings.max_images)
-            if wanted != JSON and len(images) != 1:
-                raise InvalidRequestError("Accept: boxes are drawn into one image, not several", fix=f"accept {JSON}")
-            found, pixels = await model.detect(images, fields, score, iou, deadline, notes)
+        kind = request.headers.get("content-type", "")
+        _check_kind(kind)
+        deadline = service.deadline(notes, header_timeout_s(request.headers.get("x-request-timeout")))
+        with model.admission.visit("files", deadline) as visit:
+            async with body_of(request, service, visit) as body:
+                images, fields = _images(await body.read(), kind, service.settings.max_images)
+                visit.know(deadline, len(images))
+                if wanted != JSON and len(images) != 1:
+                    line = "Accept: boxes are drawn into one image, not several"
+                    raise InvalidRequestError(line, fix=f"accept {JSON}")
+                found, pixels = await model.detect(images, fields, score, iou, deadline, notes, visit.queued)
         if wanted != JSON:
             with notes.encoding():
                 drawn = await asyncio.to_thread(_drawn, pixels[0], found[0], DRAWN[wanted])
+            check_in_time(deadline)
             return Response(drawn, media_type=wanted)
+        check_in_time(deadline)
         with notes.encoding():
             listed = json.dumps(list(map(_row, found, pixels)), separators=(",", ":"))
         times = {} if notes.times is None else notes.times.milliseconds()
@@ -105,17 +118,24 @@ def _fraction(query: Mapping[str, str], name: str) -> float | None:
     return value
 
 
+def _check_kind(content_type: str) -> None:
+    kind = _kind(content_type)
+    if kind not in ("", FORM, "application/octet-stream") and not kind.startswith("image/"):
+        raise UnsupportedMediaError(
+            f"Content-Type is neither an image's nor {FORM}", fix="send the file itself, or fields named image"
+        )
+
+
+def _kind(content_type: str) -> str:
+    return content_type.split(";")[0].strip().lower()
+
+
 def _images(body: bytes, content_type: str, most: int) -> tuple[list[bytes], list[str]]:
     """The encoded images of a body, and where each stands in it."""
-    kind = content_type.split(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        images = files_of(body, content_type, FIELD, most)
-        return images, [f"{FIELD}[{index}]" for index in range(len(images))]
-    if kind in ("", "application/octet-stream") or kind.startswith("image/"):
+    if _kind(content_type) != FORM:
         return [body], ["the body"]
-    raise UnsupportedMediaError(
-        "Content-Type is neither an image's nor multipart/form-data", fix="send the file itself, or fields named image"
-    )
+    images = files_of(body, content_type, FIELD, most)
+    return images, [f"{FIELD}[{index}]" for index in range(len(images))]
 
 
 def _row(found: Detections, pixels: npt.NDArray[np.uint8]) -> dict[str, Any]:

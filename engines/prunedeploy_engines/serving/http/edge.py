@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from prunedeploy_engines.serving.core.errors import OverloadedError, ServingError, UnauthorisedError, drop_frames
 from prunedeploy_engines.serving.core.security import HEADERS, is_open
 from prunedeploy_engines.serving.core.service import Service
+from prunedeploy_engines.serving.http.arrival import ARRIVAL, Arrival
 from prunedeploy_engines.serving.http.request import NOTES
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, request_id
 
@@ -39,20 +40,18 @@ class HttpEdge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever is raised inside becomes an answer too."""
         headers = dict(scope["headers"])
+        arrival: Arrival = scope["state"][ARRIVAL]
         notes = RequestNotes(
             request_id(headers.get(b"x-request-id", b"").decode("latin-1")),
             trace_parent=headers.get(b"traceparent", b"").decode("latin-1"),
+            begun=arrival.begun,
         )
         scope[NOTES] = notes
-        unread = b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
         status = 0
 
-        async def counted_receive() -> Message:
-            nonlocal unread
-            message = await receive()
-            if not message.get("more_body", False):
-                unread = False
-            return message
+        async def asked_receive() -> Message:
+            arrival.expects = False  # since this tells the client to go on
+            return await receive()
 
         async def finished_send(message: Message) -> None:
             nonlocal status
@@ -62,7 +61,7 @@ class HttpEdge:
                 names = {name for name, _ in present}
                 present += [header for header in _HEADERS if header[0] not in names]
                 present.append((b"x-request-id", notes.request_id.encode()))
-                if unread:  # what is still coming is not a request
+                if status == 408 or not arrival.is_small():
                     present.append((b"connection", b"close"))
             await send(message)
 
@@ -70,7 +69,7 @@ class HttpEdge:
             try:
                 if not is_open(scope["path"]) and not self._service.token.opens(headers.get(b"authorization")):
                     raise UnauthorisedError("the token is missing or wrong", "Authorization", "send Bearer TOKEN")
-                await self._app(scope, counted_receive, finished_send)
+                await self._app(scope, asked_receive, finished_send)
             except ServingError as error:
                 notes.error = error.kind
                 if error.kind == "internal":

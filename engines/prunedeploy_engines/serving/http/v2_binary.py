@@ -48,34 +48,62 @@ def of_kind(kind: type[Kind], value: Any, where: str) -> Kind:
     return value
 
 
-def read_request(
-    body: bytes, header_length: str | None, max_depth: int, model: str, version: str | None
-) -> InferRequest:
+def json_length(header: str | None) -> int | None:
+    """Length of the JSON of a request, as the header `HEADER` gives it; None: all of it is JSON.
+
+    Raises:
+        InvalidRequestError: It is not a whole number.
+    """
+    if header is None:
+        return None
+    if not header.isascii() or not header.isdecimal() or len(header) > 12:
+        raise InvalidRequestError(f"{HEADER} is not a whole number")
+    return int(header)
+
+
+def read_document(body: bytes, length: int | None, max_depth: int) -> dict[str, Any]:
+    """Read the JSON of an inference request, whose inputs' bytes may not have come yet.
+
+    Args:
+        body: As much of it as has come, the JSON at least.
+        length: Of the JSON; None: all of it is.
+        max_depth: Largest depth of the JSON.
+
+    Raises:
+        InvalidRequestError: It is not JSON, or its parameters are malformed.
+        TooLargeError: See `parse_json`.
+    """
+    if length is not None and length > len(body):
+        raise InvalidRequestError(f"{HEADER} is more than the {len(body)} bytes of the body")
+    document = of_kind(dict, parse_json(memoryview(body)[:length], max_depth), "the body")
+    of_kind(dict, document.get("parameters", {}), "parameters")
+    return document
+
+
+def announced_images(document: Mapping[str, Any]) -> int:
+    """How many images a request says it has; 1 where that cannot be told, since what is wrong is said later."""
+    try:
+        count = document["inputs"][0]["shape"][0]
+    except (LookupError, TypeError):
+        return 1
+    return count if type(count) is int and count > 0 else 1
+
+
+def read_request(document: Mapping[str, Any], behind: memoryview, model: str, version: str | None) -> InferRequest:
     """Read an inference request.
 
     Args:
-        body: JSON, or JSON and the inputs' bytes, in the order of the inputs.
-        header_length: Length of the JSON, as the header `HEADER` gives it; None: all of it is.
-        max_depth: Largest depth of the JSON.
+        document: Its JSON, of `read_document`.
+        behind: The inputs' bytes, in the order of the inputs.
         model: Name in the address.
         version: In the address.
 
     Raises:
         InvalidRequestError: Anything is not as the protocol says; the line names the field.
-        TooLargeError: See `parse_json`.
     """
-    length = len(body)
-    if header_length is not None:
-        if not header_length.isascii() or not header_length.isdecimal() or len(header_length) > 12:
-            raise InvalidRequestError(f"{HEADER} is not a whole number")
-        length = int(header_length)
-        if length > len(body):
-            raise InvalidRequestError(f"{HEADER} is more than the {len(body)} bytes of the body")
-    view = memoryview(body)
-    document = of_kind(dict, parse_json(view[:length], max_depth), "the body")
-    parameters = of_kind(dict, document.get("parameters", {}), "parameters")
+    parameters = document.get("parameters", {})
     request_id = of_kind(str, document.get("id", ""), "id")
-    inputs, rest = [], view[length:]
+    inputs, rest = [], behind
     for index, one in enumerate(of_kind(list, document.get("inputs"), "inputs")):
         tensor, rest = _input(one, f"inputs[{index}]", rest)
         inputs.append(tensor)

@@ -13,7 +13,15 @@ from prunedeploy_engines.serving.core.limits import parse_json
 from prunedeploy_engines.serving.core.service import SERVER, Service, refuse_content
 from prunedeploy_engines.serving.core.tensors import header_timeout_s
 from prunedeploy_engines.serving.http.request import NotedRoute, body_of, notes_of
-from prunedeploy_engines.serving.http.v2_binary import HEADER, of_kind, read_request, write_answer
+from prunedeploy_engines.serving.http.v2_binary import (
+    HEADER,
+    announced_images,
+    json_length,
+    of_kind,
+    read_document,
+    read_request,
+    write_answer,
+)
 
 _NOT_OFFERED = {
     "/v2/systemsharedmemory/{rest:path}": "shared memory",
@@ -94,15 +102,19 @@ class _Rest:
 
     async def infer(self, request: Request) -> Response:
         name, version = _address(request)
-        self._service.get(name, version)  # an unknown model is refused before its tensors are read
-        async with body_of(request, self._service) as body:
-            notes = notes_of(request)
-            header_length = request.headers.get(HEADER)
-            asked = read_request(body, header_length, self._service.settings.max_json_depth, name, version)
-            timeout = header_timeout_s(request.headers.get("x-request-timeout"))
-            outputs = await self._service.infer(asked, notes, timeout)
-            with notes.encoding():
-                content, length = write_answer(asked, outputs)
+        service, notes = self._service, notes_of(request)
+        timeout = header_timeout_s(request.headers.get("x-request-timeout"))
+        with service.visit(name, version, notes, timeout) as visit:
+            async with body_of(request, service, visit) as body:
+                json_bytes = json_length(request.headers.get(HEADER))
+                document = read_document(await body.read(json_bytes), json_bytes, service.settings.max_json_depth)
+                # The JSON stands in front, so a request can be refused by it before its tensors have come.
+                service.know(visit, notes, document.get("parameters", {}), announced_images(document), timeout)
+                whole = memoryview(await body.read())
+                asked = read_request(document, whole[len(whole) if json_bytes is None else json_bytes :], name, version)
+                outputs = await service.infer(asked, notes, visit)
+                with notes.encoding():
+                    content, length = write_answer(asked, outputs)
         if length is None:
             return Response(content, media_type="application/json")
         return Response(content, media_type="application/octet-stream", headers={HEADER: str(length)})
@@ -125,7 +137,8 @@ class _Rest:
     async def _document(self, request: Request) -> dict[str, Any]:
         """The JSON object of a request to the repository; an empty body is an empty one."""
         async with body_of(request, self._service) as body:
-            parsed = parse_json(body, self._service.settings.max_json_depth) if body else {}
+            text = await body.read()
+            parsed = parse_json(text, self._service.settings.max_json_depth) if text else {}
         document = of_kind(dict, parsed, "the body")
         refuse_content(of_kind(dict, document.get("parameters") or {}, "parameters"))
         return document

@@ -213,8 +213,9 @@ def test_tensors_of_another_shape_or_type_are_refused(tmp_path, images, datatype
 
     async def ask(repository: ModelRepository) -> None:
         await repository.load("tiny")
-        with pytest.raises(InvalidRequestError, match="image"):
-            await Service(repository).infer(asked, RequestNotes("id"))
+        service, notes = Service(repository), RequestNotes("id")
+        with pytest.raises(InvalidRequestError, match="image"), service.visit("tiny", None, notes) as visit:
+            await service.infer(asked, notes, visit)
 
     run(lambda: ModelRepository({"tiny": tmp_path / "bundle"}, ServingSettings(), Metrics()), ask)
 
