@@ -66,6 +66,11 @@ MIB = 1 << 20
 )
 @click.option("--tls-certificate", type=PATH, metavar="FILE", help="PEM, for HTTPS and gRPC.")
 @click.option("--tls-key", type=PATH, metavar="FILE", help="PEM, its private key.")
+@click.option(
+    "--shared-memory",
+    is_flag=True,
+    help="Let clients on this machine pass tensors in POSIX shared memory (Triton's extension).",
+)
 @click.option("--otlp-endpoint", metavar="URL", help="Where OpenTelemetry traces go; default: nowhere.")
 def command(
     bundles: tuple[str, ...],
@@ -94,6 +99,12 @@ def command(
         **options,
     )
     if settings.token is None and not _is_loopback(settings.host):
+        if settings.shared_memory:
+            raise ConfigError(
+                f"anybody who reaches {settings.host} could let the server read and write shared memory here",
+                "--shared-memory",
+                "give --token-file, or listen on 127.0.0.1",
+            )
         line = f"anybody who reaches {settings.host} can use this server; give --token-file"
         click.echo(f"prunedeploy: warning: {line}", err=True)
     named = _named(bundles)

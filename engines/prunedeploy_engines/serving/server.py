@@ -92,6 +92,7 @@ async def serve(bundles: Mapping[str, Path], settings: ServingSettings, announce
         repository = ModelRepository(bundles, settings, Metrics())
         service = Service(repository)
         server = http_server(create_app(service), settings)
+        opened.callback(service.regions.close)
         opened.push_async_callback(repository.close)
         _on_signals(stop)
         for name in repository.names:

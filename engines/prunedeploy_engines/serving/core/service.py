@@ -8,6 +8,7 @@ nor suppression.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -30,21 +31,21 @@ from prunedeploy_engines.serving.core.repository import ModelRepository, ModelSt
 from prunedeploy_engines.serving.core.security import Token
 from prunedeploy_engines.serving.core.served_model import VERSION, ServedModel
 from prunedeploy_engines.serving.core.settings import ServingSettings
-from prunedeploy_engines.serving.core.tensors import BYTES, InferRequest, InputTensor, fraction, timeout_s
+from prunedeploy_engines.serving.core.shared_memory import SharedBytes, SharedRegions
+from prunedeploy_engines.serving.core.tensors import BYTES, InferRequest, InputTensor, fraction, raw_data, timeout_s
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
 from prunedeploy_engines.serving.telemetry.telemetry import Telemetry
 from prunedeploy_engines.version import __version__
 
 DETECT = "-detect"
-SERVER: dict[str, Any] = {
-    "name": "prunedeploy",
-    "version": __version__,
-    "extensions": ["binary_tensor_data", "model_repository", "model_configuration", "statistics"],
-}
+_EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration", "statistics")
 
 # Rounding in a client's resizing may leave [0, 1] a little; pixels of 0 to 255 leave it by far.
 _SLACK = 0.01
-_REFUSED = {"sequence_id": "sequences are not offered", "shared_memory_region": "shared memory is not offered"}
+_REFUSED = {
+    "sequence_id": "sequences are not offered",
+    "shared_memory_region": "it belongs to an input or output, not to the request",
+}
 _PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Service:
     Attributes:
         settings: The server's settings.
         budget: Counts the bodies that are held.
+        regions: Shared memory of clients.
         token: Who may ask.
         telemetry: Is told of every answered request.
 
@@ -71,9 +73,15 @@ class Service:
         self.repository = repository
         self.settings: ServingSettings = repository.settings
         self.budget = BodyBudget(self.settings.max_body_bytes)
+        self.regions = SharedRegions(self.settings.shared_memory, self.settings.max_body_bytes)
         self.token = Token(self.settings.token)
         self._lag = LoopLag()
         self.telemetry = Telemetry(repository.metrics, self.settings.otlp_endpoint)
+
+    def about(self) -> dict[str, Any]:
+        """Name, version and extensions of the server, as the protocol's JSON."""
+        shared = ("system_shared_memory",) if self.regions.offered else ()
+        return {"name": "prunedeploy", "version": __version__, "extensions": [*_EXTENSIONS, *shared]}
 
     def bundle_of(self, name: str) -> str:
         """The bundle behind a protocol name; an unknown name is returned as it is."""
@@ -283,21 +291,37 @@ class Service:
         only = "image" if encoded else "images"
         if len(request.inputs) != 1 or request.inputs[0].name != only:
             raise InvalidRequestError(f"inputs must be one tensor, named {only}")
+        places = {one.name: (one.place, f"outputs[{number}]") for number, one in enumerate(request.outputs or ())}
+        for place, field in places.values():
+            if place is not None:
+                self.regions.check(place, field, writing=True)
+        given = self._in_memory(request.inputs[0])
         if encoded:
-            files = _files(request.inputs[0])
+            files = _files(given)
             score, iou = fraction(request.parameters, "score_threshold"), fraction(request.parameters, "iou_threshold")
             fields = [f"inputs[0].data[{index}]" for index in range(len(files))]
             found, _ = await model.detect(files, fields, score, iou, deadline, notes, visit.queued)
             outputs = padded([(one.boxes_xyxy, one.scores, one.class_ids) for one in found])
         else:
-            images = _images(request.inputs[0], model.input_shape, self.settings.max_images)
+            images = _images(given, model.input_shape, self.settings.max_images)
             notes.images = len(images)
             answer = model.infer(images, deadline)
             visit.queued()
             (boxes, scores), notes.times = await answer
             outputs = {"boxes": boxes, "scores": scores}
         check_in_time(deadline)
+        for name, (place, field) in places.items():
+            if place is not None:
+                self.regions.write(place, outputs[name], field)
         return {name: outputs[name] for name in wanted}
+
+    def _in_memory(self, tensor: InputTensor) -> InputTensor:
+        """A tensor with its data, wherever these lie; there is one per request, so this bounds what is copied."""
+        if not isinstance(tensor.data, SharedBytes):
+            return tensor
+        raw = self.regions.read(tensor.data, "inputs[0]")
+        data = raw_data(tensor.datatype, tensor.shape, math.prod(tensor.shape), raw, "inputs[0]")
+        return replace(tensor, data=data)
 
 
 def _images(tensor: InputTensor, wanted: tuple[int, int, int], most: int) -> npt.NDArray[Any]:

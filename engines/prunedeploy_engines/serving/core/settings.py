@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_engines.serving.core.shared_memory import FOLDER
 
 MIB = 1 << 20
 _MAY_BE_ZERO = {"port", "grpc_port", "max_delay_ms"}
@@ -33,6 +34,7 @@ class ServingSettings:
         max_json_depth: Nesting of a JSON body.
         max_images: In one request.
         body_timeout_s: How long a client may take to send its request, in seconds.
+        shared_memory: Clients of this machine may pass tensors in shared memory.
         grace_s: How long accepted requests may take after the server was told to stop, in seconds.
         token: What clients must show as ``Authorization: Bearer TOKEN``; None: nothing.
         tls_certificate: PEM file; None: no TLS.
@@ -59,6 +61,7 @@ class ServingSettings:
     max_json_depth: int = 32
     max_images: int = 32
     body_timeout_s: float = 20.0
+    shared_memory: bool = False
     grace_s: float = 30.0
     token: str | None = None
     tls_certificate: Path | None = None
@@ -68,7 +71,7 @@ class ServingSettings:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
                 lowest = 0 if field.name in _MAY_BE_ZERO else math.ulp(0.0) if isinstance(value, float) else 1
                 if not (math.isfinite(value) and value >= lowest):
                     raise ConfigError(f"{field.name} cannot be {value:g}", fix="give a positive number")
@@ -84,6 +87,8 @@ class ServingSettings:
                 f"a queue of {self.max_queue} images never fills a batch of {self.max_batch}",
                 fix="let max_queue be at least max_batch",
             )
+        if self.shared_memory and not FOLDER.is_dir():
+            raise ConfigError(f"there is no {FOLDER} here, so no shared memory can be offered", fix="leave it out")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("TLS needs a certificate and its key", fix="give both files or none")
         if self.token is not None and (not self.token or not self.token.isascii() or not self.token.isprintable()):

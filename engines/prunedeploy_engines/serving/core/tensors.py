@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunedeploy_engines.serving.core.errors import InvalidRequestError
+from prunedeploy_engines.serving.core.shared_memory import SharedBytes
 
 _CODES = {"FP32": "<f4", "UINT8": "u1", "INT32": "<i4", "INT64": "<i8"}
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _CODES.items()}
@@ -31,21 +32,28 @@ class InputTensor:
         name: As the client calls it.
         datatype: Data type of the protocol.
         shape: As the client gives it.
-        data: As many elements.
+        data: As many elements, or where they lie.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: Data
+    data: Data | SharedBytes
 
 
 @dataclass(frozen=True)
 class RequestedOutput:
-    """One output that is asked for; ``binary`` puts it behind the JSON of a REST answer."""
+    """One output that is asked for.
+
+    Attributes:
+        name: Of the model's.
+        binary: Behind the JSON of a REST answer.
+        place: In shared memory, and not in the answer.
+    """
 
     name: str
     binary: bool = False
+    place: SharedBytes | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,9 @@ class InferRequest:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def raw_data(datatype: str, shape: tuple[int, ...], count: int, raw: bytes | memoryview, where: str) -> Data:
+def raw_data(
+    datatype: str, shape: tuple[int, ...], count: int, raw: bytes | bytearray | memoryview, where: str
+) -> Data:
     """Take a tensor's bytes as they are, without copying: little-endian numbers, or ``BYTES`` split into elements.
 
     Args:

@@ -1,6 +1,6 @@
 """Messages of the protocol's gRPC form, made from its field numbers: no generated code, no compiler.
 
-Wire types and numbers are those of the Open Inference Protocol and of Triton's model repository extension. The
+Wire types and numbers are those of the Open Inference Protocol and of Triton's extensions that are offered. The
 fields of a message are numbered from 1 in their order here; ``*`` is repeated, a message stands by its name.
 """
 
@@ -19,6 +19,7 @@ _DESCRIBED = {"name": "string", "datatype": "string", "shape": "*int64"}
 _TENSOR = {**_DESCRIBED, "parameters": _PARAMETERS, "contents": "InferTensorContents"}
 _OF_A_MODEL = {"model_name": "string", "model_version": "string", "id": "string", "parameters": _PARAMETERS}
 _CHANGE = {"repository_name": "string", "model_name": "string", "parameters": "*map<ModelRepositoryParameter>"}
+_REGION = {"name": "string", "key": "string", "offset": "uint64", "byte_size": "uint64"}
 _CHOICES = {"bool_param": "bool", "int64_param": "int64", "string_param": "string"}
 
 MESSAGES: dict[str, dict[str, str]] = {
@@ -72,6 +73,13 @@ MESSAGES: dict[str, dict[str, str]] = {
     "RepositoryModelLoadResponse": {},
     "RepositoryModelUnloadRequest": _CHANGE,
     "RepositoryModelUnloadResponse": {},
+    "SystemSharedMemoryStatusRequest": {"name": "string"},
+    "SystemSharedMemoryStatusResponse": {"regions": "*map<SystemSharedMemoryStatusResponse.RegionStatus>"},
+    "SystemSharedMemoryStatusResponse.RegionStatus": _REGION,
+    "SystemSharedMemoryRegisterRequest": _REGION,
+    "SystemSharedMemoryRegisterResponse": {},
+    "SystemSharedMemoryUnregisterRequest": {"name": "string"},
+    "SystemSharedMemoryUnregisterResponse": {},
 }
 
 METHODS = [name.removesuffix("Request") for name in MESSAGES if name.endswith("Request")]
@@ -103,11 +111,11 @@ def _add_field(message: descriptor_pb2.DescriptorProto, owner: str, name: str, k
         field.label, kind = _Field.LABEL_REPEATED, kind[1:]
     if kind.startswith("map<"):
         # A map is a repeated message of a key and a value, by this very name.
-        entry = message.nested_type.add(name="ParametersEntry")
+        entry = message.nested_type.add(name=f"{name.capitalize()}Entry")
         entry.options.map_entry = True
         _add_field(entry, "", "key", "string")
         _add_field(entry, "", "value", kind[4:-1])
-        kind = f"{owner}.ParametersEntry"
+        kind = f"{owner}.{entry.name}"
     if kind[0].isupper():
         field.type, field.type_name = _Field.TYPE_MESSAGE, f".{PACKAGE}.{kind}"
     else:

@@ -20,7 +20,7 @@ from prunedeploy_engines.serving.core.errors import (
     UnauthorisedError,
     drop_frames,
 )
-from prunedeploy_engines.serving.core.service import SERVER, Service, refuse_content
+from prunedeploy_engines.serving.core.service import Service, refuse_content
 from prunedeploy_engines.serving.grpc.messages import METHODS, SERVICE, message_type
 from prunedeploy_engines.serving.grpc.tensors import announced_images, read_request, write_answer
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, request_id
@@ -119,7 +119,7 @@ class _Methods:
         return _answer("ModelReady", ready=True)
 
     async def ServerMetadata(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
-        return _answer("ServerMetadata", **SERVER)
+        return _answer("ServerMetadata", **self._service.about())
 
     async def ModelMetadata(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
         return _answer("ModelMetadata", **self._service.metadata(message.name, message.version or None))
@@ -148,6 +148,22 @@ class _Methods:
         refuse_content(message.parameters)
         await self._service.unload(message.model_name)
         return _answer("RepositoryModelUnload")
+
+    async def SystemSharedMemoryStatus(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
+        regions = {one["name"]: one for one in self._service.regions.status(message.name)}
+        return _answer("SystemSharedMemoryStatus", regions=regions)
+
+    async def SystemSharedMemoryRegister(  # noqa: N802
+        self, message: Any, notes: RequestNotes, context: Context
+    ) -> Any:
+        self._service.regions.register(message.name, message.key, message.offset, message.byte_size)
+        return _answer("SystemSharedMemoryRegister")
+
+    async def SystemSharedMemoryUnregister(  # noqa: N802
+        self, message: Any, notes: RequestNotes, context: Context
+    ) -> Any:
+        self._service.regions.unregister(message.name)
+        return _answer("SystemSharedMemoryUnregister")
 
 
 def _answer(method: str, **fields: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from prunedeploy_engines.serving.core.errors import InvalidRequestError
 from prunedeploy_engines.serving.core.limits import element_count
 from prunedeploy_engines.serving.core.served_model import VERSION
+from prunedeploy_engines.serving.core.shared_memory import shared_bytes
 from prunedeploy_engines.serving.core.tensors import (
     BYTES,
     DATATYPES,
@@ -45,14 +46,8 @@ def read_request(message: Any) -> InferRequest:
     inputs = [
         _input(tensor, f"inputs[{index}]", raw[index] if raw else None) for index, tensor in enumerate(message.inputs)
     ]
-    for index, output in enumerate(message.outputs):
-        for refused in ("classification", "shared_memory_region"):
-            if refused in output.parameters:
-                raise InvalidRequestError(f"outputs[{index}].parameters.{refused} is not offered")
-    outputs = [RequestedOutput(output.name, binary=True) for output in message.outputs]
-    chosen = {name: parameter.WhichOneof("parameter_choice") for name, parameter in message.parameters.items()}
-    # One without a value is left out.
-    parameters = {name: getattr(message.parameters[name], choice) for name, choice in chosen.items() if choice}
+    outputs = [_output(output, f"outputs[{index}]") for index, output in enumerate(message.outputs)]
+    parameters = plain_parameters(message.parameters)
     return InferRequest(
         message.model_name, message.model_version or None, message.id, inputs, outputs or None, parameters
     )
@@ -66,18 +61,40 @@ def announced_images(inputs: Sequence[InputTensor]) -> int:
 def write_answer(request: InferRequest, outputs: Mapping[str, npt.NDArray[Any]]) -> Any:
     """Write a ``ModelInferResponse``, the tensors as raw bytes."""
     message = message_type("ModelInferResponse")(model_name=request.model, model_version=VERSION, id=request.id)
+    places = {output.name: output.place for output in request.outputs or ()}
     for name, array in outputs.items():
-        message.outputs.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
-        message.raw_output_contents.append(array.tobytes())
+        output = message.outputs.add(name=name, datatype=DATATYPES[array.dtype], shape=array.shape)
+        place = places.get(name)
+        # Clients count: there is an element for each output, empty for one that lies elsewhere.
+        message.raw_output_contents.append(array.tobytes() if place is None else b"")
+        if place is not None:
+            output.parameters["shared_memory_region"].string_param = place.region
+            output.parameters["shared_memory_byte_size"].int64_param = array.nbytes
+            output.parameters["shared_memory_offset"].int64_param = place.offset
     return message
+
+
+def plain_parameters(parameters: Any) -> dict[str, Any]:
+    """Parameters by name; one without a value is left out."""
+    chosen = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
+    return {name: getattr(parameters[name], choice) for name, choice in chosen.items() if choice}
+
+
+def _output(output: Any, where: str) -> RequestedOutput:
+    if "classification" in output.parameters:
+        raise InvalidRequestError(f"{where}.parameters.classification is not offered")
+    return RequestedOutput(output.name, binary=True, place=shared_bytes(plain_parameters(output.parameters), where))
 
 
 def _input(tensor: Any, where: str, raw: bytes | None) -> InputTensor:
     datatype = check_datatype(tensor.datatype, f"{where}.datatype")
     shape = tuple(tensor.shape)
     count = element_count(list(shape), f"{where}.shape")
-    if "shared_memory_region" in tensor.parameters:
-        raise InvalidRequestError(f"{where}.parameters.shared_memory_region: shared memory is not offered")
+    place = shared_bytes(plain_parameters(tensor.parameters), where)
+    if place is not None:
+        if raw is not None or tensor.HasField("contents"):
+            raise InvalidRequestError(f"{where} has both shared_memory_region and contents")
+        return InputTensor(tensor.name, datatype, shape, place)
     if raw is not None:
         if tensor.HasField("contents"):
             raise InvalidRequestError(f"{where} has both contents and raw_input_contents")

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from prunedeploy_engines.serving.core.errors import InvalidRequestError
 from prunedeploy_engines.serving.core.limits import element_count, parse_json
 from prunedeploy_engines.serving.core.served_model import VERSION
+from prunedeploy_engines.serving.core.shared_memory import SharedBytes, shared_bytes
 from prunedeploy_engines.serving.core.tensors import (
     BYTES,
     DATATYPES,
@@ -127,11 +128,18 @@ def write_answer(request: InferRequest, arrays: Mapping[str, npt.NDArray[Any]]) 
         InvalidRequestError: JSON cannot write an infinity that the network gave.
     """
     everything = bool(request.parameters.get("binary_data_output"))
-    binary = {output.name: output.binary for output in request.outputs or ()}
+    asked = {output.name: output for output in request.outputs or ()}
     outputs, behind = [], []
     for name, array in arrays.items():
         entry: dict[str, Any] = {"name": name, "datatype": DATATYPES[array.dtype], "shape": list(array.shape)}
-        if binary.get(name, everything):
+        output = asked.get(name)
+        if output is not None and output.place is not None:
+            entry["parameters"] = {
+                "shared_memory_region": output.place.region,
+                "shared_memory_byte_size": array.nbytes,
+                "shared_memory_offset": output.place.offset,
+            }
+        elif everything if output is None else output.binary:
             entry["parameters"] = {"binary_data_size": array.nbytes}
             behind.append(_as_bytes(array))
         else:
@@ -164,11 +172,14 @@ def _input(given: Any, where: str, rest: memoryview) -> tuple[InputTensor, memor
     count = element_count(entry.get("shape"), f"{where}.shape")
     shape = tuple(entry["shape"])
     parameters = of_kind(dict, entry.get("parameters", {}), f"{where}.parameters")
-    if "shared_memory_region" in parameters:
-        raise InvalidRequestError(f"{where}.parameters.shared_memory_region: shared memory is not offered")
     size = parameters.get("binary_data_size")
-    data: Data
-    if size is not None:
+    place = shared_bytes(parameters, where)
+    data: Data | SharedBytes
+    if place is not None:
+        if "data" in entry or size is not None:
+            raise InvalidRequestError(f"{where} has both shared_memory_region and data")
+        data = place
+    elif size is not None:
         if type(size) is not int or not 0 <= size <= len(rest):
             raise InvalidRequestError(f"{where}.parameters.binary_data_size is not a size within the body")
         if "data" in entry:
@@ -223,7 +234,7 @@ def _output(given: Any, where: str, all_binary: bool) -> RequestedOutput:
     entry = of_kind(dict, given, where)
     name = of_kind(str, entry.get("name"), f"{where}.name")
     parameters = of_kind(dict, entry.get("parameters", {}), f"{where}.parameters")
-    for refused in ("classification", "shared_memory_region"):
-        if parameters.get(refused):
-            raise InvalidRequestError(f"{where}.parameters.{refused} is not offered")
-    return RequestedOutput(name, of_kind(bool, parameters.get("binary_data", all_binary), "parameters.binary_data"))
+    if parameters.get("classification"):
+        raise InvalidRequestError(f"{where}.parameters.classification is not offered")
+    binary = of_kind(bool, parameters.get("binary_data", all_binary), "parameters.binary_data")
+    return RequestedOutput(name, binary, shared_bytes(parameters, where))

@@ -8,9 +8,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from prunedeploy_engines.serving.core.errors import ModelUnavailableError, NotOfferedError
+from prunedeploy_engines.serving.core.errors import InvalidRequestError, ModelUnavailableError, NotOfferedError
 from prunedeploy_engines.serving.core.limits import parse_json
-from prunedeploy_engines.serving.core.service import SERVER, Service, refuse_content
+from prunedeploy_engines.serving.core.service import Service, refuse_content
 from prunedeploy_engines.serving.core.tensors import header_timeout_s
 from prunedeploy_engines.serving.http.request import NotedRoute, body_of, notes_of
 from prunedeploy_engines.serving.http.v2_binary import (
@@ -24,7 +24,6 @@ from prunedeploy_engines.serving.http.v2_binary import (
 )
 
 _NOT_OFFERED = {
-    "/v2/systemsharedmemory/{rest:path}": "shared memory",
     "/v2/cudasharedmemory/{rest:path}": "CUDA shared memory",
     "/v2/trace/setting": "trace settings",
     "/v2/models/{name}/trace/setting": "trace settings",
@@ -33,6 +32,9 @@ _NOT_OFFERED = {
     "/v2/models/{name}/generate_stream": "generating text",
 }
 """What clients written for Triton may ask for, by its address."""
+
+_SHARED = "/v2/systemsharedmemory"
+_REGION = "/region/{name:path}"  # a name with a slash is refused in words
 
 
 def v2_routes(service: Service) -> list[NotedRoute]:
@@ -61,6 +63,9 @@ def v2_routes(service: Service) -> list[NotedRoute]:
         NotedRoute(versioned, rest.metadata),
         NotedRoute(versioned + "/ready", rest.model_ready),
         NotedRoute(versioned + "/infer", rest.infer, methods=["POST"]),
+        *(NotedRoute(f"{_SHARED}{one}/status", rest.shared_status) for one in ("", _REGION)),
+        NotedRoute(f"{_SHARED}{_REGION}/register", rest.register, methods=["POST"]),
+        *(NotedRoute(f"{_SHARED}{one}/unregister", rest.unregister, methods=["POST"]) for one in ("", _REGION)),
         *(NotedRoute(address, rest.not_offered, methods=everything) for address in _NOT_OFFERED),
     ]
 
@@ -72,7 +77,7 @@ class _Rest:
         self._service = service
 
     async def server(self, request: Request) -> Response:
-        return JSONResponse(SERVER)
+        return JSONResponse(self._service.about())
 
     async def live(self, request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -99,6 +104,24 @@ class _Rest:
     async def not_offered(self, request: Request) -> Response:
         what = _NOT_OFFERED[notes_of(request).route]
         raise NotOfferedError(f"{what} is an extension of the protocol that this server does not offer")
+
+    async def shared_status(self, request: Request) -> Response:
+        return JSONResponse(self._service.regions.status(request.path_params.get("name", "")))
+
+    async def register(self, request: Request) -> Response:
+        self._service.regions.check_offered()
+        document = await self._json(request)
+        key = of_kind(str, document.get("key"), "key")
+        numbers = {name: document.get(name, 0) for name in ("offset", "byte_size")}
+        for name, value in numbers.items():
+            if type(value) is not int:
+                raise InvalidRequestError(f"{name} is not a whole number of bytes")
+        self._service.regions.register(request.path_params["name"], key, **numbers)
+        return JSONResponse({})
+
+    async def unregister(self, request: Request) -> Response:
+        self._service.regions.unregister(request.path_params.get("name", ""))
+        return JSONResponse({})
 
     async def infer(self, request: Request) -> Response:
         name, version = _address(request)
@@ -135,13 +158,16 @@ class _Rest:
         return JSONResponse({})
 
     async def _document(self, request: Request) -> dict[str, Any]:
-        """The JSON object of a request to the repository; an empty body is an empty one."""
-        async with body_of(request, self._service) as body:
-            text = await body.read()
-            parsed = parse_json(text, self._service.settings.max_json_depth) if text else {}
-        document = of_kind(dict, parsed, "the body")
+        """The JSON object of a request to the repository."""
+        document = await self._json(request)
         refuse_content(of_kind(dict, document.get("parameters") or {}, "parameters"))
         return document
+
+    async def _json(self, request: Request) -> dict[str, Any]:
+        """The JSON object of a small request; an empty body is an empty one."""
+        async with body_of(request, self._service) as body:
+            text = await body.read()
+            return of_kind(dict, parse_json(text, self._service.settings.max_json_depth) if text else {}, "the body")
 
 
 def _address(request: Request) -> tuple[str, str | None]:
