@@ -74,7 +74,7 @@ def parse_json(text: bytes | memoryview, max_depth: int) -> Any:
     data = bytes(text)
     _check_structure(data, max_depth)
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        return _DECODER.decode(data.decode("utf-8"))
     except UnicodeDecodeError:
         raise InvalidRequestError("the body is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -103,6 +103,9 @@ def _check_structure(data: bytes, max_depth: int) -> None:
 
 def _refuse_constant(name: str) -> None:
     raise InvalidRequestError(f"the body has {name}, which is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def element_count(shape: object, field: str) -> int:

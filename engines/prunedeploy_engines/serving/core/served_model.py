@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunedeploy_engines.detection.detections import Detections
-from prunedeploy_engines.detection.letterbox import LetterboxGeometry, unit_pixels
+from prunedeploy_engines.detection.letterbox import LetterboxGeometry, interleaved, unit_pixels
 from prunedeploy_engines.errors import BundleError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.opening import RUNTIMES, unavailable_reason
 from prunedeploy_engines.serving.core.admission import Admission
@@ -95,7 +95,7 @@ class ServedModel:
         """
         if images.dtype == np.uint8:
             pixels: Any = images
-            images = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)) if self.takes_uint8 else unit_pixels(pixels)
+            images = interleaved(pixels) if self.takes_uint8 else unit_pixels(pixels)
         return self._batcher.infer(images, deadline)
 
     async def detect(

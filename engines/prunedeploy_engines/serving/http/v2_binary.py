@@ -29,6 +29,8 @@ from prunedeploy_engines.serving.core.tensors import (
 
 HEADER = "Inference-Header-Content-Length"
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 Kind = TypeVar("Kind")
 _IS_NOT: dict[type, str] = {
     dict: "is not a JSON object",
@@ -153,7 +155,7 @@ def write_answer(request: InferRequest, arrays: Mapping[str, npt.NDArray[Any]]) 
     document: dict[str, Any] = {"model_name": request.model, "model_version": VERSION, "outputs": outputs}
     if request.id:
         document["id"] = request.id
-    text = json.dumps(document, separators=(",", ":")).encode()
+    text = _ENCODER.encode(document).encode()
     if not behind:
         return text, None
     return b"".join([text, *behind]), len(text)

@@ -38,7 +38,7 @@ _REGION = "/region/{name:path}"  # a name with a slash is refused in words
 
 
 def v2_routes(service: Service) -> list[NotedRoute]:
-    """All of them; tried in this order, so the one that is in a hurry comes first.
+    """All of them; the two for inference stand first.
 
     Args:
         service: Answers the requests.
@@ -48,7 +48,7 @@ def v2_routes(service: Service) -> list[NotedRoute]:
     versioned = model + "/versions/{version}"
     everything = ["GET", "POST", "PUT", "DELETE"]
     return [
-        NotedRoute(model + "/infer", rest.infer, methods=["POST"]),
+        *(NotedRoute(f"{one}/infer", rest.infer, methods=["POST"]) for one in (model, versioned)),
         NotedRoute("/v2", rest.server),
         NotedRoute("/v2/health/live", rest.live),
         NotedRoute("/v2/health/ready", rest.ready),
@@ -62,7 +62,6 @@ def v2_routes(service: Service) -> list[NotedRoute]:
         *(NotedRoute(f"{one}/stats", rest.statistics) for one in (model, versioned)),
         NotedRoute(versioned, rest.metadata),
         NotedRoute(versioned + "/ready", rest.model_ready),
-        NotedRoute(versioned + "/infer", rest.infer, methods=["POST"]),
         *(NotedRoute(f"{_SHARED}{one}/status", rest.shared_status) for one in ("", _REGION)),
         NotedRoute(f"{_SHARED}{_REGION}/register", rest.register, methods=["POST"]),
         *(NotedRoute(f"{_SHARED}{one}/unregister", rest.unregister, methods=["POST"]) for one in ("", _REGION)),
