@@ -16,34 +16,13 @@ from prunedeploy_engines.serving.core.service import Service
 from prunedeploy_engines.serving.http.detect_routes import detect_routes
 from prunedeploy_engines.serving.http.docs_page import CSP as DOCS_CSP
 from prunedeploy_engines.serving.http.docs_page import docs_page
-from prunedeploy_engines.serving.http.edge import HttpEdge
+from prunedeploy_engines.serving.http.edge import HttpEdge, refuse
 from prunedeploy_engines.serving.http.openapi import openapi_document
 from prunedeploy_engines.serving.http.page import page_routes
 from prunedeploy_engines.serving.http.request import NotedRoute
 from prunedeploy_engines.serving.http.v2_routes import v2_routes
 
-
-class _Shortcut:
-    """Answers at once what comes by the thousand; every layer that it does not need costs as much as reading it.
-
-    Args:
-        app: Answers everything else.
-        routes: Their handlers do without middleware, which is told nothing of them.
-    """
-
-    def __init__(self, app: ASGIApp, routes: Sequence[NotedRoute]) -> None:
-        self._app = app
-        self._routes = routes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        for route in self._routes:
-            match, found = route.matches(scope)
-            if match == Match.FULL:
-                scope.update(found)
-                response = await route.endpoint(Request(scope, receive))
-                return await response(scope, receive, send)
-        return await self._app(scope, receive, send)
+_NO_ADDRESS = "there is no such address"
 
 
 def create_app(service: Service) -> ASGIApp:
@@ -76,11 +55,35 @@ def create_app(service: Service) -> ASGIApp:
     # Handlers read bytes themselves, so nothing of FastAPI's own parsing, documents or redirections takes part.
     app = FastAPI(routes=routes, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _no_route)
-    return HttpEdge(_Shortcut(app, [route for route in v2 if route.path.endswith("/infer")]), service)
+    app.add_middleware(HttpEdge, service=service)
+    infer = HttpEdge(_Inference([route for route in v2 if route.path.endswith("/infer")]), service)
+
+    async def shortest(scope: Scope, receive: Receive, send: Send) -> None:
+        # What comes by the thousand is spared the layers that it does not need: they cost as much as reading it.
+        is_inference = scope["method"] == "POST" and scope["path"].endswith("/infer")
+        await (infer if is_inference else app)(scope, receive, send)
+
+    return shortest
+
+
+class _Inference:
+    """Calls the handlers of a few routes, and nothing else."""
+
+    def __init__(self, routes: Sequence[NotedRoute]) -> None:
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for route in self._routes:
+            match, found = route.matches(scope)
+            if match == Match.FULL:
+                scope.update(found)
+                response = await route.endpoint(Request(scope, receive))
+                return await response(scope, receive, send)
+        await refuse(send, 404, _NO_ADDRESS)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:
     """The answer to an address or method that does not exist."""
     status = getattr(error, "status_code", 404)
-    line = {404: "there is no such address", 405: "this address does not take this method"}.get(status, "not possible")
+    line = {404: _NO_ADDRESS, 405: "this address does not take this method"}.get(status, "not possible")
     return JSONResponse({"error": line}, status, headers=getattr(error, "headers", None))

@@ -53,8 +53,9 @@ def detect_routes(service: Service) -> list[NotedRoute]:
         kind = request.headers.get("content-type", "")
         _check_kind(kind)
         deadline = service.deadline(notes, header_timeout_s(request.headers.get("x-request-timeout")))
-        with model.admission.visit("files", deadline) as visit:
-            async with body_of(request, service, visit) as body:
+        async with body_of(request, service) as body:
+            with model.admission.visit("files", deadline) as visit:
+                body.visit = visit
                 images, fields = _images(await body.read(), kind, service.settings.max_images)
                 visit.know(deadline, len(images))
                 if wanted != JSON and len(images) != 1:

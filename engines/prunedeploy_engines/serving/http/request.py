@@ -47,13 +47,12 @@ def notes_of(request: Request) -> RequestNotes:
 
 
 @asynccontextmanager
-async def body_of(request: Request, service: Service, visit: Visit | None = None) -> AsyncIterator[Body]:
+async def body_of(request: Request, service: Service) -> AsyncIterator[Body]:
     """The body of a request, whether its length was announced or not; counted as held until the ``with`` ends.
 
     Args:
         request: Nothing of whose body has been read.
         service: Its settings bound the body's size and time; its budget counts it.
-        visit: Of a request to a model: knows its deadline, and is told when the body is whole.
 
     Raises:
         TooLargeError: It is longer than allowed; nothing is read if that is known, or the rest is not.
@@ -68,21 +67,23 @@ async def body_of(request: Request, service: Service, visit: Visit | None = None
         raise _too_large(most)
     service.budget.check(int(announced))
     with service.budget.held() as take:
-        yield Body(request, most, take, time.monotonic() + service.settings.body_timeout_s, visit)
+        yield Body(request, most, take, time.monotonic() + service.settings.body_timeout_s)
 
 
 class Body:
-    """A body as it comes; see `body_of`."""
+    """A body as it comes; see `body_of`.
 
-    def __init__(
-        self, request: Request, most: int, take: Callable[[int], None], until: float, visit: Visit | None
-    ) -> None:
+    Attributes:
+        visit: Of a request to a model: knows its deadline, and is told when the body is whole.
+    """
+
+    def __init__(self, request: Request, most: int, take: Callable[[int], None], until: float) -> None:
+        self.visit: Visit | None = None
         self._request = request
         self._arrival: Arrival = request.scope["state"][ARRIVAL]
         self._most = most
         self._take = take
         self._until = until
-        self._visit = visit
         self._chunks: list[bytes] = []
         self._size = 0
         self._more = True
@@ -104,7 +105,7 @@ class Body:
         if self._arrival.is_whole():  # so nothing waits, which is worth a task less
             await self._collect(size)
         elif self._more and (size is None or self._size < size):
-            deadline = None if self._visit is None else self._visit.deadline
+            deadline = None if self.visit is None else self.visit.deadline
             until = self._until if deadline is None else min(deadline, self._until)
             try:
                 await asyncio.wait_for(self._collect(size), max(0.0, until - time.monotonic()))
@@ -112,8 +113,8 @@ class Body:
                 if until < self._until:
                     raise DeadlineError("the deadline passed before the body was there") from None
                 raise SlowClientError("the body did not arrive in time") from None
-        if more and not self._more and self._visit is not None:
-            self._visit.whole()
+        if more and not self._more and self.visit is not None:
+            self.visit.whole()
         if len(self._chunks) > 1:
             self._chunks = [b"".join(self._chunks)]
         return self._chunks[0] if self._chunks else b""

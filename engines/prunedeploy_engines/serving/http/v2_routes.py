@@ -126,8 +126,9 @@ class _Rest:
         name, version = _address(request)
         service, notes = self._service, notes_of(request)
         timeout = header_timeout_s(request.headers.get("x-request-timeout"))
-        with service.visit(name, version, notes, timeout) as visit:
-            async with body_of(request, service, visit) as body:
+        async with body_of(request, service) as body:
+            with service.visit(name, version, notes, timeout) as visit:
+                body.visit = visit
                 json_bytes = json_length(request.headers.get(HEADER))
                 document = read_document(await body.read(json_bytes), json_bytes, service.settings.max_json_depth)
                 # The JSON stands in front, so a request can be refused by it before its tensors have come.

@@ -265,3 +265,64 @@ def test_what_was_given_up_or_is_late_is_not_computed_even_when_a_worker_has_it(
     asyncio.run(ask())
     batcher.close()
     assert runner.batches == [4, 3, 4]
+
+
+def test_what_cannot_be_in_time_any_more_costs_the_runner_nothing():
+    runner = Arithmetic()
+    batcher = opened(runner)
+
+    async def ask() -> None:
+        runner.gate.clear()
+        running = asyncio.create_task(inferred(batcher, pictures(1), soon()))
+        await until(runner.begun.is_set)
+        batcher._pace_s = 5.0  # as if images had taken so long
+        hopeless = asyncio.create_task(inferred(batcher, pictures(2, 1), time.monotonic() + 12))
+        patient = asyncio.create_task(inferred(batcher, pictures(1, 2), time.monotonic() + 1000))
+        await until(lambda: batcher._waiting == 3)
+        batcher._last_paces.extend([5.0] * 9)
+        runner.gate.set()
+        with pytest.raises(DeadlineError):
+            await hopeless
+        await asyncio.gather(running, patient)
+
+    asyncio.run(ask())
+    batcher.close()
+    assert runner.batches == [1, 1]
+
+
+def test_where_nothing_could_be_in_time_the_pace_is_found_out_anew():
+    runner = Arithmetic()
+    batcher = opened(runner)
+    batcher._last_paces.extend([5.0] * 9)
+    batcher._pace_s = 5.0
+
+    async def ask() -> None:
+        for _ in range(9):
+            (boxes, _), _ = await batcher.infer(pictures(1), time.monotonic() + 4)
+            assert len(boxes) == 1
+
+    asyncio.run(ask())
+    batcher.close()
+    assert runner.batches == [1] * 9
+    assert batcher.load() == (0, 0, batcher._pace_s)
+    assert batcher._pace_s < 5.0
+
+
+def test_the_load_is_what_waits_and_what_is_being_computed():
+    runners = [Arithmetic(), Arithmetic()]
+    left = list(runners)
+    batcher = Batcher("m", left.pop, workers=2, max_batch=3, max_delay_s=0, max_queue=16, metrics=Told())
+    batcher.open()
+    for runner in runners:
+        runner.gate.clear()
+
+    async def ask() -> None:
+        asked = [asyncio.create_task(inferred(batcher, pictures(3, seed), soon())) for seed in range(3)]
+        await until(lambda: batcher.load()[:2] == (3, 6))
+        for runner in runners:
+            runner.gate.set()
+        await asyncio.gather(*asked)
+
+    asyncio.run(ask())
+    batcher.close()
+    assert batcher.load()[:2] == (0, 0)
