@@ -4,7 +4,9 @@
 
 The bare loop runs in this process, on the same file, with the same threads and at the batch size that the server
 reached; server and bare loop take turns. The client is this process too: on two cores, a runner with two threads has
-to share them with HTTP and with the client, which no server can avoid; `--threads 1` leaves them a core.
+to share them with HTTP and with the client, which no server can avoid; `--threads 1` leaves them a core. A bundle
+whose network takes bytes (`build --uint8-input`) is sent bytes, others floats. Where the rest goes is told by the time
+on a core that a request costs each of the three.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _serving import Server, infer_request, keep_asking, served
+from _serving import Server, infer_request, keep_asking, pixels_for, served
 
 from prunedeploy_engines.bundle import load_bundle
+from prunedeploy_engines.detection.letterbox import interleaved
 from prunedeploy_engines.machine.environment import machine_info
 from prunedeploy_engines.runtimes.runner import Runner
 
@@ -58,26 +61,30 @@ def main() -> None:
     arguments = parser.parse_args()
 
     bundle = load_bundle(arguments.bundle)
-    images = np.random.default_rng(0).random((arguments.max_batch, 3, *bundle.input_size), dtype=np.float32)
+    images = pixels_for(bundle, arguments.max_batch)
     one = infer_request(images[:1])
-    added, ratios, rates, sizes, alone = [], [], [], [], []
+    # The bare runner is given what the server gives it.
+    direct = interleaved(images) if images.dtype == np.uint8 else images
+    added, ratios, rates, sizes, alone, costs = [], [], [], [], [], []
     options = ("--threads", str(arguments.threads), "--max-batch", str(arguments.max_batch))
     with (
         bundle.runner(threads=arguments.threads, allow_spinning=False) as runner,
         served(arguments.bundle, *options) as server,
     ):
         asyncio.run(keep_asking(server, one, arguments.clients, 2.0))  # warm
-        bare_seconds(runner, images, 1.0)
+        bare_seconds(runner, direct, 1.0)
         for _ in range(arguments.rounds):
-            alone.append(statistics.median(bare_seconds(runner, images[:1], arguments.seconds / 2)))
+            alone.append(statistics.median(bare_seconds(runner, direct[:1], arguments.seconds / 2)))
             taken, _ = asyncio.run(keep_asking(server, one, 1, arguments.seconds / 2))
             added.append(statistics.median(taken) - alone[-1])
-            before = server.metrics()
+            before, cpu_before = server.metrics(), (*server.cpu_seconds(), time.process_time())
             answered, wall = asyncio.run(keep_asking(server, one, arguments.clients, arguments.seconds))
+            cpu_after = (*server.cpu_seconds(), time.process_time())
+            costs.append([1e3 * (b - a) / len(answered) for a, b in zip(cpu_before, cpu_after, strict=True)])
             sizes.append(mean_batch(server, before))
             rates.append(len(answered) / wall)
             size = max(1, round(sizes[-1]))
-            bare = size / statistics.median(bare_seconds(runner, images[:size], arguments.seconds / 2))
+            bare = size / statistics.median(bare_seconds(runner, direct[:size], arguments.seconds / 2))
             ratios.append(rates[-1] / bare)
     cpu = machine_info()["cpu"]["name"]
     print(f"CPU {cpu}; runner with {arguments.threads} threads; medians of {arguments.rounds} rounds")
@@ -89,6 +96,11 @@ def main() -> None:
         f"{arguments.clients} clients: {statistics.median(rates):.0f} images/s in batches of "
         f"{statistics.median(sizes):.1f}; {100 * statistics.median(ratios):.0f} % of a bare loop at that batch size "
         f"(rounds {' '.join(f'{100 * x:.0f}' for x in ratios)})"
+    )
+    loop, rest, client = (statistics.median(column) for column in zip(*costs, strict=True))
+    print(
+        f"a request is {len(one)} bytes and takes {loop:.2f} ms of the server's event loop, {rest:.2f} ms of its other "
+        f"threads and {client:.2f} ms of the client"
     )
 
 
