@@ -17,15 +17,21 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from prunedeploy_engines.runtimes.runner import Float32Array, Images, Runner
+from prunedeploy_engines.runtimes.runner import Images, Runner
 from prunedeploy_engines.serving.core.admission import Load
+from prunedeploy_engines.serving.core.batch_parts import (
+    Output,
+    Part,
+    Request,
+    deliver,
+    expire,
+    fits,
+    give_up,
+    joined,
+)
 from prunedeploy_engines.serving.core.errors import (
-    DeadlineError,
     InferenceFailedError,
     InvalidRequestError,
     ModelUnavailableError,
@@ -36,30 +42,8 @@ from prunedeploy_engines.serving.telemetry.request_notes import StageTimes
 if TYPE_CHECKING:
     from prunedeploy_engines.serving.telemetry.metrics import Metrics
 
-Output = tuple[Float32Array, Float32Array]
 _BATCHES_REMEMBERED = 9
 _log = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class _Request:
-    """What somebody waits for; more images than a batch has are several parts, computed in any order."""
-
-    deadline: float
-    parts: int
-    answer: asyncio.Future[tuple[Output, StageTimes]]
-    computed: dict[int, tuple[Output, StageTimes]] = field(default_factory=dict)
-    since: float = field(default_factory=time.monotonic)
-
-
-@dataclass(eq=False)  # each is itself: arrays have no one truth value
-class _Part:
-    """Images of one request that are computed together."""
-
-    request: _Request
-    number: int
-    images: Images
-    times: StageTimes = field(default_factory=StageTimes)
 
 
 class Batcher:
@@ -91,7 +75,7 @@ class Batcher:
         self._max_delay_s = max_delay_s
         self._max_queue = max_queue
         self._metrics = metrics
-        self._queue: deque[_Part] = deque()
+        self._queue: deque[Part] = deque()
         self._waiting = 0  # images in the queue
         self._changed = threading.Condition()
         self._computing = 0  # images that runners have begun
@@ -142,8 +126,8 @@ class Batcher:
         if count > self._max_queue:
             raise InvalidRequestError(f"the request has {count} images, but the queue holds only {self._max_queue}")
         starts = range(0, count, self.max_batch)
-        request = _Request(deadline, len(starts), loop.create_future())
-        parts = [_Part(request, number, images[start : start + self.max_batch]) for number, start in enumerate(starts)]
+        request = Request(deadline, len(starts), loop.create_future())
+        parts = [Part(request, number, images[start : start + self.max_batch]) for number, start in enumerate(starts)]
         with self._changed:
             if not self._accepting:
                 raise ModelUnavailableError(f"model {self.name} is being unloaded")
@@ -153,7 +137,7 @@ class Batcher:
             self._queue.extend(parts)
             self._count(count)
             self._changed.notify()
-        alarm = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, request.answer)
+        alarm = loop.call_later(max(0.0, deadline - time.monotonic()), expire, request.answer)
         request.answer.add_done_callback(lambda _: self._ended(request, alarm))
         return request.answer
 
@@ -174,7 +158,7 @@ class Batcher:
             self._accepting = False
             self._changed.notify_all()
 
-    def _ended(self, request: _Request, alarm: asyncio.TimerHandle) -> None:
+    def _ended(self, request: Request, alarm: asyncio.TimerHandle) -> None:
         """Take out of the queue what nobody waits for any more: time is over, the client is gone, or a part failed."""
         alarm.cancel()
         if len(request.computed) < request.parts:
@@ -205,14 +189,14 @@ class Batcher:
                 timely, late = self._timely(parts, begun)
                 if late:
                     # An answer that will be too late is not worth the runner's time, which others wait for.
-                    self._on_the_loop_of(late[0], _give_up, late)
+                    self._on_the_loop_of(late[0], give_up, late)
                 if not timely:
                     continue
                 count = sum(len(part.images) for part in timely)
                 with self._changed:
                     self._computing += count
                 try:
-                    outputs: Output | InferenceFailedError = runner.infer(_joined([part.images for part in timely]))
+                    outputs: Output | InferenceFailedError = runner.infer(joined([part.images for part in timely]))
                 except Exception:  # noqa: BLE001 - the runner stays up for the next batch
                     _log.exception("model %s failed", self.name)
                     outputs = InferenceFailedError("the model failed; the server's log says how")
@@ -222,7 +206,7 @@ class Batcher:
                     self._pace_s = statistics.median(self._last_paces)
                 self._computed(timely, outputs, begun)
 
-    def _timely(self, parts: Sequence[_Part], now: float) -> tuple[list[_Part], list[_Part]]:
+    def _timely(self, parts: Sequence[Part], now: float) -> tuple[list[Part], list[Part]]:
         """Those whose answer somebody waits for and can be in time, and those that are too late."""
         wanted = [one for one in parts if not one.request.answer.done()]
         end = now + self._pace_s * sum(len(one.images) for one in wanted)
@@ -232,7 +216,7 @@ class Batcher:
             late = [one for one in late if one.request.deadline <= now]
         return [one for one in wanted if one not in late], late
 
-    def _next_batch(self, expected: int) -> list[_Part]:
+    def _next_batch(self, expected: int) -> list[Part]:
         """Wait for a batch; empty when the queue is closed and empty.
 
         Args:
@@ -240,11 +224,11 @@ class Batcher:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._queue or not self._accepting)
-            taken: list[_Part] = []
+            taken: list[Part] = []
             room = self.max_batch
             until: float | None = None
             while True:
-                while self._queue and _fits(self._queue[0], taken, room):
+                while self._queue and fits(self._queue[0], taken, room):
                     part = self._queue.popleft()
                     taken.append(part)
                     room -= len(part.images)
@@ -263,55 +247,15 @@ class Batcher:
                     return taken
                 self._changed.wait(rest)
 
-    def _computed(self, parts: Sequence[_Part], outputs: Output | InferenceFailedError, begun: float) -> None:
+    def _computed(self, parts: Sequence[Part], outputs: Output | InferenceFailedError, begun: float) -> None:
         seconds = time.monotonic() - begun
         count = sum(len(part.images) for part in parts)
         for part in parts:
             part.times.queue_s, part.times.compute_s, part.times.batch_size = begun - part.request.since, seconds, count
-        self._on_the_loop_of(parts[0], _deliver, parts, outputs)
+        self._on_the_loop_of(parts[0], deliver, parts, outputs)
         self._metrics.batch(self.name, count, seconds)
 
-    def _on_the_loop_of(self, part: _Part, what: Callable[..., None], *arguments: object) -> None:
+    def _on_the_loop_of(self, part: Part, what: Callable[..., None], *arguments: object) -> None:
         """Answer in the event loop, in one go; where that is closed, nobody waits any more."""
         with contextlib.suppress(RuntimeError):
             part.request.answer.get_loop().call_soon_threadsafe(what, *arguments)
-
-
-def _fits(part: _Part, taken: Sequence[_Part], room: int) -> bool:
-    """A batch has room for it, and its images are of the batch's kind."""
-    return len(part.images) <= room and (not taken or part.images.dtype == taken[0].images.dtype)
-
-
-def _joined(arrays: Sequence[Any]) -> Any:
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _expire(answer: asyncio.Future[tuple[Output, StageTimes]]) -> None:
-    if not answer.done():
-        answer.set_exception(DeadlineError("the deadline passed before the answer was there"))
-
-
-def _give_up(parts: Sequence[_Part]) -> None:
-    for part in parts:
-        _expire(part.request.answer)
-
-
-def _deliver(parts: Sequence[_Part], outputs: Output | Exception) -> None:
-    start = 0
-    for part in parts:
-        end = start + len(part.images)
-        request = part.request
-        if not request.answer.done():
-            if isinstance(outputs, Exception):
-                request.answer.set_exception(outputs)
-            else:
-                request.computed[part.number] = (outputs[0][start:end], outputs[1][start:end]), part.times
-                if len(request.computed) == request.parts:
-                    request.answer.set_result(_whole(request))
-        start = end
-
-
-def _whole(request: _Request) -> tuple[Output, StageTimes]:
-    computed = [request.computed[number] for number in range(request.parts)]
-    boxes, scores = zip(*(output for output, _ in computed), strict=True)
-    return (_joined(boxes), _joined(scores)), computed[-1][1]

@@ -16,7 +16,8 @@ from prunedeploy_engines.detection.letterbox import LetterboxGeometry, interleav
 from prunedeploy_engines.errors import BundleError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.opening import RUNTIMES, unavailable_reason
 from prunedeploy_engines.serving.core.admission import Admission
-from prunedeploy_engines.serving.core.batching import Batcher, Output
+from prunedeploy_engines.serving.core.batch_parts import Output
+from prunedeploy_engines.serving.core.batching import Batcher
 from prunedeploy_engines.serving.core.decoding import decode_image
 from prunedeploy_engines.serving.core.errors import DeadlineError
 from prunedeploy_engines.serving.core.image_room import ImageRoom

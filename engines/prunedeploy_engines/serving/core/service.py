@@ -14,25 +14,26 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from prunedeploy_engines.detection.nms import padded
 from prunedeploy_engines.errors import PrunedeployError
 from prunedeploy_engines.serving.core.admission import LoopLag, Visit
+from prunedeploy_engines.serving.core.descriptions import model_config, model_metadata
 from prunedeploy_engines.serving.core.errors import (
     InvalidRequestError,
     ModelUnavailableError,
     ServingError,
     check_in_time,
 )
-from prunedeploy_engines.serving.core.limits import BodyBudget, check_count
+from prunedeploy_engines.serving.core.limits import BodyBudget
+from prunedeploy_engines.serving.core.model_inputs import files_of, images_of
 from prunedeploy_engines.serving.core.repository import ModelRepository, ModelState
 from prunedeploy_engines.serving.core.security import Token
 from prunedeploy_engines.serving.core.served_model import VERSION, ServedModel
 from prunedeploy_engines.serving.core.settings import ServingSettings
 from prunedeploy_engines.serving.core.shared_memory import SharedBytes, SharedRegions
-from prunedeploy_engines.serving.core.tensors import BYTES, InferRequest, InputTensor, fraction, raw_data, timeout_s
+from prunedeploy_engines.serving.core.tensors import InferRequest, InputTensor, fraction, raw_data, timeout_s
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes
 from prunedeploy_engines.serving.telemetry.telemetry import Telemetry
 from prunedeploy_engines.version import __version__
@@ -40,13 +41,10 @@ from prunedeploy_engines.version import __version__
 DETECT = "-detect"
 _EXTENSIONS = ("binary_tensor_data", "model_repository", "model_configuration", "statistics")
 
-# Rounding in a client's resizing may leave [0, 1] a little; pixels of 0 to 255 leave it by far.
-_SLACK = 0.01
 _REFUSED = {
     "sequence_id": "sequences are not offered",
     "shared_memory_region": "it belongs to an input or output, not to the request",
 }
-_PLATFORMS = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 _log = logging.getLogger(__name__)
 
 Outputs = dict[str, npt.NDArray[Any]]
@@ -114,28 +112,7 @@ class Service:
         Raises:
             ServingError: See `ModelRepository.get`.
         """
-        model, encoded = self.get(name, version)
-        if encoded:
-            inputs = [("image", BYTES, [-1])]
-            outputs = [
-                ("boxes", "FP32", [-1, -1, 4]),
-                ("scores", "FP32", [-1, -1]),
-                ("classes", "INT64", [-1, -1]),
-                ("num_detections", "INT32", [-1]),
-            ]
-        else:
-            # Either type is taken, see `_images`; it names the one that reaches the network without a detour.
-            inputs = [("images", "UINT8" if model.takes_uint8 else "FP32", [-1, *model.input_shape])]
-            classes = len(model.bundle.class_names)
-            outputs = [("boxes", "FP32", [-1, -1, 4]), ("scores", "FP32", [-1, -1, classes])]
-        keys = ("name", "datatype", "shape")
-        return {
-            "name": name,
-            "versions": [VERSION],
-            "platform": "ensemble" if encoded else _PLATFORMS.get(model.runtime, model.runtime),
-            "inputs": [dict(zip(keys, one, strict=True)) for one in inputs],
-            "outputs": [dict(zip(keys, one, strict=True)) for one in outputs],
-        }
+        return model_metadata(name, *self.get(name, version))
 
     def config(self, name: str, version: str | None) -> dict[str, Any]:
         """A model's configuration, as far as Triton's model configuration extension has words for it.
@@ -143,23 +120,7 @@ class Service:
         Raises:
             ServingError: See `ModelRepository.get`.
         """
-        about = self.metadata(name, version)
-        tensors = {part: [_configured(**one) for one in about[f"{part}s"]] for part in ("input", "output")}
-        settings = self.settings
-        return {
-            "name": name,
-            "platform": about["platform"],
-            "backend": "prunedeploy",
-            "version_policy": {"latest": {"num_versions": 1}},
-            "max_batch_size": settings.max_images,
-            **tensors,
-            "instance_group": [{"name": name, "count": settings.workers}],
-            "dynamic_batching": {
-                "preferred_batch_size": [settings.max_batch],
-                "max_queue_delay_microseconds": round(1e3 * settings.max_delay_ms),
-            },
-            "model_transaction_policy": {"decoupled": False},
-        }
+        return model_config(self.metadata(name, version), self.settings)
 
     def statistics(self, name: str | None = None, version: str | None = None) -> dict[str, Any]:
         """Counts and times in the form of Triton's statistics extension, of one model or of all that are loaded.
@@ -297,13 +258,13 @@ class Service:
                 self.regions.check(place, field, writing=True)
         given = self._in_memory(request.inputs[0])
         if encoded:
-            files = _files(given)
+            files = files_of(given)
             score, iou = fraction(request.parameters, "score_threshold"), fraction(request.parameters, "iou_threshold")
             fields = [f"inputs[0].data[{index}]" for index in range(len(files))]
             found, _ = await model.detect(files, fields, score, iou, deadline, notes, visit.queued)
             outputs = padded([(one.boxes_xyxy, one.scores, one.class_ids) for one in found])
         else:
-            images = _images(given, model.input_shape, self.settings.max_images)
+            images = images_of(given, model.input_shape, self.settings.max_images)
             notes.images = len(images)
             answer = model.infer(images, deadline)
             visit.queued()
@@ -322,37 +283,6 @@ class Service:
         raw = self.regions.read(tensor.data, "inputs[0]")
         data = raw_data(tensor.datatype, tensor.shape, math.prod(tensor.shape), raw, "inputs[0]")
         return replace(tensor, data=data)
-
-
-def _images(tensor: InputTensor, wanted: tuple[int, int, int], most: int) -> npt.NDArray[Any]:
-    """The letterboxed images of a tensor, ``(N, channels, height, width)``, FP32 in [0, 1] or UINT8."""
-    if tensor.datatype not in ("FP32", "UINT8"):
-        raise InvalidRequestError("inputs[0].datatype: images must be FP32 in [0, 1], or UINT8")
-    images = tensor.data
-    if not isinstance(images, np.ndarray) or images.ndim != 4 or images.shape[1:] != wanted:
-        shape = f"(N, {', '.join(map(str, wanted))})"
-        raise InvalidRequestError(f"inputs[0].shape: images must be {shape}, got {list(tensor.shape)}")
-    check_count(len(images), most, "inputs[0]")
-    if tensor.datatype == "FP32":
-        low, high = images.min(), images.max()
-        # Written so that NaN, which min and max pass on, is refused too.
-        if not (low >= -_SLACK and high <= 1 + _SLACK):
-            raise InvalidRequestError("inputs[0]: images has values outside of [0, 1]", fix="divide by 255")
-    return images
-
-
-def _files(tensor: InputTensor) -> list[bytes | memoryview]:
-    """The encoded images of a tensor."""
-    if tensor.datatype != BYTES or not isinstance(tensor.data, list) or len(tensor.shape) not in (1, 2):
-        raise InvalidRequestError("inputs[0]: image must be BYTES (N,), each a JPEG, PNG or WebP file")
-    return tensor.data
-
-
-def _configured(name: str, datatype: str, shape: list[int]) -> dict[str, Any]:
-    """A tensor in the words of a model configuration, where a batch's first side is left out and no shape is empty."""
-    data_type = "TYPE_STRING" if datatype == BYTES else f"TYPE_{datatype}"
-    named = {"name": name, "data_type": data_type}
-    return {**named, "dims": shape[1:]} if shape[1:] else {**named, "dims": [1], "reshape": {"shape": []}}
 
 
 def refuse_content(parameters: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ BINARY = "application/octet-stream"
 _FAILURES = {
     400: "Malformed; the line names the field",
     401: "The token is missing or wrong",
-    404: "No such model or version",
+    404: "No such model, version or address",
     408: "The body did not arrive in time",
     413: "Over a limit",
     415: "Of a kind that is not taken",
@@ -39,7 +39,7 @@ def openapi_document(settings: ServingSettings) -> dict[str, Any]:
     """Describe every address but those of the page.
 
     Args:
-        settings: Whether a token is asked for.
+        settings: Whether a token is asked for, and shared memory offered.
     """
     paths: dict[str, Any] = {
         "/v2": {"get": _operation("About the server", answer="ServerMetadata", open=settings.token is None)},
@@ -67,6 +67,8 @@ def openapi_document(settings: ServingSettings) -> dict[str, Any]:
         ready = _operation("It answers", 404, 503, answer="ModelReady")
         paths[f"{base}/ready"] = {"parameters": parameters, "get": ready}
         paths[f"{base}/infer"] = {"parameters": parameters, "post": _infer()}
+    if settings.shared_memory:
+        paths |= _shared_memory()
     return {
         "openapi": "3.1.0",
         "info": {
@@ -98,6 +100,19 @@ def _operation(
     if body is not None:
         operation["requestBody"] = {"content": {JSON: {"schema": _ref(body)}}}
     return operation
+
+
+def _shared_memory() -> dict[str, Any]:
+    base, region = "/v2/systemsharedmemory", "/region/{name}"
+    register = _operation("Open shared memory of a client", *_OF_BODIES, 404, answer="Anything", body="RegisterRequest")
+    register["requestBody"]["required"] = True
+    paths: dict[str, Any] = {f"{base}{region}/register": {"parameters": [_path("name")], "post": register}}
+    for address, parameters, which in (("", [], "All regions"), (region, [_path("name")], "A region")):
+        status = _operation(f"{which} of shared memory", 400, 404, answer="Regions")
+        paths[f"{base}{address}/status"] = {"parameters": parameters, "get": status}
+        close = _operation(f"{which} of shared memory, closed", 404, answer="Anything")
+        paths[f"{base}{address}/unregister"] = {"parameters": parameters, "post": close}
+    return paths
 
 
 def _infer() -> dict[str, Any]:
@@ -161,6 +176,7 @@ def _list_of(items: dict[str, Any], **more: Any) -> dict[str, Any]:
 def _schemas() -> dict[str, Any]:
     side = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}
     number = {"type": "number"}
+    size = {"type": "integer", "minimum": 1}
     datatype = {"enum": ["FP32", "UINT8", "INT32", "INT64", "BYTES"]}
     described = _object("name datatype shape", datatype=datatype, shape=_list_of({"type": "integer"}))
     configured = _object("name data_type dims", dims=_list_of({"type": "integer"}))
@@ -216,5 +232,7 @@ def _schemas() -> dict[str, Any]:
             times_ms={"type": "object", "additionalProperties": number},
             remarks=_list_of(_STRING),
         ),
+        "RegisterRequest": _object("key byte_size", byte_size=size, offset={**size, "minimum": 0}),
+        "Regions": _list_of(_object("name key offset byte_size", offset={**size, "minimum": 0}, byte_size=size)),
         "Models": _object("models", models=_list_of(any_model)),
     }

@@ -3,29 +3,56 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from prunedeploy_engines import Bundle
 from prunedeploy_engines.serving.core.settings import ServingSettings
 from prunedeploy_engines.serving.http.docs_page import docs_page
 from prunedeploy_engines.serving.http.openapi import openapi_document
-from served_protocol import Running
+from served_protocol import Running, running
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 schemathesis = pytest.importorskip("schemathesis", reason="the reference is schemathesis")
 
+
+def operations_of(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """Methods and paths."""
+    paths = document["paths"].items()
+    return [(method.upper(), path) for path, item in paths for method in item if method in ("get", "post")]
+
+
 DOCUMENT = openapi_document(ServingSettings())
-OPERATIONS = [
-    (method.upper(), path) for path, item in DOCUMENT["paths"].items() for method in item if method in ("get", "post")
-]
+SHARED = openapi_document(ServingSettings(shared_memory=Path("/dev/shm").is_dir()))
+OPERATIONS = operations_of(DOCUMENT)
+
+
+@pytest.fixture(scope="module")
+def shared(bundle: Bundle) -> Iterator[Running]:
+    """Offers shared memory too."""
+    with running({"tiny": bundle}, shared_memory=True) as there:
+        yield there
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 def test_every_answer_is_as_the_document_says(server: Running, method: str, path: str) -> None:
+    check_operation(server, DOCUMENT, method, path)
+
+
+@pytest.mark.parametrize(("method", "path"), [one for one in operations_of(SHARED) if one not in OPERATIONS])
+def test_so_is_shared_memory(shared: Running, method: str, path: str) -> None:
+    assert "systemsharedmemory" in path
+    assert shared.ask("GET", "/openapi.json").json == SHARED
+    check_operation(shared, SHARED, method, path)
+
+
+def check_operation(server: Running, described: dict[str, Any], method: str, path: str) -> None:
     from schemathesis import checks
     from schemathesis.specs.openapi import checks as openapi_checks
 
@@ -39,7 +66,7 @@ def test_every_answer_is_as_the_document_says(server: Running, method: str, path
         openapi_checks.response_schema_conformance,
         openapi_checks.unsupported_method,
     ]
-    document = {**DOCUMENT, "servers": [{"url": f"http://{server.http}"}]}
+    document = {**described, "servers": [{"url": f"http://{server.http}"}]}
     schema = schemathesis.openapi.from_dict(document)
     answers = []
 
