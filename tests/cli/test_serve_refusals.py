@@ -93,6 +93,11 @@ def test_whoever_opens_it_to_the_network_is_warned(run_process: Any, bundle: Pat
     refused(run_process("serve", bundle, *FREE_PORTS, *nowhere, PRUNEDEPLOY_TOKEN="secret"), "cannot listen")
 
 
+def test_shared_memory_is_not_for_everybody_on_the_network(run_process: Any, bundle: Path) -> None:
+    done = run_process("serve", bundle, *FREE_PORTS, "--host", "0.0.0.0", "--shared-memory")
+    refused(done, "--shared-memory", "0.0.0.0", "--token-file")
+
+
 def test_a_token_that_is_none(run_process: Any, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("\n")
     refused(run_process("serve", bundle, "--token-file", "token"), "the token is empty")
