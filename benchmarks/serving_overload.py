@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from _serving import Connection, Server, infer_request, keep_asking, pixels_for, served
+from _serving import Connection, Server, infer_request, keep_asking, pixels_for, post, served
 
 from prunedeploy_engines.bundle import load_bundle
 from prunedeploy_engines.machine.environment import machine_info
@@ -122,18 +122,27 @@ def main() -> None:
     """Find the sustainable rate, then go to twice that."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--image", type=Path, help="have objects found in this file, instead of sending tensors")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--deadline-ms", type=float, default=500.0)
     parser.add_argument("--connections", type=int, default=48)
     parser.add_argument("--times", type=float, default=2.0, help="the sustainable rate")
     arguments = parser.parse_args()
 
-    images = pixels_for(load_bundle(arguments.bundle), 1)
+    file = None if arguments.image is None else arguments.image.read_bytes()
+    images = None if file else pixels_for(load_bundle(arguments.bundle), 1)
+
+    def asking(timeout_ms: float | None = None) -> bytes:
+        if images is not None:
+            return infer_request(images, timeout_ms=timeout_ms)
+        deadline = "" if timeout_ms is None else f"X-Request-Timeout: {timeout_ms / 1e3}\r\n"
+        return post("/v1/detect", file, f"Content-Type: application/octet-stream\r\n{deadline}")
+
     with served(arguments.bundle, *OPTIONS) as server:
-        request = infer_request(images, timeout_ms=arguments.deadline_ms)
+        request = asking(arguments.deadline_ms)
         seconds = 60 * arguments.minutes
-        asyncio.run(keep_asking(server, infer_request(images), 8, min(3.0, seconds)))
-        answered, wall = asyncio.run(keep_asking(server, infer_request(images), 8, min(10.0, seconds)))
+        asyncio.run(keep_asking(server, asking(), 8, min(3.0, seconds)))
+        answered, wall = asyncio.run(keep_asking(server, asking(), 8, min(10.0, seconds)))
         sustainable = len(answered) / wall
         rate = arguments.times * sustainable
         cpu = machine_info()["cpu"]["name"]

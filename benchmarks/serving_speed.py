@@ -25,7 +25,7 @@ from prunedeploy_engines.detection.letterbox import interleaved
 from prunedeploy_engines.machine.environment import machine_info
 from prunedeploy_engines.runtimes.runner import Runner
 
-BATCHES = "prunedeploy_batch_size"
+BATCHES = "prunedeploy_batch"
 
 
 def bare_seconds(runner: Runner, images: np.ndarray, seconds: float) -> list[float]:
@@ -38,15 +38,14 @@ def bare_seconds(runner: Runner, images: np.ndarray, seconds: float) -> list[flo
     return taken
 
 
-def mean_batch(server: Server, before: dict[str, float]) -> float:
-    """Mean batch size since the metrics ``before``."""
+def batches(server: Server, before: dict[str, float]) -> tuple[float, float]:
+    """Mean batch size since the metrics ``before``, and the seconds that the runner was busy."""
     after = server.metrics()
 
-    def change(suffix: str) -> float:
-        names = [name for name in after if name.startswith(BATCHES + suffix)]
-        return sum(after[name] - before.get(name, 0.0) for name in names)
+    def change(prefix: str) -> float:
+        return sum(value - before.get(name, 0.0) for name, value in after.items() if name.startswith(prefix))
 
-    return change("_sum") / change("_count")
+    return change(f"{BATCHES}_size_sum") / change(f"{BATCHES}_size_count"), change(f"{BATCHES}_seconds_sum")
 
 
 def main() -> None:
@@ -65,7 +64,7 @@ def main() -> None:
     one = infer_request(images[:1])
     # The bare runner is given what the server gives it.
     direct = interleaved(images) if images.dtype == np.uint8 else images
-    added, ratios, rates, sizes, alone, costs = [], [], [], [], [], []
+    added, ratios, rates, sizes, alone, costs, busy = [], [], [], [], [], [], []
     options = ("--threads", str(arguments.threads), "--max-batch", str(arguments.max_batch))
     with (
         bundle.runner(threads=arguments.threads, allow_spinning=False) as runner,
@@ -81,7 +80,9 @@ def main() -> None:
             answered, wall = asyncio.run(keep_asking(server, one, arguments.clients, arguments.seconds))
             cpu_after = (*server.cpu_seconds(), time.process_time())
             costs.append([1e3 * (b - a) / len(answered) for a, b in zip(cpu_before, cpu_after, strict=True)])
-            sizes.append(mean_batch(server, before))
+            size_then, busy_s = batches(server, before)
+            sizes.append(size_then)
+            busy.append(busy_s / wall)
             rates.append(len(answered) / wall)
             size = max(1, round(sizes[-1]))
             bare = size / statistics.median(bare_seconds(runner, direct[:size], arguments.seconds / 2))
@@ -100,7 +101,7 @@ def main() -> None:
     loop, rest, client = (statistics.median(column) for column in zip(*costs, strict=True))
     print(
         f"a request is {len(one)} bytes and takes {loop:.2f} ms of the server's event loop, {rest:.2f} ms of its other "
-        f"threads and {client:.2f} ms of the client"
+        f"threads and {client:.2f} ms of the client; the runner was busy for {100 * statistics.median(busy):.0f} %"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 REQUESTS = logging.getLogger("prunedeploy_engines.serving.requests")
 
 _FIELDS = "prunedeploy_fields"
+_MOMENT_S = 0.05
 
 
 class JsonLines(logging.Formatter):
@@ -33,6 +35,41 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+class _LinesTogether(logging.StreamHandler[TextIO]):
+    """Writes the lines of a moment together; warnings, and what comes from other threads, at once.
+
+    Every write is a system call, at which this thread gives the interpreter away, perhaps to a runner's.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line; whoever calls holds the handler's lock."""
+        try:
+            self._lines.append(self.format(record) + self.terminator)
+            if record.levelno > logging.INFO:
+                self.flush()
+            elif len(self._lines) == 1:
+                asyncio.get_running_loop().call_later(_MOMENT_S, self.flush)
+        except RuntimeError:  # no event loop in this thread
+            self.flush()
+        except Exception:  # noqa: BLE001 - as every handler does
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what there is; `logging` calls this at the end of the process, too."""
+        self.acquire()
+        try:
+            lines, self._lines = self._lines, []
+            if lines:
+                self.stream.write("".join(lines))
+            super().flush()
+        finally:
+            self.release()
+
+
 def configure_logs(stream: TextIO | None = None) -> logging.Handler:
     """Send what the server logs to a stream, as lines of JSON.
 
@@ -42,7 +79,7 @@ def configure_logs(stream: TextIO | None = None) -> logging.Handler:
     Returns:
         The handler that was added to the logger of this package's ``serving``.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    handler = _LinesTogether(stream or sys.stderr)
     handler.setFormatter(JsonLines())
     logger = logging.getLogger("prunedeploy_engines.serving")
     logger.addHandler(handler)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,47 @@ def test_waiting_for_others_never_costs_a_request_its_deadline():
     batcher.close()
     assert len(boxes) == 1
     assert runner.batches == [4, 1]
+
+
+class Timed(Arithmetic):
+    """Takes a time that its batch decides."""
+
+    def __init__(self, seconds: Callable[[int], float]) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def _infer(self, images: Any) -> tuple[Any, Any]:
+        time.sleep(self._seconds(len(images)))
+        return super()._infer(images)
+
+
+def test_nobody_is_waited_for_where_a_larger_batch_gains_nothing():
+    runner = Timed(lambda count: 0.0 if count == 1 else 0.1 * count)  # its first and third batch are the better ones
+    batcher = opened(runner, max_delay_s=1000.0)
+
+    async def ask() -> None:
+        for count in (1, 4, 1):
+            await asyncio.wait_for(batcher.infer(pictures(count), time.monotonic() + 1000), 60)
+
+    asyncio.run(ask())
+    batcher.close()
+    assert runner.batches == [1, 4, 1]
+
+
+def test_others_are_waited_for_where_a_larger_batch_costs_no_more():
+    runner = Timed(lambda count: 0.5)
+    batcher = opened(runner, max_delay_s=1000.0)
+
+    async def ask() -> None:
+        for count in (1, 4):
+            await batcher.infer(pictures(count), time.monotonic() + 1000)
+        one = asyncio.create_task(inferred(batcher, pictures(1), time.monotonic() + 1000))
+        await until(lambda: batcher._waiting == 0)  # the worker has it, and may wait for one second and a half
+        await asyncio.gather(one, inferred(batcher, pictures(3), time.monotonic() + 1000))
+
+    asyncio.run(ask())
+    batcher.close()
+    assert runner.batches == [1, 4, 4]
 
 
 def test_what_was_given_up_or_is_late_is_not_computed_even_when_a_worker_has_it():
