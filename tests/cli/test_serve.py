@@ -245,6 +245,8 @@ def test_token_and_tls_protect_both_ports(bundle: Path, red_cell: Path, tmp_path
         headers["Authorization"] = "Bearer a long secret"
         status, answer = server.ask("POST", "/v1/detect", red_cell.read_bytes(), headers)
         assert (status, len(answer["images"][0]["detections"])) == (200, 1)
+        # Sent to its end before the answer is read, which the server must not lose by closing.
+        assert server.ask("POST", "/v1/detect", bytes(40 << 20), headers)[0] == 413
         credentials = grpc.ssl_channel_credentials(public.read_bytes())
         with clients.InferenceServerClient(server.said["grpc"], creds=credentials, ssl=True) as client:
             with pytest.raises(clients.InferenceServerException, match="token"):
