@@ -16,7 +16,7 @@ import argparse
 import asyncio
 import signal
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,7 +57,8 @@ class Outcome:
 async def overload(server: Server, request: bytes, rate: float, seconds: float, connections: int) -> Outcome:
     """Load the server; SIGTERM comes a second before the end."""
     outcome = Outcome()
-    free = [Connection(server.http) for _ in range(connections)]
+    # In turns: one that rests for half a minute is closed by the server, perhaps as the next request is written.
+    free = deque(Connection(server.http) for _ in range(connections))
     running: set[asyncio.Task[None]] = set()
     stopped_at = float("inf")
 
@@ -87,7 +88,7 @@ async def overload(server: Server, request: bytes, rate: float, seconds: float, 
             outcome.behind.append(now - outcome.offered / rate)
             outcome.offered += 1
             if free:
-                task = asyncio.create_task(ask(free.pop()))
+                task = asyncio.create_task(ask(free.popleft()))
                 running.add(task)
                 task.add_done_callback(running.discard)
             else:

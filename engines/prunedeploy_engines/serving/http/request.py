@@ -67,7 +67,7 @@ async def body_of(request: Request, service: Service) -> AsyncIterator[Body]:
         raise _too_large(most)
     service.budget.check(int(announced))
     with service.budget.held() as take:
-        yield Body(request, most, take, time.monotonic() + service.settings.body_timeout_s)
+        yield Body(request, most, take, service.settings.body_timeout_s)
 
 
 class Body:
@@ -77,13 +77,14 @@ class Body:
         visit: Of a request to a model: knows its deadline, and is told when the body is whole.
     """
 
-    def __init__(self, request: Request, most: int, take: Callable[[int], None], until: float) -> None:
+    def __init__(self, request: Request, most: int, take: Callable[[int], None], seconds: float) -> None:
         self.visit: Visit | None = None
         self._request = request
         self._arrival: Arrival = request.scope["state"][ARRIVAL]
         self._most = most
         self._take = take
-        self._until = until
+        self._seconds = seconds
+        self._until = time.monotonic() + seconds
         self._chunks: list[bytes] = []
         self._size = 0
         self._more = True
@@ -112,7 +113,7 @@ class Body:
             except asyncio.TimeoutError:
                 if until < self._until:
                     raise DeadlineError("the deadline passed before the body was there") from None
-                raise SlowClientError("the body did not arrive in time") from None
+                raise SlowClientError(f"the body did not arrive within {self._seconds:g} s") from None
         if more and not self._more and self.visit is not None:
             self.visit.whole()
         if len(self._chunks) > 1:

@@ -35,7 +35,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, default=str)
 
 
-class _LinesTogether(logging.StreamHandler[TextIO]):
+class _LinesTogether(logging.StreamHandler):
     """Writes the lines of a moment together; warnings, and what comes from other threads, at once.
 
     Every write is a system call, at which this thread gives the interpreter away, perhaps to a runner's.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import queue
@@ -14,11 +15,13 @@ import pytest
 
 from prunedeploy_engines import Bundle
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
+from prunedeploy_engines.serving.core.served_model import ServedModel
 from prunedeploy_engines.serving.grpc.messages import SERVICE, message_type
 from prunedeploy_engines.serving.http import connection as http_connection
-from served_protocol import Running, images, infer_body, running
+from served_protocol import Running, images, infer_body, picture, running
 
 MIB = 1 << 20
+PICTURE = base64.b64encode(picture(0)).decode()
 AUTHORIZED = b"Authorization: Bearer secret\r\n"
 INFER = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: a\r\n"
 
@@ -242,6 +245,24 @@ def held_back(server: Running, gate: Gate) -> threading.Thread:
     asking.start()
     gate.wait()
     return asking
+
+
+def test_an_answer_that_comes_too_late_is_not_given(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ServedModel._detections
+
+    def slow(self: ServedModel, *given: Any) -> Any:
+        threading.Event().wait(1.5)  # behind the network, where nothing looks at the time
+        return found(self, *given)
+
+    headers = {"Content-Type": "image/png", "X-Request-Timeout": "1"}
+    monkeypatch.setattr(ServedModel, "_detections", slow)
+    answer = server.ask("POST", "/v1/detect", picture(0), headers)
+    assert answer.status == 504, answer.body
+    body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1], "data": [PICTURE]}]}
+    answer = server.ask("POST", "/v2/models/tiny-detect/infer", body, headers)
+    assert answer.status == 504, answer.body
+    monkeypatch.undo()
+    assert server.ask("POST", "/v1/detect", picture(0), headers).status == 200
 
 
 def grpc_call(server: Running, messages: Any, **options: Any) -> Any:
