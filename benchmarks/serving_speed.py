@@ -21,9 +21,9 @@ import numpy as np
 from _serving import Server, infer_request, keep_asking, pixels_for, served
 
 from prunedeploy_engines.bundle import load_bundle
-from prunedeploy_engines.detection.letterbox import interleaved
 from prunedeploy_engines.machine.environment import machine_info
 from prunedeploy_engines.runtimes.runner import Runner
+from prunedeploy_engines.serving.core.model_inputs import interleaved
 
 BATCHES = "prunedeploy_batch"
 

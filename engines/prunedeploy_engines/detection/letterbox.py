@@ -174,15 +174,6 @@ def unit_pixels(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     return np.divide(pixels, np.float32(255), dtype=np.float32)
 
 
-def interleaved(planes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """``(N, C, H, W)`` uint8 to ``(N, H, W, C)``, in row-major order."""
-    count, channels, height, width = planes.shape
-    pixels = np.empty((count, height, width, channels), np.uint8)
-    for channel in range(channels):  # three times as fast as NumPy's own copy of the transposed array
-        pixels[..., channel] = planes[:, channel]
-    return pixels
-
-
 def to_uint8_input(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """``(N, C, H, W)`` float32 in [0, 1] to ``(N, H, W, C)`` uint8, rounded to the nearest of 256 values; NaN to 0."""
     rounded = np.fmin(np.fmax(np.rint(images * np.float32(255)), 0), 255).astype(np.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from prunedeploy_engines.detection.detections import Detections
-from prunedeploy_engines.detection.letterbox import LetterboxGeometry, interleaved, unit_pixels
+from prunedeploy_engines.detection.letterbox import LetterboxGeometry, unit_pixels
 from prunedeploy_engines.errors import BundleError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.opening import RUNTIMES, unavailable_reason
 from prunedeploy_engines.serving.core.admission import Admission
@@ -22,6 +22,7 @@ from prunedeploy_engines.serving.core.decoding import decode_image
 from prunedeploy_engines.serving.core.errors import DeadlineError
 from prunedeploy_engines.serving.core.image_room import ImageRoom
 from prunedeploy_engines.serving.core.limits import check_count
+from prunedeploy_engines.serving.core.model_inputs import interleaved
 from prunedeploy_engines.serving.core.settings import ServingSettings
 from prunedeploy_engines.serving.telemetry.request_notes import RequestNotes, StageTimes
 
