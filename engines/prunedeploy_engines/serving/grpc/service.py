@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from prunedeploy_engines.serving.core.errors import (
     InvalidRequestError,
     ModelUnavailableError,
     ServingError,
+    SlowClientError,
     UnauthorisedError,
     drop_frames,
 )
@@ -74,9 +76,7 @@ class _Methods:
                 raise ModelUnavailableError("the server is stopping")
             if name == "ModelInfer":
                 self._service.check_by_head(notes, context.time_remaining())
-            data = await context.read()
-            if data is grpc.aio.EOF:
-                raise InvalidRequestError(f"there is no {name}Request")
+            data = await self._read(name, context)
             with self._service.budget.held() as take:
                 take(len(data))
                 try:
@@ -104,6 +104,16 @@ class _Methods:
         # The library keeps the error that this raises, which keeps this frame, until the garbage collector comes.
         message = None
         await context.abort(grpc.StatusCode[status], line)
+
+    async def _read(self, name: str, context: Context) -> bytes:
+        seconds = self._service.settings.body_timeout_s
+        try:
+            data = await asyncio.wait_for(context.read(), seconds)
+        except asyncio.TimeoutError:
+            raise SlowClientError(f"the message did not arrive within {seconds:g} s") from None
+        if data is grpc.aio.EOF:
+            raise InvalidRequestError(f"there is no {name}Request")
+        return data
 
     async def ServerLive(self, message: Any, notes: RequestNotes, context: Context) -> Any:  # noqa: N802
         return _answer("ServerLive", live=True)

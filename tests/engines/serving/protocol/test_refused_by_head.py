@@ -282,6 +282,18 @@ def test_grpc_refuses_before_the_message_comes(busy: Running, token: str, code: 
     assert error.code().name == code
 
 
+def test_grpc_does_not_wait_for_ever_for_a_message(bundle: Bundle) -> None:
+    never: queue.Queue[bytes] = queue.Queue()
+    with running({"tiny": bundle}, body_timeout_s=0.2) as own:
+        for _ in range(3):
+            error = grpc_call(own, iter(never.get, b""))
+            assert error.code().name == "DEADLINE_EXCEEDED"
+            assert error.details() == "the message did not arrive within 0.2 s"
+            never.put(b"")
+        message = message_type("ModelInferRequest")(model_name="nobody").SerializeToString()
+        assert grpc_call(own, iter([message])).code().name == "NOT_FOUND"
+
+
 def test_grpc_without_a_message_is_refused(server: Running) -> None:
     error = grpc_call(server, iter(()), timeout=20)
     assert error.code().name == "INVALID_ARGUMENT"
