@@ -73,6 +73,22 @@ def own_measuring_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cheap_surroundings() -> Iterator[None]:
+    """What costs a test time and tells it nothing, in this process; programs that tests start have the real thing.
+
+    No test outlives a power cut, so files are not forced to the disk. Latency is measured in few rounds, and the peak
+    that it is compared with on a small MatMul.
+    """
+    from prunedeploy_engines.bench.spec import _DEFAULTS
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        patch.setitem(_DEFAULTS, "size", 64)
+        patch.setattr("prunedeploy_engines.bench.run.ROUNDS", 2)
+        yield
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Top folder of the checkout the tests run in."""

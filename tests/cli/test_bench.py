@@ -133,7 +133,9 @@ def test_bundles_builds_and_onnx_files_are_measured_without_torch_and_onnx(
     assert [(row["runtime"], row["batch"]) for row in rows] == [("onnxruntime", 2)] * 3
     assert [Path(row["path"]).name for row in rows] == ["bundle", "build", "source.onnx"]
     assert all(row["latency_ms"]["n"] >= 10 for row in rows)
+    assert all(len(row["round_sizes"]) == 10 for row in rows)
     assert all(row["engine"]["threads"] == 1 for row in rows)
+    assert [peak["matmul_size"] for peak in document["peaks"]] == [1024]
     assert document["machine"]["cpu"]["name"]
     for row in rows[:2]:  # a batch of 2 is 2 x 1 M multiply-accumulates, each two operations
         assert row["gflops"] == pytest.approx(2 * 2_000_000 / row["latency_ms"]["p50"] / 1e6)
@@ -154,7 +156,7 @@ def test_a_row_says_what_was_measured_and_keeps_every_sample(run: Any, bundle: P
     assert row["sha256"] == file_sha256(bundle / "model.onnx")
     assert row["images"] == {"source": "random pixels", "seed": 7, "count": 8}
     assert len(row["samples_ms"]) == sum(row["round_sizes"]) == row["latency_ms"]["n"]
-    assert len(row["round_sizes"]) == 10
+    assert len(row["round_sizes"]) == document["settings"]["rounds"]
     assert row["figure"] == {"name": "90th percentile of the latency, ms", "value": row["latency_ms"]["p90"]}
     assert {"computes_in", "energy_j_per_image", "layers", "map_clean", "map_pgd", "device"} <= set(row)
 

@@ -292,7 +292,8 @@ def gallery_stage(
                     ):
                         scale = max(1, round(480 / max(pixels.shape[:2])))
                         file = f"{number:02d}-{row}-{kind}.png"
-                        Image.fromarray(draw_detections(pixels, found, scale=scale)).save(result.work / file)
+                        drawn = Image.fromarray(draw_detections(pixels, found, scale=scale))
+                        drawn.save(result.work / file, compress_level=3)  # in half the time, 5 % larger
                         rows[number][f"{row}_{kind}"] = file
             result.write("gallery.json", rows)
     return result
