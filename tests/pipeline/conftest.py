@@ -133,6 +133,14 @@ class TinyCase:
         return build(config, store=store, out=out, progress=Progress(quiet=True), **more)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def few_rounds() -> Iterator[None]:
+    """Latency is measured in few rounds: no test judges it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("prunedeploy.pipeline.stages.latency.ROUNDS", 2)
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16 training and 8 test scenes of the demo set."""
