@@ -185,6 +185,7 @@ from prunedeploy.pipeline.build import build
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines.errors import PrunedeployError
 import onnx, onnxruntime, pycocotools.cocoeval, prunedeploy.pipeline.stages.evaluate
+import torch._dynamo  # which a process imports when it makes its first optimiser
 
 def run(order):
     if order["file_limit"]:
@@ -269,7 +270,7 @@ class BuildProcesses:
         self._server.wait()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BuildProcesses]:
     started = BuildProcesses(tmp_path_factory.mktemp("answers"))
     yield started

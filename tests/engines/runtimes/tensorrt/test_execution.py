@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from prunedeploy_engines.builder.from_onnx import engine_from_onnx
 from prunedeploy_engines.detection.letterbox import to_uint8_input
 from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import EngineError
+from prunedeploy_engines.files import file_sha256
 from prunedeploy_engines.runtimes.tensorrt import runner as tensorrt_runner
 from prunedeploy_engines.runtimes.tensorrt.library import CudaDevice, installed_version
 from prunedeploy_engines.runtimes.tensorrt.runner import TensorRTRunner
@@ -27,11 +29,16 @@ pytestmark = pytest.mark.skipif(
 
 
 class Opened:
-    """A network, its engine, and the GPU that runs it."""
+    """A network, its engine, and the GPU that runs it.
+
+    Tests on the same network share an engine in ``engines``, which none of them changes.
+    """
+
+    engines: Path
 
     def __init__(self, path, monkeypatch, batch=(1, 2, 5), **options):
         self.path = path
-        self.engine = engine_from_onnx(path, path.parent / "engines", target="sm86", batch=batch)
+        self.engine = engine_from_onnx(path, self.engines / file_sha256(path), target="sm86", batch=batch)
         self.gpu = StandIn(path.read_bytes(), batch[2], **options)
         monkeypatch.setattr(tensorrt_runner, "tensorrt_unavailable_reason", lambda library: None)
         monkeypatch.setattr(tensorrt_runner, "cuda_device", lambda: CudaDevice("none", "sm86"))
@@ -43,6 +50,11 @@ class Opened:
 
     def expected(self, images):
         return self.gpu.session.run(None, {"images": images})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def engines(tmp_path_factory):
+    Opened.engines = tmp_path_factory.mktemp("engines")
 
 
 @pytest.fixture

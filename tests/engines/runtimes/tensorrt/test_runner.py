@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -30,12 +32,20 @@ needs_rtx = pytest.mark.skipif(
 needs_no_gpu = pytest.mark.skipif(cuda_driver_problem() is None, reason="a GPU is here: plans do run")
 
 
-@pytest.fixture
-def engine(tmp_path):
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
     if installed_version("tensorrt_rtx") is None:
         pytest.skip("needs tensorrt-rtx (pip install 'prunedeploy[rtx]')")
-    onnx.save(convolutional_detector(), tmp_path / "model.onnx")
-    return engine_from_onnx(tmp_path / "model.onnx", tmp_path, target="sm86", batch=(2, 2, 4))
+    folder = tmp_path_factory.mktemp("built")
+    onnx.save(convolutional_detector(), folder / "model.onnx")
+    return engine_from_onnx(folder / "model.onnx", folder, target="sm86", batch=(2, 2, 4))
+
+
+@pytest.fixture
+def engine(built, tmp_path):
+    """A copy of the engine with its sidecar, which a test may change."""
+    shutil.copytree(built.path.parent, tmp_path, dirs_exist_ok=True)
+    return replace(built, path=tmp_path / built.path.name)
 
 
 def error_of(path, **options) -> EngineError:
