@@ -133,7 +133,7 @@ def test_a_build_end_to_end_and_what_reads_its_folder(
 
 @pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs openvino")
 def test_openvino_is_used_without_being_loaded_beside_pytorch(
-    run_process: Any, coco: Path, darknet: Path, tmp_path: Path
+    run: Any, run_process: Any, coco: Path, darknet: Path, tmp_path: Path
 ) -> None:
     tell = "print('LOADED', [n for n in ('torch', 'openvino') if n in sys.modules], file=sys.stderr)"
 
@@ -150,9 +150,13 @@ def test_openvino_is_used_without_being_loaded_beside_pytorch(
     (row,) = [row for row in built["engines"] if row["runtime"] == "openvino"]
     assert row["latency_ms"]["p50"] > 0
     assert row["map_clean"] is not None
-    for model in (tmp_path / "out", tmp_path / "out" / "bundle", tmp_path / "out" / "bundle" / "model.onnx"):
-        measured = document("evaluate", model, "--data", coco, "--runtime", "openvino", "--bootstrap", "0")
-        (result,) = measured["results"]
+    options = ("--data", coco, "--runtime", "openvino", "--bootstrap", "0")
+    measured = [document("evaluate", tmp_path / "out", *options)]
+    for model in (tmp_path / "out" / "bundle", tmp_path / "out" / "bundle" / "model.onnx"):
+        done = run("evaluate", model, *options, "--json")  # here nothing can load OpenVINO: `OpenVinoStaysOut`
+        assert done.exit_code == 0, done.stderr
+        measured.append(json.loads(done.stdout))
+    for (result,) in (one["results"] for one in measured):
         assert result["engine"]["runtime"] == "openvino"
         assert result["map_clean"] == pytest.approx(row["map_clean"], abs=1e-9)
 
@@ -222,9 +226,9 @@ def test_truncated_weights_are_refused(run: Any, coco: Path, darknet: Path, tmp_
         assert "tiny.weights" in done.stderr.splitlines()[-1]
 
 
-def test_evaluate_a_darknet_model(run_process: Any, darknet: Path, coco: Path) -> None:
-    done = run_process("evaluate", darknet, "--data", coco, "--limit", "2", "--json")
-    assert done.returncode == 0, done.stderr
+def test_evaluate_a_darknet_model(run: Any, darknet: Path, coco: Path) -> None:
+    done = run("evaluate", darknet, "--data", coco, "--limit", "2", "--json")
+    assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     (row,) = document["results"]
     assert (document["kind"], document["attack"], document["data"]["images"]) == ("darknet", None, 2)

@@ -73,11 +73,12 @@ def test_target_out_of_reach_says_what_can_be_had(run: Any, arguments: tuple[obj
 
 
 def test_search_prints_what_it_tried_and_writes_the_folder_of_what_it_chose(
-    run_process: Any, arguments: tuple[object, ...], tmp_path: Path
+    run: Any, run_process: Any, arguments: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = run_process(*arguments, "--target-size", "9KB")
     assert shown.returncode == 0, shown.stderr
-    document = json.loads(run_process(*arguments, "--target-size", "9KB", "--json").stdout)
+    monkeypatch.chdir(tmp_path)  # as the process before
+    document = json.loads(run(*arguments, "--target-size", "9KB", "--json").stdout)
     assert document["computed"] == []
     search = document["search"]
     assert search["target"] == {"option": "--target-size", "measure": "onnx_bytes", "value": 9000}
