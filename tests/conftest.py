@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.abc
 import os
+import resource
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -48,20 +49,50 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def cpu_seconds() -> float:
+    """CPU time of this process and of those it has started and waited for."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+class CpuClock:
+    """Notes with each report the CPU seconds since the one before, of setup, call or teardown and their processes."""
+
+    def __init__(self) -> None:
+        self._last = cpu_seconds()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        now = cpu_seconds()
+        report.cpu_seconds, self._last = now - self._last, now
+        return report
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the clock, once the collection is over."""
+    session.config.pluginmanager.register(CpuClock())
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how long each part of the tests took: seconds of a test process, the slowest part first."""
+    """Print what each part of the tests took, the costliest part first.
+
+    CPU seconds stay the same on a busy machine; seconds of a test process do not, and have what it waited for in them.
+    """
+    cpu: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
                 part = "/".join(report.nodeid.split("::")[0].split("/")[:3])
+                cpu[part] += getattr(report, "cpu_seconds", 0.0)
                 seconds[part] += report.duration
                 tests[part] += report.when == "call"
     if sum(tests.values()) > 1:
-        terminalreporter.section(f"time of each part, {sum(seconds.values()):.0f} s in all")
-        for part, took in seconds.most_common(40):
-            terminalreporter.write_line(f"{took:7.1f} s  {tests[part]:4} tests  {part}")
+        in_all = f"{sum(cpu.values()):.0f} s of CPU, {sum(seconds.values()):.0f} s"
+        terminalreporter.section(f"time of each part, {in_all} in all")
+        for part, took in cpu.most_common(40):
+            terminalreporter.write_line(f"{took:7.1f} s of CPU {seconds[part]:7.1f} s  {tests[part]:4} tests  {part}")
 
 
 @pytest.fixture(scope="session", autouse=True)
