@@ -36,6 +36,24 @@ def without(*libraries: str) -> str:
 
 
 @pytest.fixture
+def run_process(run: Any, run_process: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As its namesake, but a process is started only for what must be absent: what is refused leaves nothing behind."""
+
+    def call(*arguments: object, before: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+        if before:
+            started: subprocess.CompletedProcess[str] = run_process(*arguments, before=before, **environment)
+            return started
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            done = run(*arguments)
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+    return call
+
+
+@pytest.fixture
 def taken() -> Iterator[int]:
     """A port that somebody else listens at."""
     with socket.socket() as listening:
