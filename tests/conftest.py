@@ -17,6 +17,8 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
+from effort import examples
+
 # Read when torch and its BLAS are first imported, so it must stand before any test module is. Of several test processes
 # each has one thread: they share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
@@ -43,8 +45,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # How long an example takes depends on the machine, and no test here judges that. In CI the same
 # examples run every time, so that a red run is red again.
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("local", deadline=None, max_examples=examples(100))
+settings.register_profile("ci", deadline=None, max_examples=examples(100), derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
+import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -75,16 +72,13 @@ def test_two_lines_of_batch_are_noted(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", slow_after(4, *SMALL, *(one for one in LARGE if one not in SMALL)))
 def test_whole_and_halved_it_computes_what_opencv_does_and_passes_the_gates(
-    name: str, folder: Path, tmp_path: Path
+    name: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At its own size, with random weights, by the program that made the table of docs/sections.md."""
     if f"{name}.cfg" in REFUSED:
         pytest.skip("it is refused")
-    paths = os.pathsep.join(str(REPOSITORY / part) for part in ("", "export", "engines"))
-    program = [sys.executable, str(REPOSITORY / "benchmarks" / "darknet_cfgs.py")]
-    command = [*program, "one", str(folder / f"{name}.cfg"), str(tmp_path)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True)
-    row = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    row = importlib.import_module("darknet_cfgs").examine(folder / f"{name}.cfg", tmp_path)
     assert 0.4 < row["pruned_parameters"] / row["parameters"] < 0.6
     assert row["shrunk_is_masked"] <= 1e-5
     assert (row["gates_dense"], row["gates_pruned"]) == ("passed", "passed")
