@@ -111,30 +111,37 @@ def model() -> Darknet:
     return mixed_network("swish")
 
 
-def test_snip_equals_finite_differences_of_the_detection_loss(model: Darknet) -> None:
-    batches = random_batches([2, 1])
+@pytest.fixture(scope="module")
+def batches() -> list[Batch]:
+    return random_batches([2, 1])
+
+
+@pytest.fixture(scope="module")
+def differences(model: Darknet, batches: list[Batch]) -> list[Scores]:
+    """Finite differences of the detection loss of each minibatch."""
     loss = detection_loss(model)
+    return [
+        finite_differences(model, lambda batch=batch: float(loss(model(batch.images), batch.targets)))
+        for batch in batches
+    ]
 
-    def mean_loss() -> float:
-        values = [float(loss(model(batch.images), batch.targets)) * len(batch.images) for batch in batches]
-        return sum(values) / 3
 
-    expected = {index: value.abs() for index, value in finite_differences(model, mean_loss).items()}
+def test_snip_equals_finite_differences_of_the_detection_loss(
+    model: Darknet, batches: list[Batch], differences: list[Scores]
+) -> None:
+    two, one = differences  # of so many images; those of the mean over all three are their mean
+    expected = {index: ((2 * two[index] + one[index]) / 3).abs() for index in two}
     total = sum(float(value.sum()) for value in expected.values())
-    scores = snip_scores(model, batches, loss)
+    scores = snip_scores(model, batches, detection_loss(model))
     assert_close(scores, {index: value / total for index, value in expected.items()})
     assert sum(float(value.sum()) for value in scores.values()) == pytest.approx(1.0)
 
 
-def test_taylor_equals_finite_differences_of_each_minibatch(model: Darknet) -> None:
-    batches = random_batches([2, 1])
-    loss = detection_loss(model)
-    parts = [
-        finite_differences(model, lambda batch=batch: float(loss(model(batch.images), batch.targets)))
-        for batch in batches
-    ]
-    scores = taylor_scores(model, batches, loss)
-    assert_close(scores, {index: (parts[0][index] ** 2 + parts[1][index] ** 2) / 2 for index in parts[0]})
+def test_taylor_equals_finite_differences_of_each_minibatch(
+    model: Darknet, batches: list[Batch], differences: list[Scores]
+) -> None:
+    scores = taylor_scores(model, batches, detection_loss(model))
+    assert_close(scores, {index: sum(part[index] ** 2 for part in differences) / 2 for index in scores})
 
 
 def test_gradient_x_input_equals_finite_differences_of_each_image(model: Darknet) -> None:
