@@ -155,7 +155,13 @@ def our_rows(weights: Path, folder: Path, runs: Path, ratio: float) -> list[dict
     """Build, then evaluate every runtime and precision on all photos."""
     out = runs / f"coco-reference-{ratio:g}"
     count = len(json.loads(find_splits(folder).test.json_path.read_bytes())["images"])  # type: ignore[union-attr]
-    settings = [f"model.weights={weights}", f"data.train_images={count // 2}", "targets=cpu", *NOT_MEASURED, *WITHOUT_TRAINING]
+    settings = [
+        f"model.weights={weights}",
+        f"data.train_images={count // 2}",
+        "targets=cpu",
+        *NOT_MEASURED,
+        *WITHOUT_TRAINING,
+    ]
     command("build", "--config", "yolov3-tiny-coco", "--data", str(folder), "--ratio", f"{ratio:g}", "--precision",
             ",".join(PRECISIONS), "--out", str(out), "--store", str(runs / ".store"),
             *(part for setting in settings for part in ("--set", setting)))  # fmt: skip

@@ -6,8 +6,9 @@
 
 ``run`` takes every cfg of a folder in a process of its own, so that its peak memory is its own, and writes a line for
 each; those that have a line are left out, so a run that was killed goes on. Weights are random, normalisation is fitted
-on composed scenes and shifted, so that rounding does not grow. Half of the weights go, by whole filters of the lowest scaled scores. Deviations of heads are
-relative to how far a head strays from its channels' means. ``--latency`` measures ONNX Runtime, both files in turns.
+on composed scenes and shifted, so that rounding does not grow. Half of the weights go, by whole filters of the lowest
+scaled scores. Deviations of heads are relative to how far a head strays from its channels' means. ``--latency``
+measures ONNX Runtime, both files in turns.
 ``rounding`` compares heads in float32, ours and OpenCV's, with ours in float64.
 """
 
