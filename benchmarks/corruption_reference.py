@@ -50,7 +50,9 @@ def drawing_from(rng: np.random.Generator) -> Iterator[None]:
         mock.patch.multiple(
             np.random, normal=rng.normal, uniform=rng.uniform, poisson=rng.poisson, randint=rng.integers
         ),
-        mock.patch.object(reference.sk.util, "random_noise", lambda *args, **more: random_noise(*args, rng=rng, **more)),
+        mock.patch.object(
+            reference.sk.util, "random_noise", lambda *args, **more: random_noise(*args, rng=rng, **more)
+        ),
     ):
         yield
 
@@ -76,7 +78,9 @@ def frost_statistics(image: np.ndarray) -> None:
                 theirs = reference_corrupt(image, severity, "frost")
             rows.append([f(one) for one in (ours, theirs) for f in (np.mean, np.std, lambda x: psnr(x, image))])
         of_ours, of_theirs = np.mean(rows, axis=0).reshape(2, 3)
-        print(f"  severity {severity}: " + "   ".join(" ".join(f"{x:6.1f}" for x in one) for one in (of_ours, of_theirs)))
+        print(
+            f"  severity {severity}: " + "   ".join(" ".join(f"{x:6.1f}" for x in one) for one in (of_ours, of_theirs))
+        )
 
 
 def psnr(one: np.ndarray, other: np.ndarray) -> float:

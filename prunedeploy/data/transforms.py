@@ -31,8 +31,8 @@ def augment(
         image: ``(H, W, 3)`` uint8 RGB.
         boxes_xyxy: ``(n, 4)`` float32, pixels of ``image``.
         class_ids: ``(n,)`` int64.
-        rng: From `prunedeploy.data.draws.generator_for`. As many numbers are drawn whatever the settings are, so that switching one
-            kind of augmentation off leaves the others as they were.
+        rng: From `prunedeploy.data.draws.generator_for`. As many numbers are drawn whatever the settings are, so that
+            switching one kind of augmentation off leaves the others as they were.
         settings: What may happen.
         pad_colour: Colour of what zooming out uncovers, uint8 RGB.
 

@@ -7,7 +7,7 @@
 docs/corruptions.md says what each does and by how much it differs from the reference implementation.
 
 References: Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and Perturbations,
-ICLR 2019; Michaelis et al., Benchmarking Robustness in Object Detection: Autonomous Driving when Winter is Coming, 2019.
+2019; Michaelis et al., Benchmarking Robustness in Object Detection: Autonomous Driving when Winter is Coming, 2019.
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ def elastic_transform(image: Pixels, severity: int, rng: np.random.Generator) ->
     )
     places = (np.arange(height)[:, None] + down, np.arange(width) + across)
     values = unit(image)
-    moved = [
-        ndimage.map_coordinates(values[..., c], places, order=1, mode="reflect") for c in range(values.shape[2])
-    ]
+    moved = [ndimage.map_coordinates(values[..., c], places, order=1, mode="reflect") for c in range(values.shape[2])]
     return pixels(np.stack(moved, axis=2))
 
 

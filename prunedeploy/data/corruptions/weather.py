@@ -23,7 +23,7 @@ BRIGHTNESS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
 
 def snow(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
-    """Whiten the image, and let flakes fall on it in a direction drawn from -135 to -45 degrees, and in the opposite."""
+    """Whiten the image, and let flakes fall on it in a direction drawn from -135 to -45 degrees and in the opposite."""
     mean, spread, size, seen_from, radius, sigma, kept = SNOW[severity - 1]
     values = unit(image).astype(np.float32)
     height, width = image.shape[:2]
