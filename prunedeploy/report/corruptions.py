@@ -41,11 +41,12 @@ def corruptions_section(results: Results) -> Html | None:
     names = list(dict.fromkeys(name for one in series for name in mapping(one.found.get("map"))))
     severities = ", ".join(f"{s:g}" for s in dict.fromkeys(s for one in series for s in one.found["severities"]))
     images = {number(one.get("images")) for one in map(mapping, mapping(results.get("corruptions")).values())}
+    measured = " or ".join(f"{n:,.0f}" for n in images if n is not None)
     said = note(
-        f"mAP (IoU .50 to .95) on {' or '.join(f'{n:,.0f}' for n in images if n is not None)} test images, corrupted "
-        f"at the network's input size, as a mean over severities {severities}. mPC is the mean over corruptions, rPC its "
-        "share of the clean mAP. Published figures are of all fifteen corruptions at severities 1 to 5; frost has a "
-        "texture of prunedeploy's own, so that its figures cannot be compared with published ones."
+        f"mAP (IoU .50 to .95) on {measured} test images, corrupted at the network's input size, as a mean over "
+        f"severities {severities}. mPC is the mean over corruptions, rPC its share of the clean mAP. Published figures "
+        "are of all fifteen corruptions at severities 1 to 5. The texture of frost is prunedeploy's own, so that its "
+        "figures cannot be compared with published ones."
     )
     return join(_multiples(series, names), _table(series, names), said)
 

@@ -16,9 +16,9 @@ GLASS = ((0.7, 1, 2), (0.9, 2, 1), (1.0, 2, 3), (1.1, 3, 2), (1.5, 4, 2))
 """Standard deviation of the blur before and after, farthest displacement in pixels, and rounds of it."""
 MOTION = ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15))
 """Half the length of the movement in pixels, and the standard deviation of its weights along it."""
-ZOOM = ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11))
-"""Step between zoom factors, and how many there are, the first of them 1. (The reference writes the first row as the
-range from 1 to below 1.11; with its rounding 1.11 is in it.)"""
+ZOOM = ((0.01, 1.11), (0.01, 1.16), (0.02, 1.21), (0.02, 1.26), (0.03, 1.31))
+"""Step between zoom factors, of which the first is 1, and where they end; `np.arange` takes the first of these ends in,
+which its rounding makes a hair larger, and so do published figures."""
 
 
 def defocus_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
@@ -107,10 +107,11 @@ def smeared(image: Values, radius: int, sigma: float, angle: float) -> Values:
 
 def zoom_blur(image: Pixels, severity: int, rng: np.random.Generator) -> Pixels:
     """Average an image with enlargements of its middle: a camera that moves towards the scene."""
-    step, count = ZOOM[severity - 1]
+    step, end = ZOOM[severity - 1]
+    factors = np.arange(1, end, step)
     values = unit(image).astype(np.float32)
     total = values.copy()  # the image itself counts twice: it is also the enlargement by 1
     height, width = image.shape[:2]
-    for i in range(count):
-        total += zoomed(values, 1 + i * step)[:height, :width]
-    return pixels(total / (count + 1))
+    for factor in factors.tolist():
+        total += zoomed(values, factor)[:height, :width]
+    return pixels(total / (len(factors) + 1))
