@@ -26,11 +26,26 @@ class _Series:
     colour: str
     found: Mapping[str, Any]
 
+    @property
+    def severities(self) -> list[float]:
+        """The severities that were measured."""
+        return _numbers(self.found.get("severities"))
+
+    def values(self, corruption: str) -> list[float | None]:
+        """What mAP was at each of them."""
+        cells = look_up(self.found, "map", corruption)
+        return [number(one) for one in cells] if isinstance(cells, list) else []
+
     def points(self, corruption: str) -> list[tuple[float, float]]:
         """(severity, mAP), clean images as severity 0."""
-        cells = look_up(self.found, "map", corruption)
-        pairs = [(0, self.found.get("map_clean")), *zip(self.found.get("severities") or (), cells or (), strict=False)]
-        return [(float(severity), value) for severity, one in pairs if (value := number(one)) is not None]
+        measured = zip(
+            (0, *self.severities), (number(self.found.get("map_clean")), *self.values(corruption)), strict=False
+        )
+        return [(severity, value) for severity, value in measured if value is not None]
+
+
+def _numbers(values: object) -> list[float]:
+    return [found for one in values if (found := number(one)) is not None] if isinstance(values, list) else []
 
 
 def corruptions_section(results: Results) -> Html | None:
@@ -39,7 +54,7 @@ def corruptions_section(results: Results) -> Html | None:
     if not series:
         return None
     names = list(dict.fromkeys(name for one in series for name in mapping(one.found.get("map"))))
-    severities = ", ".join(f"{s:g}" for s in dict.fromkeys(s for one in series for s in one.found["severities"]))
+    severities = ", ".join(f"{s:g}" for s in dict.fromkeys(s for one in series for s in one.severities))
     images = {number(one.get("images")) for one in map(mapping, mapping(results.get("corruptions")).values())}
     measured = " or ".join(f"{n:,.0f}" for n in images if n is not None)
     said = note(
@@ -55,7 +70,7 @@ def _series(results: Results) -> Iterator[_Series]:
     colours = iter(_OF_FILES)
     for row, document in mapping(results.get("corruptions")).items():
         for runner, found in mapping(mapping(document).get("runners")).items():
-            if not mapping(found).get("severities"):
+            if not mapping(mapping(found).get("map")):
                 continue
             file = runner.partition("|")[2] or "model.onnx"
             if runner == "torch":
@@ -70,11 +85,15 @@ def _table(series: Sequence[_Series], names: Sequence[str]) -> Html:
 
     rows: list[list[Node]] = [["none (clean)", *cells("map_clean")]]
     for name in names:
-        values = [[number(v) for v in look_up(one.found, "map", name) or ()] for one in series]
-        rows.append([name, *(map_cell(None if not v or None in v else sum(filter(None, v)) / len(v)) for v in values)])
+        rows.append([name, *(map_cell(_mean(one.values(name))) for one in series)])
     rows.append([tag("b", "mPC"), *cells("mpc")])
     rows.append([tag("b", "rPC"), *(_share(one.found) for one in series)])
     return table(["Corruption", *(one.name for one in series)], rows, numbers=range(1, 1 + len(series)))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _share(found: Mapping[str, Any]) -> Html:
