@@ -1,6 +1,8 @@
 """Draw the fifteen corruptions on one scene of the demo: docs/images/corruptions.jpg.
 
     python benchmarks/corruption_picture.py docs/images/corruptions.jpg [--severity 3] [--photo FILE]
+
+A photo is letterboxed. The picture in the repository is of a scene, so that it is free to be passed on.
 """
 
 from __future__ import annotations
