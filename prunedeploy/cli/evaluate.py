@@ -11,6 +11,7 @@ from prunedeploy.cli.evaluate_output import print_evaluation
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import PATH, count_option, store_option
 from prunedeploy.cli.output import comma_list, print_json, quiet_stdout
+from prunedeploy.config.corruptions import SEVERITIES, corruption_names, severities_of
 from prunedeploy.process_setup import keep_freed_memory
 
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
@@ -23,6 +24,7 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd --runtime torch,onnxruntime",
     "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack noise,fgsm,pgd,ensemble --error-kinds",
     "prunedeploy evaluate yolov3-tiny.cfg --data coco/ --limit 500 --csv detections",
+    "prunedeploy evaluate yolov3-tiny.cfg --data coco/ --limit 100 --corruptions snow,fog --severities 1-3",
     "prunedeploy evaluate bundle/ --data coco/ --attack pgd --parent-cfg model.cfg --steps 20",
 )
 @click.argument("model", type=PATH)
@@ -70,6 +72,14 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
 )
 @click.option("--check", "checks", is_flag=True, help="Check whether the attacks can be believed, on 32 images.")
 @click.option(
+    "--corruptions",
+    metavar="all|NAME,...",
+    default="none",
+    help="Weather, noise, blur and compression (docs/corruptions.md): mAP under each, their mean (mPC), and the share "
+    "of the clean mAP that it is (rPC).",
+)
+@click.option("--severities", metavar="S", help="Of --corruptions, e.g. 3, 1-3 or 1,3,5.  [default: 1-5]")
+@click.option(
     "--eps",
     type=click.FloatRange(0, min_open=True),
     metavar="E",
@@ -103,7 +113,13 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
 @click.option("--allow-bad-images", is_flag=True, help="Leave out images that cannot be read; they are named.")
 @click.option("--allow-bad-boxes", is_flag=True, help="Leave out boxes that cannot be used; they are counted.")
 @click.option("--only-known-classes", is_flag=True, help="Leave out boxes of classes that the network does not have.")
-@click.option("--csv", "csv_folder", type=PATH, metavar="DIR", help="Write every detection as CSV into DIR.")
+@click.option(
+    "--csv",
+    "csv_folder",
+    type=PATH,
+    metavar="DIR",
+    help="Write every detection in clean and attacked images as CSV into DIR.",
+)
 @store_option("The demo set is composed beside it.")
 def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **options: Any) -> None:
     """Measure mAP of a model, on clean and on attacked images.
@@ -128,6 +144,7 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     runtimes = comma_list(runtime or default, "--runtime", RUNTIMES)
     attacks = _attacks(options.pop("attacks"), options.pop("objective"))
     _refuse_idle_options(attacks, options)
+    options |= _corruptions(options["corruptions"], options["severities"])
     with quiet_stdout():
         from prunedeploy.pipeline.evaluation import Request, run
 
@@ -159,6 +176,20 @@ def _attacks(text: str, objective: str | None) -> tuple[str, ...]:
     if not any(one in WITH_OBJECTIVE for one in attacks):
         raise click.UsageError("--objective is for fgsm, pgd and apgd, but none of them is given without one")
     return tuple(f"{one}:{objective}" if one in WITH_OBJECTIVE else one for one in attacks)
+
+
+def _corruptions(names: str, severities: str | None) -> dict[str, tuple[Any, ...]]:
+    """Both options, read and checked."""
+    try:
+        chosen = corruption_names(comma_list(names, "--corruptions"))
+    except ValueError as error:
+        raise click.UsageError(f"--corruptions: {error}") from None
+    if severities is not None and not chosen:
+        raise click.UsageError("--severities has no effect without --corruptions")
+    try:
+        return {"corruptions": chosen, "severities": SEVERITIES if severities is None else severities_of(severities)}
+    except ValueError as error:
+        raise click.UsageError(f"--severities: {error}") from None
 
 
 def _refuse_idle_options(attacks: tuple[str, ...], options: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from prunedeploy.cli.output import number, print_table
+from prunedeploy.config.corruptions import CORRUPTIONS, SEVERITIES
 
 
 def print_evaluation(document: dict[str, Any]) -> None:
@@ -32,6 +33,7 @@ def print_evaluation(document: dict[str, Any]) -> None:
     labels = {attack["name"].replace(":", "_"): _label(attack["name"]) for attack in document["attacks"]}
     for result in document["results"]:
         _print_looked_into(result, {"clean": "clean", **labels})
+        _print_corrupted(result)
     _print_distortion(document.get("distortion"))
     _print_curve(document.get("curve"))
     for check in document.get("checks", ()):
@@ -96,6 +98,25 @@ def _print_looked_into(result: dict[str, Any], labels: dict[str, str]) -> None:
 
 def _rate(interval: dict[str, float] | None) -> str:
     return "-" if interval is None else f"{interval['value']:.3f} ({interval['low']:.3f} to {interval['high']:.3f})"
+
+
+def _print_corrupted(result: dict[str, Any]) -> None:
+    found = result.get("corruptions")
+    if found is None:
+        return
+    click.echo(f"\nmAP of {result['runtime']} by corruption and severity:")
+    rows = [
+        [name, *map(number, values), number(None if None in values else sum(values) / len(values))]
+        for name, values in found["map"].items()
+    ]
+    print_table(["corruption", *map(str, found["severities"]), "mean"], rows)
+    whole = len(found["map"]) == len(CORRUPTIONS) and tuple(found["severities"]) == SEVERITIES
+    for key, meaning in (("mpc", "the mean of all these"), ("rpc", "the share of the clean mAP that it is")):
+        interval = found["intervals"][key]
+        between = "" if interval is None else f" ({_between(interval)})"
+        click.echo(f"{key[0]}PC, {meaning}: {number(found[key])}{between}")
+    if not whole:
+        click.echo("published means are over all 15 corruptions at severities 1 to 5")
 
 
 def _print_distortion(found: dict[str, Any] | None) -> None:

@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from prunedeploy.config.corruptions import SEVERITIES, corruption_names, severities_of
+
 BUNDLED = "demo"
 """The value of ``model.weights`` and ``data.path`` that means: what comes with the package."""
 
@@ -84,6 +86,11 @@ def as_input_size(value: object) -> object:
     if not isinstance(value, (int, str)) or sides is None:
         raise ValueError(f"give one side or width x height in pixels, e.g. 320 or 416x256, not {value!r}")
     return f"{int(sides[1])}x{int(sides[2] or sides[1])}"
+
+
+def as_severities(value: object) -> object:
+    """Let ``1-5``, ``1,3,5``, a list of such severities or a single one stand for ascending severities."""
+    return severities_of(",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
 
 
 class ModelConfig(Block):
@@ -195,11 +202,15 @@ class RobustnessConfig(Block):
             objective of their own, such as ``apgd:box``. What a list under ``attack`` has after its first entry comes
             here.
         budget: How far apgd and the ensemble search: 10, 30 or 100 steps of each attack.
-        images: Test images that are attacked so, drawn as ``data.eval_images`` draws; null: all that are measured.
+        images: Test images that are attacked and corrupted so, drawn as ``data.eval_images`` draws; null: all that are
+            measured.
         curve: Radii at which the last of the attacks is repeated, each in (0, 1].
         error_kinds: Sort the errors on clean and attacked images by kind (TIDE), and count what attacks do to objects
             that were found.
         checks: Find out whether the attacks can be believed, on the first of the images.
+        corruptions: Weather, noise, blur and compression (``all``, or names of `prunedeploy.config.corruptions`) under
+            which every network and every file is measured, on the same images.
+        severities: At which severities of them, e.g. ``1-5`` or ``1,3,5``.
     """
 
     attacks: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
@@ -208,11 +219,29 @@ class RobustnessConfig(Block):
     curve: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(as_tuple)] = ()
     error_kinds: bool = True
     checks: bool = False
+    corruptions: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    severities: Annotated[tuple[int, ...], BeforeValidator(as_severities)] = SEVERITIES
+
+    @field_validator("corruptions")
+    @classmethod
+    def _known_corruptions(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return corruption_names(value)
+
+    @model_serializer(mode="wrap")
+    def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave corruptions and their severities out unless there are some: hashes stay as they were."""
+        younger = () if self.corruptions else ("corruptions", "severities")
+        return {key: value for key, value in values(self).items() if key not in younger}
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is anything to measure."""
+        """Whether there is anything to attack."""
         return bool(self.attacks or self.curve or self.checks)
+
+    @property
+    def of_attacks(self) -> RobustnessConfig:
+        """The same without corruptions, on which no attack depends."""
+        return self.model_copy(update={"corruptions": ()})
 
 
 class AugmentConfig(Block):

@@ -15,7 +15,9 @@ In the order of the data's flow::
     names_beside class names that lie beside a model
     anchors      k-means on IoU, and how well anchors cover boxes
     reading      one image file -> pixels in the frame of its annotations
+    draws        random draws keyed by numbers, e.g. seed, epoch and image
     transforms   augment: flip, zoom, shift and colour, keyed by (seed, epoch, image)
+    corruptions  weather, noise, blur and compression at five severities, for measuring
     batches      a letterboxed image with its boxes, a Batch of them
     loader       TrainingLoader (endless, by step) and EvaluationLoader (in order)
 """

@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from prunedeploy.config import AugmentConfig
 from prunedeploy.data.batches import Batch, Colour, Sample, load_sample, make_targets
+from prunedeploy.data.draws import generator_for
 from prunedeploy.data.records import CocoDataset
-from prunedeploy.data.transforms import augment, generator_for
+from prunedeploy.data.transforms import augment
 from prunedeploy_engines.detection.letterbox import GREY, batch_to_input, unit_pixels
 from prunedeploy_engines.errors import DataError
 

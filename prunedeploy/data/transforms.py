@@ -17,16 +17,6 @@ from torch import Tensor
 from prunedeploy.config import AugmentConfig
 
 
-def generator_for(seed: int, epoch: int, image_id: int) -> np.random.Generator:
-    """Return the generator of one image in one epoch; the three numbers are any integers."""
-    # SeedSequence takes non-negative integers and cuts large ones into 32-bit words; two words for each of
-    # the three, in two's complement, keep every key apart from every other.
-    words = [value & 0xFFFFFFFFFFFFFFFF for value in (seed, epoch, image_id)]
-    halves = [half for word in words for half in (word & 0xFFFFFFFF, word >> 32)]
-    # PCG64 is named because NumPy may change its default.
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(halves)))
-
-
 def augment(
     image: NDArray[np.uint8],
     boxes_xyxy: NDArray[np.float32],
@@ -41,8 +31,8 @@ def augment(
         image: ``(H, W, 3)`` uint8 RGB.
         boxes_xyxy: ``(n, 4)`` float32, pixels of ``image``.
         class_ids: ``(n,)`` int64.
-        rng: From `generator_for`. As many numbers are drawn whatever the settings are, so that switching one
-            kind of augmentation off leaves the others as they were.
+        rng: From `prunedeploy.data.draws.generator_for`. As many numbers are drawn whatever the settings are, so that
+            switching one kind of augmentation off leaves the others as they were.
         settings: What may happen.
         pad_colour: Colour of what zooming out uncovers, uint8 RGB.
 

@@ -14,6 +14,7 @@ In the order of the data's flow::
     error_types       what kinds of errors a detector makes, and what each kind costs
     attack_effects    what becomes of the objects that were found before an attack
     robustness        all of that as JSON values, and robust mAP over the radius
+    corruption        mAP under weather, noise, blur and compression, and its means mPC and rPC
     attack_checks     whether an attack can be believed
 """
 

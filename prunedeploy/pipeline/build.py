@@ -20,6 +20,7 @@ from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.ratio.search import RatioSearch
 from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ratio, with_what_is_searched
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
+from prunedeploy.pipeline.stages.corruptions import corruptions_stage
 from prunedeploy.pipeline.stages.evaluate import (
     check_images_stage,
     compare_stage,
@@ -150,6 +151,12 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
     artefacts, failed_map = without_what_failed(evaluations["pruned"], artefacts)
     left_out += failed_map
     check_something_is_left(artefacts, left_out)
+    corruptions = {}
+    if context.config.robustness.corruptions:
+        corruptions = {
+            row: corruptions_stage(context, row, model, artefacts if row == "pruned" else ())
+            for row, model in rows.items()
+        }
     engines, missing_engines, failed_engines = engine_stages(context, artefacts)
     left_out += failed_engines
     comparison = compare_stage(context, evaluations)
@@ -175,6 +182,7 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
         evaluations=evaluations,
         comparison=comparison,
         robustness=robustness,
+        corruptions=corruptions,
         points=points,
         gallery=gallery,
         latency=latency,

@@ -7,6 +7,7 @@ from typing import Any
 
 from prunedeploy.pipeline.context import StageResult
 from prunedeploy.pipeline.left_out import LeftOut
+from prunedeploy.pipeline.stages.corruptions import mean_figures
 from prunedeploy.pipeline.stages.export import ENGINE, Artefact, runner_key
 from prunedeploy_engines.builder.from_onnx import read_engine_file
 from prunedeploy_engines.files import file_sha256
@@ -22,6 +23,7 @@ def engine_rows(
     left_out: Sequence[LeftOut],
     figures: Mapping[str, Any],
     latency: Mapping[str, Any],
+    corruptions: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Describe what is deployed, and what was asked for and is not.
 
@@ -32,12 +34,13 @@ def engine_rows(
         left_out: What failed a gate; it has a row without a file.
         figures: ``evaluation.json`` of the pruned network.
         latency: ``rows`` of ``latency.json``.
+        corruptions: ``corruptions.json`` of the pruned network; None if it was not measured under any.
     """
     failed = {(one.file, one.runtime) for one in left_out}
     rows = [
         row
         for artefact in artefacts
-        for row in _onnx_rows(artefact, figures, latency)
+        for row in _onnx_rows(artefact, figures, latency, corruptions)
         if (artefact.name, row["runtime"]) not in failed
     ]
     unknown = {"map_clean": None, "map_pgd_transfer": None, "computes_in": None, "latency_ms": None}
@@ -69,7 +72,12 @@ def engine_rows(
     ]
 
 
-def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _onnx_rows(
+    artefact: Artefact,
+    figures: Mapping[str, Any],
+    latency: Mapping[str, Any],
+    corruptions: Mapping[str, Any] | None,
+) -> Iterator[dict[str, Any]]:
     for runtime in (ENGINE, "openvino"):
         key = runner_key(runtime, artefact)
         if key not in figures and f"pruned|{key}|1" not in latency:
@@ -91,6 +99,7 @@ def _onnx_rows(artefact: Artefact, figures: Mapping[str, Any], latency: Mapping[
             "bytes": artefact.file.stat().st_size,
             "sha256": file_sha256(artefact.file),
             **{name: found.get(name.removesuffix("_transfer")) for name in FIGURES},
+            **mean_figures(corruptions, key, found.get("n_images")),
             "computes_in": None if measured is None else measured["engine"].get("computes_in"),
             "latency_ms": measured,
             "quantisation": _quantisation(header),

@@ -26,6 +26,7 @@ from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.data.names_beside import names_beside
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, figure_name, write_detections
+from prunedeploy.evaluation.corruption import UnderCorruption, evaluate_corrupted
 from prunedeploy.evaluation.robustness import RADII
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.pipeline.attacking import Attacked
@@ -71,6 +72,8 @@ class Request:
     allow_bad_images: bool
     allow_bad_boxes: bool
     only_known_classes: bool
+    corruptions: tuple[str, ...]
+    severities: tuple[int, ...]
     csv_folder: Path | None
     store: Path
 
@@ -143,8 +146,13 @@ def run(request: Request) -> dict[str, Any]:
                 seed=seed,
                 progress=advance,
             )
+        corrupted = _corrupted(request, runners, loader, dataset, settings, seed, progress)
         rows = [
-            {**result_row(name, result), **({} if attacked is None else attacked.looked_into(result))}
+            {
+                **result_row(name, result),
+                **({} if attacked is None else attacked.looked_into(result)),
+                **({"corruptions": corrupted[name].as_dict()} if name in corrupted else {}),
+            }
             for name, result in results.items()
         ]
         attacks = [] if attacked is None else attacked.described
@@ -170,6 +178,35 @@ def run(request: Request) -> dict[str, Any]:
         "results": rows,
         **beyond,
     }
+
+
+def _corrupted(
+    request: Request,
+    runners: dict[str, Runner],
+    loader: EvaluationLoader,
+    dataset: CocoDataset,
+    settings: EvaluationConfig,
+    seed: int,
+    progress: Progress,
+) -> dict[str, UnderCorruption]:
+    """Under the corruptions that are asked for, by runner."""
+    if not request.corruptions:
+        return {}
+    passes = 1 + len(request.corruptions) * len(request.severities)
+    with progress.task("evaluate corrupted images", passes * len(dataset.images)) as advance:
+        return evaluate_corrupted(
+            runners,
+            loader,
+            dataset,
+            request.corruptions,
+            request.severities,
+            greyscale=loader.greyscale,
+            iou_threshold=settings.iou_threshold,
+            score_threshold=settings.map_score_threshold,
+            resamples=request.bootstrap,
+            seed=seed,
+            progress=advance,
+        )
 
 
 def result_row(name: str, result: Evaluation) -> dict[str, Any]:

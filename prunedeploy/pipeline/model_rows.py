@@ -7,6 +7,7 @@ from typing import Any
 
 from prunedeploy.evaluation import figure_name
 from prunedeploy.pipeline.context import StageResult, load_stage_model
+from prunedeploy.pipeline.stages.corruptions import mean_figures
 from prunedeploy.pipeline.stages.export import ENGINE
 from prunedeploy.pipeline.stages.robustness import FILE as ROBUSTNESS
 from prunedeploy.pruning.subnet import count_parameters
@@ -22,6 +23,7 @@ def model_row(
     evaluation: StageResult,
     latency: Mapping[str, Any],
     robustness: StageResult | None = None,
+    corruptions: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Describe one network.
 
@@ -32,6 +34,7 @@ def model_row(
         evaluation: Its mAP.
         latency: ``latency.json`` of the build.
         robustness: What other attacks do to it; its figures are added if they were measured on the same images.
+        corruptions: ``corruptions.json`` of the network; its means are added on the same condition.
     """
     model = load_stage_model(network.folder)
     figures = evaluation.read("evaluation.json")
@@ -60,6 +63,7 @@ def model_row(
         "macs": model.cfg.macs,
         "onnx_bytes": (export.folder / "model.onnx").stat().st_size,
         **own,
+        **mean_figures(corruptions, "torch", own["n_images"]),
         "map_clean_onnxruntime": figures[ENGINE]["map_clean"],
         "map_pgd_transfer_onnxruntime": figures[ENGINE]["map_pgd"],
         "latency_ms": times,

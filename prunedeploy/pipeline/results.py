@@ -20,6 +20,7 @@ from prunedeploy.pipeline.left_out import LeftOut
 from prunedeploy.pipeline.model_rows import model_row, speedup
 from prunedeploy.pipeline.networks import Networks
 from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
+from prunedeploy.pipeline.stages.corruptions import FILE as CORRUPTIONS
 from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
 from prunedeploy.pipeline.stages.evaluate import csv_name
 from prunedeploy.pipeline.stages.export import ENGINE, Artefact
@@ -57,6 +58,7 @@ class BuildResults:
         evaluations: mAP of each network.
         comparison: Pruned against robust.
         robustness: What other attacks do to each network; empty unless asked for.
+        corruptions: What weather, noise, blur and compression do to each network; empty unless asked for.
         points: Operating points of each network, and of the files of the pruned one.
         gallery: Pictures.
         latency: All networks.
@@ -72,6 +74,7 @@ class BuildResults:
     evaluations: dict[str, StageResult]
     comparison: StageResult
     robustness: dict[str, StageResult]
+    corruptions: dict[str, StageResult]
     points: dict[str, StageResult]
     gallery: StageResult
     latency: StageResult
@@ -87,9 +90,16 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
     config = context.config
     pruning = built.networks.prune.read("pruning.json")
     latency = built.latency.read("latency.json")
+    corruptions = {row: stage.read(CORRUPTIONS) for row, stage in built.corruptions.items()}
     rows = {
         row: model_row(
-            row, built.networks.rows[row], export, built.evaluations[row], latency, built.robustness.get(row)
+            row,
+            built.networks.rows[row],
+            export,
+            built.evaluations[row],
+            latency,
+            built.robustness.get(row),
+            corruptions.get(row),
         )
         for row, export in built.exports.items()
     }
@@ -107,7 +117,13 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "models": list(rows.values()),
         "speedup": speedup(rows),
         "engines": engine_rows(
-            built.artefacts, built.engines, built.missing_engines, built.left_out, built.figures, latency["rows"]
+            built.artefacts,
+            built.engines,
+            built.missing_engines,
+            built.left_out,
+            built.figures,
+            latency["rows"],
+            corruptions.get("pruned"),
         ),
         "left_out": [one.as_dict() for one in built.left_out],
         "gates": [{"model": row, **gate} for row in built.exports for gate in _gates(built, row)],
@@ -122,6 +138,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
         "comparisons": built.comparison.read("comparison.json"),
         "attack": {"name": "pgd", **dict(config.attack), "precision": "fp32"},
         "robustness": {row: stage.read(ROBUSTNESS) for row, stage in built.robustness.items()},
+        "corruptions": corruptions,
         "data": {
             "path": config.data.path,
             "train_images": len(context.training.images),

@@ -4,7 +4,8 @@ Every number comes from ``results.json``; this only says it in words, tables and
 SVG, pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
 
 - `words`: the headline, and what the numbers do not say.
-- `models`, `tables`, `delivery`, `figures`, `pruning`, `search`, `robustness`, `training`, `gallery`: what is shown.
+- `models`, `tables`, `delivery`, `figures`, `pruning`, `search`, `robustness`, `corruptions`, `training`, `gallery`:
+  what is shown.
 - `format`, `prunedeploy_engines.markup`: how.
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prunedeploy.report.corruptions import corruptions_section
 from prunedeploy.report.delivery import left_out_list, operating_points_table
 from prunedeploy.report.figures import latency_chart, map_chart
 from prunedeploy.report.format import look_up, mapping, number, three_digits, without_nan
@@ -71,10 +73,12 @@ def report_html(results: Results, log_rows: Sequence[Mapping[str, Any]], gallery
     results = mapping(without_nan(results))
     name = str(results.get("name") or "a build")
     search, attacks = search_section(results), robustness_section(results)
+    corruptions = corruptions_section(results)
     parts: list[tuple[str, str, Node]] = [
         ("rows", "Original, robust, pruned", _comparison(results)),
         *([] if search is None else [("search", "How the ratio was found", search)]),
         *([] if attacks is None else [("attacks", "Under other attacks", attacks)]),
+        *([] if corruptions is None else [("corruptions", "Under bad weather", corruptions)]),
         ("limits", "What these numbers do not say", _limits(results)),
         ("engines", "Engines", _engines(results)),
         ("pruning", "What was cut", pruning_section(results)),

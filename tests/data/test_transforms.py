@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunedeploy.config import AugmentConfig
+from prunedeploy.data.draws import generator_for
 from prunedeploy.data.transforms import (
     AxisMap,
     augment,
     clip_boxes,
     colour_matrix,
-    generator_for,
     recolour,
 )
 

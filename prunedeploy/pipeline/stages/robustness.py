@@ -58,7 +58,7 @@ def robustness_stage(context: BuildContext, row: str, model: StageResult, parent
         model: Stage that made the network.
         parent: Stage that made the network it was cut from, for the check whether that one's images hurt more.
     """
-    config, block = context.config, context.config.robustness
+    config, block = context.config, context.config.robustness.of_attacks
     settings = {
         "attack": config.attack.model_dump(),
         "robustness": as_dict(block),
