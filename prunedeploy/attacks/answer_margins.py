@@ -9,7 +9,7 @@ No gradients and no PyTorch, so that it exists for every runner and for a served
     m_t(g) = max_{p: IoU(p, g) >= t} log s_p  -  max_{p: IoU(p, h) < t for every h of g's class} log s_p
 
 s_p is the score of prediction p for g's class, or the floor if it is lower; likewise a maximum over nothing. An object
-none of whose matches at t scores above the floor is lost at t: m_t(g) = log floor, which is less than any object that is
+none of whose matches at t scores above the floor is lost at t: m_t(g) = log floor, less than that of any object that is
 still found. An image is lost when every one of its objects is at t = .50, and so at all.
 
 From boxes and scores the predictions are all candidates of the network, and the floor is `LOST_SCORE`. From detections
@@ -140,9 +140,7 @@ def served(runner: Runner, score_threshold: float, iou_threshold: float) -> Dete
         boxes, scores = runner.infer(images)
         names = tuple(map(str, range(scores.shape[2])))
         return [
-            Detections(
-                *detections_from(one, own, score_threshold=score_threshold, iou_threshold=iou_threshold), names
-            )
+            Detections(*detections_from(one, own, score_threshold=score_threshold, iou_threshold=iou_threshold), names)
             for one, own in zip(boxes, scores, strict=True)
         ]
 

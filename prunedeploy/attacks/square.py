@@ -1,9 +1,9 @@
 """Square attack: random search in a ball by answers alone, for whatever gives one loss per image.
 
 Andriushchenko, Croce, Flammarion and Hein, Square Attack: a query-efficient black-box adversarial attack via random
-search, ECCV 2020: algorithm 1 (the search), 2 (proposals in L-inf) and 3 (in L2). An image starts in vertical stripes of
-+eps and -eps (in L2: in a grid of bumps). Each query then changes one square window of the best image so far, and is
-kept if its loss is lower. The window's share of the area shrinks with the share of the budget that is spent.
+search, ECCV 2020: algorithm 1 (the search), 2 (proposals in L-inf) and 3 (in L2). An image starts in vertical stripes
+of +eps and -eps (in L2: in a grid of bumps). Each query then changes one square window of the best image so far, and
+is kept if its loss is lower. The window's share of the area shrinks with the share of the budget that is spent.
 
 Beside the authors' own code (github.com/max-andr/square-attack, attack.py), which we follow where it says more than the
 paper, this is different:
@@ -28,13 +28,13 @@ from numpy.typing import NDArray
 
 from prunedeploy.attacks.checks import check_invariants, pixel_keys
 from prunedeploy.attacks.norms import Norm, project
+from prunedeploy_engines.runtimes.runner import Float32Array
 
-Float32Array = NDArray[np.float32]
 Loss = Callable[[Float32Array, NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
 """``loss(images (n, C, H, W), indices (n,)) -> losses (n,), lost (n,)``, one query of each image.
 
-The attack minimises it. ``indices`` say which images of the batch these are; of an image that is ``lost`` there is nothing
-more to gain.
+The attack minimises it. ``indices`` say which images of the batch these are; an image that is ``lost`` has nothing
+more to lose.
 """
 
 QUERIES = 1000
@@ -76,8 +76,8 @@ class Square:
         eps: Radius of the ball, in pixel units of [0, 1]; of L2, of an image's whole vector of pixels.
         queries: The budget of each image, starts included.
         norm: ``linf`` or ``l2``.
-        area: The first window's share of the area, in (0, 1]; None takes `AREA`. Robust networks take more (the authors:
-            0.3 to 0.8).
+        area: The first window's share of the area, in (0, 1]; None takes `AREA`. The authors take 0.3 to 0.8 for robust
+            networks.
         seed: Together with an image's own pixels it decides that image's draws, whatever its batch.
         lattice: Keep images on multiples of 1/255. The clean ones must be there.
     """
@@ -161,7 +161,7 @@ class Square:
 def area_at(step: int, budget: int, first: float) -> float:
     """Share of the area that the window of a query has, in (0, 1]; after the authors' ``p_selection``.
 
-    It halves after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, or such shares of another budget.
+    It halves after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 of 10,000 queries, or such a share of a budget.
 
     Args:
         step: Windows before this one.
@@ -233,9 +233,7 @@ def _moved_bump(
 
 
 def _signed_bump(channels: int, side: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """``(C, side, side)``, each channel of length 1 and of a sign of its own: two halves of opposite signs, side by side
-    or one above the other.
-    """
+    """``(C, side, side)``: halves of opposite signs, side by side or stacked; each channel has length 1."""
     bump = np.zeros((side, side))
     half = side // 2
     if half:
