@@ -58,8 +58,12 @@ def black_box(
     score, iou = settings.score_threshold, settings.iou_threshold
     if bundle is not None:
         score, iou = bundle.score_threshold(precision), bundle.manifest.thresholds.iou
+    try:
+        square = Square(threat_model.eps, queries or QUERIES, norm, seed=seed)
+    except ValueError as error:
+        raise ConfigError(str(error), "--eps", "give a larger one") from None
     box = BlackBox(
-        Square(threat_model.eps, queries or QUERIES, norm, seed=seed),
+        square,
         feedback or ("detections" if suppressed else "scores"),
         start or "clean",
         score if nms is None else max(score, nms.score_threshold),

@@ -1,4 +1,4 @@
-"""Margins from boxes and scores: numbers worked by hand, plain loops over predictions, and the objective they are like."""
+"""Margins from boxes and scores: numbers worked by hand, plain loops over predictions, and their like, ``rank``."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_margins_worked_by_hand():
     scores = np.array([[0.8, 0.1, 0.4, 0.2]], np.float32)
     expected = (math.log(0.8 / 0.2) + 9 * math.log(0.8 / 0.4)) / 10
     assert margin(BOXES, scores, ONE, 0.001) == (pytest.approx(expected, abs=1e-6), False)
-    # Without the perfect box it is found at .50 (by .4), and by .8's box at .55 to .80 (by .1); at .85 to .95 it is lost.
+    # Without the perfect box it is found at .50 (by .4), and by .8's box at .55 to .80 (by .1); above that it is lost.
     expected = (math.log(0.4 / 0.2) + 6 * math.log(0.1 / 0.4) + 3 * floor) / 10
     assert margin(BOXES[1:], scores[:, 1:], ONE, 0.001) == (pytest.approx(expected, abs=1e-6), False)
     # Nothing fits: lost at every threshold, whatever else is there. Likewise if what fits is at the floor.
