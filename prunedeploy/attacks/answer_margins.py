@@ -1,16 +1,17 @@
 """By what margin each image keeps its objects, from what a detector answers: boxes and scores, or detections alone.
 
 No gradients and no PyTorch, so that it exists for every runner and for a served model. Like the objective ``rank`` of
-`prunedeploy.attacks.objectives`, turned into a loss that an attack lowers, and as a mean over COCO's IoU thresholds t =
-.50, .55, ..., .95 as average precision is::
+`prunedeploy.attacks.objectives`, turned into a loss that an attack lowers, and with the placement of the boxes, which
+average precision over IoU .50 to .95 is also made of::
 
-    loss = sum over objects g of  mean over t of  m_t(g)
+    loss = sum over objects g of  m(g)
 
-    m_t(g) = max_{p: IoU(p, g) >= t} log s_p  -  max_{p: IoU(p, h) < t for every h of g's class} log s_p
+    m(g) = log s_l  -  max_{p matches nothing of g's class} log s_p  +  `PLACEMENT` * (IoU(l, g) - `MATCH_IOU`)
 
-s_p is the score of prediction p for g's class, or the floor if it is lower; likewise a maximum over nothing. An object
-none of whose matches at t scores above the floor is lost at t: m_t(g) = log floor, less than that of any object that is
-still found. An image is lost when every one of its objects is at t = .50, and so at all.
+s_p is the score of prediction p for g's class, or the floor if it is lower; likewise a maximum over nothing. l, the
+leader, is the prediction with the highest score among those that match g (an IoU of at least `MATCH_IOU`): it is what
+suppression leaves there. An object whose leader is not above the floor is lost: m(g) = log floor, which is less than
+that of any object that is still found. An image is lost when every one of its objects is.
 
 From boxes and scores the predictions are all candidates of the network, and the floor is `LOST_SCORE`. From detections
 they are what suppression and the score threshold left, and the floor is that threshold: what is below it nobody sees.
@@ -27,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from prunedeploy.attacks.objectives import LOST_SCORE
+from prunedeploy.attacks.objectives import LOST_SCORE, MATCH_IOU
 from prunedeploy.attacks.square import Loss
 from prunedeploy_engines.detection.detections import Detections
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry
@@ -35,7 +36,8 @@ from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
-IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+PLACEMENT = 20.0
+"""Weight of an IoU beside log scores."""
 
 Detect = Callable[[Float32Array], Sequence[Detections]]
 """``detect(images (n, C, H, W)) -> n Detections`` in input pixels: a served model, or `served`."""
@@ -171,15 +173,12 @@ def margin(
     iou = _iou(objects.boxes_xyxy, boxes)
     same_class = objects.class_ids[:, None] == objects.class_ids
     of_class = np.stack([iou[own].max(0) for own in same_class])  # with the nearest object of the class
-    total, lost = 0.0, False
-    for threshold in IOU_THRESHOLDS:
-        right = np.where(iou >= threshold, logs, math.log(floor)).max(1)
-        wrong = np.where(of_class < threshold, logs, math.log(floor)).max(1)
-        found = right > math.log(floor)
-        if threshold == IOU_THRESHOLDS[0]:
-            lost = not found.any()
-        total += float(np.where(found, right - wrong, math.log(floor)).sum())
-    return total / len(IOU_THRESHOLDS), lost
+    leader = np.where(iou >= MATCH_IOU, logs, -np.inf).argmax(1)[:, None]
+    score, placed = (np.take_along_axis(one, leader, 1)[:, 0] for one in (logs, iou))
+    wrong = np.where(of_class < MATCH_IOU, logs, math.log(floor)).max(1)
+    found = (placed >= MATCH_IOU) & (score > math.log(floor))
+    margins = np.where(found, score - wrong + PLACEMENT * (placed - MATCH_IOU), math.log(floor))
+    return float(margins.sum()), not found.any()
 
 
 def _iou(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:

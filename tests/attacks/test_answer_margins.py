@@ -12,7 +12,6 @@ from arithmetic_runner import Arithmetic
 from attacks.test_pgd import TARGETS
 from prunedeploy.attacks import answer_margins
 from prunedeploy.attacks.answer_margins import (
-    IOU_THRESHOLDS,
     ImageObjects,
     from_detections,
     from_scores,
@@ -44,42 +43,41 @@ def looped(boxes, scores, objects, floor):
         overlap = max(0.0, width) * max(0.0, height)
         return overlap / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
 
-    total, any_found = 0.0, False
     left, top, right_end, bottom = objects.frame
     clipped = [
         (min(max(x0, left), right_end), min(max(y0, top), bottom), min(max(x1, left), right_end),
          min(max(y1, top), bottom)) for x0, y0, x1, y1 in boxes.astype(float).tolist()
     ]  # fmt: skip
-    for threshold in IOU_THRESHOLDS:
-        for truth, class_id in zip(objects.boxes_xyxy.tolist(), objects.class_ids.tolist(), strict=True):
-            right = wrong = math.log(floor)
-            alike = objects.boxes_xyxy[objects.class_ids == class_id].tolist()
-            for box, score in zip(clipped, scores[:, class_id].tolist(), strict=True):
-                value = math.log(max(score, floor))
-                if iou(box, truth) >= threshold:
-                    right = max(right, value)
-                if all(iou(box, other) < threshold for other in alike):
-                    wrong = max(wrong, value)
-            found = right > math.log(floor)
-            any_found |= found and threshold == 0.5
-            total += right - wrong if found else math.log(floor)
-    return total / len(IOU_THRESHOLDS), not any_found
+    total, any_found = 0.0, False
+    for truth, class_id in zip(objects.boxes_xyxy.tolist(), objects.class_ids.tolist(), strict=True):
+        leader, placed, wrong = math.log(floor), 0.0, math.log(floor)
+        alike = objects.boxes_xyxy[objects.class_ids == class_id].tolist()
+        for box, score in zip(clipped, scores[:, class_id].tolist(), strict=True):
+            value = math.log(max(score, floor))
+            if iou(box, truth) >= 0.5 and value > leader:
+                leader, placed = value, iou(box, truth)
+            if all(iou(box, other) < 0.5 for other in alike):
+                wrong = max(wrong, value)
+        any_found |= placed > 0
+        total += leader - wrong + 20 * (placed - 0.5) if placed else math.log(floor)
+    return total, not any_found
 
 
 def test_margins_worked_by_hand():
     floor = math.log(0.001)
-    # The perfect box leads at every threshold; what matches nothing there has .2, from t = .55 on also what half fits,
-    # .4, and from .85 on what fits by .8, .1, which is less.
+    # The perfect box leads; what matches nothing has .2.
     scores = np.array([[0.8, 0.1, 0.4, 0.2]], np.float32)
-    expected = (math.log(0.8 / 0.2) + 9 * math.log(0.8 / 0.4)) / 10
-    assert margin(BOXES, scores, ONE, 0.001) == (pytest.approx(expected, abs=1e-6), False)
-    # Without the perfect box it is found at .50 (by .4), and by .8's box at .55 to .80 (by .1); above that it is lost.
-    expected = (math.log(0.4 / 0.2) + 6 * math.log(0.1 / 0.4) + 3 * floor) / 10
-    assert margin(BOXES[1:], scores[:, 1:], ONE, 0.001) == (pytest.approx(expected, abs=1e-6), False)
-    # Nothing fits: lost at every threshold, whatever else is there. Likewise if what fits is at the floor.
+    assert margin(BOXES, scores, ONE, 0.001) == (pytest.approx(math.log(0.8 / 0.2) + 20 * 0.5, abs=1e-6), False)
+    # Without it the box of IoU .5 leads that of .8, which it would suppress.
+    assert margin(BOXES[1:], scores[:, 1:], ONE, 0.001) == (pytest.approx(math.log(0.4 / 0.2), abs=1e-6), False)
+    # Nothing fits: lost, whatever else is there. Likewise if what fits is at the floor, or nothing is there at all.
     assert margin(BOXES[3:], scores[:, 3:], ONE, 0.001) == (pytest.approx(floor), True)
     assert margin(BOXES, np.array([[0.001, 0, 0, 0.9]], np.float32), ONE, 0.001) == (pytest.approx(floor), True)
     assert margin(BOXES[:0], scores[:, :0], ONE, 0.001) == (pytest.approx(floor), True)
+    # Where one of two objects is lost, the image is not.
+    two = ImageObjects(np.array([[0.0, 0, 10, 10], [80, 80, 90, 90]]), np.array([0, 1]), FRAME)
+    both = np.array([[0.8, 0.1, 0.4, 0.2], [0.3, 0.1, 0.1, 0.1]], np.float32)
+    assert margin(BOXES, both, two, 0.001) == (pytest.approx(math.log(4) + 10 + floor, abs=1e-6), False)
     nothing = ImageObjects(np.zeros((0, 4)), np.zeros(0, np.int64), FRAME)
     assert margin(BOXES, scores[:0], nothing, 0.001) == (0.0, True)
 
@@ -88,7 +86,7 @@ def test_boxes_are_clipped_to_the_photo_and_those_that_are_no_boxes_do_not_count
     boxes = np.array([[-90, -90, 10, 10], [0, 0, np.inf, 10], [np.nan, 0, 10, 10]], np.float32)
     scores = np.array([[0.5, 0.9, 0.9]], np.float32)
     # Clipped, the first is the object itself; nothing outranks it.
-    assert margin(boxes, scores, ONE, 0.001) == (pytest.approx(math.log(0.5 / 0.001), rel=1e-6), False)
+    assert margin(boxes, scores, ONE, 0.001) == (pytest.approx(math.log(0.5 / 0.001) + 10, rel=1e-6), False)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -106,8 +104,8 @@ def test_margins_are_those_of_a_plain_loop(seed):
     assert found == (pytest.approx(expected[0], abs=1e-5), expected[1])
 
 
-def test_at_an_iou_of_a_half_it_is_the_objective_rank_turned_round(model, images, monkeypatch):
-    monkeypatch.setattr(answer_margins, "IOU_THRESHOLDS", np.array([0.5]))
+def test_without_placement_it_is_the_objective_rank_turned_round(model, images, monkeypatch):
+    monkeypatch.setattr(answer_margins, "PLACEMENT", 0.0)
     network = FoldedDarknet(model)
     targets = TARGETS.clone()
     rank = objective_for("rank", lambda: [], targets, model.cfg)(network(images))
