@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prunedeploy.attacks.answer_margins import from_detections, from_scores, objects_of, served
-from prunedeploy.attacks.square import AREA, Loss, Square
+from prunedeploy.attacks.square import Loss, Square
 from prunedeploy.data.loader import Batch
 from prunedeploy.evaluation.detecting import IOU_THRESHOLD
 from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD
@@ -102,7 +102,7 @@ class BlackBox:
             "eps": square.eps,
             "norm": square.norm,
             "queries": square.queries,
-            "area": AREA[square.norm] if square.area is None else square.area,
+            "area": square.area,
             "start": self.start,
             "feedback": self.feedback,
             **threshold,

@@ -62,7 +62,7 @@ def shares(queries: int, first: float) -> list[float]:
 
 
 def algorithm_1_linf(
-    image: NDArray[np.float32], value: Value, eps: float, queries: int, seed: int, first: float = 0.05
+    image: NDArray[np.float32], value: Value, eps: float, queries: int, seed: int, first: float
 ) -> tuple[NDArray[np.float64], float]:
     """Algorithms 1 and 2 for one image, pixel by pixel."""
     random, (channels, height, width) = generator_of(image, seed), image.shape
@@ -112,7 +112,7 @@ def bump(side: int, random: np.random.Generator, channels: int) -> NDArray[np.fl
 
 
 def algorithm_1_l2(
-    image: NDArray[np.float32], value: Value, eps: float, queries: int, seed: int
+    image: NDArray[np.float32], value: Value, eps: float, queries: int, seed: int, first: float
 ) -> tuple[NDArray[np.float64], float]:
     """Algorithms 1 and 3 for one image."""
     random, (channels, height, width) = generator_of(image, seed), image.shape
@@ -125,7 +125,7 @@ def algorithm_1_l2(
             delta[place] = bump(side, random, channels)
     best = np.clip(clean + eps * delta / np.linalg.norm(delta), 0, 1)
     lowest = value(best)
-    for share in shares(queries, 0.1):
+    for share in shares(queries, first):
         side = max(3, round((share * height * width) ** 0.5))
         side += 1 - side % 2
         corners = [[int(random.integers(0, size - side + 1)) for size in (height, width)] for _ in range(2)]
@@ -149,13 +149,16 @@ def algorithm_1_l2(
 
 
 @pytest.mark.parametrize("queries", [1, 2, 7, 60, 250])
-@pytest.mark.parametrize(("norm", "eps", "reference"), [("linf", 0.05, algorithm_1_linf), ("l2", 1.5, algorithm_1_l2)])
-def test_square_is_the_papers_algorithm(norm, eps, reference, queries):
+@pytest.mark.parametrize(
+    ("norm", "eps", "area", "reference"),
+    [("linf", 0.05, 0.05, algorithm_1_linf), ("linf", 0.05, 0.8, algorithm_1_linf), ("l2", 1.5, 0.1, algorithm_1_l2)],
+)
+def test_square_is_the_papers_algorithm(norm, eps, area, reference, queries):
     images = images_of(3)
-    found = Square(eps, queries, norm, seed=7)(images, loss_of(wavy))
+    found = Square(eps, queries, norm, area, seed=7)(images, loss_of(wavy))
     assert found.queries.tolist() == [queries] * 3
     for image, ours, loss in zip(images, found.images, found.losses, strict=True):
-        expected, lowest = reference(image, wavy, eps, queries, 7)
+        expected, lowest = reference(image, wavy, eps, queries, 7, area)
         assert np.abs(ours - expected).max() < 1e-5  # float32 beside float64
         assert loss == pytest.approx(lowest, abs=1e-3)
 

@@ -25,7 +25,7 @@ def test_an_engine_is_attacked_without_a_parent_and_queries_stand_beside_its_fig
     document = json.loads(told.stdout)
     (attack,), (row,) = document["attacks"], document["results"]
     assert attack == {
-        "name": "square", "eps": 0.05, "norm": "linf", "queries": 12, "area": 0.05, "start": "clean",
+        "name": "square", "eps": 0.05, "norm": "linf", "queries": 12, "area": 0.8, "start": "clean",
         "feedback": "scores", "precision": "fp32", "seed": 0,
     }  # fmt: skip
     assert document["attack"] == attack
