@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from prunedeploy.attacks.checks import check_invariants, pixel_keys
-from prunedeploy.attacks.norms import Norm, project
+from prunedeploy.attacks.norms import Norm, on_lattice, project
 from prunedeploy_engines.runtimes.runner import Float32Array
 
 Loss = Callable[[Float32Array, NDArray[np.int64]], tuple[NDArray[np.float64], NDArray[np.bool_]]]
@@ -43,12 +43,9 @@ AREA = 0.8
 classifiers and more for robust ones; this is what AutoAttack (Croce and Hein, 2020) takes for all."""
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries of 10,000 after which the area halves."""
-_LEAST_RADIUS = 1e-6
-"""A smaller one does not show in every float32 pixel."""
-_SAME = 1e-7
-"""Two pixels are the same within this, as in the authors' code."""
-_ROUNDING = 3e-5
-"""By how much of a level the difference of two float32 pixels may miss a whole one."""
+_SAME = 1e-6
+"""Two pixels are the same within this: 1e-7 in the authors' code, whose pixels are float64."""
+_LEAST_RADIUS = 1e-5
 _TINY = 1e-10
 
 
@@ -149,13 +146,12 @@ class Square:
         return Searched(best, lowest, lost, queries)
 
     def _in_ball(self, moved: Float32Array, images: Float32Array) -> Float32Array:
-        """``(B, C, H, W)`` projected; on the lattice each pixel at the next level towards the clean image."""
-        inside: Float32Array = project(torch.from_numpy(moved), torch.from_numpy(images), self.eps, self.norm).numpy()
-        if not self.lattice:
-            return inside
-        offset = (inside.astype(np.float64) - images) * 255
-        levels = np.trunc(offset + np.copysign(_ROUNDING, offset))
-        return ((np.rint(images * np.float32(255)) + levels) / 255).astype(np.float32)
+        """``(B, C, H, W)`` projected, and put on the lattice if that is wanted."""
+        clean = torch.from_numpy(images)
+        inside = project(torch.from_numpy(moved), clean, self.eps, self.norm)
+        if self.lattice:
+            inside = on_lattice(inside, clean, self.eps, self.norm)
+        return np.asarray(inside.numpy())
 
 
 def area_at(step: int, budget: int, first: float) -> float:

@@ -289,3 +289,11 @@ def test_on_a_network_it_finds_what_random_points_of_the_ball_do_not(model, imag
         noise = np.min([loss(Noise(0.05, seed=seed)(images).numpy(), every)[0] for seed in range(150)], axis=0)
     assert found.losses.sum() < noise.sum()
     assert found.queries.tolist() == [150, 150, 1, 150]
+
+
+def test_in_l2_changes_of_less_than_half_a_level_leave_something_on_the_lattice():
+    images = images_of(2, (3, 64, 64))
+    weights = np.random.default_rng(3).normal(size=images.shape[1:])
+    loss = loss_of(lambda image: float((image * weights).sum()))
+    found = Square(1.0, 100, "l2", lattice=True)(images, loss)
+    assert (found.losses < (images * weights).sum((1, 2, 3))).all()

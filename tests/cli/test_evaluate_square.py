@@ -36,6 +36,9 @@ def test_an_engine_is_attacked_without_a_parent_and_queries_stand_beside_its_fig
     assert "checks" not in document
     with (tmp_path / "csv" / "onnxruntime-square.csv").open() as file:
         assert next(csv.reader(file))[0] == "image_id"
+    in_l2 = run(*arguments, "--norm", "l2", "--eps", "1", "--json")
+    assert in_l2.exit_code == 0, in_l2.stderr
+    assert json.loads(in_l2.stdout)["attacks"][0]["norm"] == "l2"
     shown = run(*arguments, "--feedback", "detections")
     assert shown.exit_code == 0, shown.stderr
     # The threshold of the bundle; of noise, no cell reaches it, so nothing is ever found.
