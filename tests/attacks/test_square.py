@@ -172,11 +172,11 @@ def test_the_schedule_is_that_of_the_authors_for_10_000_queries():
 
 def test_the_search_comes_as_low_as_the_best_of_the_ball_lets_it():
     """A linear loss: its minimum in the ball is known, and so is what a random point leaves of it."""
-    images = images_of(2) * 0.8 + np.float32(0.1)  # nothing is clipped
+    images = images_of(1) * 0.8 + np.float32(0.1)  # nothing is clipped
     weights = np.repeat(np.repeat(np.random.default_rng(1).normal(size=(3, 5, 5)), 4, 1), 4, 2)  # constant in squares
-    found = Square(0.05, 5000, seed=1)(images, loss_of(lambda image: float((image * weights).sum())))
+    found = Square(0.05, 3000, seed=1)(images, loss_of(lambda image: float((image * weights).sum())))
     gained = (images * weights).sum((1, 2, 3)) - found.losses
-    assert (gained > 0.9 * 0.05 * np.abs(weights).sum()).all()
+    assert (gained > 0.8 * 0.05 * np.abs(weights).sum()).all()
     few = Square(0.05, 20, seed=1)(images, loss_of(lambda image: float((image * weights).sum())))
     assert (few.losses > found.losses).all()
 
@@ -284,11 +284,11 @@ def test_on_a_network_it_finds_what_random_points_of_the_ball_do_not(model, imag
             rows.append([image, class_id, (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0])
         loss = from_scores(runner, objects_of(torch.tensor(rows), 4, runner.input_size))
         pixels, every = images.numpy(), np.arange(4)
-        found = Square(0.05, 150)(pixels, loss)
+        found = Square(0.05, 60)(pixels, loss)
         assert np.allclose(loss(found.images, every)[0], found.losses, atol=1e-4)
-        noise = np.min([loss(Noise(0.05, seed=seed)(images).numpy(), every)[0] for seed in range(150)], axis=0)
+        noise = np.min([loss(Noise(0.05, seed=seed)(images).numpy(), every)[0] for seed in range(60)], axis=0)
     assert found.losses.sum() < noise.sum()
-    assert found.queries.tolist() == [150, 150, 1, 150]
+    assert found.queries.tolist() == [60, 60, 1, 60]
 
 
 def test_in_l2_changes_of_less_than_half_a_level_leave_something_on_the_lattice():
