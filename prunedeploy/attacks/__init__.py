@@ -6,6 +6,8 @@
 - `apgd`: projected gradient descent that sets its own step sizes.
 - `noise`: random points of the ball.
 - `carlini_wagner`, `found_objects`: the smallest change in L2 with which an image loses an object.
+- `square`: random search without gradients.
+- `answer_margins`: what it lowers, from boxes and scores, or detections alone.
 - `checks`: gradients of objectives, and what every attack promises.
 """
 
@@ -14,6 +16,7 @@ from prunedeploy.attacks.carlini_wagner import CarliniWagner
 from prunedeploy.attacks.checks import AttackInvariantError, AttackWarning
 from prunedeploy.attacks.noise import Noise
 from prunedeploy.attacks.pgd import Pgd
+from prunedeploy.attacks.square import Square
 from prunedeploy.attacks.threat_model import ThreatModel, project_linf
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "CarliniWagner",
     "Noise",
     "Pgd",
+    "Square",
     "ThreatModel",
     "project_linf",
 ]

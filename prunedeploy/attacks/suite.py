@@ -14,6 +14,9 @@ precision. A budget fixes how far APGD searches::
     quick       4 of 50, 200 passes
     standard    6 of 150, 900 passes
     full        9 of 1000, 9000 passes, as its authors'
+
+``square`` needs no gradients: `prunedeploy.evaluation.black_box.BlackBox` makes it on the runner that is measured, by
+queries instead of a budget.
 """
 
 from __future__ import annotations
@@ -43,8 +46,9 @@ CARLINI_WAGNER: dict[Budget, tuple[int, int]] = {"quick": (4, 50), "standard": (
 ENSEMBLE = ("rank", "box", "objectness", "classes", "class-wise", "fabricate")
 """Objectives of the ensemble, in the order in which they run."""
 SINGLE, WITH_OBJECTIVE = ("noise", "fgsm", "pgd", "apgd"), ("fgsm", "pgd", "apgd")
-NAMES = (*SINGLE, "ensemble", "cw")
-"""Every attack, from the weakest to the strongest; ``cw`` measures distortions instead of searching a ball."""
+NAMES = (*SINGLE, "ensemble", "cw", "square")
+"""Every attack, from the weakest to the strongest; ``cw`` measures distortions instead of searching a ball, and
+``square`` is a black box."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,13 @@ class Suite:
     passes: Mapping[str, int]
 
 
-def check_references(references: Sequence[str], where: str) -> None:
+def check_references(references: Sequence[str], where: str, *, of_runners: bool = False) -> None:
     """Check that references name attacks and objectives.
 
     Args:
         references: As `attack_suite` takes them, or ``cw``.
         where: Named in errors: an option or a key.
+        of_runners: There are runners to ask, so ``square`` may be among them.
 
     Raises:
         ConfigError: One does not; the nearest is named. Or one occurs twice.
@@ -79,6 +84,9 @@ def check_references(references: Sequence[str], where: str) -> None:
             raise ConfigError(
                 f"there is no attack {name!r}; the nearest is {nearest}", where, f"choose from {', '.join(NAMES)}"
             )
+        if name == "square" and not of_runners:
+            fix = "use `prunedeploy evaluate --attack square` on what was built"
+            raise ConfigError("square is made on a runner, not on a network's gradients", where, fix)
         if colon and name not in WITH_OBJECTIVE:
             raise ConfigError(f"{name} has no objective to choose", where, f"leave {colon}{objective} out")
         if colon:
@@ -101,7 +109,7 @@ def attack_suite(
 
     Args:
         model: The network; folded once for all of APGD.
-        references: Which; all but ``cw``.
+        references: Which; all but ``cw`` and ``square``.
         threat_model: The ball of all of them, and the search of PGD.
         budget: How far APGD and the ensemble search.
         norm: Norm of the ball; ``l2`` for noise, APGD and the ensemble.

@@ -23,6 +23,7 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd",
     "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack pgd --runtime torch,onnxruntime",
     "prunedeploy evaluate runs/demo-structured-bn-scale-0.75-s0 --attack noise,fgsm,pgd,ensemble --error-kinds",
+    "prunedeploy evaluate bundle/ --data coco/ --limit 100 --precision int8 --attack square --queries 5000",
     "prunedeploy evaluate yolov3-tiny.cfg --data coco/ --limit 500 --csv detections",
     "prunedeploy evaluate yolov3-tiny.cfg --data coco/ --limit 100 --corruptions snow,fog --severities 1-3",
     "prunedeploy evaluate bundle/ --data coco/ --attack pgd --parent-cfg model.cfg --steps 20",
@@ -46,7 +47,7 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     metavar="NAME,...",
     default="none",
     help="none, noise, fgsm, pgd (the paper's), apgd, ensemble (the strongest), cw (smallest distortion that loses an "
-    "object); fgsm, pgd and apgd with an objective: apgd:box.",
+    "object), square (black box: asks the model that is measured); fgsm, pgd and apgd with an objective: apgd:box.",
 )
 @click.option(
     "--objective",
@@ -60,7 +61,22 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     help="Steps of apgd and of each attack of the ensemble: 10, 30, 100.  [default: the build's, or standard]",
 )
 @click.option(
-    "--norm", type=click.Choice(["linf", "l2"]), default="linf", help="Norm of the ball of noise, apgd and ensemble."
+    "--norm",
+    type=click.Choice(["linf", "l2"]),
+    default="linf",
+    help="Norm of the ball of noise, apgd, ensemble and square.",
+)
+@count_option("--queries", "Queries that square may ask about each image; usual are 1000 and 5000.  [default: 1000]")
+@click.option(
+    "--start",
+    type=click.Choice(["clean", "white-box"]),
+    help="Where square starts: at stripes on the clean image, or at what the attacks beside it left.  [default: clean]",
+)
+@click.option(
+    "--feedback",
+    type=click.Choice(["scores", "detections"]),
+    help="What square sees: boxes and scores of all candidates, or only what would be served: detections above the "
+    "score threshold.  [default: scores, or detections of a file with suppression in its graph]",
 )
 @click.option(
     "--curve",
@@ -133,6 +149,7 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     Attacked images are made with the gradients of the very model that is measured (in fp32). An engine has
     none: its attacked images are made with its PyTorch parent, and that number is called transfer. A
     build's output folder has the parent; for a bundle or an .onnx file it is given with --parent-cfg.
+    Only square needs no gradients: it asks the engine itself.
 
     What is not given is taken from the build: its attack, seed, batch size and threads repeat its figures.
     """
@@ -199,7 +216,15 @@ def _refuse_idle_options(attacks: tuple[str, ...], options: dict[str, Any]) -> N
     of_pgd = given("steps", "step_size", "random_start", "restarts", "iterate")
     if of_pgd and not any(one.startswith("pgd") for one in attacks):
         raise click.UsageError(f"{of_pgd} has no effect without --attack pgd")
-    if options["curve"] and set(attacks) == {"cw"}:
-        raise click.UsageError("--curve needs an attack that searches a ball, which cw does not")
+    if (of_square := given("queries", "start", "feedback")) and "square" not in attacks:
+        raise click.UsageError(f"{of_square} has no effect without --attack square")
+    if options["start"] == "white-box" and set(attacks) <= {"noise", "cw", "square"}:
+        raise click.UsageError("--start white-box needs an attack with gradients beside square, as in pgd,square")
+    if options["curve"] and attacks and set(attacks) <= {"cw", "square"}:
+        raise click.UsageError(
+            f"--curve needs an attack that searches a ball by gradients, which {attacks[0]} does not"
+        )
+    if options["checks"] and set(attacks) == {"square"}:
+        raise click.UsageError("--check needs an attack with gradients beside square")
     if (idle := given("eps", "budget", "curve", "error_kinds", "checks")) and not attacks:
         raise click.UsageError(f"{idle.replace('--checks', '--check')} has no effect without --attack")

@@ -39,7 +39,7 @@ def print_evaluation(document: dict[str, Any]) -> None:
     for check in document.get("checks", ()):
         click.echo(f"{'passed' if check['passed'] else 'FAILED'}: {check['name']}: {check['says']}")
     if any(result["transfer"] for result in document["results"]):
-        parent = document["attacks"][0]["parent"]
+        parent = next(attack["parent"] for attack in document["attacks"] if "parent" in attack)
         click.echo(
             "\ntransfer: an engine has no gradients, so its attacked images were made with its parent, "
             f"{parent}; its own robustness may be lower"
@@ -49,13 +49,19 @@ def print_evaluation(document: dict[str, Any]) -> None:
 def _kinds(attacks: list[dict[str, Any]], result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """For the clean images and each attack: its name in keys, how keys end, what people call it."""
     ending, remark = ("_transfer", " (transfer)") if result["transfer"] else ("", "")
-    named = [(attack["name"].replace(":", "_"), ending, f"{_label(attack['name'])}{remark}") for attack in attacks]
+    asked = result.get("queries", {})
+    named = [
+        (name, "", f"{name}, {asked[name]['mean']:.0f} of {attack['queries']} queries")
+        if (name := attack["name"].replace(":", "_")) in asked
+        else (name, ending, f"{_label(attack['name'])}{remark}")
+        for attack in attacks
+    ]
     return [("clean", "", "clean"), *(one for one in named if f"map_{one[0]}{one[1]}" in result)]
 
 
 def _label(name: str) -> str:
     kind, colon, objective = name.partition(":")
-    return f"{kind if kind in {'noise', 'ensemble'} else kind.upper()}{colon and ', '}{objective}"
+    return f"{kind if kind in {'noise', 'ensemble', 'square'} else kind.upper()}{colon and ', '}{objective}"
 
 
 def _said(attack: dict[str, Any]) -> str:
@@ -65,6 +71,12 @@ def _said(attack: dict[str, Any]) -> str:
         steps = f"{attack['steps']} step{'s' * (attack['steps'] > 1)}"
         best = ", the best iterate of each image" if attack["iterate"] == "best" else ""
         return f"{_label(name)} in fp32: {steps} of {attack['step_size']:g} {ball}{starts}{best}"
+    if "queries" in attack:
+        sees = "all boxes and scores"
+        if attack["feedback"] == "detections":
+            sees = f"detections above {attack['score_threshold']:g}"
+        start = "stripes on the clean images" if attack["start"] == "clean" else "the white-box images"
+        return f"{name} in fp32: {ball}, at most {attack['queries']} queries of each image, sees {sees}, from {start}"
     budget = f", {attack['budget']} budget" if "budget" in attack else ""
     passes = f"{attack['passes']} pass{'es' * (attack['passes'] != 1)} of each image"
     return f"{_label(name)} in fp32: {ball}{budget}, {passes}"

@@ -11,6 +11,8 @@ docs/attacks.md:
     transfer           images made with another network (the dense parent) hurt more than the network's own
     randomness         five passes over one image differ
     wrong-gradient     backpropagation and finite differences of the objectives differ
+    black-box          Square, which needs no gradients, leaves less than every attack that has them, by more than
+                       `BLACK_BOX_SLACK`
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from prunedeploy.attacks.threat_model import ThreatModel
 from prunedeploy.config import Budget
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.records import CocoDataset
-from prunedeploy.evaluation.evaluator import evaluate, figure_name
+from prunedeploy.evaluation.evaluator import Evaluation, evaluate, figure_name
 from prunedeploy.evaluation.robustness import RADII, curve
 from prunedeploy.evaluation.torch_runner import TorchRunner
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
@@ -45,6 +47,8 @@ CONVERGED = 0.005
 NEARLY_NOTHING = 0.01
 SLACK = 0.005
 """Tolerance of comparisons of mAP: on a few images it moves by chance, as attacks reorder detections."""
+BLACK_BOX_SLACK = 0.002
+"""As `SLACK`, on all the images that are measured."""
 GRADIENT_TOLERANCE = 1e-4
 _EXACT = ("objectness", "classes")
 """Objectives whose gradient is that of their value; CIoU's authors hold its trade-off constant in the gradient."""
@@ -127,6 +131,29 @@ def check_attacks(
         checks.append(_transfer(transfer, maps["ensemble"]))
     first = next(iter(batches))
     return [*checks, _repeatable(model, first), _gradient(model, first)]
+
+
+def black_box_check(found: Evaluation, white_box: Iterable[str], square: str) -> Check | None:
+    """Whether attacks with gradients find what a black box finds on the same runner.
+
+    Args:
+        found: What was measured with one runner. If that is not the network whose gradients were used, a failure says
+            that the figures of transfer hide how weak the runner itself is.
+        white_box: Names of the attacks with gradients.
+        square: Name of the black box, from clean images: from white-box ones it leaves less by how it is made.
+
+    Returns:
+        None if there is nothing to compare.
+    """
+    maps = {name: found.attacked[name].usual.result.map_50_95 for name in (*white_box, square)}
+    own = maps.pop(square)
+    there = {name: value for name, value in maps.items() if value is not None}
+    if not there or own is None:
+        return None
+    lowest = min(there, key=lambda name: there[name])
+    whose = "of the parent, by transfer," if found.transfer else "with its own gradients"
+    says = f"on {found.runner['runtime']} square leaves {own:.4f} mAP, {lowest} {whose} {there[lowest]:.4f}"
+    return Check("black-box", own >= there[lowest] - BLACK_BOX_SLACK, says)
 
 
 def measurements(parent: Darknet | None) -> int:

@@ -2,7 +2,8 @@
 
 The images are read once and attacked once in every way, with the gradients of one PyTorch model; every runner then
 sees the same pixels. For the runner of that very model the result is its robust mAP; for any other, an exported
-engine say, it is what attacks made with the parent do to it, and is marked as *transfer*.
+engine say, it is what attacks made with the parent do to it, and is marked as *transfer*. An attack that needs no
+gradients is made on each runner itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from prunedeploy.data.loader import Batch
@@ -29,6 +32,12 @@ from prunedeploy_engines.runtimes.runner import Runner
 
 Attack = Callable[[Darknet, Tensor, Tensor], Tensor]
 """``attack(model, images (B, 3, H, W), targets (T, 6)) -> attacked images``; both as a `Batch` has them."""
+
+OwnAttack = Callable[[Runner, Batch, Mapping[str, Tensor]], tuple[Tensor, NDArray[np.int64]]]
+"""``attack(runner, batch, made) -> attacked images, queries (B,)``, as `prunedeploy.evaluation.black_box.BlackBox`.
+
+It asks the runner that is measured. ``made`` has the batch as each attack of the model left it, by its name.
+"""
 
 PGD = "pgd"
 """Name of an attack that is given without one: the paper's."""
@@ -52,6 +61,7 @@ class Evaluation:
         attacked: On the images as each attack left them, by its name; of an ensemble, what is reported.
         transfer: The attacked images were made with another model than the one that ran.
         ensembles: By their names, how each came about.
+        queries: How often the runner was asked about each image, ``(B,)``, by the attacks that were made on it itself.
     """
 
     runner: dict[str, Any]
@@ -60,6 +70,7 @@ class Evaluation:
     attacked: Mapping[str, Measurement]
     transfer: bool
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
+    queries: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float | None]:
         """The figures by their names in ``results.json``; None where undefined or not measured."""
@@ -93,6 +104,7 @@ def evaluate(
     attack: Attack | Mapping[str, Attack] | None = None,
     ensembles: Mapping[str, Sequence[str]] | None = None,
     attacked_model: Darknet | None = None,
+    own_attacks: Mapping[str, OwnAttack] | None = None,
     iou_threshold: float = IOU_THRESHOLD,
     score_threshold: float = SCORE_THRESHOLD,
     resamples: int = RESAMPLES,
@@ -109,6 +121,7 @@ def evaluate(
             clean images only.
         ensembles: Which of the attacks each ensemble consists of, by its name; see `prunedeploy.evaluation.ensemble`.
         attacked_model: The model whose gradients the attacks use.
+        own_attacks: Attacks that ask each runner itself, by name; none may be called as one of the others is.
         iou_threshold: NMS drops a box whose IoU with a better one of its class is greater, in [0, 1].
         score_threshold: Detections have a score above it, in [0, `PAPER_SCORE_THRESHOLD`].
         resamples: Resamples of the bootstrap; 0 computes no intervals.
@@ -133,17 +146,25 @@ def evaluate(
     tables: dict[tuple[str, str], list[DetectionTable]] = defaultdict(list)  # of runner and attack; clean: ""
     losses: dict[str, list[float]] = {one: [] for members in (ensembles or {}).values() for one in members}
     judge = FoldedDarknet(attacked_model) if losses and attacked_model is not None else None
+    queries: dict[tuple[str, str], list[NDArray[np.int64]]] = defaultdict(list)
     image_ids: list[int] = []
     for batch in batches:
+        made: dict[str, Tensor] = {}
         for kind, make in {"": None, **attacks}.items():
             images = batch.images
             if make is not None and attacked_model is not None:
-                images = make(attacked_model, batch.images, batch.targets)
+                images = made[kind] = make(attacked_model, batch.images, batch.targets)
                 _check_attacked(images, batch.images)
             for name, runner in named.items():
                 tables[name, kind].append(detect_batch(runner, images, batch, dataset, thresholds))
             if judge is not None and kind in losses:
                 losses[kind] += _losses(judge, images, batch)
+        for kind, ask in (own_attacks or {}).items():
+            for name, runner in named.items():
+                images, asked = ask(runner, batch, made)
+                _check_attacked(images, batch.images)
+                tables[name, kind].append(detect_batch(runner, images, batch, dataset, thresholds))
+                queries[name, kind].append(asked)
         image_ids += batch.image_ids
         if progress is not None:
             progress(len(batch.image_ids))
@@ -152,7 +173,8 @@ def evaluate(
         return measure(dataset, table, image_ids, resamples=resamples, seed=seed)
 
     def result(name: str, runner: Runner) -> Evaluation:
-        attacked = {kind: measured(DetectionTable.concatenate(tables[name, kind])) for kind in attacks}
+        kinds = (*attacks, *(own_attacks or {}))
+        attacked = {kind: measured(DetectionTable.concatenate(tables[name, kind])) for kind in kinds}
         found = {
             ensemble: ensemble_of(
                 {one: attacked[one] for one in members},
@@ -169,6 +191,7 @@ def evaluate(
             # The model that was attacked, is it what ran?
             transfer=bool(attacks) and not (isinstance(runner, TorchRunner) and runner.model is attacked_model),
             ensembles=found,
+            queries={kind: np.concatenate(queries[name, kind]) for kind in own_attacks or {}},
         )
 
     return {name: result(name, runner) for name, runner in named.items()}

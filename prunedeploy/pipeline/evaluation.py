@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,19 @@ from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.data.names_beside import names_beside
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, figure_name, write_detections
+from prunedeploy.evaluation.black_box import SQUARE, BlackBox, Feedback, Start
 from prunedeploy.evaluation.corruption import UnderCorruption, evaluate_corrupted
-from prunedeploy.evaluation.robustness import RADII
+from prunedeploy.evaluation.robustness import RADII, looked_into
 from prunedeploy.models import Darknet, load_darknet
 from prunedeploy.pipeline.attacking import Attacked
+from prunedeploy.pipeline.black_box import black_box, black_box_checks, queries_row
 from prunedeploy.pipeline.context import composed_demo
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.bundle.source import ModelSource, find_model
 from prunedeploy_engines.detection.letterbox import GREY
 from prunedeploy_engines.errors import ConfigError
-from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
+from prunedeploy_engines.runtimes.onnx_file import NmsInGraph, read_onnx_header
 from prunedeploy_engines.runtimes.opening import open_runner
 from prunedeploy_engines.runtimes.runner import Runner
 
@@ -52,6 +54,9 @@ class Request:
     attacks: tuple[str, ...]
     budget: Budget | None
     norm: Norm
+    queries: int | None
+    start: Start | None
+    feedback: Feedback | None
     curve: bool
     error_kinds: bool
     checks: bool
@@ -92,9 +97,10 @@ def run(request: Request) -> dict[str, Any]:
     # Batch size and threads change the order of sums: with the build's, its figures are repeated to the last digit.
     batch = request.batch or settings.batch_size
     threads = request.threads or configuration.get("threads")
-    check_references(request.attacks, "--attack")
+    check_references(request.attacks, "--attack", of_runners=True)
     threat_model = _threat_model(request, configuration) if request.attacks else None
-    needs_parent = "torch" in request.runtimes or threat_model is not None
+    with_gradients = tuple(attack for attack in request.attacks if attack != SQUARE)
+    needs_parent = "torch" in request.runtimes or bool(with_gradients)
     parent = _parent(request, configuration) if needs_parent else None
     with contextlib.ExitStack() as stack:
         stack.enter_context(_pytorch_threads(threads))
@@ -126,13 +132,20 @@ def run(request: Request) -> dict[str, Any]:
         )
         loader = loader_of(dataset)
         attacked, suite = None, Suite({}, {}, {})
-        if threat_model is not None and parent is not None:
+        if threat_model is not None and parent is not None and with_gradients:
             wanted, used = _wanted(request, configuration), settings.model_copy(update={"bootstrap": request.bootstrap})
             attacked = Attacked(
                 parent, dataset, loader_of, threat_model, wanted, used, seed, progress, norm=request.norm
             )
             suite = attacked.suite
-        with progress.task("evaluate", len(dataset.images)) as advance:
+        references = [] if attacked is None else attacked.references
+        asked: dict[str, BlackBox] = {}
+        with contextlib.ExitStack() as shown:
+            if threat_model is not None and SQUARE in request.attacks:
+                box = _black_box(request, bundle, threat_model, settings, seed, list(runners.values()))
+                count = box.square.queries * len(dataset.images) * len(runners)
+                asked[SQUARE] = replace(box, progress=shown.enter_context(progress.task("square, queries", count)))
+            advance = shown.enter_context(progress.task("evaluate", len(dataset.images)))
             results = evaluate(
                 runners,
                 loader,
@@ -140,6 +153,7 @@ def run(request: Request) -> dict[str, Any]:
                 attack=suite.attacks,
                 ensembles=suite.ensembles,
                 attacked_model=None if attacked is None else parent,
+                own_attacks=asked,
                 iou_threshold=settings.iou_threshold,
                 score_threshold=settings.map_score_threshold,
                 resamples=request.bootstrap,
@@ -150,7 +164,7 @@ def run(request: Request) -> dict[str, Any]:
         rows = [
             {
                 **result_row(name, result),
-                **({} if attacked is None else attacked.looked_into(result)),
+                **_looked_into(request, result, dataset, [*references, *asked], settings, seed),
                 **({"corruptions": corrupted[name].as_dict()} if name in corrupted else {}),
             }
             for name, result in results.items()
@@ -160,6 +174,10 @@ def run(request: Request) -> dict[str, Any]:
     if request.csv_folder is not None:
         _write_csvs(request.csv_folder, results, dataset)
     attacks = [{**attack, "parent": str(request.parent_cfg or source.cfg)} for attack in attacks]
+    attacks += [box.described() for box in asked.values()]
+    if checks := [check for box in asked.values() for check in black_box_checks(results, references, box)]:
+        beyond["checks"] = [*beyond.get("checks", []), *checks]
+        warnings += [f"{check['name']}: {check['says']}" for check in checks if not check["passed"]]
     return {
         "model": str(source.given),
         "kind": source.kind,
@@ -211,9 +229,10 @@ def _corrupted(
 
 def result_row(name: str, result: Evaluation) -> dict[str, Any]:
     """One runtime's figures; those of attacked images made with another model end in ``_transfer``."""
+    own = ("clean", *map(figure_name, result.queries))  # no figures of transfer
 
     def named(key: str) -> str:
-        return f"{key}_transfer" if result.transfer and "clean" not in key else key
+        return f"{key}_transfer" if result.transfer and not any(one in key for one in own) else key
 
     intervals = {named(key): None if one is None else [one.low, one.high] for key, one in result.intervals().items()}
     return {
@@ -221,20 +240,61 @@ def result_row(name: str, result: Evaluation) -> dict[str, Any]:
         "transfer": result.transfer,
         **{named(key): value for key, value in result.metrics().items()},
         "intervals": intervals,
+        **queries_row(result),
         "n_images": result.n_images,
         "engine": result.runner,
     }
 
 
 def _wanted(request: Request, configuration: dict[str, Any]) -> RobustnessConfig:
-    """What was given; the budget, if it was not, is the build's."""
+    """What was given of attacks with gradients; the budget, if it was not, is the build's."""
     own = RobustnessConfig.model_validate(configuration.get("robustness") or {})
     return RobustnessConfig(
-        attacks=request.attacks,
+        attacks=tuple(attack for attack in request.attacks if attack != SQUARE),
         budget=request.budget or own.budget,
         curve=RADII if request.curve else (),
         error_kinds=request.error_kinds,
         checks=request.checks,
+    )
+
+
+def _looked_into(
+    request: Request, found: Evaluation, dataset: CocoDataset, names: list[str], settings: EvaluationConfig, seed: int
+) -> dict[str, Any]:
+    """How ensembles came about, and what the attacks of these names broke; nothing without attacks."""
+    if not names:
+        return {}
+    return looked_into(
+        found,
+        dataset,
+        names,
+        error_kinds=request.error_kinds,
+        score_threshold=settings.score_threshold,
+        resamples=request.bootstrap,
+        seed=seed,
+    )
+
+
+def _black_box(
+    request: Request,
+    bundle: Bundle | None,
+    threat_model: ThreatModel,
+    settings: EvaluationConfig,
+    seed: int,
+    runners: list[Runner],
+) -> BlackBox:
+    return black_box(
+        runners,
+        threat_model,
+        queries=request.queries,
+        start=request.start,
+        feedback=request.feedback,
+        norm=request.norm,
+        seed=seed,
+        settings=settings,
+        bundle=bundle,
+        precision=request.precision,
+        nms=_nms_in_graph(request, bundle),
     )
 
 
@@ -307,14 +367,14 @@ def _runner(name: str, request: Request, bundle: Bundle | None, parent: Darknet 
 
 def _limit(name: str, request: Request, bundle: Bundle | None, score_threshold: float) -> str | None:
     """What is to be said of a file with suppression in its graph: mAP is that of the few detections that it gives."""
-    if name == "torch":
-        return None
-    onnx = request.source.onnx
-    if onnx is not None:
-        nms = read_onnx_header(onnx).nms
-    else:
-        nms = None if bundle is None else bundle.nms_in_graph(request.precision)
+    nms = None if name == "torch" else _nms_in_graph(request, bundle)
     return None if nms is None else nms.limit_on(score_threshold)
+
+
+def _nms_in_graph(request: Request, bundle: Bundle | None) -> NmsInGraph | None:
+    if request.source.onnx is not None:
+        return read_onnx_header(request.source.onnx).nms
+    return None if bundle is None else bundle.nms_in_graph(request.precision)
 
 
 def _letterboxed(request: Request, bundle: Bundle | None, parent: Darknet | None) -> bool:
