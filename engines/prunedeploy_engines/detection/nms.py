@@ -8,7 +8,7 @@ Reference: Felzenszwalb et al., Object Detection with Discriminatively Trained P
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +21,15 @@ untrained or attacked network can have several hundred thousand, which greedy NM
 looks at 100 detections per class and image, so the ones cut here do not count.
 """
 
-_BLOCK = 128
-_JOINT_LIMIT = 512  # below this, one pass over all classes is cheaper than a pass for each
+MAX_CANDIDATES = 512
+"""Candidates per image of a deployed network, unless its build chose another number; see docs/flood.md.
+
+`PRE_NMS_TOP_K` serves measuring, where only mAP counts. Somebody who can choose the pixels can make thousands of
+candidates, and the time of suppression grows with their square: this bounds it.
+"""
+
+_MATRIX = 1 << 14  # pairs of candidates that are compared at once: their doubles stay in a core's cache
+_BLOCK = (32, 128)
 
 
 def nms(boxes_xyxy: npt.ArrayLike, scores: npt.ArrayLike, iou_threshold: float) -> npt.NDArray[np.int64]:
@@ -47,7 +54,8 @@ def nms(boxes_xyxy: npt.ArrayLike, scores: npt.ArrayLike, iou_threshold: float) 
         raise ValueError(f"scores must be ({len(boxes)},) for boxes {boxes.shape}, got {scores.shape}")
     _check_threshold("iou_threshold", iou_threshold)
     order = np.argsort(-scores, kind="stable")
-    return order[_nms_sorted(boxes[order], iou_threshold)].astype(np.int64, copy=False)
+    kept = _nms_per_class(boxes[order], np.zeros(len(order), dtype=np.intp), iou_threshold)
+    return order[kept].astype(np.int64, copy=False)
 
 
 def detections_from(
@@ -87,14 +95,7 @@ def detections_from(
         raise ValueError(f"boxes must be (M, 4) and scores (M, C), got {boxes.shape} and {scores.shape}")
     _check_threshold("iou_threshold", iou_threshold)
 
-    rows, classes, candidate_scores = _candidates(scores, score_threshold)
-    candidate_boxes = boxes[rows]
-    finite = np.isfinite(candidate_boxes).all(axis=1) & np.isfinite(candidate_scores)
-    if not finite.all():
-        rows, classes, candidate_scores = rows[finite], classes[finite], candidate_scores[finite]
-    ranking = _ranking(candidate_scores, pre_nms_top_k)
-    rows, classes, candidate_scores = rows[ranking], classes[ranking], candidate_scores[ranking]
-
+    rows, classes, candidate_scores = _best_candidates(boxes, scores, score_threshold, pre_nms_top_k)
     kept = _nms_per_class(boxes[rows].astype(np.float64), classes, iou_threshold)[:max_detections]
     return (
         boxes[rows[kept]].astype(np.float32, copy=False),
@@ -123,13 +124,30 @@ def padded(
     return {"boxes": boxes, "scores": scores, "classes": classes, "num_detections": np.array(counts, np.int32)}
 
 
-def _candidates(
-    scores: npt.NDArray[np.floating], score_threshold: float
+def _best_candidates(
+    boxes: npt.NDArray[np.floating], scores: npt.NDArray[np.floating], score_threshold: float, top_k: int | None
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.floating]]:
-    """Rows, classes and scores of all (box, class) pairs above the threshold, in row-major order."""
-    flat = np.flatnonzero(scores > score_threshold)
-    rows, classes = np.divmod(flat, max(1, scores.shape[1]))
-    return rows, classes, scores[rows, classes]
+    """Rows, classes and scores of the best (box, class) pairs above the threshold, best first, ties by (box, class)."""
+    above = scores > score_threshold
+    rows, width = np.arange(len(scores)), max(1, scores.shape[1])
+    if top_k is not None and np.count_nonzero(above) > top_k:
+        # The best K pairs lie in the K boxes with the best pair each, so that a flood is sorted by box and not by pair.
+        best = scores.max(axis=1)
+        if not np.isfinite(best).all():
+            scores = np.where(np.isfinite(scores), scores, -np.inf)
+            best = scores.max(axis=1)
+        best[~np.isfinite(boxes).all(axis=1)] = -np.inf
+        rows = np.sort(_ranking(best, top_k))
+        scores = scores[rows]
+        above = scores > score_threshold
+    flat = np.flatnonzero(above)
+    places, classes = np.divmod(flat, width)
+    found, rows = scores.ravel()[flat], rows[places]
+    finite = np.isfinite(boxes[rows]).all(axis=1) & np.isfinite(found)
+    if not finite.all():
+        rows, classes, found = rows[finite], classes[finite], found[finite]
+    ranking = _ranking(found, top_k)
+    return rows[ranking], classes[ranking], found[ranking]
 
 
 def _ranking(scores: npt.NDArray[np.floating], top_k: int | None) -> npt.NDArray[np.intp]:
@@ -146,69 +164,73 @@ def _ranking(scores: npt.NDArray[np.floating], top_k: int | None) -> npt.NDArray
 def _nms_per_class(
     boxes: npt.NDArray[np.float64], classes: npt.NDArray[np.intp], iou_threshold: float
 ) -> npt.NDArray[np.intp]:
-    """Positions kept of candidates that are sorted by descending score, in that order."""
-    if len(boxes) <= _JOINT_LIMIT:
-        return _nms_sorted(boxes, iou_threshold, classes)
-    by_class = np.argsort(classes, kind="stable")  # within a class the order by score remains
-    starts = np.flatnonzero(np.diff(classes[by_class], prepend=-1))
-    kept = []
-    for group in np.split(by_class, starts[1:]):
-        kept.append(group if len(group) < 2 else group[_nms_sorted(boxes[group], iou_threshold)])
-    return np.sort(np.concatenate(kept))
+    """Positions kept of candidates ``(N, 4)`` that are sorted by descending score, in that order.
 
-
-def _nms_sorted(
-    boxes: npt.NDArray[np.float64], iou_threshold: float, classes: npt.NDArray[np.intp] | None = None
-) -> npt.NDArray[np.intp]:
-    """Positions kept of boxes sorted by descending score.
-
-    With ``classes``, boxes of two classes never compete. Block by block: the best of what is left are
-    settled among themselves, then drop what they overlap in one matrix operation. Memory is a block times
-    what is left, never N x N.
+    Sorted by class, where the order by score remains, candidates compete only with what follows up to the end of their
+    class. Block by block: a block is settled within itself, then drops what it overlaps further on. N candidates are
+    never compared in more than N * (N + `_BLOCK`) / 2 pairs, and of N classes in no more than N * 2 * `_BLOCK`.
     """
-    areas = _extent(boxes[:, 0], boxes[:, 2]) * _extent(boxes[:, 1], boxes[:, 3])
+    count = len(boxes)
+    by_class = np.argsort(classes, kind="stable")
+    classes = classes[by_class]
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes[by_class].T)
+    corners = _Corners(x1, y1, x2, y2, _extent(x1, x2) * _extent(y1, y2))
+    ends = np.searchsorted(classes, classes, side="right")  # where each candidate's class ends
+    alive = np.ones(count, dtype=bool)
+    start = 0
+    while start < count:
+        stop = min(start + int(np.clip(_MATRIX // (count - start), *_BLOCK)), count)
+        end = int(ends[stop - 1])
+        block = start + np.flatnonzero(alive[start:stop])
+        overlaps = corners.overlap(block, slice(start, end), iou_threshold)
+        if len(block) and classes[start] != classes[end - 1]:
+            overlaps &= classes[block, None] == classes[start:end]
+        stays = _settled(block - start, overlaps[:, : stop - start])
+        alive[block[~stays]] = False
+        alive[stop:end] &= ~overlaps[stays, stop - start :].any(axis=0)
+        start = stop
+    return np.sort(by_class[alive])
 
-    def competes(a: npt.NDArray[np.intp], b: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
-        overlaps = _overlap(boxes, areas, a, b, iou_threshold)
-        return overlaps if classes is None else overlaps & (classes[a][:, None] == classes[b])
 
-    kept = [np.empty(0, dtype=np.intp)]
-    left = np.arange(len(boxes))
-    while len(left):
-        block, left = left[:_BLOCK], left[_BLOCK:]
-        overlaps = competes(block, block)
-        alive = np.ones(len(block), dtype=bool)
-        for i in np.flatnonzero(np.triu(overlaps, 1).any(axis=1)):
-            if alive[i]:
-                alive[i + 1 :] &= ~overlaps[i, i + 1 :]
-        block = block[alive]
-        kept.append(block)
-        if len(left):
-            left = left[~competes(block, left).any(axis=0)]
-    return np.concatenate(kept)
+def _settled(places: npt.NDArray[np.intp], overlaps: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which of a block's candidates stay, ``(B,)``.
+
+    Args:
+        places: ``(B,)``, the columns that are theirs, ascending.
+        overlaps: ``(B, S)``: does the row's candidate compete with the column's?
+    """
+    # A row as the bits of a whole number: one operation drops all that it overlaps.
+    packed = np.packbits(overlaps, axis=1, bitorder="little")
+    content, width = packed.tobytes(), packed.shape[1]
+    dropped, stays = 0, np.zeros(len(places), dtype=bool)
+    for row, place in enumerate(places.tolist()):
+        if not dropped >> place & 1:
+            stays[row] = True
+            dropped |= int.from_bytes(content[row * width : (row + 1) * width], "little")
+    return stays
 
 
-def _overlap(
-    boxes: npt.NDArray[np.float64],
-    areas: npt.NDArray[np.float64],
-    a: npt.NDArray[np.intp],
-    b: npt.NDArray[np.intp],
-    iou_threshold: float,
-) -> npt.NDArray[np.bool_]:
-    """``(len(a), len(b))``: is the IoU above the threshold? No division, so 0 / 0 is no case."""
-    ax1, ay1, ax2, ay2 = boxes[a].T[:, :, None]  # each (len(a), 1)
-    bx1, by1, bx2, by2 = boxes[b].T[:, None, :]  # each (1, len(b))
-    width = np.minimum(ax2, bx2)
-    width -= np.maximum(ax1, bx1)
-    np.maximum(width, 0.0, out=width)
-    height = np.minimum(ay2, by2)
-    height -= np.maximum(ay1, by1)
-    np.maximum(height, 0.0, out=height)
-    width *= height  # the intersection
-    union = areas[a][:, None] + areas[b][None, :]
-    union -= width
-    union *= iou_threshold
-    return width > union
+class _Corners(NamedTuple):
+    """Boxes by coordinate, each ``(N,)`` float64, and their areas."""
+
+    x1: npt.NDArray[np.float64]
+    y1: npt.NDArray[np.float64]
+    x2: npt.NDArray[np.float64]
+    y2: npt.NDArray[np.float64]
+    areas: npt.NDArray[np.float64]
+
+    def overlap(self, a: npt.NDArray[np.intp], b: slice, iou_threshold: float) -> npt.NDArray[np.bool_]:
+        """``(len(a), len(b))``: is the IoU above the threshold? No division, so 0 / 0 is no case."""
+        width = np.minimum(self.x2[a, None], self.x2[b])
+        width -= np.maximum(self.x1[a, None], self.x1[b])
+        np.maximum(width, 0.0, out=width)
+        height = np.minimum(self.y2[a, None], self.y2[b])
+        height -= np.maximum(self.y1[a, None], self.y1[b])
+        width *= height  # the intersection; negative, which is no overlap either, where the boxes pass in y alone
+        union = self.areas[a, None] + self.areas[b]
+        union -= width
+        union *= iou_threshold
+        return width > union
 
 
 def _extent(low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
