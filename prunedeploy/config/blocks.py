@@ -701,6 +701,19 @@ class ExportConfig(GatesConfig):
     int8: Int8Config = Int8Config()
 
 
+class NmsConfig(Block):
+    """The bound on what suppression computes, in the bundle and in the graph; see docs/flood.md.
+
+    mAP is measured without it.
+
+    Attributes:
+        max_candidates: Pairs of box and class per image that enter suppression, the best by score. At most 3840, which
+            is what TensorRT's TopK takes.
+    """
+
+    max_candidates: Annotated[int, Field(ge=1, le=3840)] = 512
+
+
 class OperatingPointConfig(Block):
     """The score threshold that the pruned network's files are deployed with, and that pictures are drawn at.
 
@@ -796,12 +809,17 @@ class BuildConfig(Block):
     export: ExportConfig = ExportConfig()
     targets: Targets = ("cpu",)
     operating_point: OperatingPointConfig = OperatingPointConfig()
+    nms: NmsConfig = NmsConfig()
     report: ReportConfig = ReportConfig()
 
     @model_serializer(mode="wrap")
     def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
-        """Leave two blocks out unless they are chosen, so that hashes stay as they were."""
-        younger = {"operating_point": OperatingPointConfig(), "robustness": RobustnessConfig()}
+        """Leave blocks out unless they are chosen, so that hashes stay as they were."""
+        younger = {
+            "operating_point": OperatingPointConfig(),
+            "robustness": RobustnessConfig(),
+            "nms": NmsConfig(),
+        }
         left_out = {name for name, default in younger.items() if getattr(self, name) == default}
         return {key: value for key, value in values(self).items() if key not in left_out}
 

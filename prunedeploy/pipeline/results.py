@@ -228,6 +228,7 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
             "letterbox": cfg.letterbox,
         },
         thresholds={"score": score, "iou": config.evaluation.iou_threshold},
+        nms={"max_candidates": config.nms.max_candidates},
         operating_points=points,
         pruning={
             **results["pruning"],

@@ -175,6 +175,9 @@ class Bundle:
     ) -> Detections:
         """Turn the network's output for one image into detections in that image.
 
+        Of more than the bundle's ``nms.max_candidates`` pairs of box and class above the threshold only the best by
+        score are looked at.
+
         Args:
             boxes_xyxy: ``(M, 4)``, input pixels.
             scores: ``(M, C)`` in [0, 1].
@@ -188,6 +191,7 @@ class Bundle:
             scores,
             score_threshold=thresholds.score if score_threshold is None else score_threshold,
             iou_threshold=thresholds.iou if iou_threshold is None else iou_threshold,
+            pre_nms_top_k=self.manifest.nms.max_candidates,
         )
         in_image = unletterbox_boxes(kept_boxes, geometry).astype(np.float32, copy=False)
         return Detections(in_image, kept_scores, class_ids, self.class_names)
@@ -287,6 +291,7 @@ def write_bundle(
     class_names: Iterable[str],
     input: Mapping[str, Any],
     thresholds: Mapping[str, float] | None = None,
+    nms: Mapping[str, int] | None = None,
     operating_points: Mapping[str, Mapping[str, Any]] | None = None,
     pruning: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -303,6 +308,7 @@ def write_bundle(
         input: ``height``, ``width``, ``letterbox_colour``, ``greyscale``, ``channels``, ``letterbox``; see
             `manifest.InputSpec`.
         thresholds: ``score`` and ``iou``.
+        nms: ``max_candidates``; see `manifest.Suppression`.
         operating_points: By precision; see `manifest.OperatingPoint`.
         pruning: See `manifest.PruningRecord`; None for a network that was not pruned.
         metrics: Any JSON object.
@@ -320,6 +326,7 @@ def write_bundle(
         "class_names": list(class_names),
         "input": dict(input),
         "thresholds": dict(thresholds or {}),
+        "nms": dict(nms or {}),
         "operating_points": {precision: dict(point) for precision, point in (operating_points or {}).items()},
         "pruning": None if pruning is None else dict(pruning),
         "metrics": dict(metrics or {}),

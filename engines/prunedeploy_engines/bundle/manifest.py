@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_serializer
 
+from prunedeploy_engines.detection.nms import PRE_NMS_TOP_K
 from prunedeploy_engines.errors import BundleError
 
 SCHEMA_VERSION = 1
@@ -56,6 +57,17 @@ class Thresholds(_Part):
 
     score: Fraction = 0.5
     iou: Fraction = 0.45
+
+
+class Suppression(_Part):
+    """How much suppression of overlapping boxes may compute.
+
+    Attributes:
+        max_candidates: Pairs of box and class per image that enter it, the best by score; see docs/flood.md. That of a
+            bundle from before there was a choice is what it always was.
+    """
+
+    max_candidates: Annotated[int, Field(ge=1)] = PRE_NMS_TOP_K
 
 
 class OperatingPoint(_Record):
@@ -121,6 +133,7 @@ class Manifest(_Part):
     Attributes:
         created: ISO 8601 in UTC.
         thresholds: Thresholds of every precision that has no operating point of its own.
+        nms: The bound on suppression.
         operating_points: By precision; a bundle that was built before there were any has none.
     """
 
@@ -129,6 +142,7 @@ class Manifest(_Part):
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     input: InputSpec
     thresholds: Thresholds = Thresholds()
+    nms: Suppression = Suppression()
     operating_points: dict[str, OperatingPoint] = {}
     pruning: PruningRecord | None = None
     metrics: dict[str, JsonValue] = {}
@@ -136,9 +150,10 @@ class Manifest(_Part):
     files: dict[str, FileEntry]
 
     @model_serializer(mode="wrap")
-    def _without_points_that_there_are_not(self, values: Callable[[Any], Any]) -> dict[str, Any]:
-        """A bundle without operating points looks as it did before there were any."""
-        return {key: value for key, value in values(self).items() if (key, value) != ("operating_points", {})}
+    def _without_what_there_is_not(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """A bundle without operating points or a bound of its own looks as it did before there were any."""
+        left_out = {"operating_points": {}, "nms": Suppression().model_dump()}
+        return {key: value for key, value in values(self).items() if key not in left_out or value != left_out[key]}
 
     @field_validator("files")
     @classmethod

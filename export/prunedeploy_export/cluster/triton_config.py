@@ -224,6 +224,7 @@ def _python_parameters(bundle: Bundle, detector: TritonDetector, settings: Trito
         "nms_classes": detector.nms_classes,
         "score_threshold": bundle.score_threshold(file.precision or "fp32"),
         "iou_threshold": thresholds.iou,
+        "max_candidates": bundle.manifest.nms.max_candidates,
     }
     return map_entries({"detector": {"string_value": json.dumps(values)}})
 

@@ -27,7 +27,7 @@ class TritonPythonModel:
     Outputs: ``boxes`` FP32 ``(N, K, 4)`` xyxy in pixels of the client's image, ``scores`` FP32 ``(N, K)``, ``classes``
     INT64 ``(N, K)``, ``num_detections`` INT32 ``(N,)``; K is the largest number of detections, the rest zeros.
 
-    Input size, thresholds and number of classes stand in the parameter ``detector`` of ``config.pbtxt``, a JSON
+    Input size, thresholds, bound on candidates and number of classes stand in the parameter ``detector`` of ``config.pbtxt``, a JSON
     object. A request may bring thresholds of its own as request parameters of the names in `THRESHOLDS`.
     """
 
@@ -43,6 +43,7 @@ class TritonPythonModel:
         settings = json.loads(parameters["detector"]["string_value"])
         self._size = (int(settings["height"]), int(settings["width"]))
         self._thresholds = {name: float(settings[name]) for name in THRESHOLDS}
+        self._max_candidates = int(settings["max_candidates"])
         self._stretch = not settings["letterbox"]
         classes = settings["nms_classes"]
         self._nms_classes = None if classes is None else int(classes)
@@ -74,6 +75,7 @@ class TritonPythonModel:
                 scores[number],
                 score_threshold=thresholds["score_threshold"],
                 iou_threshold=thresholds["iou_threshold"],
+                pre_nms_top_k=self._max_candidates,
             )
             geometry = letterbox_geometry((int(height), int(width)), self._size, self._stretch)
             in_image = unletterbox_boxes(kept, geometry).astype(np.float32, copy=False)

@@ -221,7 +221,7 @@ def _artefact_stage(
         "target": target,
         "gates": gate_settings(gates_config(context, precision)),
         "uint8_input": settings.uint8_input,
-        "nms": None if nms is None else asdict(nms),
+        "nms": None if nms is None else {**asdict(nms), **config.nms.model_dump()},
         "int8": own,
         "thresholds": config.evaluation.model_dump(include={"map_score_threshold", "iou_threshold"}),
         "greyscale": config.data.greyscale,
@@ -239,7 +239,7 @@ def _artefact_stage(
                 _write_file(context, network, export.folder / PLAIN, path, precision, target)
                 gates = check_gates(context, network, path, precision, _file_name(precision, target))
                 if nms is not None:
-                    write_model(with_nms(read_model(path), nms), stage.work / PLAIN)
+                    write_model(with_nms(read_model(path), nms, config.nms.max_candidates), stage.work / PLAIN)
                     name = _file_name(precision, target)
                     gates.append(check_nms_gate(context, network, path, stage.work / PLAIN, nms, name))
                 stage.write("gates.json", gates)

@@ -18,7 +18,6 @@ from prunedeploy_engines.errors import GateError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_export import check_detection_parity, check_tensor_parity
-from prunedeploy_export.graph.nms import MAX_CANDIDATES
 
 GATE_IMAGES = 8
 
@@ -89,7 +88,7 @@ def check_nms_gate(
         raw, candidate = without.infer(images), engine.infer(images)
     try:
         found = check_detection_parity(
-            _suppressed_on_the_host(raw, nms, candidate[0].shape[1]),
+            _suppressed_on_the_host(raw, nms, candidate[0].shape[1], context.config.nms.max_candidates),
             candidate,
             score_threshold=nms.score_threshold,
             iou_threshold=nms.iou_threshold,
@@ -101,7 +100,7 @@ def check_nms_gate(
     return {"gate": "detections", "suppression": "in the graph", **asdict(found)}
 
 
-def _suppressed_on_the_host(outputs: Outputs, nms: NmsInGraph, rows: int) -> Outputs:
+def _suppressed_on_the_host(outputs: Outputs, nms: NmsInGraph, rows: int, max_candidates: int) -> Outputs:
     """Detections in the form of boxes ``(N, rows, 4)`` and scores ``(N, rows, C)``."""
     images, classes = len(outputs[0]), outputs[1].shape[2]
     boxes = np.zeros((images, rows, 4), np.float32)
@@ -113,7 +112,7 @@ def _suppressed_on_the_host(outputs: Outputs, nms: NmsInGraph, rows: int) -> Out
             score_threshold=nms.score_threshold,
             iou_threshold=nms.iou_threshold,
             max_detections=rows,
-            pre_nms_top_k=MAX_CANDIDATES,
+            pre_nms_top_k=max_candidates,
         )
         boxes[i, : len(found)] = found
         scores[i, np.arange(len(found)), class_ids] = found_scores
