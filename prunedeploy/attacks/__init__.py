@@ -5,6 +5,7 @@
 - `pgd`: projected gradient descent, the paper's attack.
 - `apgd`: projected gradient descent that sets its own step sizes.
 - `noise`: random points of the ball.
+- `universal`: one perturbation for all images.
 - `carlini_wagner`, `found_objects`: the smallest change in L2 with which an image loses an object.
 - `square`: random search without gradients.
 - `answer_margins`: what it lowers, from boxes and scores, or detections alone.
@@ -18,6 +19,7 @@ from prunedeploy.attacks.noise import Noise
 from prunedeploy.attacks.pgd import Pgd
 from prunedeploy.attacks.square import Square
 from prunedeploy.attacks.threat_model import ThreatModel, project_linf
+from prunedeploy.attacks.universal import perturbed, universal_perturbation
 
 __all__ = [
     "Apgd",
@@ -28,5 +30,7 @@ __all__ = [
     "Pgd",
     "Square",
     "ThreatModel",
+    "perturbed",
     "project_linf",
+    "universal_perturbation",
 ]

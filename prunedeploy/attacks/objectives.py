@@ -26,6 +26,18 @@ where s_p is the score of prediction p for g's class, a prediction matches an ob
 `MATCH_IOU`, and an object none of whose matches scores above `LOST_SCORE` counts as lost: -log `LOST_SCORE`, which is
 more than any object that is still found. Where a wrong prediction outranks the right one, precision falls.
 
+Ours, which aim at time: how many pairs of box and class suppression has to look at::
+
+    flood       sum over predictions p and classes c of  s_pc^2 / (s_pc^2 + t^2) (1 - A_p / 2),  t = `FLOOD_SCORE`
+    flood-low   the same with t = `LOW_FLOOD_SCORE`
+
+where s_pc is p's score for c and A_p the part of the image that p's box covers, at most 1. The quotient counts smoothly
+what is above t, and its gradient by log s_pc is largest at t: what is far below or above is left alone. Small boxes
+count more, since they do not suppress one another. After Wang et al., Daedalus: Breaking Non-Maximum Suppression in
+Object Detection, IEEE Transactions on Cybernetics 2022 (small boxes); Shapira et al., Phantom Sponges: Exploiting
+Non-Maximum Suppression to Attack Deep Object Detectors, WACV 2023 (scores up to the threshold, no further); and Chen et
+al., Overload: Latency Attacks on Object Detection for Edge Devices, CVPR 2024 (that scores alone do it).
+
 ``A + B`` is the sum of two. Every objective is a sum over one image's own predictions and objects: in a batch, an
 image's gradient is its own.
 """
@@ -52,6 +64,8 @@ Objective = Callable[[list[Tensor]], Tensor]
 MATCH_IOU = 0.5
 LOST_SCORE = 0.001
 TOG_SCORE, TOG_IOU = 0.5, 0.45
+FLOOD_SCORE, LOW_FLOOD_SCORE = 0.25, 0.001
+"""About where detectors are deployed, and where mAP is measured."""
 
 CleanHeads = Callable[[], list[Tensor]]
 Maker = Callable[[CleanHeads, Tensor, DarknetCfg], Objective]
@@ -218,6 +232,23 @@ def _rank(_: CleanHeads, targets: Tensor, cfg: DarknetCfg) -> Objective:
     return value
 
 
+def _flood(threshold: float) -> Maker:
+    def make(_: CleanHeads, __: Tensor, cfg: DarknetCfg) -> Objective:
+        height, width = cfg.input_size
+
+        def value(heads: list[Tensor]) -> Tensor:
+            boxes, log_scores, _ = predictions_of(heads, cfg)
+            sides = boxes[..., 2:] - boxes[..., :2]  # (B, N, 2)
+            covered = (sides[..., 0] * sides[..., 1] / (height * width)).clamp(0, 1)
+            # s^2 / (s^2 + t^2) = sigmoid(2 (log s - log t)), which no score underflows in.
+            counted = torch.sigmoid(2 * (log_scores - math.log(threshold))).sum(2)
+            return (counted * (1 - covered / 2)).sum(1)
+
+        return value
+
+    return make
+
+
 OBJECTIVES: dict[str, Maker] = {
     "total": _total,
     "box": _box,
@@ -230,4 +261,6 @@ OBJECTIVES: dict[str, Maker] = {
     "fabricate": _fabricate,
     "mislabel-most": _mislabel(most=True),
     "mislabel-least": _mislabel(most=False),
+    "flood": _flood(FLOOD_SCORE),
+    "flood-low": _flood(LOW_FLOOD_SCORE),
 }

@@ -53,7 +53,7 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     "--objective",
     metavar="O",
     help="What fgsm, pgd and apgd increase: total (the training loss), box, objectness, classes, class-wise, rank, "
-    "untargeted, vanish, fabricate, mislabel-most, mislabel-least; A+B sums.",
+    "untargeted, vanish, fabricate, mislabel-most, mislabel-least, flood, flood-low; A+B sums.",
 )
 @click.option(
     "--budget",

@@ -31,6 +31,8 @@ def print_evaluation(document: dict[str, Any]) -> None:
     click.echo()
     print_table(["runtime", "images", "mAP", "95 % interval", "mAP50", "mAP at score 0.5"], rows, left=2)
     labels = {attack["name"].replace(":", "_"): _label(attack["name"]) for attack in document["attacks"]}
+    if document["attacks"]:
+        _print_candidates(document["results"], {"clean": "clean", **labels})
     for result in document["results"]:
         _print_looked_into(result, {"clean": "clean", **labels})
         _print_corrupted(result)
@@ -84,6 +86,17 @@ def _said(attack: dict[str, Any]) -> str:
 
 def _between(interval: list[float]) -> str:
     return f"{interval[0]:.3f} to {interval[1]:.3f}"
+
+
+def _print_candidates(results: list[dict[str, Any]], labels: dict[str, str]) -> None:
+    click.echo("\nCandidates of an image, pairs of box and class, above the score of mAP and above 0.5:")
+    rows = [
+        [result["runtime"], labels.get(kind, kind), f"{one['mean']:.1f}", str(one["largest"]), f"{one['mean_conf50']:.1f}",
+         str(one["largest_conf50"])]
+        for result in results
+        for kind, one in result["candidates"].items()
+    ]  # fmt: skip
+    print_table(["runtime", "images", "mean", "most", "mean, 0.5", "most, 0.5"], rows, left=2)
 
 
 def _print_looked_into(result: dict[str, Any], labels: dict[str, str]) -> None:

@@ -31,7 +31,7 @@ ROBUST_KEYS = ("adversarial", "attack_objective", "replays", "clean_share")
 
 ATTACK_OBJECTIVES = (
     "total", "box", "objectness", "classes", "class-wise", "rank", "untargeted", "vanish", "fabricate",
-    "mislabel-most", "mislabel-least",
+    "mislabel-most", "mislabel-least", "flood", "flood-low",
 )  # fmt: skip
 """The names of `prunedeploy.attacks.objectives.OBJECTIVES`, which cannot be imported without PyTorch."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.records import CocoDataset
+from prunedeploy.evaluation.candidates import Candidates
 from prunedeploy.evaluation.coco_map import MAX_DETECTIONS
 from prunedeploy.evaluation.detection_table import DetectionTable
 from prunedeploy_engines.detection.letterbox import unletterbox_boxes
@@ -40,7 +41,12 @@ class Thresholds:
 
 
 def detect_batch(
-    runner: Runner, images: Tensor, batch: Batch, dataset: CocoDataset, thresholds: Thresholds
+    runner: Runner,
+    images: Tensor,
+    batch: Batch,
+    dataset: CocoDataset,
+    thresholds: Thresholds,
+    candidates: list[Candidates] | None = None,
 ) -> DetectionTable:
     """Detect in one batch.
 
@@ -50,6 +56,7 @@ def detect_batch(
         batch: Says which images these are and where each lies in the input.
         dataset: Where the images are from.
         thresholds: What becomes a detection.
+        candidates: Where to put how many the batch's images have, if anywhere.
 
     Returns:
         Detections in pixels of the original images, clipped to them.
@@ -61,6 +68,8 @@ def detect_batch(
             dataset.json_path,
             "use a network and a data set with the same classes",
         )
+    if candidates is not None:
+        candidates.append(Candidates.among(scores, thresholds.score))
     tables = []
     for one_boxes, one_scores, image_id, geometry in zip(boxes, scores, batch.image_ids, batch.geometries, strict=True):
         found, found_scores, class_ids = _suppressed(one_boxes, one_scores, thresholds)

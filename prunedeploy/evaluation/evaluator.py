@@ -21,6 +21,7 @@ from torch import Tensor
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation.bootstrap import RESAMPLES, Interval
+from prunedeploy.evaluation.candidates import Candidates
 from prunedeploy.evaluation.detecting import IOU_THRESHOLD, SCORE_THRESHOLD, Thresholds, detect_batch
 from prunedeploy.evaluation.detection_table import DetectionTable
 from prunedeploy.evaluation.ensemble import Ensemble, ensemble_of
@@ -62,6 +63,7 @@ class Evaluation:
         transfer: The attacked images were made with another model than the one that ran.
         ensembles: By their names, how each came about.
         queries: How often the runner was asked about each image, ``(B,)``, by the attacks that were made on it itself.
+        candidates: Of ``clean`` and of each single attack, how many pairs of box and class the images had.
     """
 
     runner: dict[str, Any]
@@ -71,6 +73,7 @@ class Evaluation:
     transfer: bool
     ensembles: Mapping[str, Ensemble] = field(default_factory=dict)
     queries: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    candidates: Mapping[str, Candidates] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float | None]:
         """The figures by their names in ``results.json``; None where undefined or not measured."""
@@ -144,6 +147,7 @@ def evaluate(
         raise ValueError("an attack needs the model whose gradients it uses: attacked_model")
     thresholds = Thresholds(iou_threshold, score_threshold)
     tables: dict[tuple[str, str], list[DetectionTable]] = defaultdict(list)  # of runner and attack; clean: ""
+    counted: dict[tuple[str, str], list[Candidates]] = defaultdict(list)  # likewise
     losses: dict[str, list[float]] = {one: [] for members in (ensembles or {}).values() for one in members}
     judge = FoldedDarknet(attacked_model) if losses and attacked_model is not None else None
     queries: dict[tuple[str, str], list[NDArray[np.int64]]] = defaultdict(list)
@@ -156,14 +160,16 @@ def evaluate(
                 images = made[kind] = make(attacked_model, batch.images, batch.targets)
                 _check_attacked(images, batch.images)
             for name, runner in named.items():
-                tables[name, kind].append(detect_batch(runner, images, batch, dataset, thresholds))
+                found = detect_batch(runner, images, batch, dataset, thresholds, counted[name, kind])
+                tables[name, kind].append(found)
             if judge is not None and kind in losses:
                 losses[kind] += _losses(judge, images, batch)
         for kind, ask in (own_attacks or {}).items():
             for name, runner in named.items():
                 images, asked = ask(runner, batch, made)
                 _check_attacked(images, batch.images)
-                tables[name, kind].append(detect_batch(runner, images, batch, dataset, thresholds))
+                found = detect_batch(runner, images, batch, dataset, thresholds, counted[name, kind])
+                tables[name, kind].append(found)
                 queries[name, kind].append(asked)
         image_ids += batch.image_ids
         if progress is not None:
@@ -192,6 +198,9 @@ def evaluate(
             transfer=bool(attacks) and not (isinstance(runner, TorchRunner) and runner.model is attacked_model),
             ensembles=found,
             queries={kind: np.concatenate(queries[name, kind]) for kind in own_attacks or {}},
+            candidates={
+                kind or "clean": Candidates.concatenate(parts) for (of, kind), parts in counted.items() if of == name
+            },
         )
 
     return {name: result(name, runner) for name, runner in named.items()}

@@ -241,6 +241,7 @@ def result_row(name: str, result: Evaluation) -> dict[str, Any]:
         **{named(key): value for key, value in result.metrics().items()},
         "intervals": intervals,
         **queries_row(result),
+        "candidates": {figure_name(kind): counts.summary() for kind, counts in result.candidates.items()},
         "n_images": result.n_images,
         "engine": result.runner,
     }
