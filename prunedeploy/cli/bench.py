@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +16,8 @@ import click
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import PATH, POSITIVE, count_option
 from prunedeploy.cli.output import comma_list, print_json, quiet_stdout, whole_numbers
-from prunedeploy_engines.bench.rows import KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
+from prunedeploy_engines.bench.flood import CASES
+from prunedeploy_engines.bench.rows import IMAGES, KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
 from prunedeploy_engines.bench.run import Effort
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ SCENARIOS = ("single-stream", "offline", "server")
     "prunedeploy bench runs/demo-structured-bn-scale-0.75-s0 --runtime onnxruntime,openvino --precision fp32,int8",
     "prunedeploy bench model.onnx --threads 1,2 --batch 1,8 --images photos/ --out measured",
     "prunedeploy bench pruned/bundle --scenario server --latency-bound 50",
+    "prunedeploy bench pruned/bundle --flood",
     "prunedeploy bench --compare monday/bench.json tuesday/bench.json",
     "prunedeploy bench --merge server.json jetson.json pi.json --out devices",
 )
@@ -48,9 +53,8 @@ SCENARIOS = ("single-stream", "offline", "server")
 @click.option("--threads", metavar="N,...", help="Threads of a CPU runtime; default: one per physical core.")
 @click.option(
     "--kind",
-    default="host",
     metavar="K,...",
-    help="compute: the model alone; host: tensors in and out; end-to-end: image in memory to detections (bundles).",
+    help="host unless given. compute: the model alone; host: tensors in and out; end-to-end: image in memory to detections (bundles).",
 )
 @click.option(
     "--providers",
@@ -69,6 +73,18 @@ SCENARIOS = ("single-stream", "offline", "server")
     type=PATH,
     metavar="DIR|FILE.npy",
     help="Real images to feed, (K, H, W, 3) uint8 in a .npy file; default: random pixels.",
+)
+@click.option(
+    "--flood",
+    is_flag=True,
+    help="Beside each row, from image to detections: with heads in which suppression has the most to do, and, of a "
+    "build's output folder where PyTorch is installed, on images attacked to that end (see docs/flood.md).",
+)
+@click.option(
+    "--flood-images",
+    type=PATH,
+    metavar="DIR|FILE.npy",
+    help="For --flood: these as the attacked images, of every BUNDLE.",
 )
 @click.option(
     "--scenario",
@@ -115,10 +131,12 @@ def command(
     precision: str,
     batch: str,
     threads: str | None,
-    kind: str,
+    kind: str | None,
     providers: str,
     inference_precision: str,
     images: Path | None,
+    flood: bool,
+    flood_images: Path | None,
     scenario: str,
     latency_bound: float | None,
     seed: int,
@@ -148,6 +166,7 @@ def command(
     if merge:
         document = read_merged(bundles)
     else:
+        kind = _checked_kind(kind, flood, flood_images, scenario)
         choice = Choice(
             runtimes=comma_list(runtime, "--runtime", RUNTIMES),
             precisions=comma_list(precision, "--precision", PRECISIONS),
@@ -158,10 +177,11 @@ def command(
             inference_precision=None if inference_precision == "auto" else inference_precision,
             images=images,
             scenario=scenario,
+            floods=(None, *CASES, IMAGES) if flood else (None,),
             seed=seed,
         )
         bound = _checked_bound(scenario, latency_bound, effort["min_calls"])
-        document = _run(bundles, choice, Effort(latency_bound_ms=bound, **effort))
+        document = _run(bundles, choice, Effort(latency_bound_ms=bound, **effort), flood_images)
     if out is not None:
         write_folder(document, out)
     if as_json:
@@ -182,7 +202,20 @@ def _checked_bound(scenario: str, bound: float | None, queries: int) -> float | 
     return bound
 
 
-def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort) -> dict[str, Any]:
+def _checked_kind(kind: str | None, flood: bool, flood_images: Path | None, scenario: str) -> str:
+    """What is measured; a flood is one of what comes after the network."""
+    if not flood:
+        if flood_images is not None:
+            raise click.UsageError("--flood-images belongs to --flood")
+        return kind or "host"
+    if kind not in (None, "end-to-end"):
+        raise click.UsageError("--flood measures from image to detections: leave --kind out")
+    if scenario != "single-stream":
+        raise click.UsageError("--flood is for --scenario single-stream")
+    return "end-to-end"
+
+
+def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort, flood_images: Path | None) -> dict[str, Any]:
     from prunedeploy_engines.bench.images import load_images
     from prunedeploy_engines.bench.models import find_subjects
     from prunedeploy_engines.bench.rows import plan_rows
@@ -191,12 +224,37 @@ def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort) -> dict[str,
     with quiet_stdout():
         if choice.images is not None:
             load_images(choice.images)  # a mistake is told before the first process starts
+        if flood_images is not None:
+            load_images(flood_images)
         subjects = find_subjects(bundles)
         _warn_of_thresholds(subjects, choice)
-        planned = plan_rows(subjects, choice)
-        label = f"measuring, {len(planned.specs)} processes"
-        with click.progressbar(length=steps(planned, choice, effort), label=label, file=sys.stderr) as bar:
-            return run_plan(planned, choice, effort, lambda _: bar.update(1))
+        with tempfile.TemporaryDirectory() as folder:
+            if IMAGES in choice.floods:
+                flooding = _flooding_images(subjects, choice, flood_images, Path(folder))
+                choice = replace(choice, flood_images=flooding)
+            planned = plan_rows(subjects, choice)
+            label = f"measuring, {len(planned.specs)} processes"
+            with click.progressbar(length=steps(planned, choice, effort), label=label, file=sys.stderr) as bar:
+                return run_plan(planned, choice, effort, lambda _: bar.update(1))
+
+
+def _flooding_images(
+    subjects: Sequence[Subject], choice: Choice, given: Path | None, folder: Path
+) -> dict[str, Path]:
+    """Images that flood each model, by its name: those given, or made by attacking its network in PyTorch."""
+    if given is not None:
+        return {subject.name: given for subject in subjects}
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    found = {}
+    for number, subject in enumerate(subjects):
+        cfg, weights = subject.source.cfg, subject.source.weights
+        if cfg is not None and weights is not None:
+            from prunedeploy.pipeline.flooding import write_flooding_images
+
+            found[subject.name] = folder / f"{number}.npy"
+            write_flooding_images(cfg, weights, choice.images, found[subject.name], choice.seed)
+    return found
 
 
 def _warn_of_thresholds(subjects: Sequence[Subject], choice: Choice) -> None:

@@ -12,7 +12,7 @@ from prunedeploy.cli.output import MISSING, number, print_table
 
 Row = Mapping[str, Any]
 
-_SETTINGS = ("device", "runtime", "provider", "precision", "batch", "threads", "kind", "scenario")
+_SETTINGS = ("device", "runtime", "provider", "precision", "batch", "threads", "kind", "flood", "scenario")
 _ALWAYS = ("runtime",)
 _NOISY = "*"
 _NOTED = "o"
@@ -29,7 +29,7 @@ def print_document(document: Mapping[str, Any], out: Path | None) -> None:
     table = [[_name(row), *(setting(row, key) for key in shown), *(show(row) for _, show in figures)] for row in rows]
     print_table(["model", *shown, *(title for title, _ in figures)], table, left=1 + len(shown))
     click.echo()
-    settings = [key for key in _SETTINGS if key not in shown and (key != "provider" or rows[0].get(key) != "cpu")]
+    settings = [key for key in _SETTINGS if key not in shown and key != "flood" and (key != "provider" or rows[0].get(key) != "cpu")]
     click.echo(f"all rows: {', '.join([*setting_words(rows[0], settings), *_images(rows)])}")
     for line in [*_scenarios(rows), *_peaks(document), *_marks(rows), *document.get("notes", [])]:
         click.echo(line)
@@ -52,6 +52,7 @@ def _figures(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:
         ("queries/s" if "server" in scenarios else "images/s", lambda row: _latency(row, "images_per_s", 1)),
     ]
     optional: list[tuple[str, str, Callable[[Row], str]]] = [
+        ("flood_ratio", "p99 / clean", lambda row: number(row.get("flood_ratio"), 2)),
         ("gflops", "GFLOP/s", lambda row: number(row.get("gflops"), 1)),
         ("fraction_of_peak", "of peak", lambda row: _percent(row.get("fraction_of_peak"))),
         ("map_clean", "mAP", lambda row: number(row.get("map_clean"))),
@@ -69,6 +70,8 @@ def setting(row: Row, key: str) -> str:
     value = row.get(key)
     if key == "precision":
         return precision_in_words(row)
+    if key == "flood":
+        return str(value or "clean")
     if key == "kind":
         return str(value).replace("_", "-")
     return MISSING if value is None else str(value)

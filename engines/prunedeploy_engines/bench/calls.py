@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from prunedeploy_engines.bench.flood import flooded_heads
 from prunedeploy_engines.bench.images import ImageList, images_record, load_images, random_images
 from prunedeploy_engines.detection.images import to_greyscale
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry, batch_to_input, letterbox
 from prunedeploy_engines.errors import ConfigError, EngineError
-from prunedeploy_engines.runtimes.runner import Images, Runner
+from prunedeploy_engines.runtimes.runner import Float32Array, Images, Runner
 
 if TYPE_CHECKING:
     from prunedeploy_engines.bundle import Bundle
@@ -57,7 +58,8 @@ def open_model(spec: dict[str, Any]) -> OpenedModel:
     if spec["kind"] == "end_to_end":
         if bundle is None:
             raise ConfigError("end to end needs a bundle, which says what surrounds the network", spec["path"])
-        return OpenedModel(lambda count: _end_to_end(bundle, runner, images, count), runner.describe(), record)
+        heads = None if spec["flood"] is None else _flooded(runner, prepare(images[:1], runner, bundle), spec["flood"])
+        return OpenedModel(lambda count: _end_to_end(bundle, runner, images, count, heads), runner.describe(), record)
     prepared = prepare(images, runner, bundle)
     take = runner.compute_call if spec["kind"] == "compute" else lambda batch: lambda: runner.infer(batch)
 
@@ -121,15 +123,32 @@ def batches(images: Images, count: int) -> list[Any]:
     return [images[[(first + i) % there for i in range(count)]] for first in range(0, there, min(count, there))]
 
 
-def _end_to_end(bundle: Bundle, runner: Runner, images: ImageList, count: int) -> Call:
-    """From uint8 images in memory to their detections."""
+def _flooded(runner: Runner, image: Images, case: str) -> tuple[Float32Array, Float32Array]:
+    """The heads of a case in the shape of the network's own."""
+    if runner.nms_classes is not None:
+        what = "suppression is part of the graph, which takes images only"
+        raise EngineError(what, fix="give flooded images with --flood-images, or a file without --nms")
+    boxes, scores = runner.infer(image)
+    return flooded_heads(case, boxes.shape[1], scores.shape[2], runner.input_size)
+
+
+def _end_to_end(
+    bundle: Bundle,
+    runner: Runner,
+    images: ImageList,
+    count: int,
+    heads: tuple[Float32Array, Float32Array] | None = None,
+) -> Call:
+    """From uint8 images in memory to their detections; with ``heads``, to those of these boxes and scores."""
     turns = itertools.cycle(images)
-    if count == 1:
+    if count == 1 and heads is None:
         return lambda: bundle.detect(next(turns), runner=runner)
 
     def call() -> Sequence[object]:
         boxed = [_letterboxed(next(turns), runner, bundle) for _ in range(count)]
         boxes, scores = runner.infer(_as_input([image for image, _ in boxed], runner))
+        if heads is not None:
+            boxes, scores = (np.broadcast_to(part, (count, *part.shape)) for part in heads)
         return [bundle.detections(boxes[i], scores[i], boxed[i][1]) for i in range(count)]
 
     return call

@@ -10,7 +10,7 @@ from typing import Any
 from prunedeploy_engines.errors import DataError
 
 SCHEMA_VERSION = 1
-SETTINGS = ("runtime", "provider", "precision", "batch", "threads", "kind", "scenario")
+SETTINGS = ("runtime", "provider", "precision", "batch", "threads", "kind", "flood", "scenario")
 """What sets a row of one model apart from its other rows."""
 
 Row = dict[str, Any]

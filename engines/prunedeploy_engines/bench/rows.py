@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ RUNTIMES = ("onnxruntime", "openvino", "torch", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
 PROVIDERS = ("cpu", "cuda", "tensorrt")
 KINDS = {"compute": "compute", "host": "host", "end-to-end": "end_to_end"}
+
+IMAGES = "images"
+"""The flood that is no case of `flood.CASES`: images that are fed."""
 
 _PEAK_RUNTIMES = ("onnxruntime", "openvino")
 
@@ -35,6 +39,9 @@ class Choice:
         inference_precision: OpenVINO's inference precision; None lets it choose.
         images: Folder or .npy file; None is random pixels.
         scenario: One of `scenarios.SCENARIOS`.
+        floods: None is a row as it is; a name of `flood.CASES` one whose suppression is flooded with that; `IMAGES` one
+            on flooded images.
+        flood_images: Flooded images, by the name of the model that they flood; as ``images``.
         seed: Seed of random pixels and arrivals.
     """
 
@@ -47,6 +54,8 @@ class Choice:
     inference_precision: str | None = "f32"
     images: Path | None = None
     scenario: str = "single-stream"
+    floods: Sequence[str | None] = (None,)
+    flood_images: Mapping[str, Path] = field(default_factory=dict)
     seed: int = 0
 
 
@@ -83,14 +92,18 @@ def plan_rows(subjects: Sequence[Subject], choice: Choice) -> Planned:
                 problem = error
                 planned.problems.append(error)
             common = _row(subject, model, precision, runtime)
-            for threads, kind, batch in _calls(runtime, provider, choice):
+            calls = itertools.product(_calls(runtime, provider, choice), _floods(subject, choice))
+            for (threads, kind, batch), flood in calls:
+                # mAP is not that of a flooded row.
+                shown = {key: None if flood and key.startswith("map") else value for key, value in common.items()}
                 row = {
-                    **common,
+                    **shown,
                     "runtime": runtime,
                     "provider": provider,
                     "batch": batch,
                     "threads": threads,
                     "kind": kind,
+                    "flood": flood,
                     "scenario": choice.scenario,
                     "reason": None if problem is None else str(problem),
                 }
@@ -115,6 +128,11 @@ def _calls(runtime: str, provider: str | None, choice: Choice) -> Iterator[tuple
         for kind in choice.kinds:
             for batch in choice.batches:
                 yield threads, kind, batch
+
+
+def _floods(subject: Subject, choice: Choice) -> list[str | None]:
+    """The rows of one call of a model: as it is, and flooded."""
+    return [flood for flood in choice.floods if flood != IMAGES or subject.name in choice.flood_images]
 
 
 def _on_gpu(runtime: str, provider: str | None) -> bool:
@@ -161,6 +179,7 @@ def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice:
         f"batch {row['batch']}",
         *_in_words(row["threads"]),
         row["kind"],
+        *([] if row["flood"] is None else [f"flooded by {row['flood']}"]),
     ]
     key = ", ".join(words)
     planned.rows[key] = row
@@ -169,7 +188,8 @@ def _add(planned: Planned, row: dict[str, Any], model: ModelFile | None, choice:
     spec = {
         **model.spec,
         **{key: row[key] for key in ("runtime", "batch", "kind", "threads")},
-        "images": choice.images,
+        "images": choice.flood_images[row["model"]] if row["flood"] == IMAGES else choice.images,
+        "flood": None if row["flood"] == IMAGES else row["flood"],
         "seed": choice.seed,
     }
     if row["runtime"] == "torch":

@@ -64,6 +64,7 @@ def run_plan(planned: Planned, choice: Choice, effort: Effort, progress: Progres
         peaks = _serve(planned, choice, effort, progress, unusable)
     else:
         peaks = _measure(planned, effort, progress, unusable)
+    _compare_floods(list(planned.rows.values()))
     notes = _profile(planned) if effort.profile else []
     after = device_state()
     machine = machine_info()
@@ -163,6 +164,15 @@ def _fill(row: Row, result: BenchResult, peak: float | None) -> None:
         "layers": None,
         "server": None,
     }
+
+
+def _compare_floods(rows: list[Row]) -> None:
+    """Say how many times the p99 of the same row without a flood each flooded row has."""
+    clean = {(row["model"], *row_settings(row)): row["latency_ms"] for row in rows if row["flood"] is None}
+    for row in rows:
+        before = clean.get((row["model"], *row_settings({**row, "flood": None})))
+        if row["flood"] is not None and before is not None and row["latency_ms"] is not None:
+            row["flood_ratio"] = row["latency_ms"]["p99"] / before["p99"]
 
 
 def _mark_best_batches(rows: list[Row]) -> None:

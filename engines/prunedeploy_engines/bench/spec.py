@@ -13,6 +13,8 @@
   ``seed``
 - ``kind``: ``"host"`` (default; tensors in, tensors out), ``"compute"`` (the model alone) or
   ``"end_to_end"`` (uint8 image in memory to detections; needs a bundle)
+- ``flood``: of ``"end_to_end"``: the model runs, and suppression is given the heads of a case of `bench.flood.CASES`
+  instead of its own
 - ``factory`` and ``arguments``: ``"module:function"`` and JSON keyword arguments that give a
   `Runner`, for runtimes this package does not know, such as torch
 """
@@ -37,6 +39,7 @@ _DEFAULTS: dict[str, Any] = {
     "batch": 1,
     "images": None,
     "kind": "host",
+    "flood": None,
     "seed": 0,
     "size": 1024,
     "on": "onnxruntime",
@@ -57,6 +60,8 @@ def complete_spec(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     complete = {**_DEFAULTS, **spec}
     if complete["kind"] not in KINDS:
         raise ConfigError(f"model {name!r} has kind {complete['kind']!r}", fix=f"use {', '.join(KINDS)}")
+    if complete["flood"] is not None and complete["kind"] != "end_to_end":
+        raise ConfigError(f"model {name!r} floods suppression, which a kind of {complete['kind']!r} has none of")
     if complete["path"] is None and complete["factory"] is None and complete["runtime"] != "matmul":
         raise ConfigError(f"model {name!r} has no path")
     for key in ("path", "bundle", "images"):

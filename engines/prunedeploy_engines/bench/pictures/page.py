@@ -19,7 +19,7 @@ _STYLE = """
 body { max-width: 84rem; } figure { margin: 1.5rem 0; max-width: 66rem; }
 table { width: auto; font-size: .88rem; } th, td { white-space: nowrap; }
 """
-_SETTINGS = ("device", "runtime", "provider", "precision", "batch", "threads", "kind")
+_SETTINGS = ("device", "runtime", "provider", "precision", "batch", "threads", "kind", "flood")
 _LATENCY = {
     "p50": "median ms", "mean": "mean", "p90": "p90", "p95": "p95", "p99": "p99", "max": "max",
     "images_per_s": "images/s", "cv": "cv", "n": "n",

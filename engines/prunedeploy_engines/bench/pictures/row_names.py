@@ -12,7 +12,7 @@ from prunedeploy_engines.markup.svg import COLOURS
 SHAPES = {"fp32": "circle", "fp16": "square", "int8": "triangle"}
 OTHER_SHAPE = "diamond"
 
-_NAMED = ("device", "runtime", "provider", "precision", "batch", "threads", "kind")
+_NAMED = ("device", "runtime", "provider", "precision", "batch", "threads", "kind", "flood")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def setting_words(row: Row, keys: Sequence[str]) -> list[str]:
         "batch": f"batch {row.get('batch')}",
         "threads": "one thread per core" if threads is None else f"{threads} thread{'s' * (threads > 1)}",
         "kind": str(row.get("kind")).replace("_", "-"),
+        "flood": None if row.get("flood") is None else f"flooded by {row['flood']}",
     }
     return [str(word) for key in keys if (word := special.get(key, row.get(key))) is not None]
 
