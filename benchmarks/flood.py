@@ -139,7 +139,9 @@ def post_processors(
     graph = OnnxRuntimeGraph(predictions, classes)
     triton = TritonModel(bundle)
     found: dict[str, dict[str, Callable[[], object]]] = {
-        "NumPy": {case: partial(detections_from, *h, **usual, pre_nms_top_k=MAX_CANDIDATES) for case, h in cases.items()},
+        "NumPy": {
+            case: partial(detections_from, *h, **usual, pre_nms_top_k=MAX_CANDIDATES) for case, h in cases.items()
+        },
         "Bundle.detections": {case: partial(bundle.detections, *h, geometry, **usual) for case, h in cases.items()},
         "in the graph": {case: partial(graph, *h) for case, h in cases.items()},
         "Triton's model": {case: partial(triton, *h) for case, h in cases.items()},
@@ -173,6 +175,7 @@ class OnnxRuntimeGraph:
         self._session = onnxruntime.InferenceSession(whole, options)
 
     def __call__(self, boxes: np.ndarray, scores: np.ndarray) -> object:
+        """Detections of one image's heads."""
         return self._session.run(None, {"boxes_in": boxes[None], "scores_in": scores[None]})
 
 
@@ -194,6 +197,7 @@ class TritonModel:
         self._model.initialize({"model_config": json.dumps({"parameters": parameters})})
 
     def __call__(self, boxes: np.ndarray, scores: np.ndarray) -> object:
+        """The response to one image's heads."""
         given = {"boxes": boxes[None], "scores": scores[None], "image_size": np.array([[480, 640]], np.int32)}
         tensors = {name: SimpleNamespace(as_numpy=lambda value=value: value) for name, value in given.items()}
         return self._model.execute([SimpleNamespace(tensors=tensors, parameters=lambda: "{}")])
@@ -311,7 +315,12 @@ def attack(arguments: argparse.Namespace) -> None:
         with OnnxRuntimeRunner(exported, threads=1) as plain, OnnxRuntimeRunner(nms_file, threads=1) as in_graph:
             for score in (arguments.score, MAP_SCORE):
                 for bound in (MAX_CANDIDATES, PRE_NMS_TOP_K):
-                    times(f"score {score:g}, {bound} candidates", kept, arguments.rounds, partial(host, plain, score, bound))
+                    times(
+                        f"score {score:g}, {bound} candidates",
+                        kept,
+                        arguments.rounds,
+                        partial(host, plain, score, bound),
+                    )
             times(f"score {arguments.score:g}, in the graph", kept, arguments.rounds, in_graph.infer)
 
 

@@ -15,6 +15,7 @@ References: Moosavi-Dezfooli et al., Universal Adversarial Perturbations, CVPR 2
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ def universal_perturbation(
         for _ in range(passes):
             before, total = found, 0.0
             for images, targets in batches:
-                bound = objective_for(objective, lambda images=images: network(images), targets, model.cfg)
+                bound = objective_for(objective, partial(network, images), targets, model.cfg)
                 moved = perturbed(images, found, eps)
                 values, gradient = values_and_gradient(network, moved, bound, may_be_flat=flat)
                 total += float(values.sum())
@@ -88,5 +89,5 @@ def perturbed(images: Tensor, perturbation: Tensor, eps: float) -> Tensor:
 @torch.no_grad()
 def _value(network: FoldedDarknet, batch: tuple[Tensor, Tensor], perturbation: Tensor, eps: float, name: str) -> float:
     images, targets = batch
-    objective = objective_for(name, lambda: network(images), targets, network.cfg)
+    objective = objective_for(name, partial(network, images), targets, network.cfg)
     return float(objective(network(perturbed(images, perturbation, eps))).sum())

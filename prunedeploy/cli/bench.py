@@ -54,7 +54,8 @@ SCENARIOS = ("single-stream", "offline", "server")
 @click.option(
     "--kind",
     metavar="K,...",
-    help="host unless given. compute: the model alone; host: tensors in and out; end-to-end: image in memory to detections (bundles).",
+    help="compute: the model alone; host (unless given): tensors in and out; end-to-end: image in memory to detections "
+    "(bundles).",
 )
 @click.option(
     "--providers",
@@ -238,9 +239,7 @@ def _run(bundles: tuple[Path, ...], choice: Choice, effort: Effort, flood_images
                 return run_plan(planned, choice, effort, lambda _: bar.update(1))
 
 
-def _flooding_images(
-    subjects: Sequence[Subject], choice: Choice, given: Path | None, folder: Path
-) -> dict[str, Path]:
+def _flooding_images(subjects: Sequence[Subject], choice: Choice, given: Path | None, folder: Path) -> dict[str, Path]:
     """Images that flood each model, by its name: those given, or made by attacking its network in PyTorch."""
     if given is not None:
         return {subject.name: given for subject in subjects}

@@ -29,7 +29,7 @@ def print_document(document: Mapping[str, Any], out: Path | None) -> None:
     table = [[_name(row), *(setting(row, key) for key in shown), *(show(row) for _, show in figures)] for row in rows]
     print_table(["model", *shown, *(title for title, _ in figures)], table, left=1 + len(shown))
     click.echo()
-    settings = [key for key in _SETTINGS if key not in shown and key != "flood" and (key != "provider" or rows[0].get(key) != "cpu")]
+    settings = [key for key in _SETTINGS if key not in shown and (key != "provider" or rows[0].get(key) != "cpu")]
     click.echo(f"all rows: {', '.join([*setting_words(rows[0], settings), *_images(rows)])}")
     for line in [*_scenarios(rows), *_peaks(document), *_marks(rows), *document.get("notes", [])]:
         click.echo(line)

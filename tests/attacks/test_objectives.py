@@ -196,3 +196,24 @@ def test_a_sum_is_the_sum(model, heads):
 def test_an_unknown_objective_names_the_nearest(model, heads):
     with pytest.raises(ConfigError, match="no objective 'objectnes'; the nearest is objectness"):
         objective_for("box + objectnes", lambda: heads, TARGETS, model.cfg)
+
+
+@pytest.mark.parametrize(("name", "threshold"), [("flood", 0.25), ("flood-low", 0.001)])
+def test_flood_counts_pairs_of_box_and_class_smoothly_and_small_boxes_more(model, heads, name, threshold):
+    found = objective_for(name, lambda: heads, TARGETS, model.cfg)(heads)
+    boxes, scores = decode(heads, model)
+    for image in range(4):
+        expected = 0.0
+        for (x0, y0, x1, y1), row in zip(boxes[image].tolist(), scores[image].tolist(), strict=True):
+            covered = min((x1 - x0) * (y1 - y0) / (16 * 16), 1.0)
+            for score in row:
+                expected += score**2 / (score**2 + threshold**2) * (1 - covered / 2)
+        assert float(found[image]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_flood_is_half_of_a_point_sized_box_at_the_threshold(model):
+    # One prediction has objectness and a class of 1/2 each, a score of 1/4, and no size; all others have scores of 0.
+    raw = torch.full((1, 2, 8, 4, 4), -60.0, dtype=torch.float64)
+    raw[0, 0, 4:6, 1, 1] = 0.0
+    value = objective_for("flood", lambda: [], TARGETS[:0], model.cfg)([raw.flatten(1, 2)])
+    assert float(value) == pytest.approx(0.5, abs=1e-9)

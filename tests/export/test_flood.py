@@ -162,9 +162,7 @@ def test_suppression_on_the_host_compares_no_more_pairs_than_the_bound_says(case
 
     monkeypatch.setattr(on_host._Corners, "overlap", counting)
     boxes, scores = HEADS[case]
-    found = on_host.detections_from(
-        boxes, scores, score_threshold=OF_MAP, iou_threshold=0.45, pre_nms_top_k=bound
-    )
+    found = on_host.detections_from(boxes, scores, score_threshold=OF_MAP, iou_threshold=0.45, pre_nms_top_k=bound)
     candidates = min(bound, np.count_nonzero(scores > OF_MAP))
     assert 0 < sum(compared) <= candidates * (candidates + 128) / 2
     assert len(found[1]) <= bound
@@ -216,10 +214,7 @@ def test_boxes_that_are_none_take_no_place_in_a_flood():
     scores[1::4, 1] = np.nan
     found = on_host.detections_from(boxes, scores, score_threshold=OPERATING, iou_threshold=0.45, pre_nms_top_k=BOUND)
     usable = [
-        (-scores[i, c], i, c)
-        for i in range(1, PREDICTIONS, 2)
-        for c in range(CLASSES)
-        if np.isfinite(scores[i, c])
+        (-scores[i, c], i, c) for i in range(1, PREDICTIONS, 2) for c in range(CLASSES) if np.isfinite(scores[i, c])
     ]
     expected = sorted(usable)[:BOUND]
     assert [(row, c) for _, row, c in expected] == [

@@ -27,8 +27,9 @@ class TritonPythonModel:
     Outputs: ``boxes`` FP32 ``(N, K, 4)`` xyxy in pixels of the client's image, ``scores`` FP32 ``(N, K)``, ``classes``
     INT64 ``(N, K)``, ``num_detections`` INT32 ``(N,)``; K is the largest number of detections, the rest zeros.
 
-    Input size, thresholds, bound on candidates and number of classes stand in the parameter ``detector`` of ``config.pbtxt``, a JSON
-    object. A request may bring thresholds of its own as request parameters of the names in `THRESHOLDS`.
+    Input size, thresholds, bound on candidates and number of classes stand in the parameter ``detector`` of
+    ``config.pbtxt``, a JSON object. A request may bring thresholds of its own as request parameters of the names in
+    `THRESHOLDS`.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
