@@ -16,6 +16,7 @@ from PIL import Image
 from bench_rows import bench_document, bench_row
 from effort import slow_after
 from prunedeploy.config import Method
+from prunedeploy_engines.bench.flood import CASES
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
 from prunedeploy_engines.doctor.doctor import diagnose
 from prunedeploy_engines.files import file_sha256
@@ -316,6 +317,31 @@ def test_torch_is_measured_from_a_build_folder_in_fp32_only(
     assert document["peak_matmul_gflops"] is None
 
 
+def test_flood_puts_the_worst_cases_and_attacked_images_beside_the_clean_row(
+    run: Any, bundle: Path, darknet: Path, tmp_path: Path
+) -> None:
+    folder = build_folder(tmp_path / "build", bundle, darknet)
+    done = run("bench", folder, "--flood", *QUICK, "--json")
+    rows = document_of(done)["rows"]
+    assert [row["flood"] for row in rows] == [None, *CASES, "images"]
+    assert {row["kind"] for row in rows} == {"end_to_end"}
+    clean = rows[0]["latency_ms"]["p99"]
+    for row in rows[1:]:
+        assert row["flood_ratio"] == pytest.approx(row["latency_ms"]["p99"] / clean)
+        assert row.get("map_clean") is None
+    assert rows[-1]["images"]["source"] == "images"
+
+    photos = tmp_path / "flooded.npy"
+    np.save(photos, np.full((2, 32, 48, 3), 255, np.uint8))
+    given = document_of(run("bench", bundle, "--flood", "--flood-images", photos, *QUICK, "--json"))["rows"]
+    assert given[-1]["images"] == {"source": "images", "path": str(photos), "count": 2}
+    shown = run("bench", bundle, "--flood", *QUICK)
+    assert shown.exit_code == 0, shown.stderr
+    assert "p99 / clean" in shown.stdout
+    for word in ("clean", *CASES):
+        assert word in shown.stdout
+
+
 def test_profile_shows_the_layers_of_each_row(run: Any, bundle: Path) -> None:
     done = run("bench", bundle, *QUICK, "--batch", "1,2", "--profile")
     assert done.exit_code == 0, done.stderr
@@ -390,6 +416,10 @@ def test_server_bound_that_cannot_be_held_says_so(run: Any, bundle: Path) -> Non
         (("--scenario", "server", "--latency-bound", "5", "--min-calls", "9"), "--min-calls must be at least 100"),
         (("--compare", "--merge"), "exclude each other"),
         (("--images", "absent"), "absent: there is no such file or folder of images"),
+        (("--flood", "--kind", "host"), "--flood measures from image to detections: leave --kind out"),
+        (("--flood", "--scenario", "offline"), "--flood is for --scenario single-stream"),
+        (("--flood-images", "photos"), "--flood-images belongs to --flood"),
+        (("--flood", "--flood-images", "absent"), "absent: there is no such file or folder of images"),
     ],
 )
 def test_a_wrong_option_is_one_line(run: Any, bundle: Path, options: tuple[str, ...], said: str) -> None:

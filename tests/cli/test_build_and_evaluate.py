@@ -237,6 +237,22 @@ def test_evaluate_a_darknet_model(run: Any, darknet: Path, coco: Path) -> None:
     assert low - 1e-9 <= row["map_clean"] <= high + 1e-9
 
 
+def test_evaluate_shows_candidates_beside_the_map_of_a_flood(run: Any, darknet: Path, coco: Path) -> None:
+    given = ("evaluate", darknet, "--data", coco, "--attack", "apgd:flood", "--budget", "quick", "--bootstrap", "0")
+    done = run(*given, "--json")
+    assert done.exit_code == 0, done.stderr
+    (row,) = json.loads(done.stdout)["results"]
+    assert "map_apgd_flood" in row
+    clean, flooded = row["candidates"]["clean"], row["candidates"]["apgd_flood"]
+    assert set(clean) == {"mean", "largest", "mean_conf50", "largest_conf50"}
+    for counted in (clean, flooded):
+        assert counted["mean_conf50"] <= counted["mean"] <= counted["largest"]
+        assert counted["largest_conf50"] <= counted["largest"]
+    shown = run(*given)
+    assert shown.exit_code == 0, shown.stderr
+    assert f"{flooded['mean']:.1f}" in shown.stdout.split("Candidates of an image")[1]
+
+
 def test_evaluate_repeats_a_builds_attack_from_random_starts(
     run: Any, coco: Path, darknet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

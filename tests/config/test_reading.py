@@ -21,7 +21,9 @@ from prunedeploy.config import (
     load_config,
     result_settings,
 )
+from prunedeploy_engines.detection.nms import MAX_CANDIDATES
 from prunedeploy_engines.errors import ConfigError
+from prunedeploy_export.graph.nms import LARGEST_TOP_K
 
 SHIPPED = ["demo", "smoke", "blood-cells", "yolov3-coco", "yolov3-tiny-coco"]
 SWEEPS = ["paper", "study-demo", "study-smoke"]
@@ -672,3 +674,19 @@ def test_a_share_of_the_steps_optimises_scores_and_at_ratio_0_all_of_them_fine_t
     assert by_hand.with_divided_steps() is by_hand
     with pytest.raises(ConfigError, match=r"score_optimization\.share"):
         load_config("demo", ["score_optimization.share=1.5"])
+
+
+def test_bound_on_candidates_is_a_block_that_changes_a_hash_only_where_it_is_chosen() -> None:
+    base = load_config("demo")
+    assert base.nms.max_candidates == MAX_CANDIDATES
+    assert "nms" not in as_dict(base)
+    chosen = load_config("demo", ["nms.max_candidates=256"])
+    assert as_dict(chosen)["nms"] == {"max_candidates": 256}
+    assert config_hash(chosen) != config_hash(base)
+    for wrong in ("0", "3841", "many"):
+        with pytest.raises(ConfigError, match="nms.max_candidates"):
+            load_config("demo", [f"nms.max_candidates={wrong}"])
+
+
+def test_the_bound_is_what_tensorrt_takes() -> None:
+    assert load_config("demo", [f"nms.max_candidates={LARGEST_TOP_K}"]).nms.max_candidates == LARGEST_TOP_K

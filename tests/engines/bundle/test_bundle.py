@@ -19,7 +19,7 @@ from detector_variants import save_nms_detector, save_uint8_detector
 from prunedeploy_engines import Bundle, load_bundle
 from prunedeploy_engines.bundle import BundleFile, write_bundle
 from prunedeploy_engines.bundle.manifest import read_manifest
-from prunedeploy_engines.detection.letterbox import unletterbox_boxes
+from prunedeploy_engines.detection.letterbox import letterbox_geometry, unletterbox_boxes
 from prunedeploy_engines.errors import BundleError, ConfigError, DataError
 from tiny_detector import CLASS_NAMES, save_tiny_detector
 
@@ -568,3 +568,22 @@ def test_a_bundle_that_does_not_say_is_letterboxed(tmp_path: Path) -> None:
     del document["input"]["letterbox"]  # as it was written before there was a choice
     path.write_text(json.dumps(document))
     assert read_manifest(path).input.letterbox
+
+
+def test_bound_on_candidates_is_written_read_and_used(tmp_path: Path) -> None:
+    write(tmp_path / "bundle", nms={"max_candidates": 3})
+    bundle = load_bundle(tmp_path / "bundle")
+    assert json.loads((tmp_path / "bundle" / "bundle.json").read_text())["nms"] == {"max_candidates": 3}
+    assert bundle.manifest.nms.max_candidates == 3
+    boxes = np.array([[10 * i, 0, 10 * i + 5, 5] for i in range(6)], np.float32)
+    scores = np.zeros((6, len(bundle.class_names)), np.float32)
+    scores[:, 0] = [0.6, 0.9, 0.7, 0.95, 0.8, 0.85]
+    height, width = bundle.input_size
+    found = bundle.detections(boxes, scores, letterbox_geometry((height, width), (height, width)), score_threshold=0.5)
+    assert found.scores.tolist() == pytest.approx([0.95, 0.9, 0.85])
+
+
+@pytest.mark.parametrize("wrong", [{"max_candidates": 0}, {"max_candidates": 1.5}, {"most": 3}])
+def test_bound_that_makes_no_sense_names_its_key(tmp_path: Path, wrong: dict[str, float]) -> None:
+    with pytest.raises(BundleError, match=f"nms.{next(iter(wrong))}"):
+        write(tmp_path / "bundle", nms=wrong)
