@@ -684,7 +684,7 @@ def test_bound_on_candidates_is_a_block_that_changes_a_hash_only_where_it_is_cho
     assert as_dict(chosen)["nms"] == {"max_candidates": 256}
     assert config_hash(chosen) != config_hash(base)
     for wrong in ("0", "3841", "many"):
-        with pytest.raises(ConfigError, match="nms.max_candidates"):
+        with pytest.raises(ConfigError, match=r"nms\.max_candidates"):
             load_config("demo", [f"nms.max_candidates={wrong}"])
 
 
