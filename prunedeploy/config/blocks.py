@@ -711,7 +711,7 @@ class NmsConfig(Block):
             is what TensorRT's TopK takes.
     """
 
-    max_candidates: Annotated[int, Field(ge=1, le=3840)] = 512
+    max_candidates: Annotated[int, Field(ge=1, le=3840)] = 256
 
 
 class OperatingPointConfig(Block):

@@ -21,7 +21,7 @@ untrained or attacked network can have several hundred thousand, which greedy NM
 looks at 100 detections per class and image, so the ones cut here do not count.
 """
 
-MAX_CANDIDATES = 512
+MAX_CANDIDATES = 256
 """Candidates per image of a deployed network, unless its build chose another number; see docs/flood.md.
 
 `PRE_NMS_TOP_K` serves measuring, where only mAP counts. Somebody who can choose the pixels can make thousands of
