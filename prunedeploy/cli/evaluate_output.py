@@ -91,8 +91,8 @@ def _between(interval: list[float]) -> str:
 def _print_candidates(results: list[dict[str, Any]], labels: dict[str, str]) -> None:
     click.echo("\nCandidates of an image, pairs of box and class, above the score of mAP and above 0.5:")
     rows = [
-        [result["runtime"], labels.get(kind, kind), f"{one['mean']:.1f}", str(one["largest"]), f"{one['mean_conf50']:.1f}",
-         str(one["largest_conf50"])]
+        [result["runtime"], labels.get(kind, kind), f"{one['mean']:.1f}", str(one["largest"]),
+         f"{one['mean_conf50']:.1f}", str(one["largest_conf50"])]
         for result in results
         for kind, one in result["candidates"].items()
     ]  # fmt: skip
