@@ -16,6 +16,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.files import write_atomically
 
+PARAMETERS = {"Resize": (1, 2, 3), "Pad": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "Reshape": (1,)}
+"""Positions of inputs that say how an operator computes, and are no data, by operator."""
+
 
 @dataclass(frozen=True)
 class OnnxFile:
