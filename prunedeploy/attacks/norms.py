@@ -55,3 +55,28 @@ def random_start(images: Tensor, eps: float, norm: Norm, keys: Sequence[tuple[in
         noise = torch.from_numpy(np.stack(drawn))
         noise = noise * (eps / lengths(noise))
     return project(images + noise.to(images.device), images, eps, norm)
+
+
+def on_lattice(x_adv: Tensor, x: Tensor, eps: float, norm: Norm) -> Tensor:
+    """Attacked images as 8 bits can hold them: whole 255ths, in the ball.
+
+    Rounding alone may leave the ball: 0.05 is 12.75 grey levels, and the nearest whole number is 13. In L-inf a pixel
+    goes to the nearest level in the ball; in L2 to the nearest, but of images that leave their ball by that every pixel
+    goes to the next level towards the clean one.
+
+    Args:
+        x_adv: ``(B, C, H, W)`` in [0, 1], in the ball.
+        x: Clean images of 255ths, so that they are in it too.
+        eps: Radius.
+        norm: Norm of the ball.
+    """
+    level, clean = x_adv.double() * 255, x.double() * 255
+    near = level.round()
+    if norm == "linf":
+        # Pixels are float32: 255 * x is whole up to 2e-5, and 255 * eps may be.
+        low, high = (clean - 255 * eps - 5e-5).ceil(), (clean + 255 * eps + 5e-5).floor()
+        near = torch.minimum(torch.maximum(near, low), high)
+    else:
+        inward = clean.round() + (level - clean.round()).trunc()
+        near = torch.where(lengths(near - clean) > 255 * eps, inward, near)
+    return near.clamp(0, 255).to(x_adv.dtype) / 255

@@ -60,6 +60,11 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     help="Steps of apgd and of each attack of the ensemble: 10, 30, 100.  [default: the build's, or standard]",
 )
 @click.option(
+    "--adaptive",
+    is_flag=True,
+    help="Attack the engine itself too, by gradients of a twin of its file with all its roundings.",
+)
+@click.option(
     "--norm", type=click.Choice(["linf", "l2"]), default="linf", help="Norm of the ball of noise, apgd and ensemble."
 )
 @click.option(
@@ -133,6 +138,7 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     Attacked images are made with the gradients of the very model that is measured (in fp32). An engine has
     none: its attacked images are made with its PyTorch parent, and that number is called transfer. A
     build's output folder has the parent; for a bundle or an .onnx file it is given with --parent-cfg.
+    With --adaptive they are also made with a twin of its int8 or fp16 file, which rounds as the file does.
 
     What is not given is taken from the build: its attack, seed, batch size and threads repeat its figures.
     """
@@ -145,6 +151,9 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     attacks = _attacks(options.pop("attacks"), options.pop("objective"))
     _refuse_idle_options(attacks, options)
     options |= _corruptions(options["corruptions"], options["severities"])
+    if options["adaptive"] and runtimes == ["torch"]:
+        what = "--adaptive is for engines, and torch runs the very network that is attacked"
+        raise click.UsageError(f"{what}: add an engine, e.g. --runtime onnxruntime")
     with quiet_stdout():
         from prunedeploy.pipeline.evaluation import Request, run
 
@@ -201,5 +210,8 @@ def _refuse_idle_options(attacks: tuple[str, ...], options: dict[str, Any]) -> N
         raise click.UsageError(f"{of_pgd} has no effect without --attack pgd")
     if options["curve"] and set(attacks) == {"cw"}:
         raise click.UsageError("--curve needs an attack that searches a ball, which cw does not")
-    if (idle := given("eps", "budget", "curve", "error_kinds", "checks")) and not attacks:
+    if (idle := given("eps", "budget", "curve", "error_kinds", "checks", "adaptive")) and not attacks:
         raise click.UsageError(f"{idle.replace('--checks', '--check')} has no effect without --attack")
+    if options["adaptive"] and (of_torch := given("curve", "checks")):
+        what = f"{of_torch.replace('--checks', '--check')} is of the network in PyTorch"
+        raise click.UsageError(f"{what}: leave it or --adaptive out")

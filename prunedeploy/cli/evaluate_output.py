@@ -34,6 +34,11 @@ def print_evaluation(document: dict[str, Any]) -> None:
     for result in document["results"]:
         _print_looked_into(result, {"clean": "clean", **labels})
         _print_corrupted(result)
+        if "adaptive" in result:
+            _print_looked_into(
+                {"runtime": f"{result['runtime']}, adaptive", **result["adaptive"]}, {"clean": "clean", **labels}
+            )
+            _print_distortion(result["adaptive"].get("distortion"))
     _print_distortion(document.get("distortion"))
     _print_curve(document.get("curve"))
     for check in document.get("checks", ()):
@@ -44,12 +49,18 @@ def print_evaluation(document: dict[str, Any]) -> None:
             "\ntransfer: an engine has no gradients, so its attacked images were made with its parent, "
             f"{parent}; its own robustness may be lower"
         )
+    if any("adaptive" in result for result in document["results"]):
+        click.echo("adaptive: made with a twin of the engine's file, which rounds as it does and has gradients")
 
 
 def _kinds(attacks: list[dict[str, Any]], result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """For the clean images and each attack: its name in keys, how keys end, what people call it."""
     ending, remark = ("_transfer", " (transfer)") if result["transfer"] else ("", "")
-    named = [(attack["name"].replace(":", "_"), ending, f"{_label(attack['name'])}{remark}") for attack in attacks]
+    named = [
+        (attack["name"].replace(":", "_"), end, f"{_label(attack['name'])}{said}")
+        for attack in attacks
+        for end, said in ((ending, remark), ("_adaptive", " (adaptive)"))
+    ]
     return [("clean", "", "clean"), *(one for one in named if f"map_{one[0]}{one[1]}" in result)]
 
 

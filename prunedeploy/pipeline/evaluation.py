@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from prunedeploy.attacks import ThreatModel
-from prunedeploy.attacks.norms import Norm
+from prunedeploy.attacks.norms import Norm, on_lattice
 from prunedeploy.attacks.suite import Suite, check_references
 from prunedeploy.config import BUNDLED, Budget, EvaluationConfig, RobustnessConfig
 from prunedeploy.data.class_names import COCO_NAMES, read_names
@@ -29,6 +29,7 @@ from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, figure_nam
 from prunedeploy.evaluation.corruption import UnderCorruption, evaluate_corrupted
 from prunedeploy.evaluation.robustness import RADII
 from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.pipeline.adaptive import AdaptiveAttack, adaptive_figures, engine_file
 from prunedeploy.pipeline.attacking import Attacked
 from prunedeploy.pipeline.context import composed_demo
 from prunedeploy.pipeline.progress import Progress
@@ -50,6 +51,7 @@ class Request:
     data: str | None
     names: Path | None
     attacks: tuple[str, ...]
+    adaptive: bool
     budget: Budget | None
     norm: Norm
     curve: bool
@@ -125,13 +127,18 @@ def run(request: Request) -> dict[str, Any]:
             stretch=not _letterboxed(request, bundle, parent),
         )
         loader = loader_of(dataset)
-        attacked, suite = None, Suite({}, {}, {})
+        attacked, suite, lattice = None, Suite({}, {}, {}), None
+        adaptive: dict[str, AdaptiveAttack] = {}
         if threat_model is not None and parent is not None:
             wanted, used = _wanted(request, configuration), settings.model_copy(update={"bootstrap": request.bootstrap})
             attacked = Attacked(
                 parent, dataset, loader_of, threat_model, wanted, used, seed, progress, norm=request.norm
             )
-            suite = attacked.suite
+            suite, lattice = attacked.suite, partial(on_lattice, eps=threat_model.eps, norm=request.norm)
+            for name, runner in runners.items() if request.adaptive else ():
+                if name != "torch":
+                    file = engine_file(source, bundle, name, request.precision)
+                    adaptive[name] = AdaptiveAttack.on(file, runner, attacked, threads)
         with progress.task("evaluate", len(dataset.images)) as advance:
             results = evaluate(
                 runners,
@@ -140,6 +147,7 @@ def run(request: Request) -> dict[str, Any]:
                 attack=suite.attacks,
                 ensembles=suite.ensembles,
                 attacked_model=None if attacked is None else parent,
+                lattice=lattice,
                 iou_threshold=settings.iou_threshold,
                 score_threshold=settings.map_score_threshold,
                 resamples=request.bootstrap,
@@ -155,6 +163,12 @@ def run(request: Request) -> dict[str, Any]:
             }
             for name, result in results.items()
         ]
+        for row in rows:
+            if row["runtime"] in adaptive:
+                found, row["adaptive"] = adaptive[row["runtime"]].measure(row["runtime"])
+                figures, intervals = adaptive_figures(found)
+                row.update(figures)
+                row["intervals"].update(intervals)
         attacks = [] if attacked is None else attacked.described
         beyond = {} if attacked is None else attacked.beyond(source.given.name)
     if request.csv_folder is not None:

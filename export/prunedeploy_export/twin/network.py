@@ -91,6 +91,11 @@ class OnnxTwin(nn.Module):
             for buffer, part in zip(self._held[name], parts, strict=True):
                 self.register_buffer(buffer, part.float(), persistent=False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its constants are."""
+        return next(self.buffers()).device
+
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the raw heads.
 

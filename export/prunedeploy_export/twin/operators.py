@@ -36,7 +36,7 @@ def _conv(
     weight: Value,
     bias: Value | None = None,
     *,
-    kernel_shape: Shape = (),  # noqa: ARG001 - the weight has it
+    kernel_shape: Shape = (),
     strides: Shape = (1, 1),
     pads: Shape = (0, 0, 0, 0),
     dilations: Shape = (1, 1),
@@ -70,7 +70,7 @@ def _average_pool(
 
 def _resize(
     x: Tensor,
-    region: Numbers | None,  # noqa: ARG001 - another mode reads it
+    region: Numbers | None,
     scales: Numbers,
     *,
     mode: str,
@@ -137,7 +137,7 @@ def _dequantize_linear(x: Tensor, scale: Tensor, zero_point: Tensor, *, axis: in
 _OPERATORS: Mapping[str, Operator] = {
     "Add": lambda a, b: a + b,
     "AveragePool": _average_pool,
-    "Cast": lambda x, to: x,  # noqa: ARG005 - what it rounds follows from the type of its output
+    "Cast": lambda x, to: x,
     "Clip": lambda x, low=None, high=None: torch.clamp(x, low, high),
     "Concat": lambda *parts, axis: torch.cat(parts, axis),
     "Conv": _conv,

@@ -61,7 +61,7 @@ class _Quantised(torch.autograd.Function):
     """See `quantised`; in one function, since it stands behind every layer."""
 
     @staticmethod
-    def forward(  # noqa: D102
+    def forward(
         ctx: Any, value: Tensor, scale: Tensor, zero_point: Tensor, low: float, high: float, divide: bool
     ) -> Tensor:
         steps = value / scale if divide else value * scale
@@ -71,7 +71,7 @@ class _Quantised(torch.autograd.Function):
         return steps.clamp_(low, high)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         scale, inside = ctx.saved_tensors
         gradient = gradients[0] * inside
         return (gradient.div_(scale) if ctx.divide else gradient.mul_(scale)), None, None, None, None, None
@@ -103,12 +103,12 @@ class _Half(torch.autograd.Function):
     """See `half`."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, value: Tensor) -> Tensor:
         ctx.save_for_backward(value.abs() <= LARGEST_HALF)
         return value.half().to(value.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: D102
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (inside,) = ctx.saved_tensors
         return gradients[0] * inside
 
