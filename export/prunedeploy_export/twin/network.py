@@ -78,7 +78,7 @@ class OnnxTwin(nn.Module):
         self.input_shape = (shape[-1], *shape[:-1]) if self.uint8_input else shape
         try:
             steps, constants = _read(model, self.heads)
-        except _Unknown as error:
+        except _UnknownNodeError as error:
             raise EngineError(str(error), path, _FIX) from None
         self._steps = tuple(_with_last_readers(steps, self.heads))
         outputs = {step.output for step in steps}
@@ -148,7 +148,7 @@ class OnnxTwin(nn.Module):
         return Scaled(*parts) if len(parts) == 2 else parts[0]
 
 
-class _Unknown(Exception):
+class _UnknownNodeError(Exception):
     """A node that cannot be computed; says which and why."""
 
 
@@ -215,11 +215,11 @@ def _bound(node: NodeProto, editor: GraphEditor) -> Operator:
     """A node's operator with its attributes.
 
     Raises:
-        _Unknown: There is no such operator, or it has other inputs or attributes than those of our files.
+        _UnknownNodeError: There is no such operator, or it has other inputs or attributes than those of our files.
     """
     function = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
     if function is None:
-        raise _Unknown(f"node {node.name!r} is a {node.op_type}, which has no twin in PyTorch")
+        raise _UnknownNodeError(f"node {node.name!r} is a {node.op_type}, which has no twin in PyTorch")
     attributes = {one.name: _plain(helper.get_attribute_value(one)) for one in node.attribute}
     try:
         if node.op_type == "Cast" and attributes["to"] not in _CASTS_TO:
@@ -229,7 +229,7 @@ def _bound(node: NodeProto, editor: GraphEditor) -> Operator:
             attributes |= {"low": limits.min, "high": limits.max}
         inspect.signature(function).bind(*node.input, **attributes)
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise _Unknown(f"node {node.name!r}, a {node.op_type}, is not as prunedeploy writes it ({error})") from None
+        raise _UnknownNodeError(f"node {node.name!r}, a {node.op_type}, is not as prunedeploy writes it ({error})") from None
     return partial(function, **attributes)
 
 

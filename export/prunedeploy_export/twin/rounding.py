@@ -91,11 +91,12 @@ def quantised(value: Value, scale: Tensor, zero_point: Tensor, low: float, high:
         Whole numbers in [low, high]. The gradient by the real value is 1 / scale where they are so without the clip,
         else 0.
     """
-    divide = not isinstance(value, Scaled)
     if isinstance(value, Scaled):
         # One product with a constant, as ONNX Runtime's convolutions do it.
-        value, scale = value.steps, value.scale / scale
-    result: Tensor = _Quantised.apply(value, scale, zero_point, low, high, divide)
+        values, factor, divide = value.steps, value.scale / scale, False
+    else:
+        values, factor, divide = value, scale, True
+    result: Tensor = _Quantised.apply(values, factor, zero_point, low, high, divide)
     return result
 
 
