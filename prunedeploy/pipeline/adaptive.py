@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,8 +109,11 @@ class AdaptiveAttack:
                 seed=attacked.seed,
                 progress=advance,
             )[name]
-        twin = {"tensors": asdict(self.gated.tensors), "detections": asdict(self.gated.detections)}
-        return found, {"twin": twin, **attacked.looked_into(found), **attacked.beyond(f"the twin of {name}")}
+        return found, {
+            "twin": self.gated.as_dict(),
+            **attacked.looked_into(found),
+            **attacked.beyond(f"the twin of {name}"),
+        }
 
 
 def ball_in_8_bits(threat_model: ThreatModel, norm: Norm) -> ThreatModel:

@@ -52,7 +52,7 @@ class TwinParity:
 @torch.no_grad()
 def check_twin(
     twin: OnnxTwin, path: str | Path, images: npt.NDArray[np.float32], threads: int | None = None
-) -> TwinParity:
+) -> tuple[TwinParity, list[torch.Tensor]]:
     """Require that quantised tensors are at most one step apart, `STEP_SHARE` of them at most, and heads agree.
 
     Args:
@@ -60,6 +60,9 @@ def check_twin(
         path: The file.
         images: ``(N, C, H, W)`` in [0, 1], N >= 1.
         threads: Threads of ONNX Runtime.
+
+    Returns:
+        What was measured, and the twin's raw heads of all images, computed from ONNX Runtime's quantised tensors.
 
     Raises:
         GateError: They do not; names the tensor.
@@ -69,7 +72,7 @@ def check_twin(
     run = outputs_of(expose(model, names), names, threads)
     tolerance = HALF_TOLERANCE if metadata_of(model).get("precision") == "fp16" else TENSOR_TOLERANCE
     values = apart = 0
-    heads = 0.0
+    worst, heads = 0.0, []
     for image in torch.from_numpy(images).to(twin.device):
         given = image[None].cpu().numpy()
         found = run(to_uint8_input(given)[0] if twin.uint8_input else given[0])
@@ -80,11 +83,13 @@ def check_twin(
             if (most := float(difference.max())) > 1:
                 raise GateError(f"its twin in PyTorch computes {name} {most:.0f} steps off", path, _FIX)
             values, apart = values + difference.numel(), apart + int(difference.sum())
-        heads = max(heads, _apart(twin.heads, own_heads, engine, tolerance, path))
+        worst = max(worst, _apart(twin.heads, own_heads, engine, tolerance, path))
+        heads.append(own_heads)
     if apart > STEP_SHARE * values:
         what = f"its twin in PyTorch computes {apart} of {values} values a step off"
         raise GateError(what, path, _FIX)
-    return TwinParity(len(images), values, apart, heads, tolerance)
+    parity = TwinParity(len(images), values, apart, worst, tolerance)
+    return parity, [torch.cat(parts) for parts in zip(*heads, strict=True)]
 
 
 def _apart(

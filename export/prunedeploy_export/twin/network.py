@@ -229,7 +229,9 @@ def _bound(node: NodeProto, editor: GraphEditor) -> Operator:
             attributes |= {"low": limits.min, "high": limits.max}
         inspect.signature(function).bind(*node.input, **attributes)
     except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise _UnknownNodeError(f"node {node.name!r}, a {node.op_type}, is not as prunedeploy writes it ({error})") from None
+        raise _UnknownNodeError(
+            f"node {node.name!r}, a {node.op_type}, is not as prunedeploy writes it ({error})"
+        ) from None
     return partial(function, **attributes)
 
 

@@ -79,7 +79,7 @@ def test_twin_computes_what_onnx_runtime_computes(name: str, precision: str, tmp
     path, images = written(NETWORKS[name], precision, tmp_path)
     twin = OnnxTwin(path)
     assert bool(twin.quantised) == (precision in {"uint8", "int8"})
-    parity = check_twin(twin, path, images, threads=1)
+    parity, _ = check_twin(twin, path, images, threads=1)
     assert parity.images == 4
     assert (parity.values > 1000) == bool(twin.quantised)
     # And on images within the ranges the engine's heads are those of the network itself, up to rounding.
@@ -114,7 +114,7 @@ def test_uint8_images_and_suppression_change_nothing_before_the_heads(tmp_path: 
         expected = OnnxTwin(plain)(torch.from_numpy(on_lattice))
     for head, other in zip(rounded, expected, strict=True):
         assert torch.equal(head, other)
-    assert check_twin(twin, path, images, threads=1).heads < 1e-5
+    assert check_twin(twin, path, images, threads=1)[0].heads < 1e-5
 
 
 def fake_quantised(x: torch.Tensor, model: ModelProto, tensor: str) -> torch.Tensor:
@@ -236,7 +236,7 @@ def test_unknown_attribute_is_refused_by_name_and_node(tmp_path: Path) -> None:
         node = next(node for node in model.graph.node if node.op_type == "MaxPool")
         node.attribute.append(helper.make_attribute("ceil_mode", 1))
 
-    with pytest.raises(EngineError, match="node 'layer1', a MaxPool, is not as prunedeploy writes it .*ceil_mode"):
+    with pytest.raises(EngineError, match=r"node 'layer1', a MaxPool, is not as prunedeploy writes it .*ceil_mode"):
         OnnxTwin(changed(path, rounds_up))
 
 
@@ -274,4 +274,4 @@ def test_engine_is_what_the_runner_runs(tmp_path: Path) -> None:
 def test_grey_networks_have_twins(tmp_path: Path) -> None:
     cfg = parse_cfg(every_block("leaky").replace("channels=3", "channels=1"))
     path, images = written(random_network(cfg), "uint8", tmp_path)
-    assert check_twin(OnnxTwin(path), path, images, threads=1).images == 4
+    assert check_twin(OnnxTwin(path), path, images, threads=1)[0].images == 4

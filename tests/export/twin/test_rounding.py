@@ -52,7 +52,7 @@ def test_sums_of_integers_are_rounded_once() -> None:
     assert (steps.detach().numpy() == expected).all()
     steps.sum().backward()
     assert sums.grad is not None
-    inside = (np.rint(np.arange(-1000, 1000).astype(np.float32) * factor) + 128 == expected)
+    inside = np.rint(np.arange(-1000, 1000).astype(np.float32) * factor) + 128 == expected
     np.testing.assert_allclose(sums.grad.numpy(), np.where(inside, factor, 0), rtol=1e-6)
 
 
