@@ -23,7 +23,7 @@ from prunedeploy_export.precision.calibration import outputs_of
 from prunedeploy_export.twin.network import OnnxTwin
 
 STEP_SHARE = 1e-3
-"""Largest share of values that are a step apart; benchmarks/engine_attacks.py prints what it was."""
+"""Largest share of values that may be a step apart."""
 HALF_TOLERANCE = 5e-3
 """Of the heads of a file with half precision: every layer's rounding is on top of the one before."""
 
