@@ -16,22 +16,24 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import say_machine
+from _common import in_turns, median, say_machine
 
 from prunedeploy.attacks import ThreatModel
+from prunedeploy.attacks.checks import values_and_gradient
 from prunedeploy.attacks.norms import on_lattice
+from prunedeploy.attacks.objectives import objective_for
 from prunedeploy.attacks.suite import STEPS, check_references
 from prunedeploy.config import EvaluationConfig, RobustnessConfig
 from prunedeploy.data.coco import load_test_split
 from prunedeploy.data.demo import CLASS_NAMES
-from prunedeploy.data.loader import EvaluationLoader
+from prunedeploy.data.loader import Batch, EvaluationLoader
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import (
     ImageMatches,
@@ -45,7 +47,9 @@ from prunedeploy.evaluation import (
     write_detections,
 )
 from prunedeploy.evaluation.bootstrap import RESAMPLES, bootstrap_map
-from prunedeploy.models import load_darknet
+from prunedeploy.evaluation.engine_twin import EngineTwin
+from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.models.detector import Detector
 from prunedeploy.pipeline.adaptive import AdaptiveAttack
 from prunedeploy.pipeline.attacking import Attacked
 from prunedeploy.pipeline.context import composed_demo
@@ -138,6 +142,19 @@ class Study:
             apart = "-" if pair is None else f"{pair.value:+.4f} [{pair.low:+.4f}, {pair.high:+.4f}]"
             cells = [_cell(self.matches(engine, "clean", "")), *map(_cell, both.values()), lowest, apart]
             yield f"| {engine} | {' | '.join(cells)} |"
+            tensors = self._gate(engine, attack)["tensors"]
+            print(
+                f"{engine}: {tensors['a_step_apart']} of {tensors['values']} values of its twin are a step apart, "
+                f"heads {tensors['heads']:.1e}",
+                file=sys.stderr,
+            )
+
+    def _gate(self, engine: str, attack: str) -> dict[str, Any]:
+        """What the gate of an engine's twin measured."""
+        rows = map(json.loads, (self.work / "rows.jsonl").read_text(encoding="utf-8").splitlines())
+        wanted = {"engine": engine, "attack": attack}
+        found: dict[str, Any] = next(row["twin"] for row in rows if wanted.items() <= row.items())
+        return found
 
 
 def _map(matches: ImageMatches) -> float:
@@ -194,6 +211,7 @@ def main() -> None:
                 name = f"{precision} {runtime}"
                 files[name] = bundle.model_path(precision, model_target(runtime))
                 runners[name] = stack.enter_context(bundle.runner(runtime, precision, threads=arguments.threads))
+        _say_costs(network, files, next(iter(attacked.loader_of(dataset))))
         study = Study(arguments.work, dataset, attacked, runners, files, arguments.threads)
         for attack in attacks:
             study.measure(attack)
@@ -201,6 +219,22 @@ def main() -> None:
             print("| | clean | transfer | adaptive | lowest | lowest - white-box |\n|---|---|---|---|---|---|")
             for row in study.table(attack):
                 print(row, flush=True)
+
+
+def _say_costs(network: Darknet, files: dict[str, Path], batch: Batch) -> None:
+    """Print how long a pass through each file's twin and back takes, over one through the folded network."""
+    few = batch.images[:8]
+    targets = batch.targets[batch.targets[:, 0] < len(few)]
+
+    def of(detector: Detector) -> Callable[[], object]:
+        objective = objective_for("total", lambda: [], targets, network.cfg)
+        return lambda: values_and_gradient(detector, few, objective)
+
+    twins = {f"{path.name}": of(EngineTwin(path, network.cfg)) for path in dict.fromkeys(files.values())}
+    times = in_turns({NETWORK: of(network.for_inference()), **twins}, 5)
+    for name in twins:
+        ratio = median(times[name]) / median(times[NETWORK])
+        print(f"a pass through the twin of {name} and back takes {ratio:.2f} times as long as one through the network")
 
 
 def _claim(work: Path, about: dict[str, Any]) -> None:
