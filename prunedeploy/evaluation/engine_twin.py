@@ -57,11 +57,8 @@ class EngineTwin(Detector):
     def __init__(self, path: Path, cfg: DarknetCfg) -> None:
         super().__init__()
         self.cfg, self.path, self.file = cfg, path, OnnxTwin(path)
-        shapes = None
-        if cfg.input_shape == self.file.input_shape:
-            with torch.no_grad():
-                shapes = [tuple(head.shape[1:]) for head in self.file(torch.zeros((1, *cfg.input_shape)))]
-        if shapes != [head.out_shape for head in cfg.heads]:
+        shapes = [cfg.input_shape, *(head.out_shape for head in cfg.heads)]
+        if shapes != [self.file.input_shape, *self.file.head_shapes]:
             raise ConfigError("is not of the network that is its parent here", path, "give its own parent")
 
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -163,16 +163,18 @@ def run(request: Request) -> dict[str, Any]:
             }
             for name, result in results.items()
         ]
+        own: dict[str, Evaluation] = {}
         for row in rows:
             if row["runtime"] in adaptive:
                 found, row["adaptive"] = adaptive[row["runtime"]].measure(row["runtime"])
+                own[row["runtime"]] = found
                 figures, intervals = adaptive_figures(found)
                 row.update(figures)
                 row["intervals"].update(intervals)
         attacks = [] if attacked is None else attacked.described
         beyond = {} if attacked is None else attacked.beyond(source.given.name)
     if request.csv_folder is not None:
-        _write_csvs(request.csv_folder, results, dataset)
+        _write_csvs(request.csv_folder, results, own, dataset)
     attacks = [{**attack, "parent": str(request.parent_cfg or source.cfg)} for attack in attacks]
     return {
         "model": str(source.given),
@@ -399,8 +401,13 @@ def _dataset(
     return dataset, str(path)
 
 
-def _write_csvs(folder: Path, results: dict[str, Evaluation], dataset: CocoDataset) -> None:
+def _write_csvs(
+    folder: Path, results: dict[str, Evaluation], adaptive: dict[str, Evaluation], dataset: CocoDataset
+) -> None:
     for name, result in results.items():
         write_detections(folder / f"{name}-clean.csv", result.clean.detections, dataset)
         for attack, measured in result.attacked.items():
             write_detections(folder / f"{name}-{figure_name(attack)}.csv", measured.detections, dataset)
+    for name, result in adaptive.items():
+        for attack, measured in result.attacked.items():
+            write_detections(folder / f"{name}-{figure_name(attack)}-adaptive.csv", measured.detections, dataset)

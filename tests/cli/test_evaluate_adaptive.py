@@ -62,8 +62,11 @@ def test_figures_stand_beside_transfer(run: Any, files: Path, darknet: Path, coc
     assert row["adaptive"]["twin"]["tensors"]["images"] == 8  # four of the data, and a point of each one's ball
     assert (row["adaptive"]["twin"]["tensors"]["values"] > 0) == (name != "fp16")
 
-    said = run(*common, "--attack", "pgd", "--adaptive")
+    said = run(*common, "--attack", "pgd", "--adaptive", "--csv", files / "csv")
     assert said.exit_code == 0, said.stderr
+    assert sorted(path.name for path in (files / "csv").iterdir()) == [
+        f"onnxruntime-{kind}.csv" for kind in ("clean", "pgd-adaptive", "pgd")
+    ]
     lines = [line for line in said.stdout.splitlines() if line.startswith("onnxruntime ")]
     assert [line.split()[1:3] for line in lines[1:]] == [["PGD", "(transfer)"], ["PGD", "(adaptive)"]]
     assert "adaptive: made with a twin of the engine's file" in said.stdout

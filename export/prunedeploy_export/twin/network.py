@@ -59,6 +59,7 @@ class OnnxTwin(nn.Module):
         input_shape: ``(channels, height, width)``.
         uint8_input: The file takes uint8 images.
         heads: Names of the raw heads' tensors, in order.
+        head_shapes: Of each ``(A * V, H, W)``.
         quantised: Names of the tensors that QuantizeLinear gives, in order.
 
     Raises:
@@ -90,6 +91,11 @@ class OnnxTwin(nn.Module):
             self._held[name] = tuple(f"constant{len(self._held)}_{part}" for part in range(len(parts)))
             for buffer, part in zip(self._held[name], parts, strict=True):
                 self.register_buffer(buffer, part.float(), persistent=False)
+        try:
+            with torch.no_grad():
+                self.head_shapes = [tuple(head.shape[1:]) for head in self(torch.zeros(1, *self.input_shape))]
+        except (RuntimeError, ValueError) as error:
+            raise EngineError(f"cannot be computed in PyTorch ({error})", path, _FIX) from None
 
     @property
     def device(self) -> torch.device:

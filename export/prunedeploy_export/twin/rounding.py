@@ -2,9 +2,9 @@
 
 Rounding is flat almost everywhere, so its own gradient is 0 and an attack that follows it goes nowhere. The
 straight-through estimator takes the gradient of what is rounded instead (Bengio, Leonard and Courville, Estimating or
-Propagating Gradients Through Stochastic Neurons for Conditional Computation, 2013, section 4): 1 where the rounded
+Propagating Gradients Through Stochastic Neurons for Conditional Computation, 2013): 1 where the rounded
 value is inside the range of its type. Where it saturates the gradient is 0, as in Jacob et al., Quantization and
-Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018, section 3.1, equation 12: its clamp
+Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018, section 3, equation 12: its clamp
 is no rounding to look through, since there the output does not follow its input however far that moves.
 
 Integers are held as float32, which has all of 8 bits, and half precision as the float32 of the same value.

@@ -240,6 +240,17 @@ def test_unknown_attribute_is_refused_by_name_and_node(tmp_path: Path) -> None:
         OnnxTwin(changed(path, rounds_up))
 
 
+def test_unknown_way_of_resizing_is_refused_when_the_file_is_read(tmp_path: Path) -> None:
+    path, _ = written(random_network(every_block("leaky")), "fp32", tmp_path)
+
+    def smooth(model: ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.op_type == "Resize")
+        next(one for one in node.attribute if one.name == "mode").s = b"linear"
+
+    with pytest.raises(EngineError, match=r"cannot be computed in PyTorch \(linear, asymmetric, floor"):
+        OnnxTwin(changed(path, smooth))
+
+
 def test_operators_behind_the_heads_do_not_matter(tmp_path: Path) -> None:
     """Decoding is the cfg's business."""
     path, images = written(random_network(every_block("leaky")), "fp32", tmp_path)
