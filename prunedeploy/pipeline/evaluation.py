@@ -163,18 +163,18 @@ def run(request: Request) -> dict[str, Any]:
             }
             for name, result in results.items()
         ]
-        own: dict[str, Evaluation] = {}
+        of_twins: dict[str, Evaluation] = {}
         for row in rows:
             if row["runtime"] in adaptive:
                 found, row["adaptive"] = adaptive[row["runtime"]].measure(row["runtime"])
-                own[row["runtime"]] = found
+                of_twins[row["runtime"]] = found
                 figures, intervals = adaptive_figures(found)
                 row.update(figures)
                 row["intervals"].update(intervals)
         attacks = [] if attacked is None else attacked.described
         beyond = {} if attacked is None else attacked.beyond(source.given.name)
     if request.csv_folder is not None:
-        _write_csvs(request.csv_folder, results, own, dataset)
+        _write_csvs(request.csv_folder, results, of_twins, dataset)
     attacks = [{**attack, "parent": str(request.parent_cfg or source.cfg)} for attack in attacks]
     return {
         "model": str(source.given),
