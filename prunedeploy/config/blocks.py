@@ -233,8 +233,10 @@ class RobustnessConfig(Block):
     @model_serializer(mode="wrap")
     def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
         """Leave out what is not chosen: keys and hashes are made of this, and stay as they were."""
-        younger = () if self.corruptions else ("corruptions", "severities")
-        younger += () if self.adaptive else ("adaptive",)
+        younger = {
+            *(() if self.corruptions else ("corruptions", "severities")),
+            *(() if self.adaptive else ("adaptive",)),
+        }
         return {key: value for key, value in values(self).items() if key not in younger}
 
     @property
@@ -244,8 +246,8 @@ class RobustnessConfig(Block):
 
     @property
     def of_attacks(self) -> RobustnessConfig:
-        """The same without corruptions, on which no attack depends."""
-        return self.model_copy(update={"corruptions": ()})
+        """The same without what no attack on a network depends on: corruptions, and attacks on its files."""
+        return self.model_copy(update={"corruptions": (), "adaptive": False})
 
 
 class AugmentConfig(Block):

@@ -61,7 +61,7 @@ def robustness_stage(context: BuildContext, row: str, model: StageResult, parent
     config, block = context.config, context.config.robustness.of_attacks
     settings = {
         "attack": config.attack.model_dump(),
-        "robustness": as_dict(block.model_copy(update={"adaptive": False})),  # of the engines, not of this
+        "robustness": as_dict(block),
         "evaluation": result_settings(config.evaluation),
         "seed": config.seed,
         "device": context.device.type,
