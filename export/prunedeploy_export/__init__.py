@@ -5,6 +5,7 @@ In the order of the data's flow::
     graph      a network -> model.onnx in fp32, and changes of its graph: uint8 images in, detections out
     precision  model.onnx -> fp16 and int8 files
     gates      what a file must pass before it is deployed
+    twin       a file in PyTorch again, with its roundings and with gradients, to be attacked
     cluster    a bundle -> what the servers of a cluster run
 
 Everything is imported at first use, so that the gates run where neither torch nor onnx is installed.

@@ -19,7 +19,7 @@ from torch import Tensor
 from prunedeploy.attacks.checks import check_invariants, pixel_keys, unchanged, values_and_gradient
 from prunedeploy.attacks.norms import Norm, project, random_start, unit_step
 from prunedeploy.attacks.objectives import Objective, may_be_flat, objective_for
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.detector import Detector
 
 MOMENTUM = 0.75
 RISING_SHARE = 0.75
@@ -61,8 +61,8 @@ class Apgd:
         seed: Seed of random starts.
     """
 
-    model: Darknet
-    network: FoldedDarknet
+    model: Detector
+    network: Detector
     eps: float
     steps: int
     objective: str = "total"
@@ -91,9 +91,9 @@ class Apgd:
             check_invariants(best, images, self.eps, self.norm)
         return best.contiguous()
 
-    def of_model(self, model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
+    def of_model(self, model: Detector, images: Tensor, targets: Tensor) -> Tensor:
         """Attack a batch as `prunedeploy.evaluation.evaluate` asks for it: of ``model``, wherever the batch lies."""
-        device = next(self.model.parameters()).device
+        device = self.model.device
         return self(images.to(device), targets.to(device)).to(images.device)
 
     def _from(self, start: int, images: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from prunedeploy.attacks.checks import AttackInvariantError, unchanged
 from prunedeploy.attacks.found_objects import Counting, Objects
 from prunedeploy.attacks.norms import lengths
 from prunedeploy.attacks.objectives import TOG_IOU
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.detector import Detector
 from prunedeploy_engines.detection.letterbox import LetterboxGeometry
 from prunedeploy_engines.errors import ConfigError
 
@@ -80,8 +80,8 @@ class CarliniWagner:
         iou_threshold: IoU threshold of non-maximum suppression.
     """
 
-    model: Darknet
-    network: FoldedDarknet
+    model: Detector
+    network: Detector
     steps: int = 1000
     searches: int = 9
     learning_rate: float = 0.01

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunedeploy.attacks.norms import Norm, lengths
 from prunedeploy.attacks.objectives import Objective
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.detector import Detector
 
 
 class AttackWarning(UserWarning):
@@ -25,7 +25,7 @@ class AttackInvariantError(RuntimeError):
 
 
 def values_and_gradient(
-    network: FoldedDarknet, images: Tensor, objective: Objective, *, may_be_flat: bool = False
+    network: Detector, images: Tensor, objective: Objective, *, may_be_flat: bool = False
 ) -> tuple[Tensor, Tensor]:
     """An objective of each image, ``(B,)``, and its gradient by the images, ``(B, 3, H, W)``.
 
@@ -58,7 +58,7 @@ def values_and_gradient(
 
 
 @contextmanager
-def unchanged(model: Darknet) -> Iterator[None]:
+def unchanged(model: Detector) -> Iterator[None]:
     """Check that no parameter and no buffer of a network is modified meanwhile.
 
     Raises:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from prunedeploy.attacks.checks import check_invariants, pixel_keys
 from prunedeploy.attacks.norms import Norm, random_start
-from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.detector import Detector
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,6 @@ class Noise:
         check_invariants(moved, images, self.eps, self.norm)
         return moved.contiguous()
 
-    def of_model(self, model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
+    def of_model(self, model: Detector, images: Tensor, targets: Tensor) -> Tensor:
         """Move a batch as `prunedeploy.evaluation.evaluate` asks for it."""
         return self(images)

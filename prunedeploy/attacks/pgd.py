@@ -16,7 +16,7 @@ from torch import Tensor
 from prunedeploy.attacks.checks import check_invariants, pixel_keys, unchanged, values_and_gradient
 from prunedeploy.attacks.objectives import may_be_flat, objective_for
 from prunedeploy.attacks.threat_model import ThreatModel, project_linf, start_noise
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.detector import Detector
 
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -35,8 +35,8 @@ class Pgd:
         objective: What is driven up, see `prunedeploy.attacks.objectives`; ``total`` is the paper's.
     """
 
-    model: Darknet
-    network: FoldedDarknet
+    model: Detector
+    network: Detector
     threat_model: ThreatModel
     precision: Precision
     seed: int
@@ -45,17 +45,17 @@ class Pgd:
     @classmethod
     def against(
         cls,
-        model: Darknet,
+        model: Detector,
         threat_model: ThreatModel,
         precision: Precision = "fp32",
         seed: int = 0,
         objective: str = "total",
     ) -> Pgd:
         """Prepare an attack on ``model``, in evaluation mode whatever mode it is in."""
-        return cls(model, FoldedDarknet(model, DTYPES[precision]), threat_model, precision, seed, objective)
+        return cls(model, model.for_inference(DTYPES[precision]), threat_model, precision, seed, objective)
 
     @classmethod
-    def fgsm(cls, model: Darknet, eps: float, objective: str = "total") -> Pgd:
+    def fgsm(cls, model: Detector, eps: float, objective: str = "total") -> Pgd:
         """FGSM: one step of the whole radius, from the clean image.
 
         Args:
@@ -105,9 +105,9 @@ class Pgd:
             check_invariants(attacked, images, attack.eps)
         return attacked.contiguous()
 
-    def of_model(self, model: Darknet, images: Tensor, targets: Tensor) -> Tensor:
+    def of_model(self, model: Detector, images: Tensor, targets: Tensor) -> Tensor:
         """Attack a batch as `prunedeploy.evaluation.evaluate` asks for it: of ``model``, wherever the batch lies."""
-        device = next(self.model.parameters()).device
+        device = self.model.device
         return self(images.to(device), targets.to(device)).to(images.device)
 
     def _start(self, images: Tensor, image_ids: list[int] | None, epoch: int, restart: int) -> Tensor:

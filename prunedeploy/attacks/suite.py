@@ -35,10 +35,10 @@ from prunedeploy.attacks.objectives import objective_parts
 from prunedeploy.attacks.pgd import Pgd
 from prunedeploy.attacks.threat_model import ThreatModel
 from prunedeploy.config import Budget
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.detector import Detector
 from prunedeploy_engines.errors import ConfigError
 
-Attack = Callable[[Darknet, Tensor, Tensor], Tensor]
+Attack = Callable[[Detector, Tensor, Tensor], Tensor]
 
 STEPS: dict[Budget, int] = {"quick": 10, "standard": 30, "full": 100}
 CARLINI_WAGNER: dict[Budget, tuple[int, int]] = {"quick": (4, 50), "standard": (6, 150), "full": (9, 1000)}
@@ -97,7 +97,7 @@ def check_references(references: Sequence[str], where: str, *, of_runners: bool 
 
 
 def attack_suite(
-    model: Darknet,
+    model: Detector,
     references: Sequence[str],
     threat_model: ThreatModel,
     budget: Budget = "standard",
@@ -125,14 +125,14 @@ def attack_suite(
     attacks: dict[str, Attack] = {}
     ensembles: dict[str, tuple[str, ...]] = {}
     passes: dict[str, int] = {}
-    folded: list[FoldedDarknet] = []
+    folded: list[Detector] = []
 
     def add(reference: str) -> None:
         name, _, objective = reference.partition(":")
         if norm == "l2" and name in {"fgsm", "pgd"}:
             raise ConfigError(f"{name} searches an L-inf ball", "norm", "use apgd for an L2 ball")
         if name == "apgd":
-            folded[:] = folded or [FoldedDarknet(model)]
+            folded[:] = folded or [model.for_inference()]
             attack = Apgd(model, folded[0], threat_model.eps, STEPS[budget], objective or "total", norm, seed=seed)
             attacks[reference], passes[reference] = attack.of_model, STEPS[budget] + 1
         elif name == "noise":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +224,13 @@ def print_results(results: Mapping[str, Any]) -> None:
         click.echo(f"{dead['filters_removed']} filters were dead and removed exactly: {saved}")
     if speedup:
         click.echo(f"speed against the original: {speedup} (median latency)")
-    engines = [_engine_cells(engine) for engine in results.get("engines") or ()]
+    maps = {"map_clean": "mAP clean", "map_pgd_transfer": "mAP PGD, transfer"}
+    if any("adaptive" in engine for engine in results.get("engines") or ()):
+        maps["map_pgd_adaptive"] = "adaptive"
+    engines = [_engine_cells(engine, maps) for engine in results.get("engines") or ()]
     if len(engines) > 1:
         click.echo()
-        headings = ["file", "runtime", "precision", "computes in", "size", "mAP clean", "mAP PGD, transfer", "ms"]
-        print_table(headings, engines, left=4)
+        print_table(["file", "runtime", "precision", "computes in", "size", *maps.values(), "ms"], engines, left=4)
         rows += engines
     if any("*" in cell for row in rows for cell in row):
         click.echo("* noisy: the coefficient of variation is above 0.1")
@@ -249,7 +251,7 @@ def print_operating_points(results: Mapping[str, Any]) -> None:
             click.echo(f"{at}{own}, precision {number(point['precision'])}, recall {number(point['recall'])}")
 
 
-def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
+def _engine_cells(engine: Mapping[str, Any], maps: Iterable[str]) -> list[str]:
     shares = (engine.get("computes_in") or {}).items()
     return [
         str(engine.get("file") or "not delivered").removeprefix("bundle/"),
@@ -257,8 +259,7 @@ def _engine_cells(engine: Mapping[str, Any]) -> list[str]:
         str(engine.get("precision")),
         ", ".join(f"{100 * share:.0f} % {name}" for name, share in shares) or MISSING,
         size(engine["bytes"]) if engine.get("bytes") else MISSING,
-        number(engine.get("map_clean")),
-        number(engine.get("map_pgd_transfer")),
+        *(number(engine.get(name)) for name in maps),
         _median(engine.get("latency_ms")),
     ]
 

@@ -61,6 +61,11 @@ WITH_OBJECTIVE = ("fgsm", "pgd", "apgd")
     help="Steps of apgd and of each attack of the ensemble: 10, 30, 100.  [default: the build's, or standard]",
 )
 @click.option(
+    "--adaptive",
+    is_flag=True,
+    help="Attack the engine itself too, by gradients of a twin of its file with all its roundings.",
+)
+@click.option(
     "--norm",
     type=click.Choice(["linf", "l2"]),
     default="linf",
@@ -150,6 +155,7 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     none: its attacked images are made with its PyTorch parent, and that number is called transfer. A
     build's output folder has the parent; for a bundle or an .onnx file it is given with --parent-cfg.
     Only square needs no gradients: it asks the engine itself.
+    With --adaptive they are also made with a twin of its int8 or fp16 file, which rounds as the file does.
 
     What is not given is taken from the build: its attack, seed, batch size and threads repeat its figures.
     """
@@ -162,6 +168,9 @@ def command(runtime: str | None, as_json: bool, csv_folder: Path | None, **optio
     attacks = _attacks(options.pop("attacks"), options.pop("objective"))
     _refuse_idle_options(attacks, options)
     options |= _corruptions(options["corruptions"], options["severities"])
+    if options["adaptive"] and runtimes == ["torch"]:
+        what = "--adaptive is for engines, and torch runs the very network that is attacked"
+        raise click.UsageError(f"{what}: add an engine, e.g. --runtime onnxruntime")
     with quiet_stdout():
         from prunedeploy.pipeline.evaluation import Request, run
 
@@ -226,5 +235,8 @@ def _refuse_idle_options(attacks: tuple[str, ...], options: dict[str, Any]) -> N
         )
     if options["checks"] and set(attacks) == {"square"}:
         raise click.UsageError("--check needs an attack with gradients beside square")
-    if (idle := given("eps", "budget", "curve", "error_kinds", "checks")) and not attacks:
+    if (idle := given("eps", "budget", "curve", "error_kinds", "checks", "adaptive")) and not attacks:
         raise click.UsageError(f"{idle.replace('--checks', '--check')} has no effect without --attack")
+    if options["adaptive"] and (of_torch := given("curve", "checks")):
+        what = f"{of_torch.replace('--checks', '--check')} is of the network in PyTorch"
+        raise click.UsageError(f"{what}: leave it or --adaptive out")

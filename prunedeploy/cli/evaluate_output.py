@@ -36,6 +36,11 @@ def print_evaluation(document: dict[str, Any]) -> None:
     for result in document["results"]:
         _print_looked_into(result, {"clean": "clean", **labels})
         _print_corrupted(result)
+        if "adaptive" in result:
+            _print_looked_into(
+                {"runtime": f"{result['runtime']}, adaptive", **result["adaptive"]}, {"clean": "clean", **labels}
+            )
+            _print_distortion(result["adaptive"].get("distortion"))
     _print_distortion(document.get("distortion"))
     _print_curve(document.get("curve"))
     for check in document.get("checks", ()):
@@ -46,18 +51,22 @@ def print_evaluation(document: dict[str, Any]) -> None:
             "\ntransfer: an engine has no gradients, so its attacked images were made with its parent, "
             f"{parent}; its own robustness may be lower"
         )
+    if any("adaptive" in result for result in document["results"]):
+        click.echo("adaptive: made with a twin of the engine's file, which rounds as it does and has gradients")
 
 
 def _kinds(attacks: list[dict[str, Any]], result: dict[str, Any]) -> list[tuple[str, str, str]]:
     """For the clean images and each attack: its name in keys, how keys end, what people call it."""
     ending, remark = ("_transfer", " (transfer)") if result["transfer"] else ("", "")
     asked = result.get("queries", {})
-    named = [
-        (name, "", f"{name}, {asked[name]['mean']:.0f} of {attack['queries']} queries")
-        if (name := attack["name"].replace(":", "_")) in asked
-        else (name, ending, f"{_label(attack['name'])}{remark}")
-        for attack in attacks
-    ]
+    named = []
+    for attack in attacks:
+        name = attack["name"].replace(":", "_")
+        if name in asked:
+            named.append((name, "", f"{name}, {asked[name]['mean']:.0f} of {attack['queries']} queries"))
+        else:
+            ends = ((ending, remark), ("_adaptive", " (adaptive)"))
+            named += [(name, end, f"{_label(attack['name'])}{said}") for end, said in ends]
     return [("clean", "", "clean"), *(one for one in named if f"map_{one[0]}{one[1]}" in result)]
 
 

@@ -211,6 +211,8 @@ class RobustnessConfig(Block):
         corruptions: Weather, noise, blur and compression (``all``, or names of `prunedeploy.config.corruptions`) under
             which every network and every file is measured, on the same images.
         severities: At which severities of them, e.g. ``1-5`` or ``1,3,5``.
+        adaptive: Attack the fp16 and int8 files themselves too, by twins that round as they do: with ``attack`` and
+            these attacks, on these images.
     """
 
     attacks: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
@@ -221,6 +223,7 @@ class RobustnessConfig(Block):
     checks: bool = False
     corruptions: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     severities: Annotated[tuple[int, ...], BeforeValidator(as_severities)] = SEVERITIES
+    adaptive: bool = False
 
     @field_validator("corruptions")
     @classmethod
@@ -229,8 +232,11 @@ class RobustnessConfig(Block):
 
     @model_serializer(mode="wrap")
     def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
-        """Leave corruptions and their severities out unless there are some: hashes stay as they were."""
-        younger = () if self.corruptions else ("corruptions", "severities")
+        """Leave out what is not chosen: keys and hashes are made of this, and stay as they were."""
+        younger = {
+            *(() if self.corruptions else ("corruptions", "severities")),
+            *(() if self.adaptive else ("adaptive",)),
+        }
         return {key: value for key, value in values(self).items() if key not in younger}
 
     @property
@@ -240,8 +246,8 @@ class RobustnessConfig(Block):
 
     @property
     def of_attacks(self) -> RobustnessConfig:
-        """The same without corruptions, on which no attack depends."""
-        return self.model_copy(update={"corruptions": ()})
+        """The same without what no attack on a network depends on: corruptions, and attacks on its files."""
+        return self.model_copy(update={"corruptions": (), "adaptive": False})
 
 
 class AugmentConfig(Block):

@@ -16,6 +16,7 @@ In the order of the data's flow::
     robustness        all of that as JSON values, and robust mAP over the radius
     corruption        mAP under weather, noise, blur and compression, and its means mPC and rPC
     attack_checks     whether an attack can be believed
+    engine_twin       an exported file as a network that can be attacked
 """
 
 from prunedeploy.evaluation.bootstrap import (

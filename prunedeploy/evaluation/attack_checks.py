@@ -39,7 +39,7 @@ from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation.evaluator import Evaluation, evaluate, figure_name
 from prunedeploy.evaluation.robustness import RADII, curve
 from prunedeploy.evaluation.torch_runner import TorchRunner
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.detector import Detector
 
 CHECKED_IMAGES = 32
 """Enough to see what is wrong, few enough for the radii and the doubled steps."""
@@ -70,13 +70,13 @@ class Check:
 
 
 def check_attacks(
-    model: Darknet,
+    model: Detector,
     batches: Iterable[Batch],
     dataset: CocoDataset,
     threat_model: ThreatModel,
     budget: Budget = "standard",
     *,
-    parent: Darknet | None = None,
+    parent: Detector | None = None,
     iou_threshold: float,
     score_threshold: float,
     seed: int = 0,
@@ -156,27 +156,27 @@ def black_box_check(found: Evaluation, white_box: Iterable[str], square: str) ->
     return Check("black-box", own >= there[lowest] - BLACK_BOX_SLACK, says)
 
 
-def measurements(parent: Darknet | None) -> int:
+def measurements(parent: Detector | None) -> int:
     """How many times `check_attacks` goes through the images, for a progress bar."""
     return 2 + len(RADII) + 1 + (parent is not None)
 
 
-def _own(model: Darknet, threat_model: ThreatModel, budget: Budget, seed: int) -> Iterable[tuple[str, Attack]]:
+def _own(model: Detector, threat_model: ThreatModel, budget: Budget, seed: int) -> Iterable[tuple[str, Attack]]:
     return attack_suite(model, ["pgd", "apgd:box"], threat_model, budget, seed=seed).attacks.items()
 
 
-def _of_parent(attack: Attack, parent: Darknet, _: Darknet, images: Tensor, targets: Tensor) -> Tensor:
+def _of_parent(attack: Attack, parent: Detector, _: Detector, images: Tensor, targets: Tensor) -> Tensor:
     return attack(parent, images, targets)
 
 
 def _maps(
-    model: Darknet,
+    model: Detector,
     attacks: Any,
     ensembles: Any,
     *,
     batches: Iterable[Batch],
     dataset: CocoDataset,
-    attacked_model: Darknet,
+    attacked_model: Detector,
     iou_threshold: float,
     score_threshold: float,
     progress: Callable[[int], None] | None,
@@ -210,7 +210,7 @@ def _zero_gradient(caught: list[warnings.WarningMessage]) -> Check:
 
 
 def _converged(
-    model: Darknet,
+    model: Detector,
     maps: dict[str, float],
     threat_model: ThreatModel,
     budget: Budget,
@@ -220,7 +220,7 @@ def _converged(
     """The strongest single attack of the ensemble, once more with twice the steps."""
     objective = min(ENSEMBLE, key=lambda one: maps[f"apgd:{one}"])
     steps = STEPS[budget]
-    longer = Apgd(model, FoldedDarknet(model), threat_model.eps, 2 * steps, objective, seed=seed)
+    longer = Apgd(model, model.for_inference(), threat_model.eps, 2 * steps, objective, seed=seed)
     before, after = (
         maps[f"apgd:{objective}"],
         measured(model, {"longer": longer.of_model}, {}, attacked_model=model)["longer"],
@@ -251,9 +251,9 @@ def _ordered(maps: dict[str, float], over_eps: list[dict[str, Any]]) -> Check:
 
 
 @torch.no_grad()
-def _repeatable(model: Darknet, batch: Batch) -> Check:
-    network = FoldedDarknet(model)
-    image = batch.images[:1].to(next(model.parameters()).device)
+def _repeatable(model: Detector, batch: Batch) -> Check:
+    network = model.for_inference()
+    image = batch.images[:1].to(model.device)
     passes = [network(image) for _ in range(5)]
     furthest = max(
         float((one - other).abs().max()) for heads in passes for one, other in zip(passes[0], heads, strict=True)
@@ -262,13 +262,13 @@ def _repeatable(model: Darknet, batch: Batch) -> Check:
     return Check("randomness", furthest == 0, says)
 
 
-def _gradient(model: Darknet, batch: Batch) -> Check:
+def _gradient(model: Detector, batch: Batch) -> Check:
     """The derivative along the gradient's own direction, in float64, beside the first image.
 
     Not at the image itself: in its grey border, and wherever it is of one colour, max pooling has ties and no gradient.
     """
-    device = next(model.parameters()).device
-    network = FoldedDarknet(model, torch.float64)
+    device = model.device
+    network = model.for_inference(torch.float64)
     image, own = batch.images[:1], batch.targets[batch.targets[:, 0] == 0].to(device)
     image = random_start(image, 1 / 255, "linf", [(0,)]).to(device, torch.float64)
     objective: Objective = objective_for("+".join(_EXACT), lambda: network(image), own.double(), model.cfg)

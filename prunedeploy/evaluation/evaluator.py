@@ -27,11 +27,11 @@ from prunedeploy.evaluation.detection_table import DetectionTable
 from prunedeploy.evaluation.ensemble import Ensemble, ensemble_of
 from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD, Measurement, measure
 from prunedeploy.evaluation.torch_runner import TorchRunner
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.detector import Detector
 from prunedeploy.models.loss import yolo_losses
 from prunedeploy_engines.runtimes.runner import Runner
 
-Attack = Callable[[Darknet, Tensor, Tensor], Tensor]
+Attack = Callable[[Detector, Tensor, Tensor], Tensor]
 """``attack(model, images (B, 3, H, W), targets (T, 6)) -> attacked images``; both as a `Batch` has them."""
 
 OwnAttack = Callable[[Runner, Batch, Mapping[str, Tensor]], tuple[Tensor, NDArray[np.int64]]]
@@ -106,8 +106,9 @@ def evaluate(
     *,
     attack: Attack | Mapping[str, Attack] | None = None,
     ensembles: Mapping[str, Sequence[str]] | None = None,
-    attacked_model: Darknet | None = None,
+    attacked_model: Detector | None = None,
     own_attacks: Mapping[str, OwnAttack] | None = None,
+    lattice: Callable[[Tensor, Tensor], Tensor] | None = None,
     iou_threshold: float = IOU_THRESHOLD,
     score_threshold: float = SCORE_THRESHOLD,
     resamples: int = RESAMPLES,
@@ -125,6 +126,7 @@ def evaluate(
         ensembles: Which of the attacks each ensemble consists of, by its name; see `prunedeploy.evaluation.ensemble`.
         attacked_model: The model whose gradients the attacks use.
         own_attacks: Attacks that ask each runner itself, by name; none may be called as one of the others is.
+        lattice: Makes 255ths of attacked and clean images, for runners that take uint8 images; without it those round.
         iou_threshold: NMS drops a box whose IoU with a better one of its class is greater, in [0, 1].
         score_threshold: Detections have a score above it, in [0, `PAPER_SCORE_THRESHOLD`].
         resamples: Resamples of the bootstrap; 0 computes no intervals.
@@ -149,18 +151,21 @@ def evaluate(
     tables: dict[tuple[str, str], list[DetectionTable]] = defaultdict(list)  # of runner and attack; clean: ""
     counted: dict[tuple[str, str], list[Candidates]] = defaultdict(list)  # likewise
     losses: dict[str, list[float]] = {one: [] for members in (ensembles or {}).values() for one in members}
-    judge = FoldedDarknet(attacked_model) if losses and attacked_model is not None else None
+    judge = attacked_model.for_inference() if losses and attacked_model is not None else None
     queries: dict[tuple[str, str], list[NDArray[np.int64]]] = defaultdict(list)
     image_ids: list[int] = []
     for batch in batches:
         made: dict[str, Tensor] = {}
         for kind, make in {"": None, **attacks}.items():
-            images = batch.images
+            images = in_8_bits = batch.images
             if make is not None and attacked_model is not None:
-                images = made[kind] = make(attacked_model, batch.images, batch.targets)
+                images = in_8_bits = made[kind] = make(attacked_model, batch.images, batch.targets)
                 _check_attacked(images, batch.images)
+                if lattice is not None and any(runner.uint8_input for runner in named.values()):
+                    in_8_bits = lattice(images, batch.images)
             for name, runner in named.items():
-                found = detect_batch(runner, images, batch, dataset, thresholds, counted[name, kind])
+                seen = in_8_bits if runner.uint8_input else images
+                found = detect_batch(runner, seen, batch, dataset, thresholds, counted[name, kind])
                 tables[name, kind].append(found)
             if judge is not None and kind in losses:
                 losses[kind] += _losses(judge, images, batch)
@@ -207,11 +212,10 @@ def evaluate(
 
 
 @torch.no_grad()
-def _losses(network: FoldedDarknet, images: Tensor, batch: Batch) -> list[float]:
+def _losses(network: Detector, images: Tensor, batch: Batch) -> list[float]:
     """The detection loss of each image."""
-    weight, _ = next(iter(network.folded.values()))
-    heads = network(images.to(weight.device))
-    found: list[float] = yolo_losses(heads, batch.targets.to(weight.device), network.cfg).tolist()
+    heads = network(images.to(network.device))
+    found: list[float] = yolo_losses(heads, batch.targets.to(network.device), network.cfg).tolist()
     return found
 
 

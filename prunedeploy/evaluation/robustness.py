@@ -24,7 +24,7 @@ from prunedeploy.evaluation.error_types import error_types
 from prunedeploy.evaluation.evaluator import Evaluation, evaluate, figure_name
 from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD
 from prunedeploy.evaluation.torch_runner import TorchRunner
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.detector import Detector
 
 RADII = tuple(radius / 255 for radius in (1, 2, 4, 8, 12.75))
 """Radii of the curve, in pixel units of [0, 1]; the last one is the paper's 0.05."""
@@ -118,7 +118,7 @@ def looked_into(
 
 
 def distortion(
-    model: Darknet,
+    model: Detector,
     batches: Iterable[Batch],
     budget: Budget = "standard",
     *,
@@ -147,13 +147,13 @@ def distortion(
     searches, steps = CARLINI_WAGNER[budget]
     attack = CarliniWagner(
         model,
-        FoldedDarknet(model),
+        model.for_inference(),
         steps,
         searches,
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
     )
-    device = next(model.parameters()).device
+    device = model.device
     lost = []
     for batch in batches:
         lost.append(attack(batch.images.to(device), batch.targets.to(device), batch.geometries))
@@ -181,7 +181,7 @@ def _finite(value: float) -> float | None:
 
 
 def curve(
-    model: Darknet,
+    model: Detector,
     batches: Iterable[Batch],
     dataset: CocoDataset,
     reference: str,

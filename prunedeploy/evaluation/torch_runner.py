@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from prunedeploy.models.darknet import Darknet, FoldedDarknet, load_darknet
+from prunedeploy.models.darknet import load_darknet
 from prunedeploy.models.decode import decode
+from prunedeploy.models.detector import Detector
 from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
 
@@ -27,13 +28,13 @@ class TorchRunner(Runner):
 
     runtime = "torch"
 
-    def __init__(self, model: Darknet, threads: int | None = None) -> None:
+    def __init__(self, model: Detector, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.model = model
-        self._folded: FoldedDarknet | None = FoldedDarknet(model)
+        self._folded: Detector | None = model.for_inference()
         self.channels, self.input_size = model.cfg.input_shape[0], model.cfg.input_size
-        self._device = next(model.parameters()).device
+        self._device = model.device
         self._threads = threads
 
     def describe(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@
 - `cfg_rewriting`: another input size, other classes or anchors for a network.
 - `starting_weights`: whole or partial weights to start a training from.
 - `darknet`: the network as a PyTorch module; `darknet_conv`: a convolution of it, with its normalisation.
+- `detector`: what attacks and measurements ask of a network, a `Darknet` or any other.
 - `decode`: raw heads to boxes and scores.
 - `loss`: the detection loss; `boxes`: overlaps in tensors.
 - `anchor_free_loss`: that of anchor-free heads; `task_aligned`: which predictions an object trains there;

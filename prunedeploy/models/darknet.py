@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
 from prunedeploy.models.darknet_conv import DarknetConv
 from prunedeploy.models.darknet_weights import NEW_HEADER, LayerParameters, WeightFile, read_weights, weights_bytes
+from prunedeploy.models.detector import Detector
 from prunedeploy.models.sections import Convolutional, Layer
 from prunedeploy_engines.files import write_atomically
 
@@ -72,7 +73,7 @@ class OtherWeights(nn.Module):
         return dict(self.named_parameters())
 
 
-class Darknet(nn.Module):
+class Darknet(Detector):
     """A YOLO network built from a Darknet cfg.
 
     Args:
@@ -124,6 +125,10 @@ class Darknet(nn.Module):
 
         return run_layers(self.cfg.layers, images, convolve, self.layer_weights())
 
+    def for_inference(self, dtype: torch.dtype = torch.float32) -> Detector:
+        """See `Detector.for_inference`: a `FoldedDarknet`."""
+        return FoldedDarknet(self, dtype)
+
     def weight_file(self) -> WeightFile:
         """The parameters as they stand in a weight file."""
         states = (self._weights_of(layer).state_dict() for layer in self.cfg.weighted)
@@ -161,7 +166,7 @@ class Darknet(nn.Module):
         return sum(value.numel() for value in self.state_dict().values())
 
 
-class FoldedDarknet(nn.Module):
+class FoldedDarknet(Detector):
     """An inference copy of a `Darknet` with batch normalisation folded into constant weights.
 
     It computes what the original computes in evaluation mode, with one operation per layer, and
@@ -215,6 +220,11 @@ class FoldedDarknet(nn.Module):
             for index, own in (weights or {}).items()
         }
         return network
+
+    @property
+    def device(self) -> torch.device:
+        """See `Detector.device`."""
+        return next(iter(self.folded.values()))[0].device
 
     def convolve(self, layer: Convolutional, x: Tensor) -> Tensor:
         """One folded layer."""

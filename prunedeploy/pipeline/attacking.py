@@ -16,7 +16,7 @@ from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation
 from prunedeploy.evaluation.attack_checks import CHECKED_IMAGES, check_attacks, measurements
 from prunedeploy.evaluation.robustness import curve, described, distortion, looked_into
-from prunedeploy.models import Darknet
+from prunedeploy.models.detector import Detector
 from prunedeploy.pipeline.progress import Progress
 
 
@@ -37,7 +37,7 @@ class Attacked:
         parent: The network that this one was cut from, for a check.
     """
 
-    model: Darknet
+    model: Detector
     dataset: CocoDataset
     loader_of: Callable[[CocoDataset], EvaluationLoader]
     threat_model: ThreatModel
@@ -46,7 +46,7 @@ class Attacked:
     seed: int
     progress: Progress
     norm: Norm = "linf"
-    parent: Darknet | None = None
+    parent: Detector | None = None
 
     @cached_property
     def suite(self) -> Suite:

@@ -20,6 +20,7 @@ from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.ratio.search import RatioSearch
 from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ratio, with_what_is_searched
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
+from prunedeploy.pipeline.stages.adaptive import adaptive_stage, check_adaptive
 from prunedeploy.pipeline.stages.corruptions import corruptions_stage
 from prunedeploy.pipeline.stages.evaluate import (
     check_images_stage,
@@ -88,6 +89,7 @@ def build(
         PrunedeployError: Anything that the user can fix; finished stages stay in the store.
     """
     check_robustness(config)
+    check_adaptive(config)
     if target is not None:
         check_target(config, target)
         config = with_what_is_searched(config, target)
@@ -157,6 +159,9 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
             row: corruptions_stage(context, row, model, artefacts if row == "pruned" else ())
             for row, model in rows.items()
         }
+    adaptive = None
+    if context.config.robustness.adaptive:
+        adaptive = adaptive_stage(context, networks.pruned, artefacts)
     engines, missing_engines, failed_engines = engine_stages(context, artefacts)
     left_out += failed_engines
     comparison = compare_stage(context, evaluations)
@@ -183,6 +188,7 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
         comparison=comparison,
         robustness=robustness,
         corruptions=corruptions,
+        adaptive=adaptive,
         points=points,
         gallery=gallery,
         latency=latency,

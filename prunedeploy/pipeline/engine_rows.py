@@ -24,6 +24,7 @@ def engine_rows(
     figures: Mapping[str, Any],
     latency: Mapping[str, Any],
     corruptions: Mapping[str, Any] | None = None,
+    adaptive: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Describe what is deployed, and what was asked for and is not.
 
@@ -35,12 +36,13 @@ def engine_rows(
         figures: ``evaluation.json`` of the pruned network.
         latency: ``rows`` of ``latency.json``.
         corruptions: ``corruptions.json`` of the pruned network; None if it was not measured under any.
+        adaptive: ``adaptive.json``; None if no file was attacked itself.
     """
     failed = {(one.file, one.runtime) for one in left_out}
     rows = [
         row
         for artefact in artefacts
-        for row in _onnx_rows(artefact, figures, latency, corruptions)
+        for row in _onnx_rows(artefact, figures, latency, corruptions, adaptive or {})
         if (artefact.name, row["runtime"]) not in failed
     ]
     unknown = {"map_clean": None, "map_pgd_transfer": None, "computes_in": None, "latency_ms": None}
@@ -77,6 +79,7 @@ def _onnx_rows(
     figures: Mapping[str, Any],
     latency: Mapping[str, Any],
     corruptions: Mapping[str, Any] | None,
+    adaptive: Mapping[str, Any],
 ) -> Iterator[dict[str, Any]]:
     for runtime in (ENGINE, "openvino"):
         key = runner_key(runtime, artefact)
@@ -100,11 +103,27 @@ def _onnx_rows(
             "sha256": file_sha256(artefact.file),
             **{name: found.get(name.removesuffix("_transfer")) for name in FIGURES},
             **mean_figures(corruptions, key, found.get("n_images")),
+            **_adaptive(adaptive.get(key), found),
             "computes_in": None if measured is None else measured["engine"].get("computes_in"),
             "latency_ms": measured,
             "quantisation": _quantisation(header),
             "note": note,
         }
+
+
+def _adaptive(row: Mapping[str, Any] | None, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What attacks on a file's twin left: figures beside those of transfer if they are of as many images.
+
+    ``adaptive`` has how they came about; of fewer images, the figures too. Or ``why_not``.
+    """
+    if row is None:
+        return {}
+    figures = {name: value for name, value in row.items() if name.endswith("_adaptive")}
+    said = {name: value for name, value in row.items() if name not in {*figures, "adaptive", "intervals"}}
+    said |= row.get("adaptive", {})
+    if row.get("images") != found.get("n_images"):
+        return {"adaptive": {**said, **figures, "intervals": row.get("intervals", {})}}
+    return {**figures, "intervals": {**found.get("intervals", {}), **row["intervals"]}, "adaptive": said}
 
 
 def _quantisation(header: OnnxHeader) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from prunedeploy.attacks import ThreatModel
-from prunedeploy.attacks.norms import Norm
+from prunedeploy.attacks.norms import Norm, on_lattice
 from prunedeploy.attacks.suite import Suite, check_references
 from prunedeploy.config import BUNDLED, Budget, EvaluationConfig, RobustnessConfig
 from prunedeploy.data.class_names import COCO_NAMES, read_names
@@ -30,6 +30,7 @@ from prunedeploy.evaluation.black_box import SQUARE, BlackBox, Feedback, Start
 from prunedeploy.evaluation.corruption import UnderCorruption, evaluate_corrupted
 from prunedeploy.evaluation.robustness import RADII, looked_into
 from prunedeploy.models import Darknet, load_darknet
+from prunedeploy.pipeline.adaptive import AdaptiveAttack, adaptive_figures, engine_file
 from prunedeploy.pipeline.attacking import Attacked
 from prunedeploy.pipeline.black_box import black_box, black_box_checks, queries_row
 from prunedeploy.pipeline.context import composed_demo
@@ -52,6 +53,7 @@ class Request:
     data: str | None
     names: Path | None
     attacks: tuple[str, ...]
+    adaptive: bool
     budget: Budget | None
     norm: Norm
     queries: int | None
@@ -131,13 +133,18 @@ def run(request: Request) -> dict[str, Any]:
             stretch=not _letterboxed(request, bundle, parent),
         )
         loader = loader_of(dataset)
-        attacked, suite = None, Suite({}, {}, {})
+        attacked, suite, lattice = None, Suite({}, {}, {}), None
+        adaptive: dict[str, AdaptiveAttack] = {}
         if threat_model is not None and parent is not None and with_gradients:
             wanted, used = _wanted(request, configuration), settings.model_copy(update={"bootstrap": request.bootstrap})
             attacked = Attacked(
                 parent, dataset, loader_of, threat_model, wanted, used, seed, progress, norm=request.norm
             )
-            suite = attacked.suite
+            suite, lattice = attacked.suite, partial(on_lattice, eps=threat_model.eps, norm=request.norm)
+            for name, runner in runners.items() if request.adaptive else ():
+                if name != "torch":
+                    file = engine_file(source, bundle, name, request.precision)
+                    adaptive[name] = AdaptiveAttack.on(file, runner, attacked, threads)
         references = [] if attacked is None else attacked.references
         asked: dict[str, BlackBox] = {}
         with contextlib.ExitStack() as shown:
@@ -154,6 +161,7 @@ def run(request: Request) -> dict[str, Any]:
                 ensembles=suite.ensembles,
                 attacked_model=None if attacked is None else parent,
                 own_attacks=asked,
+                lattice=lattice,
                 iou_threshold=settings.iou_threshold,
                 score_threshold=settings.map_score_threshold,
                 resamples=request.bootstrap,
@@ -169,10 +177,18 @@ def run(request: Request) -> dict[str, Any]:
             }
             for name, result in results.items()
         ]
+        of_twins: dict[str, Evaluation] = {}
+        for row in rows:
+            if row["runtime"] in adaptive:
+                found, row["adaptive"] = adaptive[row["runtime"]].measure(row["runtime"])
+                of_twins[row["runtime"]] = found
+                figures, intervals = adaptive_figures(found)
+                row.update(figures)
+                row["intervals"].update(intervals)
         attacks = [] if attacked is None else attacked.described
         beyond = {} if attacked is None else attacked.beyond(source.given.name)
     if request.csv_folder is not None:
-        _write_csvs(request.csv_folder, results, dataset)
+        _write_csvs(request.csv_folder, results, of_twins, dataset)
     attacks = [{**attack, "parent": str(request.parent_cfg or source.cfg)} for attack in attacks]
     attacks += [box.described() for box in asked.values()]
     if checks := [check for box in asked.values() for check in black_box_checks(results, references, box)]:
@@ -446,8 +462,13 @@ def _dataset(
     return dataset, str(path)
 
 
-def _write_csvs(folder: Path, results: dict[str, Evaluation], dataset: CocoDataset) -> None:
+def _write_csvs(
+    folder: Path, results: dict[str, Evaluation], adaptive: dict[str, Evaluation], dataset: CocoDataset
+) -> None:
     for name, result in results.items():
         write_detections(folder / f"{name}-clean.csv", result.clean.detections, dataset)
         for attack, measured in result.attacked.items():
             write_detections(folder / f"{name}-{figure_name(attack)}.csv", measured.detections, dataset)
+    for name, result in adaptive.items():
+        for attack, measured in result.attacked.items():
+            write_detections(folder / f"{name}-{figure_name(attack)}-adaptive.csv", measured.detections, dataset)

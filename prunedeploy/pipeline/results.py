@@ -20,6 +20,7 @@ from prunedeploy.pipeline.left_out import LeftOut
 from prunedeploy.pipeline.model_rows import model_row, speedup
 from prunedeploy.pipeline.networks import Networks
 from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
+from prunedeploy.pipeline.stages.adaptive import FILE as ADAPTIVE
 from prunedeploy.pipeline.stages.corruptions import FILE as CORRUPTIONS
 from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
 from prunedeploy.pipeline.stages.evaluate import csv_name
@@ -59,6 +60,7 @@ class BuildResults:
         comparison: Pruned against robust.
         robustness: What other attacks do to each network; empty unless asked for.
         corruptions: What weather, noise, blur and compression do to each network; empty unless asked for.
+        adaptive: Attacks on the pruned network's files; None unless they were asked for.
         points: Operating points of each network, and of the files of the pruned one.
         gallery: Pictures.
         latency: All networks.
@@ -75,6 +77,7 @@ class BuildResults:
     comparison: StageResult
     robustness: dict[str, StageResult]
     corruptions: dict[str, StageResult]
+    adaptive: StageResult | None
     points: dict[str, StageResult]
     gallery: StageResult
     latency: StageResult
@@ -124,6 +127,7 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
             built.figures,
             latency["rows"],
             corruptions.get("pruned"),
+            None if built.adaptive is None else built.adaptive.read(ADAPTIVE),
         ),
         "left_out": [one.as_dict() for one in built.left_out],
         "gates": [{"model": row, **gate} for row in built.exports for gate in _gates(built, row)],

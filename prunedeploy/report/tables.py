@@ -37,7 +37,11 @@ def noisy_flag(summary: Model) -> Html | None:
 def engines_table(results: Results) -> Html:
     """What was built for which device, and how it did."""
     rows = []
-    for engine in rows_of(results.get("engines")):
+    engines = rows_of(results.get("engines"))
+    maps = {"map_clean": "mAP clean", "map_pgd_transfer": "mAP PGD, transfer"}
+    if any("adaptive" in engine for engine in engines):
+        maps |= {"map_pgd_adaptive": "mAP PGD, adaptive"}
+    for engine in engines:
         texts = [
             runtime_name(engine.get("runtime")),
             plain(engine.get("target")),
@@ -47,20 +51,32 @@ def engines_table(results: Results) -> Html:
         ]
         cells = [*(tag("td", one) for one in texts), number_cell(scaled(engine.get("bytes"), "B"))]
         latency, remark = mapping(engine.get("latency_ms")), engine.get("note")
-        measured = [engine.get("map_clean"), engine.get("map_pgd_transfer"), latency.get("p50")]
+        measured = [engine.get(name) for name in maps] + [latency.get("p50")]
         why = f"not measured here: {remark or 'no reason was recorded'}"
         if all(number(value) is None for value in measured):
-            cells.append(tag("td", why, colspan=3, cls="wide"))
+            cells.append(tag("td", why, colspan=len(measured), cls="wide"))
         else:
-            cells += [number_cell(map_cell(value, why=why)) for value in measured[:2]]
+            cells += [
+                number_cell(map_cell(value, why=_no_figure(engine, name, why)))
+                for name, value in zip(maps, measured, strict=False)
+            ]
             late = tag("small", " p99 ", milliseconds(latency.get("p99")), cls="interval") if latency else None
             more = tag("small", str(remark), cls="remark") if remark else None
-            cells.append(number_cell([milliseconds(measured[2], why), noisy_flag(latency), late, more]))
+            cells.append(number_cell([milliseconds(measured[-1], why), noisy_flag(latency), late, more]))
         rows.append(tag("tr", *cells))
     if not rows:
         return note("No engine was built.")
     head = ["Runtime", "Target", "Precision", "Computed in", "File", "Size"]
-    return table([*head, "mAP clean", "mAP PGD, transfer", "Latency, median"], rows, numbers=(5, 6, 7, 8))
+    return table([*head, *maps.values(), "Latency, median"], rows, numbers=range(5, 7 + len(maps)))
+
+
+def _no_figure(engine: Model, name: str, why: str) -> str:
+    """Why a file has no such figure; an adaptive one of fp32 is its parent's, and a twin may have failed its gates."""
+    if not name.endswith("_adaptive"):
+        return why
+    if engine.get("precision") == "fp32":
+        return "of an fp32 file it is the network's own"
+    return str(mapping(engine.get("adaptive")).get("why_not") or "not attacked, or on fewer images")
 
 
 def _computed_in(engine: Model) -> Node:

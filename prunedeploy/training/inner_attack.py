@@ -31,7 +31,8 @@ from torch import Tensor
 
 from prunedeploy.attacks import AttackWarning, Pgd, ThreatModel
 from prunedeploy.config import TrainingConfig
-from prunedeploy.models.darknet import Darknet, FoldedDarknet
+from prunedeploy.models.darknet import Darknet
+from prunedeploy.models.detector import Detector
 from prunedeploy.models.loss import yolo_losses
 
 ATTACKED_TERMS = {
@@ -81,7 +82,7 @@ def attacked_batch(
     return torch.cat((images[:clean], attacked)) if clean else attacked
 
 
-def strongest(candidates: Sequence[Tensor], targets: Tensor, network: FoldedDarknet) -> Tensor:
+def strongest(candidates: Sequence[Tensor], targets: Tensor, network: Detector) -> Tensor:
     """The one of several attacks' results, each ``(B, 3, H, W)``, with the highest detection loss, image by image."""
     with torch.no_grad():
         losses = torch.stack([yolo_losses(network(attacked), targets, network.cfg) for attacked in candidates])

@@ -76,7 +76,7 @@ def test_a_network_that_draws_is_found_out(dataset, monkeypatch):
     batch = next(iter(EvaluationLoader(dataset, (160, 160), batch_size=1)))
     model = network("demo-robust.weights")
     assert attack_checks._repeatable(model, batch).passed
-    monkeypatch.setattr(attack_checks, "FoldedDarknet", Drawing)
+    monkeypatch.setattr("prunedeploy.models.darknet.FoldedDarknet", Drawing)
     assert not attack_checks._repeatable(model, batch).passed
 
 

@@ -178,7 +178,7 @@ def test_passes_are_those_that_a_step_takes(
     more: dict[str, Any], passes: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings_of(batch_size=4, attack=ATTACK, **more)
-    monkeypatch.setattr("prunedeploy.attacks.pgd.FoldedDarknet", Counted)
+    monkeypatch.setattr("prunedeploy.models.darknet.FoldedDarknet", Counted)
     Counted.images = 0
     attack_of(batch_of(0, images=4), small_model(), settings)
     assert passes_per_step(settings) == 1 + Counted.images / 4 == passes

@@ -16,6 +16,9 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from prunedeploy_engines.errors import EngineError
 from prunedeploy_engines.files import write_atomically
 
+PARAMETERS = {"Resize": (1, 2, 3), "Pad": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "Reshape": (1,)}
+"""Positions of inputs that say how an operator computes, and are no data, by operator."""
+
 
 @dataclass(frozen=True)
 class OnnxFile:
@@ -194,10 +197,13 @@ def head_convolutions(graph: GraphProto) -> list[NodeProto]:
 
 
 def expose(model: ModelProto, tensors: Iterable[str]) -> ModelProto:
-    """A copy of a model that gives these tensors as outputs too, float32."""
+    """A copy of a model that gives these tensors as outputs too, float32 or the integers of a QuantizeLinear."""
     copy = ModelProto.FromString(model.SerializeToString())
     there = {value.name for value in copy.graph.output}
+    kinds = {tensor.name: tensor.data_type for tensor in copy.graph.initializer}
+    integers = {node.output[0]: kinds[node.input[2]] for node in copy.graph.node if node.op_type == "QuantizeLinear"}
     for name in tensors:
         if name not in there:
-            copy.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+            kind = integers.get(name, TensorProto.FLOAT)
+            copy.graph.output.append(helper.make_tensor_value_info(name, kind, None))
     return copy

@@ -10,11 +10,9 @@ import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto
 
 from prunedeploy_engines.errors import EngineError
-from prunedeploy_export.graph.edit import GraphEditor, head_convolutions, redirect
+from prunedeploy_export.graph.edit import PARAMETERS, GraphEditor, head_convolutions, redirect
 
 _LARGEST = float(np.finfo(np.float16).max)
-# Inputs that say how, and are not data: they keep their type.
-_NO_DATA = {"Resize": (1, 2, 3), "Pad": (1,), "Slice": (1, 2, 3, 4), "Split": (1,), "Reshape": (1,)}
 
 
 def to_half_precision(model: ModelProto) -> ModelProto:
@@ -31,7 +29,7 @@ def to_half_precision(model: ModelProto) -> ModelProto:
     cast: set[str] = set()
     for node in layers:
         for position, name in enumerate(node.input):
-            if not name or name in in_half or position in _NO_DATA.get(node.op_type, ()):
+            if not name or name in in_half or position in PARAMETERS.get(node.op_type, ()):
                 continue
             if name in editor.constants:
                 node.input[position] = _half_constant(editor, name, node)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from prunedeploy.attacks import Pgd
+from prunedeploy.attacks.norms import on_lattice
 from prunedeploy.attacks.suite import Attack, attack_suite
 from prunedeploy.config import result_settings
 from prunedeploy.data.loader import Batch
@@ -99,6 +101,8 @@ def evaluate_stage(
         "device": context.device.type,
         "greyscale": config.data.greyscale,
         "allow_bad_images": config.data.allow_bad_images,
+        # Files of uint8 images see attacked images that are rounded within the ball; before, rounding could leave it.
+        **({"lattice": True} if artefacts and config.export.uint8_input else {}),
     }
     inputs = {"model": model.digest, "export": export.digest, "data": context.test_key}
     inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}
@@ -120,6 +124,7 @@ def evaluate_stage(
                     context.test,
                     attack=pgd.of_model,
                     attacked_model=network,
+                    lattice=partial(on_lattice, eps=config.attack.eps, norm="linf"),
                     iou_threshold=config.evaluation.iou_threshold,
                     score_threshold=config.evaluation.map_score_threshold,
                     resamples=config.evaluation.bootstrap,

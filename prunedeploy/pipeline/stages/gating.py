@@ -13,15 +13,13 @@ from prunedeploy.config import GatesConfig
 from prunedeploy.evaluation import TorchRunner
 from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext
-from prunedeploy_engines.detection.nms import detections_from
 from prunedeploy_engines.errors import GateError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_export import check_detection_parity, check_tensor_parity
+from prunedeploy_export.gates.suppression import suppressed_on_the_host
 
 GATE_IMAGES = 8
-
-Outputs = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 def gates_config(context: BuildContext, precision: str) -> GatesConfig:
@@ -88,7 +86,7 @@ def check_nms_gate(
         raw, candidate = without.infer(images), engine.infer(images)
     try:
         found = check_detection_parity(
-            _suppressed_on_the_host(raw, nms, candidate[0].shape[1], context.config.nms.max_candidates),
+            suppressed_on_the_host(raw, nms, candidate[0].shape[1], context.config.nms.max_candidates),
             candidate,
             score_threshold=nms.score_threshold,
             iou_threshold=nms.iou_threshold,
@@ -98,22 +96,3 @@ def check_nms_gate(
         what = f"suppression in the graph differs from suppression on the host: {error.what}"
         raise GateError(what, name, "leave --nms out") from None
     return {"gate": "detections", "suppression": "in the graph", **asdict(found)}
-
-
-def _suppressed_on_the_host(outputs: Outputs, nms: NmsInGraph, rows: int, max_candidates: int) -> Outputs:
-    """Detections in the form of boxes ``(N, rows, 4)`` and scores ``(N, rows, C)``."""
-    images, classes = len(outputs[0]), outputs[1].shape[2]
-    boxes = np.zeros((images, rows, 4), np.float32)
-    scores = np.zeros((images, rows, classes), np.float32)
-    for i in range(images):
-        found, found_scores, class_ids = detections_from(
-            outputs[0][i],
-            outputs[1][i],
-            score_threshold=nms.score_threshold,
-            iou_threshold=nms.iou_threshold,
-            max_detections=rows,
-            pre_nms_top_k=max_candidates,
-        )
-        boxes[i, : len(found)] = found
-        scores[i, np.arange(len(found)), class_ids] = found_scores
-    return boxes, scores

@@ -20,7 +20,7 @@ def check_robustness(config: BuildConfig) -> None:
         ConfigError: Names the key, and of names the nearest.
     """
     check_references(config.robustness.attacks, "robustness.attacks")
-    if config.robustness.is_wanted and config.attack.eps == 0:
+    if (config.robustness.is_wanted or config.robustness.adaptive) and config.attack.eps == 0:
         raise ConfigError("a ball of radius 0 leaves no room for an attack", "attack.eps", "give a radius, e.g. 0.05")
     if "cw" in config.robustness.attacks and not 0 < config.evaluation.score_threshold < 1:
         what = "cw needs a threshold between 0 and 1, from which an object counts as found"
