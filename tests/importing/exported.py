@@ -106,10 +106,10 @@ class Writer:
         self.constants[name] = np.asarray(values, kind)
         return name
 
-    def conv(self, source: str, channels: int, filters: int, size: int = 3, stride: int = 1, act: str = "SiLU") -> str:
-        """A convolution and its activation."""
+    def conv(self, source: str, channels: int, filters: int, size: int = 3, stride: int = 1, act: str = "SiLU", of: float = 1.0) -> str:
+        """A convolution of values up to ``of``, and its activation."""
         shape = (filters, channels, size, size)
-        weight = self.constant(self.generator.standard_normal(shape) * np.sqrt(2 / (channels * size * size)))
+        weight = self.constant(self.generator.standard_normal(shape) * np.sqrt(2 / (channels * size * size)) / of)
         bias = self.constant(self.generator.standard_normal(filters) * 0.3)
         sides = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": [size // 2] * 4}
         x = self.node("Conv", [source, weight, bias], **sides)
@@ -131,7 +131,7 @@ class Writer:
         return model
 
 
-def small_trunk(writer: Writer, images: str = "images", focus: bool = False, act: str = "SiLU") -> list[tuple[str, int]]:
+def small_trunk(writer: Writer, focus: bool = False, act: str = "SiLU", of: float = 1.0) -> list[tuple[str, int]]:
     """Two maps of 4 and 8 pixels a cell, and their channels, by way of a split, a sum, a pooling and an upsampling."""
     if focus:
         parts = []
@@ -139,12 +139,11 @@ def small_trunk(writer: Writer, images: str = "images", focus: bool = False, act
             ends, step = writer.constant([2**31 - 1], np.int64), writer.constant([2], np.int64)
             for axis, start in ((2, row), (3, column)):
                 place = writer.constant([start], np.int64), ends, writer.constant([axis], np.int64), step
-                images_or_rows = images if axis == 2 else rows
-                rows = writer.node("Slice", [images_or_rows, *place])
+                rows = writer.node("Slice", ["images" if axis == 2 else rows, *place])
             parts.append(rows)
-        x = writer.conv(writer.node("Concat", parts, axis=1), 12, 8, act=act)
+        x = writer.conv(writer.node("Concat", parts, axis=1), 12, 8, act=act, of=of)
     else:
-        x = writer.conv(images, 3, 8, stride=2, act=act)
+        x = writer.conv("images", 3, 8, stride=2, act=act, of=of)
     x = writer.conv(x, 8, 16, stride=2, act=act)
     first, second = writer.node("Split", [x, writer.constant([8, 8], np.int64)], 2, axis=1)
     added = writer.node("Add", [second, writer.conv(second, 8, 8, act=act)])
@@ -195,7 +194,7 @@ def json_names(classes: int) -> str:
 def yolox(size: tuple[int, int] = (64, 96), classes: int = 3, focus: bool = True, decoded: bool = True) -> ModelProto:
     """YOLOX: three convolutions per map, ``(1, predictions, 5 + C)``, for BGR from 0 to 255."""
     writer, parts, cells, strides = Writer(), [], [], []
-    for (source, channels), stride in zip(small_trunk(writer, focus=focus), SMALL_STRIDES, strict=True):
+    for (source, channels), stride in zip(small_trunk(writer, focus=focus, of=255.0), SMALL_STRIDES, strict=True):
         rows, columns = (side // stride for side in size)
         stem = writer.conv(source, channels, 8, size=1)
         towers = [writer.conv(stem, 8, 8) for _ in range(2)]
