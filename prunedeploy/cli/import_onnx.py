@@ -22,7 +22,9 @@ from prunedeploy_engines.errors import ConfigError
 @click.argument("folder", metavar="DIR", type=PATH)
 @click.option("--names", type=PATH, metavar="F", help="Class names, one per line; default: those in the file.")
 @click.option(
-    "--input-size", metavar="W[xH]", help="Size of the input in pixels where the file leaves it open: one side, or both."
+    "--input-size",
+    metavar="W[xH]",
+    help="Size of the network's input in pixels, one side or both; default: the file's, which may leave it open.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is in DIR.")
 def command(
@@ -35,7 +37,7 @@ def command(
     computes; what no section stands for is refused, by the name of the node.
     """
     from prunedeploy.config.blocks import as_input_size
-    from prunedeploy.importing import import_onnx, write_imported
+    from prunedeploy.importing import import_onnx, named, write_imported
 
     size = None
     if input_size is not None:
@@ -45,15 +47,15 @@ def command(
             raise ConfigError(f"{input_size!r} is no size", "--input-size", "give e.g. 640 or 640x480") from None
         size = height, width
     with quiet_stdout():
-        found = import_onnx(path, size)
-        class_names = write_imported(found, folder, names, overwrite=overwrite)
+        found = named(import_onnx(path, size), names)
+        write_imported(found, folder, overwrite=overwrite)
     cfg = found.model.cfg
     document = {
         "folder": folder,
         "input": {"width": cfg.input_size[1], "height": cfg.input_size[0]},
         "heads": [head.kind for head in cfg.heads],
         "classes": cfg.classes,
-        "class_names": class_names,
+        "class_names": found.class_names,
         "layers": len(cfg.layers),
         "parameters": found.model.parameter_count(),
         "macs": cfg.macs,

@@ -9,7 +9,7 @@
 No code of the programs that export is used here, nothing is unpickled, and metadata is read as literals.
 """
 
-from prunedeploy.importing.imported_files import write_imported
+from prunedeploy.importing.imported_files import CFG, NAMES, WEIGHTS, named, write_imported
 from prunedeploy.importing.onnx_import import ImportedDetector, import_onnx
 
-__all__ = ["ImportedDetector", "import_onnx", "write_imported"]
+__all__ = ["CFG", "NAMES", "WEIGHTS", "ImportedDetector", "import_onnx", "named", "write_imported"]

@@ -89,7 +89,7 @@ def read_graph(path: Path, input_size: tuple[int, int] | None = None) -> OnnxGra
 
     Args:
         path: The file.
-        input_size: ``(height, width)`` where the file leaves it open, or another one than the file has, if it lets it.
+        input_size: ``(height, width)`` where the file leaves it open; not looked at where it does not.
 
     Raises:
         OnnxImportError: It is no detector in plain fp32 with its size fixed; the message says what to do.
@@ -190,12 +190,7 @@ def _fix_input(graph: GraphProto, constants: set[str], input_size: tuple[int, in
         raise OnnxImportError(what, path, "give a detector of images with three channels, or one")
     if not (shape[2] and shape[3]) and input_size is None:
         raise OnnxImportError("leaves the size of its input open", path, "say which: --input-size 640, or WIDTHxHEIGHT")
-    if input_size is not None and shape[2] and shape[3] and (shape[2], shape[3]) != input_size:
-        height, width = input_size
-        what = f"is for images of {shape[3]}x{shape[2]} (width x height), not {width}x{height}"
-        fix = "leave --input-size out; the network that is written can be given another size, build --input-size"
-        raise OnnxImportError(what, path, fix)
-    height, width = input_size or (shape[2], shape[3])
+    height, width = (shape[2], shape[3]) if shape[2] and shape[3] else input_size or (0, 0)
     if max(height, width) > 8192:
         raise OnnxImportError(f"takes images of {width}x{height} pixels", path, "export it for at most 8192")
     name = inputs[0].name

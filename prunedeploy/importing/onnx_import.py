@@ -11,7 +11,8 @@ from prunedeploy.importing.class_names import names_in
 from prunedeploy.importing.decoding import Decoding, HeadPlan, differs_by, find_decoding, plan_heads
 from prunedeploy.importing.onnx_graph import OnnxGraph, read_graph
 from prunedeploy.importing.trunk import Floats, Trunk
-from prunedeploy.models.darknet import Darknet, fresh_darknet
+from prunedeploy.models.cfg_rewriting import with_input_size
+from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import parse_cfg
 from prunedeploy.models.sections import NOT_IN_DARKNET, Head
 from prunedeploy_engines.errors import DarknetFormatError, OnnxImportError
@@ -41,10 +42,11 @@ def import_onnx(path: Path, input_size: tuple[int, int] | None = None) -> Import
 
     Args:
         path: The file.
-        input_size: ``(height, width)`` where the file leaves it open.
+        input_size: ``(height, width)`` of the network; None: what the file says, which has to say it then.
 
     Raises:
         OnnxImportError: It cannot be read; the message names what stands in the way.
+        DarknetFormatError: The network cannot have that size.
     """
     graph = read_graph(path, input_size)
     decoding = find_decoding(graph)
@@ -57,10 +59,12 @@ def import_onnx(path: Path, input_size: tuple[int, int] | None = None) -> Import
         cfg = parse_cfg("\n".join([header, *trunk.cfg.lines]), path.name)
     except DarknetFormatError as error:
         raise OnnxImportError(f"cannot be written as a cfg ({error.what})", path, "give another network") from error
-    model = fresh_darknet(cfg, 0)
-    model.load_parameters(trunk.cfg.weights)
     heads = [cfg.layers[index] for index in trunk.head_layers]
     _check_decoding(decoding, plan, [head for head in heads if isinstance(head, Head)], graph)
+    if input_size is not None and input_size != cfg.input_size:
+        cfg = with_input_size(cfg, input_size)
+    model = Darknet(cfg).eval()
+    model.load_parameters(trunk.cfg.weights)
     own = sorted({layer.kind for layer in cfg.layers} & NOT_IN_DARKNET)
     if own:
         sections = ", ".join(f"[{kind}]" for kind in own)

@@ -11,8 +11,8 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from importing.exported import Writer, anchored, computed, small_trunk
-from prunedeploy.importing import import_onnx, write_imported
-from prunedeploy_engines.errors import OnnxImportError
+from prunedeploy.importing import import_onnx, named, write_imported
+from prunedeploy_engines.errors import DarknetFormatError, OnnxImportError
 
 
 def _with(change: Callable[[ModelProto], None]) -> bytes:
@@ -137,8 +137,9 @@ def test_the_size_that_is_left_open_is_taken_from_the_option(tmp_path: Path) -> 
     found = import_onnx(tmp_path / "best.onnx", (64, 96))
     assert found.model.cfg.input_size == (64, 96)
     onnx.save(anchored(), tmp_path / "fixed.onnx")
-    with pytest.raises(OnnxImportError, match=r"for images of 96x64 \(width x height\), not 320x320; leave --input-size"):
-        import_onnx(tmp_path / "fixed.onnx", (320, 320))
+    assert import_onnx(tmp_path / "fixed.onnx", (128, 64)).model.cfg.input_size == (128, 64)
+    with pytest.raises(DarknetFormatError, match="an input of 100x64 .* must be multiples of 8; use"):
+        import_onnx(tmp_path / "fixed.onnx", (64, 100))
 
 
 def test_names_are_read_and_never_evaluated(tmp_path: Path) -> None:
@@ -149,11 +150,12 @@ def test_names_are_read_and_never_evaluated(tmp_path: Path) -> None:
     assert found.class_names is None
     assert not (tmp_path / "evaluated").exists()
     with pytest.raises(OnnxImportError, match="does not name its 3 classes; give a file .* --names FILE"):
-        write_imported(found, tmp_path / "out")
+        named(found)
     (tmp_path / "two.names").write_text("a\nb\n")
     with pytest.raises(OnnxImportError, match="has 2 names, the network has 3 classes"):
-        write_imported(found, tmp_path / "out", tmp_path / "two.names")
-    assert not (tmp_path / "out").exists()
+        named(found, tmp_path / "two.names")
     (tmp_path / "three.names").write_text("a\nb\nc\n")
-    assert write_imported(found, tmp_path / "out", tmp_path / "three.names") == ["a", "b", "c"]
+    with_names = named(found, tmp_path / "three.names")
+    assert with_names.class_names == ["a", "b", "c"]
+    write_imported(with_names, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.cfg", "model.names", "model.weights"]

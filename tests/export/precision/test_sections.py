@@ -26,7 +26,7 @@ SECTIONS = {
     "dropout": ("dropout",),
     "attention": (
         *("route layers=0", conv(4), "route layers=0", conv(4), "route layers=0", conv(8)),
-        "attention from=2,4,6 heads=2 scale=0.5",
+        "attention from=2,4,6 heads=2 scale=0.2",
     ),
 }
 OUTPUTS = ("boxes", "scores")
