@@ -63,7 +63,9 @@ def activation_behind(graph: OnnxGraph, tensor: str, normalised: bool = True) ->
         node = readers[0]
         activation = _ONE[node.op_type](graph, node)
         if activation is None:
-            raise graph.refused(node, "is an activation that no section has: known are SiLU, ReLU, LeakyReLU by 0.1, Mish")
+            raise graph.refused(
+                node, "is an activation that no section has: known are SiLU, ReLU, LeakyReLU by 0.1, Mish"
+            )
         return Behind(node.output[0], activation, frozenset(node.output))
     if len(readers) == 2:
         product = next((node for node in readers if node.op_type == "Mul"), None)
@@ -74,7 +76,12 @@ def activation_behind(graph: OnnxGraph, tensor: str, normalised: bool = True) ->
             if gate.op_type == "Sigmoid" and other == gate.output[0]:
                 return Behind(product.output[0], "swish", inside)
             tanh = graph.producers.get(other)
-            if gate.op_type == "Softplus" and tanh is not None and tanh.op_type == "Tanh" and tanh.input[0] == gate.output[0]:
+            if (
+                gate.op_type == "Softplus"
+                and tanh is not None
+                and tanh.op_type == "Tanh"
+                and tanh.input[0] == gate.output[0]
+            ):
                 return Behind(product.output[0], "mish", inside | {other})
     return Behind(tensor)
 

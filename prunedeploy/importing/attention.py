@@ -68,9 +68,7 @@ def attention_behind(graph: OnnxGraph, tensor: str) -> AttentionFound | None:
     if rest or odd or key_length < 1:
         raise refused
     places = np.arange(heads * numbers).reshape(heads, numbers)
-    queries, keys, values = (
-        part.reshape(-1) for part in np.split(places, [key_length, 2 * key_length], axis=1)
-    )
+    queries, keys, values = (part.reshape(-1) for part in np.split(places, [key_length, 2 * key_length], axis=1))
     found = AttentionFound(
         heads,
         _scale(graph, inside),

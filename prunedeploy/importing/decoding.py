@@ -220,7 +220,7 @@ def differs_by(decoding: Decoding, plan: HeadPlan, heads: Sequence[Head]) -> flo
         heads: The sections that were read of it, in the order of ``decoding.scales``.
     """
     values, worst = decoding.random(2), 0.0
-    for at, (found, head, names) in enumerate(zip(decoding.run(values), heads, plan.order, strict=True)):
+    for found, head, names in zip(decoding.run(values), heads, plan.order, strict=True):
         raw = torch.cat([torch.from_numpy(values[name]) for name in names], dim=1)
         raw = torch.sigmoid(raw) if plan.logistic else raw
         theirs = torch.from_numpy(np.ascontiguousarray(found))  # (A, H, W, numbers)

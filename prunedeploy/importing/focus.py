@@ -52,7 +52,15 @@ def stacked_pixels(graph: OnnxGraph, node: NodeProto) -> Order | None:
 
 
 def unstacked(weight: NDArray[np.float32], order: Order) -> NDArray[np.float32]:
-    """A kernel of the stack, ``(filters, 4 * channels, k, k)``, as one of the image, ``(filters, channels, 2 k, 2 k)``."""
+    """A kernel of the stack as one of the image.
+
+    Args:
+        weight: ``(filters, 4 * channels, k, k)``.
+        order: Of its ``4 * channels``.
+
+    Returns:
+        ``(filters, channels, 2 k, 2 k)``.
+    """
     filters, stacked, size, _ = weight.shape
     whole = np.zeros((filters, stacked // 4, 2 * size, 2 * size), np.float32)
     for place, (channel, row, column) in enumerate(order):

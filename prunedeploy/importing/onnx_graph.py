@@ -79,7 +79,9 @@ class OnnxGraph:
         """An error at a node, which is named with its operator."""
         return OnnxImportError(f"node {node.name or node.output[0]} ({node.op_type}) {why}", self.path, fix)
 
-    def evaluator(self, nodes: Sequence[NodeProto], inputs: Sequence[str], outputs: Sequence[str]) -> ReferenceEvaluator:
+    def evaluator(
+        self, nodes: Sequence[NodeProto], inputs: Sequence[str], outputs: Sequence[str]
+    ) -> ReferenceEvaluator:
         """Some of the nodes as a program of their own."""
         return _evaluator(nodes, inputs, outputs, self.constants, self.opset)
 
@@ -181,7 +183,11 @@ def _array(tensor: TensorProto, path: Path) -> Array:
 def _fix_input(graph: GraphProto, constants: set[str], input_size: tuple[int, int] | None, path: Path) -> str:
     """Write the input's size into the graph, and return its name."""
     inputs = [value for value in graph.input if value.name not in constants]
-    shape = [dim.dim_value if dim.HasField("dim_value") else 0 for dim in inputs[0].type.tensor_type.shape.dim] if inputs else []
+    shape = (
+        [dim.dim_value if dim.HasField("dim_value") else 0 for dim in inputs[0].type.tensor_type.shape.dim]
+        if inputs
+        else []
+    )
     if len(inputs) != 1 or len(shape) != 4 or inputs[0].type.tensor_type.elem_type != TensorProto.FLOAT:
         what = "has no single input of float images (N, channels, height, width)"
         raise OnnxImportError(what, path, _EXPORT)
@@ -242,7 +248,7 @@ def _run(node: NodeProto, constants: Mapping[str, Array], opset: int, path: Path
         read = [name for name in dict.fromkeys(node.input) if name]
         program = _evaluator([node], (), [name for name in node.output if name], {n: constants[n] for n in read}, opset)
         found = program.run(None, {})
-    except Exception as error:  # noqa: BLE001  # whatever an operator makes of what a file gives it
+    except Exception as error:  # whatever an operator makes of what a file gives it
         what = f"node {node.name or node.output[0]} ({node.op_type}) cannot be computed ({type(error).__name__})"
         raise OnnxImportError(what, path, _EXPORT) from error
     return list(found)
@@ -265,7 +271,7 @@ def _shapes(
     model = helper.make_model(light, opset_imports=[helper.make_opsetid("", opset)])
     try:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception as error:  # noqa: BLE001  # the C++ side raises several types
+    except Exception as error:  # the C++ side raises several types
         raise OnnxImportError(f"has shapes that do not fit together ({type(error).__name__})", path, _WHOLE) from error
     found = {}
     for value in (*inferred.value_info, *inferred.input, *inferred.output):

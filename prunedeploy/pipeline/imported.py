@@ -1,4 +1,4 @@
-"""An exported ONNX detector given where a cfg is: imported once, into the store."""
+"""An exported ONNX detector given where a cfg is: imported once, into a folder beside the store."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from prunedeploy.config import BUNDLED, BuildConfig
 from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.files import file_sha256
 
-FOLDER = "imported"
-"""Of a store."""
-
 
 def with_imported_network(config: BuildConfig, store: Path) -> BuildConfig:
     """The configuration with cfg, weights and class names of the ONNX file that its ``model.cfg`` names.
 
     Args:
         config: What to build; unchanged where ``model.cfg`` is a cfg.
-        store: Folder of the stage store, which keeps what was imported under the file's digest.
+        store: Folder of the stage store; beside it what was imported is kept, by the file's digest.
 
     Raises:
         ConfigError: Weights are given beside the file, which has its own.
@@ -34,9 +31,8 @@ def with_imported_network(config: BuildConfig, store: Path) -> BuildConfig:
     if model.input_size is not None:
         width, height = map(int, model.input_size.split("x"))
         size = height, width
-    # What the file says of the size decides the folder's content, and so does what it leaves open.
     digest = file_sha256(path)[:32] if path.is_file() else ""
-    folder = store / FOLDER / f"{digest}-{model.input_size or 'own'}"
+    folder = store.parent / f"{store.name}-imported" / f"{digest}-{model.input_size or 'own'}"
     if not digest or not (folder / CFG).is_file():
         write_imported(import_onnx(path, size), folder, overwrite=True)
     names = folder / NAMES

@@ -106,7 +106,16 @@ class Writer:
         self.constants[name] = np.asarray(values, kind)
         return name
 
-    def conv(self, source: str, channels: int, filters: int, size: int = 3, stride: int = 1, act: str = "SiLU", of: float = 1.0) -> str:
+    def conv(
+        self,
+        source: str,
+        channels: int,
+        filters: int,
+        size: int = 3,
+        stride: int = 1,
+        act: str = "SiLU",
+        of: float = 1.0,
+    ) -> str:
         """A convolution of values up to ``of``, and its activation."""
         shape = (filters, channels, size, size)
         weight = self.constant(self.generator.standard_normal(shape) * np.sqrt(2 / (channels * size * size)) / of)
@@ -137,10 +146,11 @@ def small_trunk(writer: Writer, focus: bool = False, act: str = "SiLU", of: floa
         parts = []
         for row, column in ((0, 0), (1, 0), (0, 1), (1, 1)):
             ends, step = writer.constant([2**31 - 1], np.int64), writer.constant([2], np.int64)
+            part = "images"
             for axis, start in ((2, row), (3, column)):
                 place = writer.constant([start], np.int64), ends, writer.constant([axis], np.int64), step
-                rows = writer.node("Slice", ["images" if axis == 2 else rows, *place])
-            parts.append(rows)
+                part = writer.node("Slice", [part, *place])
+            parts.append(part)
         x = writer.conv(writer.node("Concat", parts, axis=1), 12, 8, act=act, of=of)
     else:
         x = writer.conv("images", 3, 8, stride=2, act=act, of=of)
@@ -161,7 +171,9 @@ def small_trunk(writer: Writer, focus: bool = False, act: str = "SiLU", of: floa
 def anchored(size: tuple[int, int] = (64, 96), classes: int = 3, v3: bool = False, opset: int = 17) -> ModelProto:
     """A detector with anchors, decoded as YOLOv5 and v7 do, or with ``v3`` as YOLOv3: ``(1, predictions, 5 + C)``."""
     writer, parts, numbers = Writer(), [], 5 + classes
-    for (source, channels), stride, anchors in zip(small_trunk(writer, act="LeakyRelu"), SMALL_STRIDES, ANCHORS, strict=True):
+    for (source, channels), stride, anchors in zip(
+        small_trunk(writer, act="LeakyRelu"), SMALL_STRIDES, ANCHORS, strict=True
+    ):
         rows, columns = (side // stride for side in size)
         raw = writer.conv(source, channels, 2 * numbers, size=1, act="")
         raw = writer.node("Reshape", [raw, writer.constant([1, 2, numbers, rows, columns], np.int64)])

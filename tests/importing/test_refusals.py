@@ -138,7 +138,7 @@ def test_the_size_that_is_left_open_is_taken_from_the_option(tmp_path: Path) -> 
     assert found.model.cfg.input_size == (64, 96)
     onnx.save(anchored(), tmp_path / "fixed.onnx")
     assert import_onnx(tmp_path / "fixed.onnx", (128, 64)).model.cfg.input_size == (128, 64)
-    with pytest.raises(DarknetFormatError, match="an input of 100x64 .* must be multiples of 8; use"):
+    with pytest.raises(DarknetFormatError, match=r"an input of 100x64 .* must be multiples of 8; use"):
         import_onnx(tmp_path / "fixed.onnx", (64, 100))
 
 
@@ -149,7 +149,7 @@ def test_names_are_read_and_never_evaluated(tmp_path: Path) -> None:
     found = import_onnx(tmp_path / "best.onnx")
     assert found.class_names is None
     assert not (tmp_path / "evaluated").exists()
-    with pytest.raises(OnnxImportError, match="does not name its 3 classes; give a file .* --names FILE"):
+    with pytest.raises(OnnxImportError, match=r"does not name its 3 classes; give a file .* --names FILE"):
         named(found)
     (tmp_path / "two.names").write_text("a\nb\n")
     with pytest.raises(OnnxImportError, match="has 2 names, the network has 3 classes"):

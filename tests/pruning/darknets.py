@@ -245,9 +245,7 @@ def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool, products: bool,
 
 
 @st.composite
-def random_cfgs(
-    draw: st.DrawFn, grouped: bool = True, products: bool = True, attention: bool = False
-) -> RandomCfg:
+def random_cfgs(draw: st.DrawFn, grouped: bool = True, products: bool = True, attention: bool = False) -> RandomCfg:
     """A small network of every supported kind of layer, with one to three heads.
 
     Args:

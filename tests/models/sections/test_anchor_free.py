@@ -136,7 +136,9 @@ def test_uint8_images_and_suppression_work_on_it(kind: str, tmp_path: Path) -> N
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 48, 3), np.uint8)
     images = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32) / np.float32(255)
     boxes, scores = run(read_model(path), images, ["boxes", "scores"])
-    detections, counts = run(with_nms(with_uint8_input(read_model(path)), nms), pixels, ["detections", "num_detections"])
+    detections, counts = run(
+        with_nms(with_uint8_input(read_model(path)), nms), pixels, ["detections", "num_detections"]
+    )
     wanted, wanted_scores, _ = detections_from(
         boxes[0], scores[0], score_threshold=0.15, iou_threshold=0.45, max_detections=20
     )
@@ -184,7 +186,9 @@ def test_scores_by_contribution_and_distillation_need_no_loss(kind: str) -> None
 def test_what_it_cannot_do_is_refused_in_one_line(kind: str) -> None:
     cfg = anchor_free_cfg(kind)
     model = load_darknet(cfg)
-    with pytest.raises(ConfigError, match=rf"a network with a \[{kind}\] head cannot be trained or attacked by its loss"):
+    with pytest.raises(
+        ConfigError, match=rf"a network with a \[{kind}\] head cannot be trained or attacked by its loss"
+    ):
         yolo_loss(model(torch.rand(1, 3, 32, 48)), torch.zeros(0, 6), cfg)
     with pytest.raises(DarknetFormatError, match=rf"\[{kind}\] has no anchors; leave --anchors out"):
         anchor_slots(cfg)
