@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from prunedeploy.importing.onnx_graph import OnnxGraph
+from prunedeploy.importing.onnx_graph import OnnxGraph, run
 from prunedeploy.models.sections.attention import Attention
 
 _INSIDE = ("Reshape", "Split", "Slice", "Transpose", "Mul", "Div", "MatMul", "Softmax")
@@ -128,10 +128,10 @@ def _computes(graph: OnnxGraph, tensor: str, inside: list[NodeProto], found: Att
     shape = graph.shape(tensor)
     raw = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     wanted = [found.means] + ([found.passed_on] if found.passed_on else [])
-    theirs = graph.evaluator(inside, [tensor], wanted).run(None, {tensor: raw})
+    theirs = run(graph.evaluator(inside, [tensor], wanted), {tensor: raw})
     parts = [torch.from_numpy(raw[:, part]) for part in (found.queries, found.keys, found.values)]
     widths = tuple(part.shape[1] for part in parts)
-    layer = Attention(0, "attention", 0, (0, 1, 2), widths, (widths[2], *shape[2:]), found.heads, found.scale)
+    layer = Attention(0, "attention", 0, (0, 1, 2), widths, (widths[2], shape[2], shape[3]), found.heads, found.scale)
     ours = [layer.run(parts, {}), parts[2]]
     return all(
         one.shape == other.shape and bool(np.abs(one.numpy() - other).max() <= _TOLERANCE * np.abs(other).max())

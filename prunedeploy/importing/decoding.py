@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 from onnx.reference import ReferenceEvaluator
 
-from prunedeploy.importing.onnx_graph import OnnxGraph
+from prunedeploy.importing.onnx_graph import OnnxGraph, run
 from prunedeploy.models.sections.dfl import BINS
 from prunedeploy.models.sections.head import Head
 from prunedeploy_engines.errors import OnnxImportError
@@ -50,7 +50,7 @@ class Decoding:
 
     def run(self, values: Mapping[str, Floats]) -> list[Floats]:
         """The output for values of the convolutions: of each head ``(A, H, W, numbers)``."""
-        output: Floats = self.program.run(None, dict(values))[0][0]
+        output = run(self.program, values)[0][0]
         rows, found, start = output.T if self.by_row else output, [], 0
         for names in self.scales:
             height, width = self.graph.shape(names[0])[2:]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from prunedeploy.importing.onnx_graph import OnnxGraph
+from prunedeploy.importing.onnx_graph import OnnxGraph, run
 
 Order = tuple[tuple[int, int, int], ...]
 """Of each stacked channel the image's channel, and the row and the column of the pixel in its block."""
@@ -37,7 +37,7 @@ def stacked_pixels(graph: OnnxGraph, node: NodeProto) -> Order | None:
     shape = (1, *graph.input_shape)
     numbered = np.arange(np.prod(shape), dtype=np.float64).reshape(shape)
     program = graph.evaluator([*slices, node], [graph.image], [node.output[0]])
-    stacked = program.run(None, {graph.image: numbered})[0]
+    stacked = np.asarray(run(program, {graph.image: numbered})[0])
     order = []
     for channel in stacked[0]:
         first = int(channel[0, 0])

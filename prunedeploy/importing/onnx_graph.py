@@ -122,6 +122,12 @@ def read_graph(path: Path, input_size: tuple[int, int] | None = None) -> OnnxGra
     )
 
 
+def run(program: ReferenceEvaluator, inputs: Mapping[str, Array]) -> list[Array]:
+    """The outputs of a program, in order."""
+    found: list[Array] = list(program.run(None, dict(inputs)))  # type: ignore[arg-type]
+    return found
+
+
 def _load(path: Path) -> ModelProto:
     try:
         data = path.read_bytes()

@@ -12,14 +12,19 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from export.networks import folded
+from export.precisions import run
 from importing.exported import REAL, anchored, computed, json_names, real, resized, yolox
+from prunedeploy.config.blocks import ExportConfig
 from prunedeploy.importing import import_onnx
 from prunedeploy.models import Darknet, decode, load_darknet
 from prunedeploy.models.cfg_rewriting import with_input_size
 from prunedeploy.pruning import shrink
 from prunedeploy.pruning.masks import apply_structured
+from prunedeploy_engines.builder.from_onnx import engine_from_onnx
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
-from prunedeploy_export import onnx_from_torch
+from prunedeploy_engines.runtimes.tensorrt.library import installed_version
+from prunedeploy_export import check_tensor_parity, fp16_from_fp32, onnx_from_torch
+from prunedeploy_export.graph.edit import read_model
 from pruning.darknets import largest_difference
 from pruning.test_sections import half
 
@@ -91,6 +96,20 @@ def test_real_files_shrink_to_what_they_compute_masked(shared: Path, tmp_path: P
     assert small.parameter_count() < 0.4 * model.parameter_count()
     for height, width in ((160, 160), (96, 128)):
         assert largest_difference(masked, small, torch.rand(1, 3, height, width)) < 1e-5
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(installed_version("tensorrt_rtx") is None, reason="needs tensorrt-rtx (prunedeploy[rtx])")
+def test_a_real_file_passes_tensorrt_and_its_fp16_file_is_near(shared: Path, tmp_path: Path) -> None:
+    model = import_onnx(saved(real(shared, "yolo11n"), tmp_path)).model
+    small = shrink(model, half(model))
+    path = onnx_from_torch(folded(small), tmp_path / "small.onnx").path
+    engine = engine_from_onnx(path, tmp_path / "engines", target="sm86", precision="fp32")
+    assert engine.layers["fp32"] >= len(small.cfg.convolutions)
+    images = random_images(160, 160)
+    fp16_from_fp32(path, tmp_path / "fp16.onnx")
+    single, halved = (run(read_model(file), images, ["boxes", "scores"]) for file in (path, tmp_path / "fp16.onnx"))
+    check_tensor_parity((single[0], single[1]), (halved[0], halved[1]), ExportConfig().fp16.parity_tolerance)
 
 
 @pytest.mark.shared

@@ -104,7 +104,8 @@ def cells_and_strides(group: HeadGroup[Head]) -> tuple[npt.NDArray[np.float32], 
     cells, strides = [], []
     for head in group.heads:
         _, rows, columns = head.out_shape
-        own = np.stack(np.mgrid[:rows, :columns][::-1], axis=-1).reshape(1, -1, 2)
+        row, column = np.mgrid[:rows, :columns]
+        own = np.stack((column, row), axis=-1).reshape(1, -1, 2)
         cells.append(own)
         strides.append(np.broadcast_to((width / columns, height / rows), own.shape))
     return np.concatenate(cells, axis=1).astype(np.float32), np.concatenate(strides, axis=1).astype(np.float32)
