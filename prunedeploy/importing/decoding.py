@@ -17,7 +17,7 @@ from onnx import NodeProto
 from onnx.reference import ReferenceEvaluator
 
 from prunedeploy.importing.onnx_graph import OnnxGraph, run
-from prunedeploy.models.sections.dfl import BINS
+from prunedeploy.models.anchor_free_loss import BINS
 from prunedeploy.models.sections.head import Head
 from prunedeploy_engines.errors import OnnxImportError
 

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from prunedeploy.models.sections.head import Head, Reduce, Truth
+from prunedeploy.models.sections.head import Head
 from prunedeploy.models.sections.layer import Layer
 from prunedeploy.models.sections.reading import LayerReader
 from prunedeploy.models.sections.route import Route
-from prunedeploy_engines.errors import ConfigError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,15 +47,6 @@ class AnchorFree(Head):
         """``(2,)``: width and height of a cell of ``predictions (B, A, H, W, V)`` in input pixels."""
         _, _, height, width, _ = predictions.shape
         return predictions.new_tensor([input_size[1] / width, input_size[0] / height])
-
-    def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Head.loss_terms`.
-
-        Raises:
-            ConfigError: Always: which cells an object belongs to is decided over all heads together.
-        """
-        what = f"a network with a [{self.kind}] head cannot be trained or attacked by its loss yet"
-        raise ConfigError(what, f"layer {self.index}", "use steps=0 and scores that need no loss, e.g. magnitude")
 
     def set_prior(self, weight: Tensor, bias: Tensor) -> None:
         """See `Head.set_prior`; of the convolution that gives the classes, whose last filters they are."""

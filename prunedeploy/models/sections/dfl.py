@@ -8,6 +8,7 @@ Reference: Li et al., Generalized Focal Loss, NeurIPS 2020, section 3.2, equatio
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunedeploy.models.anchor_free_loss import BINS, anchor_free_terms
 from prunedeploy.models.sections.anchor_free import AnchorFree
-
-BINS = 16
-"""Distances that a side's distribution is over: 0, 1, ... 15 cells."""
+from prunedeploy.models.sections.head import Head, Reduce, Truth
 
 
 @dataclass(frozen=True)
 class Dfl(AnchorFree):
-    """Detection head: ``out_shape[0] == 4 * BINS + classes``; the sides are left, top, right, bottom."""
+    """Detection head: ``out_shape[0] == 4 * BINS + classes``; the sides are left, top, right, bottom.
+
+    A side's distribution is over distances of 0, 1, ... `BINS` - 1 cells.
+    """
 
     box_values: ClassVar[int] = 4 * BINS
     has_objectness: ClassVar[bool] = False
@@ -51,3 +54,19 @@ class Dfl(AnchorFree):
     def class_probabilities(self, raw: Tensor) -> Tensor:
         """See `Head.class_probabilities`."""
         return self.scores(raw)
+
+    def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Head.loss_terms`; of a network with this head alone."""
+        return self.terms_of_all([raw], [self], truth, reduce)
+
+    @classmethod
+    def terms_of_all(
+        cls, raws: Sequence[Tensor], heads: Sequence[Head], truth: Truth, reduce: Reduce
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Head.terms_of_all`: objects choose among the cells of all heads, see `anchor_free_loss`.
+
+        The second term, objectness elsewhere, is that of the cells without an object.
+        """
+        strides = [truth.input_size[0] / raw.shape[2] for raw in raws]
+        terms = anchor_free_terms(raws, strides, truth.targets, BINS, reduce=reduce)
+        return terms.box + terms.dfl, terms.background, terms.classes

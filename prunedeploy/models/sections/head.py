@@ -206,6 +206,24 @@ class Head(Layer):
             reduce: What sums predictions; every term is its result.
         """
 
+    @classmethod
+    def terms_of_all(
+        cls, raws: Sequence[Tensor], heads: Sequence[Head], truth: Truth, reduce: Reduce
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The terms of all of a network's heads of this kind: sums of `loss_terms`, unless they are matched jointly.
+
+        Args:
+            raws: What they read, each as of `loss_terms`.
+            heads: The heads.
+            truth: The batch's objects.
+            reduce: What sums predictions.
+        """
+        box = objectness = classes = raws[0].new_zeros(())
+        for raw, head in zip(raws, heads, strict=True):
+            terms = head.loss_terms(raw, truth, reduce)
+            box, objectness, classes = box + terms[0], objectness + terms[1], classes + terms[2]
+        return box, objectness, classes
+
     @staticmethod
     def places(truth: Truth, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the objects lie on the map of ``predictions (B, A, H, W, V)``.

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.models.sections.anchor_free import AnchorFree
+from prunedeploy.models.sections.head import Reduce, Truth
+from prunedeploy_engines.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,12 @@ class Yolox(AnchorFree):
     def class_probabilities(self, raw: Tensor) -> Tensor:
         """See `Head.class_probabilities`."""
         return torch.sigmoid(self.class_logits(raw))
+
+    def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Head.loss_terms`.
+
+        Raises:
+            ConfigError: Always: its assignment of objects to cells is not here yet.
+        """
+        what = "a network with a [yolox] head cannot be trained, or attacked by its loss, yet"
+        raise ConfigError(what, f"layer {self.index}", "evaluate it on clean images, or give another network")

@@ -13,9 +13,10 @@ from export.networks import folded, random_images, torch_outputs
 from export.precisions import run, true_ranges
 from prunedeploy.config.blocks import ExportConfig
 from prunedeploy.models import Darknet, decode, load_darknet, parse_cfg
+from prunedeploy.models.anchor_free_loss import anchor_free_terms
 from prunedeploy.models.cfg_rewriting import anchor_slots, with_classes
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.models.loss import yolo_loss
+from prunedeploy.models.loss import image_terms, target_terms, yolo_loss
 from prunedeploy.scores.target import choose_target
 from prunedeploy.training.adversarial import distillation_loss
 from prunedeploy_engines.builder.from_onnx import engine_from_onnx
@@ -182,14 +183,43 @@ def test_scores_by_contribution_and_distillation_need_no_loss(kind: str) -> None
     assert float(distillation_loss(moved, heads, model, 1.0)) > float(distillation_loss(heads, heads, model, 1.0))
 
 
+def test_all_dfl_heads_have_the_loss_of_anchor_free_heads_together() -> None:
+    model = lively("dfl")
+    targets = torch.tensor([[0, 1, 0.4, 0.5, 0.3, 0.4], [0, 2, 0.7, 0.6, 0.5, 0.6], [2, 0, 0.2, 0.3, 0.2, 0.3]])
+    heads = model(torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0)))
+    expected = anchor_free_terms(heads, [8, 16], targets)
+    found = image_terms(heads, targets, model.cfg)
+    torch.testing.assert_close(found.box, expected.box + expected.dfl)
+    torch.testing.assert_close(found.objectness, expected.background)
+    torch.testing.assert_close(found.classes, expected.classes)
+    torch.testing.assert_close(yolo_loss(heads, targets, model.cfg).total, expected.total.mean())
+    box, classes = target_terms(heads, targets, model.cfg)
+    torch.testing.assert_close(torch.stack((box[0] + box[1], box[2])), found.box[[0, 2]])
+    torch.testing.assert_close(torch.stack((classes[0] + classes[1], classes[2])), found.classes[[0, 2]])
+
+
+def test_gradient_steps_lower_the_loss_of_dfl_heads() -> None:
+    model = lively("dfl")
+    images, targets = torch.rand(2, 3, 32, 48), torch.tensor([[0, 1, 0.4, 0.5, 0.6, 0.7], [1, 2, 0.5, 0.6, 0.5, 0.8]])
+    optimiser, losses = torch.optim.SGD(model.parameters(), lr=1e-3), []
+    for _ in range(8):
+        loss = yolo_loss(model(images), targets, model.cfg).total
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_yolox_has_no_loss_yet() -> None:
+    model = load_darknet(anchor_free_cfg("yolox"))
+    with pytest.raises(ConfigError, match=r"with a \[yolox\] head cannot be trained, or attacked by its loss, yet"):
+        yolo_loss(model(torch.rand(1, 3, 32, 48)), torch.zeros(0, 6), model.cfg)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_it_cannot_do_is_refused_in_one_line(kind: str) -> None:
+def test_what_does_not_fit_is_refused_in_one_line(kind: str) -> None:
     cfg = anchor_free_cfg(kind)
-    model = load_darknet(cfg)
-    with pytest.raises(
-        ConfigError, match=rf"a network with a \[{kind}\] head cannot be trained or attacked by its loss"
-    ):
-        yolo_loss(model(torch.rand(1, 3, 32, 48)), torch.zeros(0, 6), cfg)
     with pytest.raises(DarknetFormatError, match=rf"\[{kind}\] has no anchors; leave --anchors out"):
         anchor_slots(cfg)
     with pytest.raises(DarknetFormatError, match=r"reads .* channels, but .* numbers of the box and 4 classes are"):
