@@ -14,7 +14,7 @@ from prunedeploy.importing.trunk import Floats, Trunk
 from prunedeploy.models.cfg_rewriting import with_input_size
 from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import parse_cfg
-from prunedeploy.models.sections import NOT_IN_DARKNET, Head
+from prunedeploy.models.sections import Head
 from prunedeploy_engines.errors import DarknetFormatError, OnnxImportError
 
 _DECODING_TOLERANCE = 1e-4
@@ -65,10 +65,8 @@ def import_onnx(path: Path, input_size: tuple[int, int] | None = None) -> Import
         cfg = with_input_size(cfg, input_size)
     model = Darknet(cfg).eval()
     model.load_parameters(trunk.cfg.weights)
-    own = sorted({layer.kind for layer in cfg.layers} & NOT_IN_DARKNET)
-    if own:
-        sections = ", ".join(f"[{kind}]" for kind in own)
-        said = (*said, f"the cfg is not for Darknet, which has no {sections}")
+    if cfg.not_for_darknet is not None:
+        said = (*said, cfg.not_for_darknet)
     if not plan.decoded:
         said = (*said, "the file leaves decoding to the program that runs it; here it is part of the network")
     return ImportedDetector(model, names_in(graph.metadata, cfg.classes), said)
