@@ -39,6 +39,10 @@ class DarknetFormatError(PrunedeployError):
     """A Darknet ``.cfg`` or ``.weights`` file cannot be used."""
 
 
+class OnnxImportError(PrunedeployError):
+    """An ONNX file of another project is no detector that can be read."""
+
+
 class DataError(PrunedeployError):
     """A data set, annotation file or image cannot be used."""
 

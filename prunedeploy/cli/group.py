@@ -31,12 +31,15 @@ COMMANDS = {
     "serve": "Answer detection requests over HTTP and gRPC.",
     "sweep": "Build every model of a study, in parallel and resumable.",
     "report": "Write the report of a build or of a sweep.",
+    "import": "Make a network of a detector exported to ONNX: YOLOv5, v7, v8, 11, YOLOX.",
     "inspect": "Show what a cfg, a bundle or an ONNX file holds.",
     "data": "Check a data set, write one as COCO, or make the demo set.",
     "weights": "Download public Darknet weights, checked and resumable.",
     "store": "Show or tidy the results that builds share.",
     "doctor": "Say what works on this machine, and what to install.",
 }
+
+_MODULES = {"import": "import_onnx"}  # where a name cannot be a module's
 
 
 @dataclass
@@ -120,7 +123,7 @@ class RootGroup(Group):
         """Load a command."""
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = importlib.import_module(f"prunedeploy.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"prunedeploy.cli.{_MODULES.get(cmd_name, cmd_name)}").command
         command.short_help = COMMANDS[cmd_name]
         return command
 

@@ -267,6 +267,7 @@ def _start_from_given_network(data: dict[str, Any], origins: dict[KeyPath, str],
     pretrain = data.get("pretrain")
     start = pretrain.get("from") if isinstance(pretrain, dict) else None
     has_weights = "weights" in given or origins.get(("model", "weights"), "").startswith("--set")
+    has_weights |= str(given.get("cfg", "")).lower().endswith(".onnx")  # which has its own
     if "cfg" in given and not has_weights and start != "scratch":
         fix = "add --weights, or --set pretrain.from=scratch"
         raise ConfigError("needs the weights of that network", "--cfg", fix)

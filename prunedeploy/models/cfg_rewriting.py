@@ -55,20 +55,21 @@ def with_classes(cfg: DarknetCfg, classes: int) -> DarknetCfg:
     changes: dict[int, dict[str, object]] = {}
     for head in cfg.heads:
         changes[head.index] = head.options_for(classes)
-        owner = head_convolution(cfg, head).weights_from
+        convolution = head_convolution(cfg, head)
+        owner, others = convolution.weights_from, head.in_channels[0] - convolution.out_channels
         for layer in cfg.all_convolutions:
             if layer.weights_from == owner:
-                changes[layer.index] = {"filters": head.channels_for(classes)}
+                changes[layer.index] = {"filters": head.channels_for(classes) - others}
     return cfg.with_options(changes)
 
 
 def head_convolution(cfg: DarknetCfg, head: Head) -> Convolutional:
-    """The convolution whose output a head reads.
+    """The convolution that gives a head its classes: the one that it reads, or the last one that its route joins.
 
     Raises:
-        DarknetFormatError: It reads something else.
+        DarknetFormatError: Something else gives them.
     """
-    source = cfg.layers[head.inputs[0]] if head.inputs[0] >= 0 else None
+    source = head.class_layer(cfg.layers)
     if not isinstance(source, Convolutional):
         what = f"this [{head.kind}] section reads no convolution, so its number of classes cannot be changed"
         raise DarknetFormatError(what, f"{cfg.where}:{head.line}", "put the convolution right before it")
@@ -95,9 +96,12 @@ def anchor_slots(cfg: DarknetCfg) -> AnchorSlots:
     otherwise, e.g. where two heads share an anchor, masks stay as they are and only the anchors that they name count.
 
     Raises:
-        DarknetFormatError: Heads of several kinds list different numbers of anchors.
+        DarknetFormatError: Heads of several kinds list different numbers of anchors, or one has none.
     """
     for head in cfg.heads:
+        if not head.has_anchors:
+            at, fix = f"{cfg.where}:{head.line}", "leave --anchors out"
+            raise DarknetFormatError(f"[{head.kind}] has no anchors", at, fix)
         if len(head.anchors_wh) != len(cfg.heads[0].anchors_wh):
             what = (
                 f"lists {len(head.anchors_wh)} anchors, and layer {cfg.heads[0].index} {len(cfg.heads[0].anchors_wh)}"

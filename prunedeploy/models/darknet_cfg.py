@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from prunedeploy.models.sections import (
+    NOT_IN_DARKNET,
     REFUSED,
     SECTIONS,
     Convolutional,
@@ -124,6 +125,13 @@ class DarknetCfg:
             else:
                 pending.extend(layer.inputs)
         return frozenset(found)
+
+    @property
+    def not_for_darknet(self) -> str | None:
+        """What to say of a cfg with sections that no Darknet has; None if it has none."""
+        own = sorted({layer.kind for layer in self.layers} & NOT_IN_DARKNET)
+        sections = ", ".join(f"[{kind}]" for kind in own)
+        return f"the cfg is not for Darknet, which has no {sections}" if own else None
 
     @property
     def classes(self) -> int:

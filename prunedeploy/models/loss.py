@@ -21,6 +21,9 @@ one anchor (the best shape with ``bias_match``, otherwise the best prediction) i
 objectness have half the squared error of what is decoded, classes the cross-entropy of their softmax. Darknet's
 warm-up, in which for 12,800 images every prediction is drawn to its anchor, is left out.
 
+All ``dfl`` sections of a network have one loss, that of `anchor_free_loss`: its terms of boxes and of their
+distributions are the box term here, and its background is the objectness term.
+
 Every term is a sum over one image's predictions. `yolo_loss` is the mean over images; `yolo_losses` and `image_terms`
 give them one by one, and the gradient of their sum is each image's own, whatever else is in the batch, as an attack
 needs.
@@ -118,8 +121,10 @@ def _terms(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg, reduce: Reduce
     image = targets[:, 0].long()
     truth = Truth(targets, image, boxes, _pad_per_image(boxes, image, heads[0].shape[0]), cfg.input_size)
     box = objectness = classes = heads[0].new_zeros(())
-    for raw, head in zip(heads, cfg.heads, strict=True):
-        terms = head.loss_terms(raw if raw.dtype == torch.float64 else raw.float(), truth, reduce)
+    raws = [raw if raw.dtype == torch.float64 else raw.float() for raw in heads]
+    for kind in dict.fromkeys(type(head) for head in cfg.heads):
+        own = [at for at, head in enumerate(cfg.heads) if type(head) is kind]
+        terms = kind.terms_of_all([raws[at] for at in own], [cfg.heads[at] for at in own], truth, reduce)
         box, objectness, classes = box + terms[0], objectness + terms[1], classes + terms[2]
     return box, objectness, classes
 

@@ -13,6 +13,7 @@ from typing import Any
 from prunedeploy.config import BuildConfig, as_dict, config_hash, default_out
 from prunedeploy.config.ratio_target import RatioTarget
 from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
+from prunedeploy.pipeline.imported import with_imported_network
 from prunedeploy.pipeline.left_out import check_something_is_left
 from prunedeploy.pipeline.networks import Networks, pruned_networks
 from prunedeploy.pipeline.output_folder import LOCK, MARKER, OutputFolder, open_output_folder
@@ -88,6 +89,7 @@ def build(
     Raises:
         PrunedeployError: Anything that the user can fix; finished stages stay in the store.
     """
+    config = with_imported_network(config, store)
     check_robustness(config)
     check_adaptive(config)
     if target is not None:

@@ -91,6 +91,8 @@ class StartingNetwork:
     def said(self, block: PretrainConfig) -> list[str]:
         """What has to be said about it, a line each; nothing of a network that is taken as it is given."""
         lines = [f"network: {line}" for line in (*self._size_said(), *self._weights_said(block))]
+        if self.cfg.not_for_darknet is not None:
+            lines.append(f"network: {self.cfg.not_for_darknet}")
         if self.anchors is not None:
             lines.append(f"anchors: {self._anchors_said(self.anchors)}")
         if self.is_transferred:

@@ -194,6 +194,9 @@ def _read_by_heads(folded: FoldedConstants, sums: dict[int, IntArray]) -> BoolAr
     live[sums[IMAGE]] = True
     for head in cfg.heads:
         live[sums[head.index]] = True
+    for layer in cfg.layers:
+        if (mixed := layer.sources().mixed) is not None:
+            live[np.concatenate([sums[source] for source in layer.inputs])[mixed]] = True
     reads = {}
     for layer in cfg.all_convolutions:
         weight = folded.model.conv(layer.index).weight

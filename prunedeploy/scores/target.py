@@ -42,7 +42,8 @@ class DetectionTarget:
 def choose_target(model: HasCfg, heads: list[Tensor], predictions: int) -> DetectionTarget:
     """Choose the predictions that the network is surest of, the same number in every head.
 
-    Of each chosen prediction the objectness logit and the logit of its likeliest class are part of the target.
+    Of each chosen prediction the objectness logit, where there is one, and the logit of its likeliest class are part of
+    the target.
 
     Args:
         model: Gives the heads' layout.
@@ -56,15 +57,16 @@ def choose_target(model: HasCfg, heads: list[Tensor], predictions: int) -> Detec
         raise ValueError(f"predictions must be at least 1, got {predictions}")
     weights = []
     for raw, head in zip(heads, model.cfg.heads, strict=True):
-        split, first_class = head.split(raw), head.box_values + 1  # (B, A, H, W, V)
+        split = head.split(raw)  # (B, A, H, W, V)
         best_class = head.class_logits(raw).argmax(-1)  # (B, N)
         score = head.scores(raw).gather(2, best_class[..., None])[..., 0]
         count = min(predictions, score[0].numel())
         chosen = score.topk(count, dim=1).indices  # (B, count)
         weight = torch.zeros(split.shape, dtype=raw.dtype, device=raw.device).flatten(1, 3)  # (B, N, V)
         image = torch.arange(len(raw), device=raw.device)[:, None]
-        weight[image, chosen, head.box_values] = 1.0
-        weight[image, chosen, first_class + best_class.gather(1, chosen)] = 1.0
+        if head.has_objectness:
+            weight[image, chosen, head.box_values] = 1.0
+        weight[image, chosen, head.class_start + best_class.gather(1, chosen)] = 1.0
         # (B, N, V) -> (B, A, H, W, V) -> (B, A, V, H, W) -> the head's own layout
         weights.append(weight.view(split.shape).permute(0, 1, 4, 2, 3).reshape(raw.shape))
     return DetectionTarget(tuple(weights))

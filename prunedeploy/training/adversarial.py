@@ -102,16 +102,22 @@ def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet,
     total = heads[0].new_zeros(())
     for student, teacher, head in zip(heads, taught, model.cfg.heads, strict=True):
         own, wanted, box_values = head.logits(student), head.logits(teacher), head.box_values
-        weight = torch.sigmoid(wanted[..., box_values])
+        first = head.class_start
+        # Without objectness classes count everywhere, and boxes where the teacher is sure of some class.
+        sure = torch.sigmoid(wanted[..., box_values:first] if head.has_objectness else wanted[..., first:]).amax(-1)
         soft = torch.sigmoid(wanted[..., box_values:] / temperature)
         logits = F.binary_cross_entropy_with_logits(own[..., box_values:] / temperature, soft, reduction="none")
-        objectness, classes = logits[..., 0] * temperature**2, logits[..., 1:].sum(-1) * temperature**2
+        everywhere = logits[..., : first - box_values].sum(-1) * temperature**2
+        classes = logits[..., first - box_values :].sum(-1) * temperature**2
         if head.exclusive_classes:
-            soft = torch.softmax(wanted[..., box_values + 1 :] / temperature, dim=-1)
-            logs = F.log_softmax(own[..., box_values + 1 :] / temperature, dim=-1)
+            soft = torch.softmax(wanted[..., first:] / temperature, dim=-1)
+            logs = F.log_softmax(own[..., first:] / temperature, dim=-1)
             classes = -(soft * logs).sum(-1) * temperature**2
         boxes = (own[..., :box_values] - wanted[..., :box_values]).square().sum(-1)
-        total = total + (objectness + weight * (classes + boxes)).sum()
+        given_object = classes + boxes
+        if not head.has_objectness:
+            everywhere, given_object = classes, boxes
+        total = total + (everywhere + sure * given_object).sum()
     return total / heads[0].shape[0]
 
 

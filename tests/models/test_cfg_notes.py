@@ -42,7 +42,7 @@ def test_nothing_is_said_of_a_cfg_without_such_options() -> None:
     assert cfg_notes(network(conv(4), *HEAD)) == []
 
 
-ONE_INPUT = sorted(set(SECTIONS) - {"route", "shortcut", "sam", "scale_channels"})
+ONE_INPUT = sorted(set(SECTIONS) - {"route", "shortcut", "sam", "scale_channels", "attention"})
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ONE_INPUT if not SECTIONS[kind].is_head])

@@ -173,7 +173,22 @@ def _add_rearrangement(draw: st.DrawFn, graph: RandomCfg, grouped: bool) -> None
         graph.add(f"{kind} stride=2 reverse={int(reverse)}", out)
 
 
-def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool, products: bool) -> None:
+def _add_attention(draw: st.DrawFn, graph: RandomCfg) -> None:
+    """Attention by convolutions of the last layer."""
+    source, (_, height, width) = len(graph.shapes) - 1, graph.shapes[-1]
+    heads, parts = draw(st.sampled_from([1, 2, 4])), []
+    lengths = draw(st.sampled_from([4, 8])), draw(st.sampled_from([8, 12]))
+    for filters in (lengths[0], lengths[0], lengths[1]):
+        graph.add(f"route layers={source}", graph.shapes[source])
+        # What is alive at zero freezes heads, so it comes up less often
+        activation = draw(st.sampled_from(("linear",) * 6 + ACTIVATIONS))
+        graph.add(conv(filters, 1, draw(st.booleans()), activation), (filters, height, width))
+        parts.append(str(len(graph.shapes) - 1))
+    text = f"attention from={','.join(parts)} heads={heads} scale={draw(st.sampled_from([0.1, 0.5, -0.3]))}"
+    graph.add(text, (lengths[1], height, width))
+
+
+def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool, products: bool, attention: bool) -> None:
     index = len(graph.shapes)
     channels, height, width = shape = graph.shapes[-1]
     same_size = [i for i, other in enumerate(graph.shapes) if other[1:] == shape[1:] and i not in graph.head_outputs]
@@ -181,6 +196,7 @@ def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool, products: bool)
     kinds = ["conv", "conv", "keep width", "route", "route", "maxpool"]
     kinds += ["avgpool"] * (graph.size > 8) + ["local_avgpool", "passing on", "rearrangement", "rearrangement"]
     kinds += (["sam", "scale_channels"] + ["product"] * bool(same_shape)) * products
+    kinds += ["attention"] * 3 * attention
     kinds += ["shortcut"] * 4 * bool(same_shape) + ["upsample"] * (height <= 8)
     kind = draw(st.sampled_from(kinds))
     if kind == "shortcut":
@@ -215,6 +231,8 @@ def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool, products: bool)
         graph.add(draw(st.sampled_from(["dropout probability=.5", "cost type=sse", "contrastive classes=1"])), shape)
     elif kind == "rearrangement":
         _add_rearrangement(draw, graph, grouped)
+    elif kind == "attention":
+        _add_attention(draw, graph)
     elif kind in ("sam", "scale_channels"):
         _add_gate(draw, graph, kind)
     elif kind == "product":
@@ -227,18 +245,19 @@ def _add_layer(draw: st.DrawFn, graph: RandomCfg, grouped: bool, products: bool)
 
 
 @st.composite
-def random_cfgs(draw: st.DrawFn, grouped: bool = True, products: bool = True) -> RandomCfg:
+def random_cfgs(draw: st.DrawFn, grouped: bool = True, products: bool = True, attention: bool = False) -> RandomCfg:
     """A small network of every supported kind of layer, with one to three heads.
 
     Args:
         draw: From hypothesis.
         grouped: Whether grouped convolutions, sliced routes and Darknet's odd order occur.
         products: Whether layers that multiply occur.
+        attention: Whether attention occurs.
     """
     graph = RandomCfg(size=draw(st.sampled_from([8, 12, 16])))
     _add_conv(draw, graph, draw(st.sampled_from([8, 16, 24])), grouped)
     for _ in range(draw(st.integers(1, 12))):
-        _add_layer(draw, graph, grouped, products)
+        _add_layer(draw, graph, grouped, products, attention)
     body = len(graph.shapes)
     for _ in range(draw(st.integers(1, 3))):
         source = draw(st.integers(0, body - 1))

@@ -150,7 +150,7 @@ def check_exact(
 
 
 @SLOW
-@given(graph=random_cfgs(), seed=st.integers(0, 9999), multiple=st.sampled_from([1, 1, 4]))
+@given(graph=random_cfgs(attention=True), seed=st.integers(0, 9999), multiple=st.sampled_from([1, 1, 4]))
 def test_random_networks_compute_the_same_without_dead_channels(graph: RandomCfg, seed: int, multiple: int) -> None:
     # float64, so that a wrong constant cannot hide behind rounding
     model = zero_at_random(random_network(graph.cfg, seed).double(), seed)
@@ -523,3 +523,20 @@ def test_demo_network_of_every_granularity_equals_its_masked_one(repository: Pat
     assert record.filters_removed > 0
     with torch.no_grad():
         assert relative(cut.masked(images), small(images)) <= 1e-5
+
+
+def test_queries_and_keys_are_read_though_no_convolution_reads_them() -> None:
+    parts = ("route layers=0", conv(4), "route layers=0", conv(4), "route layers=0", conv(8))
+    cfg = network(conv(8, 3), *parts, "attention from=2,4,6 heads=2 scale=0.9", conv(6), YOLO, size=8)
+    model = random_network(cfg, seed=1).double()
+    with torch.no_grad():
+        model.conv(0).weight[:2] = 0.0  # constant filters, which leave
+        model.conv(6).weight[[1, 5]] = 0.0  # as do values at one place of both heads
+    small, record = remove_dead_channels(model)
+    assert record.filters_removed >= 2
+    assert [filters(small)[index] for index in (2, 4)] == [4, 4]
+    images = random_images(8, seed=0)
+    with torch.no_grad():
+        (before,), (after,) = model(images), small(images)
+    assert float(before.std()) > 0.01
+    torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)

@@ -15,6 +15,7 @@ from prunedeploy.pruning.masks import apply_structured
 from pruning.darknets import HEAD, conv, largest_difference, network, random_network
 
 GATE = conv(16, activation="logistic")
+ATTENTION = "attention from=2,4,6 heads=2 scale=0.5"
 SECTIONS = {
     "avgpool": ("avgpool",),
     "local_avgpool": ("local_avgpool size=3 stride=2",),
@@ -30,6 +31,11 @@ SECTIONS = {
     "sam behind a pooling of a gate": (GATE, "maxpool size=3 stride=1", "sam from=0"),
     "scale_channels": ("avgpool", conv(4, activation="swish"), GATE, "scale_channels from=0 activation=leaky"),
     "scale_channels by a map": (conv(1, activation="logistic"), "scale_channels from=0 scale_wh=1"),
+    "attention": ("route layers=0", conv(8), "route layers=0", conv(8), "route layers=0", conv(16), ATTENTION),
+    "attention beside its values": (
+        *("route layers=0", conv(8), "route layers=0", conv(8), "route layers=0", conv(16), ATTENTION),
+        *("route layers=6", conv(16, 3, groups=16), "shortcut from=7"),
+    ),
     "YOLOv2": (conv(16), "reorg stride=2", "route layers=0", "maxpool size=2 stride=2", "route layers=-1,-3"),
 }
 

@@ -93,7 +93,7 @@ def test_shrunk_genuine_tiny_equals_masked(shared: Path, ratio: float) -> None:
 
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(
-    graph=random_cfgs(),
+    graph=random_cfgs(attention=True),
     ratio=st.floats(0.05, 0.97),
     seed=st.integers(0, 99),
     multiple=st.sampled_from([1, 2, 4, 8]),
@@ -120,7 +120,7 @@ def test_random_networks_shrink_to_what_they_compute_masked(
 
 
 @settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow])
-@given(graph=random_cfgs(), data=st.data())
+@given(graph=random_cfgs(attention=True), data=st.data())
 def test_any_choice_of_units_can_be_cut(graph: RandomCfg, data: st.DataObject) -> None:
     model = random_network(graph.cfg).double()
     keep = any_choice_of_units(data, graph.cfg)

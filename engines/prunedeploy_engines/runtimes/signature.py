@@ -74,7 +74,7 @@ def detector_signature(
             f"not a detector: it has inputs {sorted(inputs)} and outputs {sorted(outputs)}, not 'images' and "
             "'boxes', 'scores' or 'detections', 'num_detections'",
             where=where,
-            fix="export it with prunedeploy",
+            fix="export it with prunedeploy, or make a network of it first: prunedeploy import",
         )
     kind, shape = inputs[INPUT]
     layouts = {"float32": ("(N, 3, H, W)", 1, (2, 3)), "uint8": ("(N, H, W, 3)", 3, (1, 2))}

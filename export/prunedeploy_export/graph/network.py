@@ -171,6 +171,18 @@ class Rearranging(Layer, Protocol):
         """In Darknet's odd order: between maps of ``stride`` times the side, one of ``stride ** 2`` channels each."""
 
 
+class Attention(Layer, Protocol):
+    """Self-attention over the cells of a map: inputs are queries, keys and values."""
+
+    @property
+    def heads(self) -> int:
+        """Into how many parts the channels of each input are cut."""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the products of queries and keys."""
+
+
 class Head(Layer, Protocol):
     """Detection head: decodes its input of ``A * V`` channels, V numbers for each of A predictions per cell."""
 

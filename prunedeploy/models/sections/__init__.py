@@ -3,16 +3,19 @@
 - `layer`: what every section can say of itself; `head`: what a detection head can say beside that.
 - `reading`: options as typed values, errors with their lines.
 - `channels`: where output channels come from; `activations`: by their names in a cfg.
-- `passing_on`, `product`, `rearranging`: what several sections share.
+- `passing_on`, `product`, `rearranging`, `anchor_free`: what several sections share.
 - `net`, and the rest: the sections. `SECTIONS` names those that are layers; adding one is adding its file and its line.
 """
 
 from collections.abc import Mapping
 
+from prunedeploy.models.sections.anchor_free import AnchorFree
+from prunedeploy.models.sections.attention import Attention
 from prunedeploy.models.sections.avgpool import Avgpool
 from prunedeploy.models.sections.contrastive import Contrastive
 from prunedeploy.models.sections.convolutional import Convolutional
 from prunedeploy.models.sections.cost import Cost
+from prunedeploy.models.sections.dfl import Dfl
 from prunedeploy.models.sections.dropout import Dropout
 from prunedeploy.models.sections.gaussian_yolo import GaussianYolo
 from prunedeploy.models.sections.head import Head
@@ -32,6 +35,7 @@ from prunedeploy.models.sections.scale_channels import ScaleChannels
 from prunedeploy.models.sections.shortcut import Shortcut
 from prunedeploy.models.sections.upsample import Upsample
 from prunedeploy.models.sections.yolo import Yolo
+from prunedeploy.models.sections.yolox import Yolox
 
 SECTIONS: Mapping[str, type[Layer]] = {
     "convolutional": Convolutional,
@@ -51,8 +55,14 @@ SECTIONS: Mapping[str, type[Layer]] = {
     "yolo": Yolo,
     "gaussian_yolo": GaussianYolo,
     "region": Region,
+    "attention": Attention,
+    "dfl": Dfl,
+    "yolox": Yolox,
 }
 """What a section's layer is, by its name in a cfg."""
+
+NOT_IN_DARKNET = frozenset(("attention", "dfl", "yolox"))
+"""Sections that no Darknet has: a cfg with one of them is read here only."""
 
 _RECURRENT = "a recurrent network keeps a state between images"
 _CONNECTED = "it has no filters to prune"
@@ -97,12 +107,16 @@ def refused_options(kind: str) -> Mapping[str, str]:
 
 
 __all__ = [
+    "NOT_IN_DARKNET",
     "REFUSED",
     "SECTIONS",
+    "AnchorFree",
+    "Attention",
     "Avgpool",
     "Contrastive",
     "Convolutional",
     "Cost",
+    "Dfl",
     "Dropout",
     "GaussianYolo",
     "Head",
@@ -120,6 +134,7 @@ __all__ = [
     "Shortcut",
     "Upsample",
     "Yolo",
+    "Yolox",
     "options_read",
     "refused_options",
     "training_only",

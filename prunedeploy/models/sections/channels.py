@@ -31,6 +31,8 @@ class Sources:
         filters_of: Index of the layer whose filters the output channels are, where they are no filters of the layer's
             own; what the two read leaves together.
         frozen: Why no output channel may leave, whatever it reads; None if they may.
+        mixed: ``(n,)``, input channels that all output channels are a function of beside their terms, without being
+            zero where these are.
     """
 
     terms: tuple[IntArray, ...] = ()
@@ -39,6 +41,7 @@ class Sources:
     product: bool = False
     filters_of: int | None = None
     frozen: str | None = None
+    mixed: IntArray | None = None
 
 
 def one_to_one(channels: int) -> tuple[IntArray, ...]:

@@ -49,6 +49,8 @@ class Head(Layer):
 
     Attributes:
         box_values: How many numbers describe a box.
+        has_objectness: Whether there is an objectness logit; without one V is `box_values` + C.
+        has_anchors: Whether boxes are predicted as multiples of anchors; without them A is 1.
         anchor_indices: Which of ``anchors_wh`` this head predicts; Darknet's ``mask``.
         anchors_wh: All anchors of the network, (width, height) in input pixels.
         classes: C, the number of classes.
@@ -56,6 +58,8 @@ class Head(Layer):
 
     is_head: ClassVar[bool] = True
     box_values: ClassVar[int] = 4
+    has_objectness: ClassVar[bool] = True
+    has_anchors: ClassVar[bool] = True
 
     anchor_indices: tuple[int, ...]
     anchors_wh: tuple[tuple[float, float], ...]
@@ -89,15 +93,26 @@ class Head(Layer):
         """
         expected = self.channels_for(self.classes)
         if reader.shape[0] != expected:
-            what = (
-                f"reads {reader.shape[0]} channels, but {len(self.anchor_indices)} anchors and {self.classes} classes"
-            )
+            needs = f"{len(self.anchor_indices)} anchors and {self.classes} classes need"
+            if not self.has_anchors:
+                needs = f"{self.class_start} numbers of the box and {self.classes} classes are"
             fix = f"set filters={expected} in the convolution before it"
-            raise reader.error(f"{what} need {expected}", fix=fix)
+            if not self.has_anchors:
+                fix = "join the convolution of the boxes and that of the classes by a route, in this order"
+            raise reader.error(f"reads {reader.shape[0]} channels, but {needs} {expected}", fix=fix)
 
     def channels_for(self, classes: int) -> int:
         """Channels that the head would read if it had so many classes."""
-        return len(self.anchor_indices) * (self.box_values + 1 + classes)
+        return len(self.anchor_indices) * (self.class_start + classes)
+
+    @property
+    def class_start(self) -> int:
+        """Where the class logits begin among the numbers of a prediction."""
+        return self.box_values + self.has_objectness
+
+    def class_layer(self, layers: Sequence[Layer]) -> Layer | None:
+        """The layer whose last channels are the classes; None if that is the image."""
+        return layers[self.inputs[0]] if self.inputs[0] >= 0 else None
 
     def options_for(self, classes: int) -> dict[str, object]:
         """The section's options that change with the number of classes."""
@@ -144,7 +159,7 @@ class Head(Layer):
 
     def class_logits(self, raw: Tensor) -> Tensor:
         """``(B, N, C)`` of a raw head."""
-        return self.logits(raw)[..., self.box_values + 1 :].flatten(1, 3)
+        return self.logits(raw)[..., self.class_start :].flatten(1, 3)
 
     def cells(self, predictions: Tensor) -> Tensor:
         """``(H, W, 2)``: column and row of each cell of ``predictions (B, A, H, W, V)``, in their dtype."""
@@ -190,6 +205,24 @@ class Head(Layer):
             truth: The batch's objects.
             reduce: What sums predictions; every term is its result.
         """
+
+    @classmethod
+    def terms_of_all(
+        cls, raws: Sequence[Tensor], heads: Sequence[Head], truth: Truth, reduce: Reduce
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The terms of all of a network's heads of this kind: sums of `loss_terms`, unless they are matched jointly.
+
+        Args:
+            raws: What they read, each as of `loss_terms`.
+            heads: The heads.
+            truth: The batch's objects.
+            reduce: What sums predictions.
+        """
+        box = objectness = classes = raws[0].new_zeros(())
+        for raw, head in zip(raws, heads, strict=True):
+            terms = head.loss_terms(raw, truth, reduce)
+            box, objectness, classes = box + terms[0], objectness + terms[1], classes + terms[2]
+        return box, objectness, classes
 
     @staticmethod
     def places(truth: Truth, predictions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,6 +37,11 @@ def check_onnx(model: Darknet, size: int, folder: Path) -> onnx.ModelProto:
     return onnx.load(file.path)
 
 
+ATTENTION = (
+    *("route layers=0", conv(4), "route layers=0", conv(4), "route layers=0", conv(8)),
+    "attention from=2,4,6 heads=2 scale=0.5",
+)
+
 SECTIONS: list[tuple[tuple[str, ...], set[str]]] = [
     (("local_avgpool size=3 stride=2",), {"AveragePool"}),
     (("local_avgpool size=4 stride=3 padding=3",), {"AveragePool"}),
@@ -51,6 +56,7 @@ SECTIONS: list[tuple[tuple[str, ...], set[str]]] = [
     ((GATE, "sam from=-2 activation=mish"), {"Mul"}),
     (("avgpool", GATE, "scale_channels from=-3"), {"Mul", "GlobalAveragePool"}),
     ((conv(1, activation="logistic"), "scale_channels from=-2 scale_wh=1"), {"Mul"}),
+    (ATTENTION, {"Reshape", "Mul", "Transpose", "MatMul", "Softmax"}),
 ]
 
 
@@ -84,7 +90,7 @@ def test_tensorrt_rtx_builds_an_engine_of_it(sections: tuple[str, ...], tmp_path
 
 
 @settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(graph=random_cfgs(), seed=st.integers(0, 99))
+@given(graph=random_cfgs(attention=True), seed=st.integers(0, 99))
 def test_onnx_of_random_networks_computes_what_torch_computes(graph: RandomCfg, seed: int) -> None:
     model = random_network(graph.cfg, seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +98,7 @@ def test_onnx_of_random_networks_computes_what_torch_computes(graph: RandomCfg, 
 
 
 @settings(max_examples=examples(40), deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(graph=random_cfgs(), seed=st.integers(0, 99))
+@given(graph=random_cfgs(attention=True), seed=st.integers(0, 99))
 def test_weight_files_of_random_networks_come_back_bit_for_bit(graph: RandomCfg, seed: int) -> None:
     model = random_network(graph.cfg, seed)
     with tempfile.TemporaryDirectory() as name:

@@ -24,6 +24,10 @@ SECTIONS = {
     "sam": (GATE, "sam from=-2"),
     "scale_channels": ("avgpool", GATE, "scale_channels from=-3"),
     "dropout": ("dropout",),
+    "attention": (
+        *("route layers=0", conv(4), "route layers=0", conv(4), "route layers=0", conv(8)),
+        "attention from=2,4,6 heads=2 scale=0.2",
+    ),
 }
 OUTPUTS = ("boxes", "scores")
 

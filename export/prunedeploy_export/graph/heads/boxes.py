@@ -92,3 +92,20 @@ def _constants(head: Head, input_size: tuple[int, int], stretch: float) -> tuple
     shift = np.broadcast_to((cells - (stretch - 1) / 2) * stride, shape)
     half_anchors = np.broadcast_to(anchors[:, None, None] / 2, shape)
     return tuple(values.reshape(1, -1, 2).astype(np.float32) for values in (scale, shift, half_anchors))
+
+
+def cells_and_strides(group: HeadGroup[Head]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Column and row of the cell of every prediction of heads with one per cell, and width and height of that cell.
+
+    Returns:
+        Two arrays ``(1, M, 2)``, the second in input pixels.
+    """
+    height, width = group.input_size
+    cells, strides = [], []
+    for head in group.heads:
+        _, rows, columns = head.out_shape
+        row, column = np.mgrid[:rows, :columns]
+        own = np.stack((column, row), axis=-1).reshape(1, -1, 2)
+        cells.append(own)
+        strides.append(np.broadcast_to((width / columns, height / rows), own.shape))
+    return np.concatenate(cells, axis=1).astype(np.float32), np.concatenate(strides, axis=1).astype(np.float32)

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from prunedeploy_export.graph.builder import GraphBuilder, Value
+from prunedeploy_export.graph.sections.attention import add_attention
 from prunedeploy_export.graph.sections.avgpool import add_avgpool
 from prunedeploy_export.graph.sections.convolutional import add_convolutional
 from prunedeploy_export.graph.sections.local_avgpool import add_local_avgpool
@@ -36,6 +37,7 @@ WRITERS: Mapping[str, Writer] = {
     "dropout": add_nothing,
     "cost": add_nothing,
     "contrastive": add_nothing,
+    "attention": add_attention,
 }
 """By the section's name in a cfg; heads are in `prunedeploy_export.graph.heads`."""
 

@@ -1,0 +1,55 @@
+"""What heads without anchors share: one prediction per cell, read from several convolutions that a route joins.
+
+The route names the convolution of the boxes first and that of the classes last, so that the classes' filters can
+change without the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from prunedeploy.models.sections.head import Head
+from prunedeploy.models.sections.layer import Layer
+from prunedeploy.models.sections.reading import LayerReader
+from prunedeploy.models.sections.route import Route
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclass(frozen=True)
+class AnchorFree(Head):
+    """A head of one prediction per cell: A is 1, and the one anchor is a pixel that nothing asks for."""
+
+    options: ClassVar[Mapping[str, str]] = {"classes": "number of classes"}
+    has_anchors: ClassVar[bool] = False
+
+    @classmethod
+    def read(cls, reader: LayerReader) -> Self:
+        """See `Layer.read`."""
+        head = cls(*reader.wiring(reader.shape), (0,), ((1.0, 1.0),), reader.integer("classes"))
+        head.check_channels(reader)
+        return head
+
+    def class_layer(self, layers: Sequence[Layer]) -> Layer | None:
+        """See `Head.class_layer`: the last of those that the route joins."""
+        source = super().class_layer(layers)
+        if isinstance(source, Route) and source.groups == 1 and source.inputs[-1] >= 0:
+            return layers[source.inputs[-1]]
+        return source
+
+    def stride(self, predictions: Tensor, input_size: tuple[int, int]) -> Tensor:
+        """``(2,)``: width and height of a cell of ``predictions (B, A, H, W, V)`` in input pixels."""
+        _, _, height, width, _ = predictions.shape
+        return predictions.new_tensor([input_size[1] / width, input_size[0] / height])
+
+    def set_prior(self, weight: Tensor, bias: Tensor) -> None:
+        """See `Head.set_prior`; of the convolution that gives the classes, whose last filters they are."""
+        with torch.no_grad():
+            weight.mul_(0.1)
+            bias[-self.classes :] = -4.0

@@ -1,0 +1,64 @@
+"""``prunedeploy import``: three files that other commands take, or one line and nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from importing.exported import anchored, yolox
+
+
+def test_a_detector_becomes_files_that_other_commands_take(run: Any, tmp_path: Path) -> None:
+    onnx.save(anchored(), tmp_path / "best.onnx")
+    done = run("import", tmp_path / "best.onnx", tmp_path / "mine")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith(f"{tmp_path / 'mine'}: input 96x64, 2 heads (yolo), 3 classes, ")
+    assert "note:" not in done.stdout
+    files = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert files == ["model.cfg", "model.names", "model.weights"]
+    assert (tmp_path / "mine" / "model.names").read_text().splitlines() == ["class 0", "class 1", "class 2"]
+    document = json.loads(run("inspect", tmp_path / "mine" / "model.cfg", "--json").stdout)
+    assert document["input"] == {"channels": 3, "height": 64, "width": 96, "letterbox": True}
+    again = run("import", tmp_path / "best.onnx", tmp_path / "mine")
+    assert again.exit_code == 2
+    assert "exists and is not empty; choose another folder, or --overwrite it" in again.stderr
+    assert run("import", tmp_path / "best.onnx", tmp_path / "mine", "--overwrite").exit_code == 0
+
+
+def test_json_says_what_was_made_and_what_to_know(run: Any, tmp_path: Path) -> None:
+    onnx.save(yolox(), tmp_path / "best.onnx")
+    (tmp_path / "my.names").write_text("red\ngreen\nblue\n")
+    names, size = ("--names", tmp_path / "my.names"), ("--input-size", "48x32")
+    done = run("import", tmp_path / "best.onnx", tmp_path / "mine", *names, *size, "--json")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["input"] == {"width": 48, "height": 32}
+    assert (document["heads"], document["class_names"]) == (["yolox", "yolox"], ["red", "green", "blue"])
+    assert len(document["said"]) == 2
+
+
+def test_what_cannot_be_imported_is_one_line_and_nothing_is_written(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"PK\x03\x04pickled")
+    onnx.save(anchored(), tmp_path / "best.onnx")
+    cases = [
+        (("best.pt",), "best.pt: is a PyTorch checkpoint"),
+        (("missing.onnx",), "missing.onnx: cannot be read"),
+        (("best.onnx", "--input-size", "no"), "--input-size: 'no' is no size"),
+        (("best.onnx", "--names", str(tmp_path / "none.txt")), "none.txt: cannot be read"),
+    ]
+    for (name, *options), says in cases:
+        done = run("import", tmp_path / name, tmp_path / "mine", *options)
+        assert done.exit_code == 2, done.stderr
+        assert says in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert not (tmp_path / "mine").exists()
+
+
+def test_a_foreign_file_is_told_where_to_go(run: Any, tmp_path: Path) -> None:
+    onnx.save(anchored(), tmp_path / "best.onnx")
+    done = run("bench", tmp_path / "best.onnx", "--seconds", "0.1")
+    assert done.exit_code == 2
+    assert "make a network of it first: prunedeploy import" in done.stderr
