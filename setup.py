@@ -25,7 +25,7 @@ setup(
     package_data={
         "": ["py.typed"],
         "prunedeploy": ["assets/**"],
-        "prunedeploy_engines": ["serving/http/page/*"],
+        "prunedeploy_engines": ["serving/http/page/*", "bundle/shipped/**"],
         "prunedeploy.configs": ["*.yaml", "darknet/*.cfg"],
     },
 )

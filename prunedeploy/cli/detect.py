@@ -21,6 +21,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt")
 @command_with_examples(
     "detect",
     "prunedeploy detect runs/demo-structured-bn-scale-0.75-s0 photo.jpg",
+    "prunedeploy detect blood-cells smear.jpg --precision int8",
     "prunedeploy detect bundle/ *.jpg --out drawn --score-threshold 0.3",
     "prunedeploy detect bundle/ photos/ --json > found.json",
     "prunedeploy detect bundle/ photo.jpg --runtime openvino --precision int8",
@@ -72,7 +73,7 @@ def command(
 ) -> None:
     """Find objects in images, in a video, or in what a camera sees.
 
-    BUNDLE is a bundle or a build's output folder. Give it images, folders of images, a video, or a camera. Boxes are
+    BUNDLE is a bundle or a build's output folder, or blood-cells, which comes with the package. Give it images, folders of images, a video, or a camera. Boxes are
     in pixels of the image. An image that cannot be read is named, the others are still done, and the exit code is 2.
 
     For images, --json prints one list when all are done; for a video or camera, one line per frame as soon as the frame

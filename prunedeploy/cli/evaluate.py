@@ -11,7 +11,6 @@ from prunedeploy.cli.evaluate_output import print_evaluation
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import PATH, count_option, store_option
 from prunedeploy.cli.output import comma_list, print_json, quiet_stdout
-from prunedeploy.config.corruptions import SEVERITIES, corruption_names, severities_of
 from prunedeploy.process_setup import keep_freed_memory
 
 RUNTIMES = ("torch", "onnxruntime", "openvino", "tensorrt")
@@ -206,6 +205,8 @@ def _attacks(text: str, objective: str | None) -> tuple[str, ...]:
 
 def _corruptions(names: str, severities: str | None) -> dict[str, tuple[Any, ...]]:
     """Both options, read and checked."""
+    from prunedeploy.config.corruptions import SEVERITIES, corruption_names, severities_of
+
     try:
         chosen = corruption_names(comma_list(names, "--corruptions"))
     except ValueError as error:

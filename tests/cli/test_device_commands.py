@@ -17,6 +17,8 @@ from prunedeploy_engines.doctor.doctor import diagnose
 from tiny_detector import save_tiny_detector
 
 NOT_ON_THE_DEVICE = ("torch", "onnx", "captum", "pycocotools", "scipy", "safetensors")
+WHITE_CELL = (145, 4, 361, 240)
+"""Of docs/cases/smear.jpg as its annotation has it: x_min, y_min, x_max, y_max in pixels."""
 needs_rtx = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx, which builds without a GPU"
 )
@@ -97,6 +99,28 @@ def test_a_bundle_with_one_byte_changed_is_refused(run: Any, bundle: Path, red_c
     done = run("detect", bundle, red_cell)
     assert (done.exit_code, done.stdout) == (2, "")
     assert "model.onnx was changed" in done.stderr
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_shipped_bundle_finds_cells_on_a_real_photo(
+    run: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """By its name alone, unless something else is called so; people marked one white cell, a platelet and 14 red ones."""
+    monkeypatch.chdir(tmp_path)
+    photo = repository / "docs" / "cases" / "smear.jpg"
+    done = run("detect", "blood-cells", photo, "--precision", precision, "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)[0]["detections"]
+    assert {row["class_name"] for row in found} == {"RBC", "WBC", "Platelets"}
+    assert 8 <= sum(row["class_name"] == "RBC" for row in found) <= 16
+    white = max((row for row in found if row["class_name"] == "WBC"), key=lambda row: row["score"])
+    x, y, width, height = (white[key] for key in ("x_min", "y_min", "width", "height"))
+    x_min, y_min, x_max, y_max = WHITE_CELL
+    shared = (min(x + width, x_max) - max(x, x_min)) * (min(y + height, y_max) - max(y, y_min))
+    assert shared / (width * height + (x_max - x_min) * (y_max - y_min) - shared) > 0.7
+    (tmp_path / "blood-cells").mkdir()
+    assert "neither a bundle nor a build" in run("detect", "blood-cells", photo).stderr
+    assert "there is no such model" in run("detect", "../blood-cells", photo).stderr
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["build", "bundle", "onnx", "darknet"]
 KINDS = "a build's output folder, a bundle, a .onnx file, or a .cfg file with its .weights"
+SHIPPED = Path(__file__).with_name("shipped")
+"""Trained bundles that come with the package; each is known by its folder's name."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,18 @@ def find_model(path: Path, weights: Path | None = None) -> ModelSource:
     """Find out what a path is.
 
     Args:
-        path: See `KINDS`; ``bundle.json`` stands for its folder.
+        path: See `KINDS`; ``bundle.json`` stands for its folder. Where there is nothing of this name, the name of a
+            bundle in `SHIPPED`.
         weights: Weights of a cfg if they are not beside it under the same name.
 
     Raises:
         ConfigError: There is nothing, or something else.
     """
     if not path.exists():
-        raise ConfigError("there is no such model", path, f"give {KINDS}")
+        shipped = SHIPPED / path
+        if len(path.parts) != 1 or not (shipped / "bundle.json").is_file():
+            raise ConfigError("there is no such model", path, f"give {KINDS}")
+        path = shipped
     if path.name == "bundle.json":
         path = path.parent
     if path.is_dir():
