@@ -73,8 +73,9 @@ def command(
 ) -> None:
     """Find objects in images, in a video, or in what a camera sees.
 
-    BUNDLE is a bundle or a build's output folder, or blood-cells, which comes with the package. Give it images, folders of images, a video, or a camera. Boxes are
-    in pixels of the image. An image that cannot be read is named, the others are still done, and the exit code is 2.
+    BUNDLE is a bundle, a build's output folder, or blood-cells, which comes with the package. Give it images, folders
+    of images, a video, or a camera. Boxes are in pixels of the image. An image that cannot be read is named, the
+    others are still done, and the exit code is 2.
 
     For images, --json prints one list when all are done; for a video or camera, one line per frame as soon as the frame
     is done. At the end the speed is printed, in frames per second, with decoding, drawing and encoding included.

@@ -105,7 +105,7 @@ def test_a_bundle_with_one_byte_changed_is_refused(run: Any, bundle: Path, red_c
 def test_the_shipped_bundle_finds_cells_on_a_real_photo(
     run: Any, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """By its name alone, unless something else is called so; people marked one white cell, a platelet and 14 red ones."""
+    """By its name alone, unless something else is called so; people marked a white cell, a platelet and 14 red ones."""
     monkeypatch.chdir(tmp_path)
     photo = repository / "docs" / "cases" / "smear.jpg"
     done = run("detect", "blood-cells", photo, "--precision", precision, "--json")
