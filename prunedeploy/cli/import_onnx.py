@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from prunedeploy.cli.group import command_with_examples
-from prunedeploy.cli.options import PATH
+from prunedeploy.cli.options import PATH, count_option
 from prunedeploy.cli.output import amount, print_json, quiet_stdout
 from prunedeploy_engines.errors import ConfigError
 
@@ -16,6 +16,7 @@ from prunedeploy_engines.errors import ConfigError
     "import",
     "prunedeploy import best.onnx mine",
     "prunedeploy import best.onnx mine --names names.txt --input-size 640",
+    "prunedeploy import best.onnx mine --data photos/",
     "prunedeploy evaluate mine/model.cfg --data DIR",
 )
 @click.argument("path", metavar="ONNX", type=PATH)
@@ -26,15 +27,32 @@ from prunedeploy_engines.errors import ConfigError
     metavar="W[xH]",
     help="Size of the network's input in pixels, one side or both; default: the file's, which may leave it open.",
 )
+@click.option(
+    "--data",
+    type=PATH,
+    metavar="DIR",
+    help="Put batch normalisation back, with statistics of this data set's training images.",
+)
+@count_option("--images", "So many of them.", default=64)
 @click.option("--overwrite", is_flag=True, help="Replace what is in DIR.")
 def command(
-    path: Path, folder: Path, names: Path | None, input_size: str | None, overwrite: bool, as_json: bool
+    path: Path,
+    folder: Path,
+    names: Path | None,
+    input_size: str | None,
+    data: Path | None,
+    images: int,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Make cfg, weights and class names of a detector that another program exported to ONNX.
 
     Read are YOLOv5, v5u, v7, v8, 11 and YOLOX, in fp32, with their decoding and without suppression. DIR gets
     model.cfg, model.weights and model.names, which every other command takes. The network computes what the file
     computes; what no section stands for is refused, by the name of the node.
+
+    Exported files have batch normalisation folded away. With --data it is put back, which changes nothing of what the
+    network computes: give it if you are going to train or prune the network.
     """
     from prunedeploy.config.blocks import as_input_size
     from prunedeploy.importing import import_onnx, named, write_imported
@@ -48,6 +66,10 @@ def command(
         size = height, width
     with quiet_stdout():
         found = named(import_onnx(path, size), names)
+        if data is not None:
+            from prunedeploy.pipeline.imported import with_normalisation_of
+
+            found = with_normalisation_of(found, data, images)
         write_imported(found, folder, overwrite=overwrite)
     cfg = found.model.cfg
     document = {

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from importing.exported import anchored, yolox
+from labelled import picture, text
+from prunedeploy.models import load_darknet
+from prunedeploy.models.normalisation import lacking_normalisation
 
 
 def test_a_detector_becomes_files_that_other_commands_take(run: Any, tmp_path: Path) -> None:
@@ -38,6 +42,32 @@ def test_json_says_what_was_made_and_what_to_know(run: Any, tmp_path: Path) -> N
     assert document["input"] == {"width": 48, "height": 32}
     assert (document["heads"], document["class_names"]) == (["yolox", "yolox"], ["red", "green", "blue"])
     assert len(document["said"]) == 2
+
+
+def test_normalisation_is_put_back_and_changes_nothing(run: Any, tmp_path: Path) -> None:
+    onnx.save(anchored(), tmp_path / "best.onnx")
+    photos = tmp_path / "photos"
+    for number in range(10):
+        picture(photos / "images" / f"{number}.png")
+        text(photos / "labels" / f"{number}.txt", "0 0.5 0.5 0.2 0.2\n")
+    text(photos / "data.yaml", "train: images\nnames: [red, green, blue]\n")
+    assert run("import", tmp_path / "best.onnx", tmp_path / "plain").exit_code == 0
+    done = run("import", tmp_path / "best.onnx", tmp_path / "mine", "--data", photos, "--images", "5")
+    assert done.exit_code == 0, done.stderr
+    plain, mine = (
+        load_darknet(tmp_path / name / "model.cfg", tmp_path / name / "model.weights") for name in ("plain", "mine")
+    )
+    lacking = lacking_normalisation(plain.cfg)
+    assert len(lacking) > 0
+    assert f"put back into {len(lacking)} convolutions, with statistics of 5 training images" in done.stdout
+    assert lacking_normalisation(mine.cfg) == []
+    images = torch.rand(2, *plain.cfg.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for before, after in zip(plain(images), mine(images), strict=True):
+            torch.testing.assert_close(after, before, rtol=0, atol=1e-5 * float(before.abs().max()))
+    empty = run("import", tmp_path / "best.onnx", tmp_path / "other", "--data", tmp_path / "plain")
+    assert (empty.exit_code, empty.stderr.count("\n")) == (2, 1)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_cannot_be_imported_is_one_line_and_nothing_is_written(run: Any, tmp_path: Path) -> None:
