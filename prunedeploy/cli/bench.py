@@ -16,7 +16,6 @@ import click
 from prunedeploy.cli.group import command_with_examples
 from prunedeploy.cli.options import PATH, POSITIVE, count_option
 from prunedeploy.cli.output import comma_list, print_json, quiet_stdout, whole_numbers
-from prunedeploy_engines.bench.flood import CASES
 from prunedeploy_engines.bench.rows import IMAGES, KINDS, PRECISIONS, PROVIDERS, RUNTIMES, Choice
 from prunedeploy_engines.bench.run import Effort
 
@@ -167,6 +166,8 @@ def command(
     if merge:
         document = read_merged(bundles)
     else:
+        from prunedeploy_engines.bench.flood import CASES
+
         kind = _checked_kind(kind, flood, flood_images, scenario)
         choice = Choice(
             runtimes=comma_list(runtime, "--runtime", RUNTIMES),

@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from prunedeploy.cli.output import number, print_table
-from prunedeploy.config.corruptions import CORRUPTIONS, SEVERITIES
 
 
 def print_evaluation(document: dict[str, Any]) -> None:
@@ -135,6 +134,8 @@ def _rate(interval: dict[str, float] | None) -> str:
 
 
 def _print_corrupted(result: dict[str, Any]) -> None:
+    from prunedeploy.config.corruptions import CORRUPTIONS, SEVERITIES
+
     found = result.get("corruptions")
     if found is None:
         return

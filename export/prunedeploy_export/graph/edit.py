@@ -111,11 +111,17 @@ class GraphEditor:
         return numpy_helper.to_array(self.constants[name])
 
     def constant(self, name: str, values: npt.NDArray) -> str:
-        """Add a constant, or return the one of that name."""
+        """Add a constant, or return the one of that name.
+
+        Raises:
+            ValueError: That one has other values.
+        """
+        tensor = numpy_helper.from_array(np.asarray(values, order="C"), name)
         if name not in self.constants:
-            tensor = numpy_helper.from_array(np.asarray(values, order="C"), name)
             self.constants[name] = self.graph.initializer.add()
             self.constants[name].CopyFrom(tensor)
+        elif not np.array_equal(numpy_helper.to_array(self.constants[name]), values):
+            raise ValueError(f"the graph has another constant called {name}")
         return name
 
     def replace_constant(self, name: str, values: npt.NDArray) -> None:

@@ -145,7 +145,9 @@ def test_constants_that_nobody_reads_go_and_those_read_inside_a_loop_stay():
 def test_constants_are_found_replaced_and_never_doubled():
     model = chain()
     editor = GraphEditor(model.graph)
-    assert editor.constant("one", np.float32(7)) == "one"
+    assert editor.constant("one", np.float32(1)) == "one"
+    with pytest.raises(ValueError, match="another constant called one"):  # or a file would be computed with it
+        editor.constant("one", np.float32(7))
     assert editor.array("one") == 1
     editor.replace_constant("one", np.array(3, np.int8))
     editor.commit()

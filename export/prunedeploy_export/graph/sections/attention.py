@@ -19,7 +19,7 @@ def add_attention(graph: GraphBuilder, layer: Attention, inputs: Sequence[Value]
         for part, kind in zip(inputs, ("query", "key", "value"), strict=True)
     )  # (N, heads, D, cells)
     # The factor comes before the product, which in half precision would end at 65504 without it.
-    scale = graph.constant(f"{name}/scale", np.array(layer.scale, np.float32))
+    scale = graph.constant(f"{name}/factor", np.array(layer.scale, np.float32))
     query = graph.node("Mul", [query, scale], f"{name}/scaled")
     query = graph.node("Transpose", [query], f"{name}/rows", perm=[0, 1, 3, 2])
     shares = graph.node("MatMul", [query, key], f"{name}/products")

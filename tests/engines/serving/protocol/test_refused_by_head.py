@@ -283,9 +283,9 @@ def test_grpc_refuses_before_the_message_comes(busy: Running, token: str, code: 
 
 
 def test_grpc_does_not_wait_for_ever_for_a_message(bundle: Bundle) -> None:
-    never: queue.Queue[bytes] = queue.Queue()
     with running({"tiny": bundle}, body_timeout_s=0.2) as own:
         for _ in range(3):
+            never: queue.Queue[bytes] = queue.Queue()  # its own, or it might be given what frees the one before
             error = grpc_call(own, iter(never.get, b""))
             assert error.code().name == "DEADLINE_EXCEEDED"
             assert error.details() == "the message did not arrive within 0.2 s"
