@@ -33,6 +33,7 @@ from prunedeploy.resources import darknet_cfg_path
 SCORE_THRESHOLD, IOU_THRESHOLD, MOST_DETECTIONS = 0.001, 0.45, 100
 WITHOUT_TRAINING = ("pretrain.steps=0", "score_optimization.steps=0", "finetune.steps=0")
 NOT_MEASURED = ("latency.seconds=0.1", "latency.min_calls=10", "latency.warmup_seconds=0")
+OF_64_PHOTOS = ("export.int8.calibration_images=32", "export.int8.budget_images=31")
 RATIOS = (0.0, 0.25)
 PRECISIONS = ("fp32", "fp16", "int8")
 
@@ -160,6 +161,7 @@ def our_rows(weights: Path, folder: Path, runs: Path, ratio: float) -> list[dict
         f"data.train_images={count // 2}",
         "targets=cpu",
         *NOT_MEASURED,
+        *OF_64_PHOTOS,
         *WITHOUT_TRAINING,
     ]
     command("build", "--config", "yolov3-tiny-coco", "--data", str(folder), "--ratio", f"{ratio:g}", "--precision",
