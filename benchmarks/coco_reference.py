@@ -168,8 +168,12 @@ def our_rows(weights: Path, folder: Path, runs: Path, ratio: float) -> list[dict
             ",".join(PRECISIONS), "--out", str(out), "--store", str(runs / ".store"),
             *(part for setting in settings for part in ("--set", setting)))  # fmt: skip
     parent = ("--parent-cfg", str(out / "model.cfg"), "--attack", "pgd", "--data", str(folder), "--bootstrap", "0")
-    rows = []
+    left_out = {one["precision"]: one["reason"] for one in json.loads((out / "results.json").read_text())["left_out"]}
+    rows: list[dict[str, Any]] = []
     for precision in PRECISIONS:
+        if precision in left_out:
+            print(f"ratio {ratio:g}: {precision} is left out: {left_out[precision]}", flush=True)
+            continue
         runtimes = "torch,onnxruntime,openvino" if precision == "fp32" else "onnxruntime,openvino"
         text = command("evaluate", str(out), *parent, "--runtime", runtimes, "--precision", precision, "--json")
         for result in json.loads(text)["results"]:

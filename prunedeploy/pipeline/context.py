@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from prunedeploy.config import BUNDLED, BuildConfig, TrainingConfig
+from prunedeploy.config import BUNDLED, BuildConfig, TrainingConfig, result_settings
 from prunedeploy.data import CocoDataset, content_key, find_splits, measured_subset
 from prunedeploy.data.demo import DemoSettings, holds_demo, write_demo
 from prunedeploy.data.left_out import left_out, said_in_one_line
@@ -160,6 +160,16 @@ class BuildContext:
             "device": self.device.type,
             "processes": world()[1],
             "greyscale": self.config.data.greyscale,
+        }
+
+    def measuring_settings(self) -> dict[str, Any]:
+        """What every measurement of mAP under attacks or corruptions depends on beside its own block."""
+        return {
+            "evaluation": result_settings(self.config.evaluation),
+            "seed": self.config.seed,
+            "device": self.device.type,
+            "greyscale": self.config.data.greyscale,
+            "allow_bad_images": self.config.data.allow_bad_images,
         }
 
     def loader(self, block: TrainingConfig, cfg: DarknetCfg, clean: bool = False) -> TrainingLoader:

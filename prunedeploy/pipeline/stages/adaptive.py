@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from prunedeploy.config import BuildConfig, result_settings
+from prunedeploy.config import BuildConfig
 from prunedeploy.data.coco import measured_subset
 from prunedeploy.pipeline.adaptive import AdaptiveAttack, adaptive_figures
 from prunedeploy.pipeline.attacking import Attacked
@@ -47,11 +47,7 @@ def adaptive_stage(context: BuildContext, model: StageResult, artefacts: Sequenc
         "budget": block.budget,
         "images": block.images,
         "runtimes": cpu_runtimes(context),
-        "evaluation": result_settings(config.evaluation),
-        "seed": config.seed,
-        "device": context.device.type,
-        "greyscale": config.data.greyscale,
-        "allow_bad_images": config.data.allow_bad_images,
+        **context.measuring_settings(),
     }
     inputs = {"model": model.digest, "data": context.test_key, **{one.name: one.stage.digest for one in files}}
     with context.stage("adaptive", 1, settings, inputs) as result:

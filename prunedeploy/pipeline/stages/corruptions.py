@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prunedeploy.config import result_settings
 from prunedeploy.data.coco import measured_subset
 from prunedeploy.evaluation import TorchRunner
 from prunedeploy.evaluation.corruption import evaluate_corrupted
@@ -34,11 +33,7 @@ def corruptions_stage(
         "corruptions": block.corruptions,
         "severities": block.severities,
         "images": block.images,
-        "evaluation": result_settings(config.evaluation),
-        "seed": config.seed,
-        "device": context.device.type,
-        "greyscale": config.data.greyscale,
-        "allow_bad_images": config.data.allow_bad_images,
+        **context.measuring_settings(),
     }
     inputs = {"model": model.digest, "data": context.test_key}
     inputs |= {artefact.name: artefact.stage.digest for artefact in artefacts}

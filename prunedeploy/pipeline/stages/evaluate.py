@@ -16,7 +16,6 @@ from PIL import Image
 from prunedeploy.attacks import Pgd
 from prunedeploy.attacks.norms import on_lattice
 from prunedeploy.attacks.suite import Attack, attack_suite
-from prunedeploy.config import result_settings
 from prunedeploy.data.loader import Batch
 from prunedeploy.data.reading import read_record
 from prunedeploy.evaluation import (
@@ -95,12 +94,8 @@ def evaluate_stage(
     engines = _engines(context, export, artefacts)
     settings = {
         "attack": config.attack.model_dump(),
-        "evaluation": result_settings(config.evaluation),
+        **context.measuring_settings(),
         "map_tolerances": {name: engine.allowed for name, engine in engines.items() if engine.allowed is not None},
-        "seed": config.seed,
-        "device": context.device.type,
-        "greyscale": config.data.greyscale,
-        "allow_bad_images": config.data.allow_bad_images,
         # Files of uint8 images see attacked images that are rounded within the ball; before, rounding could leave it.
         **({"lattice": True} if artefacts and config.export.uint8_input else {}),
     }

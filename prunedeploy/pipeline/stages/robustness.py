@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prunedeploy.attacks.suite import check_references
-from prunedeploy.config import BuildConfig, as_dict, result_settings
+from prunedeploy.config import BuildConfig, as_dict
 from prunedeploy.data.coco import measured_subset
 from prunedeploy.evaluation import TorchRunner, evaluate, figure_name, write_detections
 from prunedeploy.pipeline.attacking import Attacked
@@ -62,11 +62,7 @@ def robustness_stage(context: BuildContext, row: str, model: StageResult, parent
     settings = {
         "attack": config.attack.model_dump(),
         "robustness": as_dict(block),
-        "evaluation": result_settings(config.evaluation),
-        "seed": config.seed,
-        "device": context.device.type,
-        "greyscale": config.data.greyscale,
-        "allow_bad_images": config.data.allow_bad_images,
+        **context.measuring_settings(),
     }
     inputs = {"model": model.digest, "data": context.test_key}
     if block.checks and parent is not None:
