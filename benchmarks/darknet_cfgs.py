@@ -8,7 +8,7 @@
 each; those that have a line are left out, so a run that was killed goes on. Weights are random, normalisation is fitted
 on composed scenes and shifted, so that rounding does not grow. Half of the weights go, by whole filters of the lowest
 scaled scores. Deviations of heads are relative to how far a head strays from its channels' means. ``--latency``
-measures ONNX Runtime, both files in turns.
+measures ONNX Runtime, both files in turns, on ``--threads``.
 ``rounding`` compares heads in float32, ours and OpenCV's, with ours in float64.
 """
 
@@ -160,9 +160,9 @@ def gated(network: Darknet, path: Path) -> str:
     return "passed"
 
 
-def latency(folder: Path, seconds: float) -> dict[str, float]:
+def latency(folder: Path, seconds: float, threads: int) -> dict[str, float]:
     """Medians in ms of the two files of `examine`, in turns."""
-    specs = {name: {"path": str(folder / f"{name}.onnx"), "threads": 2} for name in ("dense", "pruned")}
+    specs = {name: {"path": str(folder / f"{name}.onnx"), "threads": threads} for name in ("dense", "pruned")}
     found = bench_models(specs, seconds=seconds, min_calls=5, warmup_calls=1, rounds=5, round_warm_calls=1)
     return {f"{name}_ms": found[name].summary()["p50"] for name in specs}
 
@@ -183,7 +183,7 @@ def run(arguments: argparse.Namespace) -> None:
                 continue
             row = json.loads(finished.stdout.splitlines()[-1])
             if arguments.latency and row.get("gates_pruned") == row.get("gates_dense") == "passed":
-                row |= latency(Path(folder), arguments.seconds)
+                row |= latency(Path(folder), arguments.seconds, arguments.threads)
         print(row, flush=True)
         with arguments.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -244,6 +244,7 @@ def main() -> None:
             command.add_argument("--only")
             command.add_argument("--latency", action="store_true")
             command.add_argument("--seconds", type=float, default=2.0)
+            command.add_argument("--threads", type=int, default=2)
     exact = commands.add_parser("rounding")
     exact.add_argument("paths", type=Path, nargs="+")
     exact.set_defaults(call=rounding)
