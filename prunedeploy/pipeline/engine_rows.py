@@ -113,7 +113,7 @@ def _onnx_rows(artefact: Artefact, measured: EngineMeasurements) -> Iterator[dic
             "file": f"bundle/{artefact.name}",
             "bytes": artefact.file.stat().st_size,
             "sha256": file_sha256(artefact.file),
-            **_accuracy(key, found, measured),
+            **figures_of_file(key, found, measured),
             "computes_in": None if latency is None else latency["engine"].get("computes_in"),
             "latency_ms": latency,
             **flood_figures(measured.flood, key),
@@ -122,7 +122,7 @@ def _onnx_rows(artefact: Artefact, measured: EngineMeasurements) -> Iterator[dic
         }
 
 
-def _accuracy(key: str, found: Mapping[str, Any], measured: EngineMeasurements) -> dict[str, Any]:
+def figures_of_file(key: str, found: Mapping[str, Any], measured: EngineMeasurements) -> dict[str, Any]:
     """Every mAP of a file on a runtime.
 
     What was measured on as many images as ``map_clean`` stands beside it; on fewer, within ``adaptive``, ``square`` and
