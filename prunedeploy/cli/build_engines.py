@@ -47,8 +47,8 @@ def print_engine_figures(engines: Sequence[Engine]) -> list[list[str]]:
     head += ["p99 ms", "flooded"] if flooded else []
     click.echo()
     print_table(head, rows, left=2)
-    for images, titles in _of_fewer(engines, maps).items():
-        click.echo(f"of {images} images: {', '.join(titles)}")
+    for line in dict.fromkeys(filter(None, map(_of_fewer, engines))):
+        click.echo(line)
     if flooded:
         click.echo(
             "p99: from an image in memory to its detections, and of the flood that takes longest (docs/flood.md)"
@@ -62,16 +62,18 @@ def _figure(engine: Engine, key: str) -> float | None:
     return value
 
 
-def _of_fewer(engines: Sequence[Engine], maps: Mapping[str, str]) -> dict[int, list[str]]:
-    """Titles of the figures that are of fewer images than the clean one, by their number."""
-    found: dict[int, list[str]] = {}
-    for key, title in maps.items():
-        for engine in engines:
-            within = engine.get(_MAPS[key][1]) or {}
-            if key not in engine and key in within and title not in found.setdefault(within["images"], []):
-                found[within["images"]].append(title)
-    # The lowest is of the images that were attacked most.
-    return {images: [*titles, *(["lowest"] if set(titles) - {"mPC"} else [])] for images, titles in found.items()}
+def _of_fewer(engine: Engine) -> str | None:
+    """Which of an engine's figures are of fewer images than the clean one; None if none is."""
+    found = [
+        (title, engine[block]["images"])
+        for key, (title, block) in _MAPS.items()
+        if key not in engine and key in (engine.get(block) or {})
+    ]
+    if not found:
+        return None
+    titles = [title for title, _ in found]
+    lowest = ["lowest"] if set(titles) - {"mPC"} else []
+    return f"of {found[0][1]} images: {', '.join([*titles, *lowest])}"
 
 
 def _lowest(engine: Engine) -> str:
