@@ -134,27 +134,34 @@ def figures_of_file(key: str, found: Mapping[str, Any], measured: EngineMeasurem
     if key in under.get("runners", {}):
         means = mean_figures(under, key, under["images"])
         row |= means if under["images"] == images else {"corruptions": {"images": under["images"], **means}}
-    blocks = {}
-    if key in measured.adaptive:
-        one = measured.adaptive[key]
-        figures = {name: value for name, value in one.items() if name.endswith("_adaptive")}
-        said = {name: value for name, value in one.items() if name not in {*figures, "adaptive", "intervals"}}
-        blocks["adaptive"] = ({**said, **one.get("adaptive", {})}, figures, one.get("intervals", {}))
-    if key in measured.square:
-        one = measured.square[key]
-        said = {name: value for name, value in one.items() if name not in {"figures", "intervals"}}
-        blocks["square"] = (said, one["figures"], one["intervals"])
     on_fewer: dict[str, Any] = {"intervals": {}}
-    for name, (said, figures, intervals) in blocks.items():
+    for name, said, figures, intervals in _attacks_on_file(key, measured):
         if said.get("images") == images or not figures:
             row = {**row, **{of: value for of, value in figures.items() if of not in row}, name: said}
             row["intervals"] = {**intervals, **(row["intervals"] or {})}
         else:
             row[name] = {**said, **figures, "intervals": intervals}
             on_fewer |= {**figures, "images": said["images"], "intervals": {**on_fewer["intervals"], **intervals}}
-    # Not of figures of different images: of those that were attacked most.
-    lowest = lowest_of(on_fewer) or lowest_of(row)
-    return row if lowest is None else {**row, "lowest": {**lowest, "images": on_fewer.get("images", images)}}
+    # Figures of different images are not compared: those count that were attacked most.
+    for of, count in ((on_fewer, on_fewer.get("images")), (row, images)):
+        if (lowest := lowest_of(of)) is not None:
+            return {**row, "lowest": {**lowest, "images": count}}
+    return row
+
+
+def _attacks_on_file(
+    key: str, measured: EngineMeasurements
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]]:
+    """Name of each block, what it says, its figures and their intervals."""
+    if key in measured.adaptive:
+        one = measured.adaptive[key]
+        figures = {name: value for name, value in one.items() if name.endswith("_adaptive")}
+        said = {name: value for name, value in one.items() if name not in {*figures, "adaptive", "intervals"}}
+        yield "adaptive", {**said, **one.get("adaptive", {})}, figures, one.get("intervals", {})
+    if key in measured.square:
+        one = measured.square[key]
+        said = {name: value for name, value in one.items() if name not in {"figures", "intervals"}}
+        yield "square", said, one["figures"], one["intervals"]
 
 
 def _quantisation(header: OnnxHeader) -> dict[str, Any] | None:

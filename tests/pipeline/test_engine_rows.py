@@ -55,6 +55,9 @@ def test_figures_of_fewer_images_stand_within_and_are_not_mixed_with_the_others(
     assert (found["square"]["map_square"], found["square"]["map_clean"]) == (0.42, 0.71)
     assert found["corruptions"] == {"images": 20, **MEANS}
     assert found["lowest"] == {"map": 0.38, "attack": "ensemble_adaptive", "interval": [0.3, 0.41], "images": 20}
+    undefined = {"images": 20, "figures": {"map_square": None}, "intervals": {"map_square": None}}
+    nothing = figures_of_file(KEY, FOUND, EngineMeasurements({KEY: FOUND}, {}, square={KEY: undefined}))
+    assert nothing["lowest"] == {"map": 0.5, "attack": "pgd_transfer", "interval": [0.4, 0.6], "images": 60}
     asked_only = row(20, adaptive=False)["lowest"]
     assert asked_only == {"map": 0.42, "attack": "square", "interval": [0.35, 0.5], "images": 20}
 
