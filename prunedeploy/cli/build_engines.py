@@ -47,8 +47,10 @@ def print_engine_figures(engines: Sequence[Engine]) -> list[list[str]]:
     head += ["p99 ms", "flooded"] if flooded else []
     click.echo()
     print_table(head, rows, left=2)
-    for line in dict.fromkeys(filter(None, map(_of_fewer, engines))):
-        click.echo(line)
+    fewer = _of_fewer(engines)
+    if fewer:
+        lowest = ["lowest"] if set(fewer) - {"mPC"} else []
+        click.echo(f"of {max(fewer.values())} images: {', '.join([*fewer, *lowest])}")
     if flooded:
         click.echo(
             "p99: from an image in memory to its detections, and of the flood that takes longest (docs/flood.md)"
@@ -62,18 +64,14 @@ def _figure(engine: Engine, key: str) -> float | None:
     return value
 
 
-def _of_fewer(engine: Engine) -> str | None:
-    """Which of an engine's figures are of fewer images than the clean one; None if none is."""
-    found = [
-        (title, engine[block]["images"])
+def _of_fewer(engines: Sequence[Engine]) -> dict[str, int]:
+    """Which figures are of fewer images than the clean one, and of how many: of as many as ``robustness.images`` says."""
+    return {
+        title: engine[block]["images"]
         for key, (title, block) in _MAPS.items()
+        for engine in engines
         if key not in engine and key in (engine.get(block) or {})
-    ]
-    if not found:
-        return None
-    titles = [title for title, _ in found]
-    lowest = ["lowest"] if set(titles) - {"mPC"} else []
-    return f"of {found[0][1]} images: {', '.join([*titles, *lowest])}"
+    }
 
 
 def _lowest(engine: Engine) -> str:
