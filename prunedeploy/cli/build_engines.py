@@ -65,7 +65,7 @@ def _figure(engine: Engine, key: str) -> float | None:
 
 
 def _of_fewer(engines: Sequence[Engine]) -> dict[str, int]:
-    """Which figures are of fewer images than the clean one, and of how many: of as many as ``robustness.images`` says."""
+    """Which figures are of fewer images than the clean one, and of how many; ``robustness.images`` says it of all."""
     return {
         title: engine[block]["images"]
         for key, (title, block) in _MAPS.items()
