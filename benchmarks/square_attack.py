@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from _common import say_machine
 
-from prunedeploy.evaluation.black_box import Feedback, Start
+from prunedeploy.config import Feedback, Start
 from prunedeploy.pipeline.evaluation import Request, run
 from prunedeploy_engines.bundle.source import find_model
 from prunedeploy_engines.errors import PrunedeployError

@@ -85,7 +85,7 @@ def check_references(references: Sequence[str], where: str, *, of_runners: bool 
                 f"there is no attack {name!r}; the nearest is {nearest}", where, f"choose from {', '.join(NAMES)}"
             )
         if name == "square" and not of_runners:
-            fix = "use `prunedeploy evaluate --attack square` on what was built"
+            fix = "make it with prunedeploy.evaluation.black_box"
             raise ConfigError("square is made on a runner, not on a network's gradients", where, fix)
         if colon and name not in WITH_OBJECTIVE:
             raise ConfigError(f"{name} has no objective to choose", where, f"leave {colon}{objective} out")

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from prunedeploy.cli.build_engines import print_engine_figures
 from prunedeploy.cli.build_search import print_search
 from prunedeploy.cli.failures import INCOMPLETE
 from prunedeploy.cli.group import Session, command_with_examples
@@ -225,13 +226,12 @@ def print_results(results: Mapping[str, Any]) -> None:
     if speedup:
         click.echo(f"speed against the original: {speedup} (median latency)")
     maps = {"map_clean": "mAP clean", "map_pgd_transfer": "mAP PGD, transfer"}
-    if any("adaptive" in engine for engine in results.get("engines") or ()):
-        maps["map_pgd_adaptive"] = "adaptive"
     engines = [_engine_cells(engine, maps) for engine in results.get("engines") or ()]
     if len(engines) > 1:
         click.echo()
         print_table(["file", "runtime", "precision", "computes in", "size", *maps.values(), "ms"], engines, left=4)
         rows += engines
+    rows += print_engine_figures(results.get("engines") or ())
     if any("*" in cell for row in rows for cell in row):
         click.echo("* noisy: the coefficient of variation is above 0.1")
 

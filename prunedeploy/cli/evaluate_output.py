@@ -30,6 +30,10 @@ def print_evaluation(document: dict[str, Any]) -> None:
     click.echo()
     print_table(["runtime", "images", "mAP", "95 % interval", "mAP50", "mAP at score 0.5"], rows, left=2)
     labels = {attack["name"].replace(":", "_"): _label(attack["name"]) for attack in document["attacks"]}
+    for result in document["results"]:
+        if "lowest" in result and len(_kinds(document["attacks"], result)) > 2:
+            lowest = result["lowest"]
+            click.echo(f"lowest on {result['runtime']}: {number(lowest['map'])}, by {_by(lowest['attack'], labels)}")
     if document["attacks"]:
         _print_candidates(document["results"], {"clean": "clean", **labels})
     for result in document["results"]:
@@ -67,6 +71,15 @@ def _kinds(attacks: list[dict[str, Any]], result: dict[str, Any]) -> list[tuple[
             ends = ((ending, remark), ("_adaptive", " (adaptive)"))
             named += [(name, end, f"{_label(attack['name'])}{said}") for end, said in ends]
     return [("clean", "", "clean"), *(one for one in named if f"map_{one[0]}{one[1]}" in result)]
+
+
+def _by(attack: str, labels: dict[str, str]) -> str:
+    """An attack of ``lowest`` as people call it: ``apgd_box_adaptive`` is ``APGD, box (adaptive)``."""
+    for ending in ("transfer", "adaptive"):
+        if attack.endswith(f"_{ending}"):
+            name = attack.removesuffix(f"_{ending}")
+            return f"{labels.get(name, name)} ({ending})"
+    return labels.get(attack, attack)
 
 
 def _label(name: str) -> str:

@@ -15,11 +15,13 @@ from prunedeploy.config.blocks import Block as Block
 from prunedeploy.config.blocks import Budget as Budget
 from prunedeploy.config.blocks import BuildConfig as BuildConfig
 from prunedeploy.config.blocks import EvaluationConfig as EvaluationConfig
+from prunedeploy.config.blocks import Feedback as Feedback
 from prunedeploy.config.blocks import GatesConfig as GatesConfig
 from prunedeploy.config.blocks import Method as Method
 from prunedeploy.config.blocks import RobustnessConfig as RobustnessConfig
 from prunedeploy.config.blocks import ScoreName as ScoreName
 from prunedeploy.config.blocks import ScoresConfig as ScoresConfig
+from prunedeploy.config.blocks import Start as Start
 from prunedeploy.config.blocks import TrainingConfig as TrainingConfig
 from prunedeploy.config.blocks import as_tuple as as_tuple
 from prunedeploy.config.reading import OPTIONS as OPTIONS

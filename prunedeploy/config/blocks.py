@@ -66,6 +66,8 @@ ScoreName = Literal[
     "scaled", "deeplift", "magnitude", "random", "snip", "taylor", "bn-scale", "gradient-x-input", "file"
 ]
 Budget = Literal["quick", "standard", "full"]
+Start = Literal["clean", "white-box"]
+Feedback = Literal["scores", "detections"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -194,13 +196,29 @@ class AttackConfig(Block):
         return self
 
 
+class SquareConfig(Block):
+    """How ``square`` of ``robustness.attacks`` searches, in the words of ``prunedeploy evaluate``.
+
+    Attributes:
+        queries: How often it may ask about each image.
+        start: ``clean``: from stripes on the clean image; ``white-box``: from what the attacks with gradients left of
+            it.
+        feedback: What it sees: ``scores`` of all candidates, or the ``detections`` that would be served; null: scores,
+            or detections of files with suppression in their graph.
+    """
+
+    queries: AtLeastOne = 1000
+    start: Start = "clean"
+    feedback: Feedback | None = None
+
+
 class RobustnessConfig(Block):
     """What every network is attacked with beside ``attack``, and what is looked into; nothing unless it is asked for.
 
     Attributes:
         attacks: ``noise``, ``fgsm``, ``apgd``, ``ensemble`` (the strongest) and ``cw``; fgsm, pgd and apgd with an
             objective of their own, such as ``apgd:box``. What a list under ``attack`` has after its first entry comes
-            here.
+            here. ``square`` attacks no network but its files, on every runtime.
         budget: How far apgd and the ensemble search: 10, 30 or 100 steps of each attack.
         images: Test images that are attacked and corrupted so, drawn as ``data.eval_images`` draws; null: all that are
             measured.
@@ -213,6 +231,7 @@ class RobustnessConfig(Block):
         severities: At which severities of them, e.g. ``1-5`` or ``1,3,5``.
         adaptive: Attack the fp16 and int8 files themselves too, by twins that round as they do: with ``attack`` and
             these attacks, on these images.
+        square: How ``square`` searches.
     """
 
     attacks: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
@@ -224,6 +243,7 @@ class RobustnessConfig(Block):
     corruptions: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     severities: Annotated[tuple[int, ...], BeforeValidator(as_severities)] = SEVERITIES
     adaptive: bool = False
+    square: SquareConfig = SquareConfig()
 
     @field_validator("corruptions")
     @classmethod
@@ -236,18 +256,38 @@ class RobustnessConfig(Block):
         younger = {
             *(() if self.corruptions else ("corruptions", "severities")),
             *(() if self.adaptive else ("adaptive",)),
+            *(() if self.square != SquareConfig() else ("square",)),
         }
         return {key: value for key, value in values(self).items() if key not in younger}
 
+    @model_validator(mode="after")
+    def _square_is_asked_for(self) -> RobustnessConfig:
+        if self.square != SquareConfig() and not self.asks_files:
+            raise ValueError("square has no effect without square in robustness.attacks; add it there")
+        return self
+
     @property
     def is_wanted(self) -> bool:
-        """Whether there is anything to attack."""
-        return bool(self.attacks or self.curve or self.checks)
+        """Whether there is anything that networks are attacked with."""
+        return bool(self.of_attacks.attacks or self.curve or self.checks)
+
+    @property
+    def asks_files(self) -> bool:
+        """Whether files are attacked by their answers."""
+        return "square" in self.attacks
 
     @property
     def of_attacks(self) -> RobustnessConfig:
         """The same without what no attack on a network depends on: corruptions, and attacks on its files."""
-        return self.model_copy(update={"corruptions": (), "adaptive": False})
+        attacks = tuple(one for one in self.attacks if one != "square")
+        return self.model_copy(
+            update={"attacks": attacks, "corruptions": (), "adaptive": False, "square": SquareConfig()}
+        )
+
+    @property
+    def on_files(self) -> tuple[str, ...]:
+        """The attacks by gradients that files are attacked with: the build's own first; ``cw`` searches no ball."""
+        return tuple(dict.fromkeys(["pgd", *(one for one in self.of_attacks.attacks if one != "cw")]))
 
 
 class AugmentConfig(Block):
@@ -614,6 +654,8 @@ class LatencyConfig(Block):
         threads: Threads of the runtime; null: as ``threads`` at the top.
         batch: Batch sizes.
         runtimes: One that cannot run on this machine is reported as null.
+        flood: Measure every file from image to detections too, as it is and with as much for suppression to do as there
+            can be; see docs/flood.md.
     """
 
     seconds: Positive = 10.0
@@ -623,6 +665,12 @@ class LatencyConfig(Block):
     threads: AtLeastOne | None = None
     batch: Batches = (1,)
     runtimes: Runtimes = ("torch", "onnxruntime", "openvino", "tensorrt")
+    flood: bool = False
+
+    @model_serializer(mode="wrap")
+    def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave ``flood`` out unless it is chosen, as `AttackConfig` does ``iterate``."""
+        return {key: value for key, value in values(self).items() if value or key != "flood"}
 
 
 class GatesConfig(Block):

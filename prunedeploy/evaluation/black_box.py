@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from prunedeploy.attacks.answer_margins import from_detections, from_scores, objects_of, served
 from prunedeploy.attacks.square import Loss, Square
+from prunedeploy.config import Feedback, Start
 from prunedeploy.data.loader import Batch
 from prunedeploy.evaluation.detecting import IOU_THRESHOLD
 from prunedeploy.evaluation.measurement import PAPER_SCORE_THRESHOLD
@@ -20,8 +21,6 @@ from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.runtimes.runner import Float32Array, Runner
 
 SQUARE = "square"
-Feedback = Literal["scores", "detections"]
-Start = Literal["clean", "white-box"]
 BLIND = ("noise",)
 """Attacks that know nothing of the network, whose images are no white-box start."""
 

@@ -9,11 +9,10 @@ from typing import Any
 from prunedeploy.attacks import ThreatModel
 from prunedeploy.attacks.norms import Norm
 from prunedeploy.attacks.square import QUERIES, Square
-from prunedeploy.config import EvaluationConfig
+from prunedeploy.config import Feedback, Start
 from prunedeploy.evaluation import Evaluation
 from prunedeploy.evaluation.attack_checks import Check, black_box_check
-from prunedeploy.evaluation.black_box import BLIND, SQUARE, BlackBox, Feedback, Start
-from prunedeploy_engines.bundle import Bundle
+from prunedeploy.evaluation.black_box import BLIND, SQUARE, BlackBox
 from prunedeploy_engines.errors import ConfigError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.runner import Runner
@@ -28,9 +27,8 @@ def black_box(
     feedback: Feedback | None,
     norm: Norm,
     seed: int,
-    settings: EvaluationConfig,
-    bundle: Bundle | None,
-    precision: str,
+    score_threshold: float,
+    iou_threshold: float,
     nms: NmsInGraph | None,
 ) -> BlackBox:
     """The attack as it was asked for; refused before anything is measured if a runner cannot answer it.
@@ -43,9 +41,8 @@ def black_box(
         feedback: None: scores, or detections where they are all that a runner gives.
         norm: Norm of the ball.
         seed: Seed of the search.
-        settings: Thresholds of what has no bundle.
-        bundle: Says at which thresholds detections are served.
-        precision: Which of its models.
+        score_threshold: At which detections are served, in [0, 1].
+        iou_threshold: Of their suppression, in [0, 1].
         nms: Suppression in the graph of the file that runs; its threshold holds if it is higher.
 
     Raises:
@@ -55,9 +52,6 @@ def black_box(
     if suppressed and feedback == "scores":
         what = "a file with suppression in its graph gives no scores of candidates"
         raise ConfigError(what, "--feedback scores", "use --feedback detections")
-    score, iou = settings.score_threshold, settings.iou_threshold
-    if bundle is not None:
-        score, iou = bundle.score_threshold(precision), bundle.manifest.thresholds.iou
     try:
         square = Square(threat_model.eps, queries or QUERIES, norm, seed=seed)
     except ValueError as error:
@@ -66,8 +60,8 @@ def black_box(
         square,
         feedback or ("detections" if suppressed else "scores"),
         start or "clean",
-        score if nms is None else max(score, nms.score_threshold),
-        iou,
+        score_threshold if nms is None else max(score_threshold, nms.score_threshold),
+        iou_threshold,
     )
     for runner in runners:
         box.against(runner)

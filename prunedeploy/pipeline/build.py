@@ -23,6 +23,7 @@ from prunedeploy.pipeline.ratio.trials import check_target, final_value, find_ra
 from prunedeploy.pipeline.results import BuildResults, collect_results, is_complete, write_output
 from prunedeploy.pipeline.stages.adaptive import adaptive_stage, check_adaptive
 from prunedeploy.pipeline.stages.corruptions import corruptions_stage
+from prunedeploy.pipeline.stages.deployment import deployment
 from prunedeploy.pipeline.stages.evaluate import (
     check_images_stage,
     compare_stage,
@@ -30,7 +31,16 @@ from prunedeploy.pipeline.stages.evaluate import (
     gallery_stage,
     without_what_failed,
 )
-from prunedeploy.pipeline.stages.export import artefact_stages, check_calibration_images, engine_stages, export_stage
+from prunedeploy.pipeline.stages.export import (
+    ENGINE,
+    artefact_stages,
+    check_calibration_images,
+    cpu_runtimes,
+    engine_stages,
+    export_stage,
+    runner_key,
+)
+from prunedeploy.pipeline.stages.flood import check_flood, flood_stage
 from prunedeploy.pipeline.stages.granularity import check_reachable
 from prunedeploy.pipeline.stages.latency import latency_stage
 from prunedeploy.pipeline.stages.operating_point import FILE as POINTS
@@ -43,6 +53,7 @@ from prunedeploy.pipeline.stages.robustness import (
     strongest_attack,
 )
 from prunedeploy.pipeline.stages.score import check_scores
+from prunedeploy.pipeline.stages.square import check_square, square_stage
 from prunedeploy.pipeline.stages.train import original_stage, pretrain_stage
 from prunedeploy.pipeline.store.key import canonical_json
 from prunedeploy.pipeline.store.store import Store, read_json
@@ -91,7 +102,9 @@ def build(
     """
     config = with_imported_network(config, store)
     check_robustness(config)
+    check_square(config)
     check_adaptive(config)
+    check_flood(config)
     if target is not None:
         check_target(config, target)
         config = with_what_is_searched(config, target)
@@ -177,7 +190,16 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
         {row: stage.read(POINTS)[NETWORK]["score_threshold"] for row, stage in points.items()},
         {row: attack for row, stage in robustness.items() if (attack := strongest_attack(stage)) is not None},
     )
+    deployed = deployment(context, networks.pruned, points["pruned"], artefacts)
+    square = {}
+    if context.config.robustness.asks_files:
+        square = {
+            runner_key(runtime, one): square_stage(context, networks.pruned, one, runtime, deployed)
+            for one in artefacts
+            for runtime in (cpu_runtimes(context) if one.target != "gpu" else (ENGINE,))
+        }
     latency = latency_stage(context, rows, exports, artefacts)
+    flood = flood_stage(context, networks.pruned, artefacts, deployed) if context.config.latency.flood else None
     return BuildResults(
         networks=networks,
         exports=exports,
@@ -191,9 +213,11 @@ def _measured(context: BuildContext, networks: Networks) -> BuildResults:
         robustness=robustness,
         corruptions=corruptions,
         adaptive=adaptive,
+        square=square,
         points=points,
         gallery=gallery,
         latency=latency,
+        flood=flood,
     )
 
 

@@ -99,6 +99,12 @@ class BuildContext:
         """Class names of the network, in the order of its scores."""
         return self.network.class_names
 
+    @property
+    def attacked(self) -> CocoDataset:
+        """The test images that ``robustness`` attacks and corrupts; some of them if it says how many."""
+        images = self.config.robustness.images
+        return self.test if images is None or images >= len(self.test.images) else measured_subset(self.test, images)
+
     @contextmanager
     def stage(
         self,

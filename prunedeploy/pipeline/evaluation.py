@@ -17,7 +17,7 @@ import torch
 from prunedeploy.attacks import ThreatModel
 from prunedeploy.attacks.norms import Norm, on_lattice
 from prunedeploy.attacks.suite import Suite, check_references
-from prunedeploy.config import BUNDLED, Budget, EvaluationConfig, RobustnessConfig
+from prunedeploy.config import BUNDLED, Budget, EvaluationConfig, Feedback, RobustnessConfig, Start
 from prunedeploy.data.class_names import COCO_NAMES, read_names
 from prunedeploy.data.coco import Allowed, load_test_split, measured_subset
 from prunedeploy.data.demo import CLASS_NAMES
@@ -26,7 +26,7 @@ from prunedeploy.data.loader import EvaluationLoader
 from prunedeploy.data.names_beside import names_beside
 from prunedeploy.data.records import CocoDataset
 from prunedeploy.evaluation import Evaluation, TorchRunner, evaluate, figure_name, write_detections
-from prunedeploy.evaluation.black_box import SQUARE, BlackBox, Feedback, Start
+from prunedeploy.evaluation.black_box import SQUARE, BlackBox
 from prunedeploy.evaluation.corruption import UnderCorruption, evaluate_corrupted
 from prunedeploy.evaluation.robustness import RADII, looked_into
 from prunedeploy.models import Darknet, load_darknet
@@ -34,6 +34,7 @@ from prunedeploy.pipeline.adaptive import AdaptiveAttack, adaptive_figures, engi
 from prunedeploy.pipeline.attacking import Attacked
 from prunedeploy.pipeline.black_box import black_box, black_box_checks, queries_row
 from prunedeploy.pipeline.context import composed_demo
+from prunedeploy.pipeline.engine_figures import lowest_of, named_figures
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy_engines.bundle import Bundle
 from prunedeploy_engines.bundle.source import ModelSource, find_model
@@ -185,6 +186,8 @@ def run(request: Request) -> dict[str, Any]:
                 figures, intervals = adaptive_figures(found)
                 row.update(figures)
                 row["intervals"].update(intervals)
+            if (lowest := lowest_of(row)) is not None:
+                row["lowest"] = lowest
         attacks = [] if attacked is None else attacked.described
         beyond = {} if attacked is None else attacked.beyond(source.given.name)
     if request.csv_folder is not None:
@@ -245,16 +248,11 @@ def _corrupted(
 
 def result_row(name: str, result: Evaluation) -> dict[str, Any]:
     """One runtime's figures; those of attacked images made with another model end in ``_transfer``."""
-    own = ("clean", *map(figure_name, result.queries))  # no figures of transfer
-
-    def named(key: str) -> str:
-        return f"{key}_transfer" if result.transfer and not any(one in key for one in own) else key
-
-    intervals = {named(key): None if one is None else [one.low, one.high] for key, one in result.intervals().items()}
+    figures, intervals = named_figures(result)
     return {
         "runtime": name,
         "transfer": result.transfer,
-        **{named(key): value for key, value in result.metrics().items()},
+        **figures,
         "intervals": intervals,
         **queries_row(result),
         "candidates": {figure_name(kind): counts.summary() for kind, counts in result.candidates.items()},
@@ -308,9 +306,8 @@ def _black_box(
         feedback=request.feedback,
         norm=request.norm,
         seed=seed,
-        settings=settings,
-        bundle=bundle,
-        precision=request.precision,
+        score_threshold=bundle.score_threshold(request.precision) if bundle else settings.score_threshold,
+        iou_threshold=bundle.manifest.thresholds.iou if bundle else settings.iou_threshold,
         nms=_nms_in_graph(request, bundle),
     )
 

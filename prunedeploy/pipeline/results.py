@@ -13,9 +13,8 @@ from typing import Any
 
 from prunedeploy.config import as_dict
 from prunedeploy.data.left_out import left_out
-from prunedeploy.models import read_cfg
 from prunedeploy.pipeline.context import BuildContext, StageResult
-from prunedeploy.pipeline.engine_rows import engine_rows
+from prunedeploy.pipeline.engine_rows import EngineMeasurements, engine_rows
 from prunedeploy.pipeline.left_out import LeftOut
 from prunedeploy.pipeline.model_rows import model_row, speedup
 from prunedeploy.pipeline.networks import Networks
@@ -23,17 +22,19 @@ from prunedeploy.pipeline.output_folder import ENTRIES, OutputFolder
 from prunedeploy.pipeline.stages.adaptive import FILE as ADAPTIVE
 from prunedeploy.pipeline.stages.corruptions import FILE as CORRUPTIONS
 from prunedeploy.pipeline.stages.dead_channels import NAME as DEAD_CHANNELS
+from prunedeploy.pipeline.stages.deployment import deployment
 from prunedeploy.pipeline.stages.evaluate import csv_name
 from prunedeploy.pipeline.stages.export import ENGINE, Artefact
+from prunedeploy.pipeline.stages.flood import FILE as FLOOD
 from prunedeploy.pipeline.stages.latency import PEAK
 from prunedeploy.pipeline.stages.operating_point import FILE as POINTS
 from prunedeploy.pipeline.stages.operating_point import NETWORK
 from prunedeploy.pipeline.stages.robustness import FILE as ROBUSTNESS
+from prunedeploy.pipeline.stages.square import FILE as SQUARE
 from prunedeploy.pipeline.stages.training_run import SKIPPED
 from prunedeploy.report.page import write_report
 from prunedeploy_engines.builder.from_onnx import read_engine_file, sidecar_path
 from prunedeploy_engines.bundle import BundleFile, load_bundle, write_bundle
-from prunedeploy_engines.detection.letterbox import GREY
 from prunedeploy_engines.errors import BundleError
 from prunedeploy_engines.files import file_sha256, write_atomically
 from prunedeploy_engines.machine.environment import library_versions, machine_info
@@ -61,9 +62,11 @@ class BuildResults:
         robustness: What other attacks do to each network; empty unless asked for.
         corruptions: What weather, noise, blur and compression do to each network; empty unless asked for.
         adaptive: Attacks on the pruned network's files; None unless they were asked for.
+        square: Those by their answers, by `runner_key`; empty unless asked for.
         points: Operating points of each network, and of the files of the pruned one.
         gallery: Pictures.
         latency: All networks.
+        flood: Latency of the files under floods; None unless asked for.
     """
 
     networks: Networks
@@ -78,9 +81,11 @@ class BuildResults:
     robustness: dict[str, StageResult]
     corruptions: dict[str, StageResult]
     adaptive: StageResult | None
+    square: dict[str, StageResult]
     points: dict[str, StageResult]
     gallery: StageResult
     latency: StageResult
+    flood: StageResult | None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -124,10 +129,14 @@ def collect_results(context: BuildContext, built: BuildResults, command: str | N
             built.engines,
             built.missing_engines,
             built.left_out,
-            built.figures,
-            latency["rows"],
-            corruptions.get("pruned"),
-            None if built.adaptive is None else built.adaptive.read(ADAPTIVE),
+            EngineMeasurements(
+                built.figures,
+                latency["rows"],
+                corruptions.get("pruned"),
+                {} if built.adaptive is None else built.adaptive.read(ADAPTIVE),
+                {name: stage.read(SQUARE) for name, stage in built.square.items()},
+                None if built.flood is None else built.flood.read(FLOOD),
+            ),
         ),
         "left_out": [one.as_dict() for one in built.left_out],
         "gates": [{"model": row, **gate} for row in built.exports for gate in _gates(built, row)],
@@ -201,42 +210,23 @@ def is_complete(out: OutputFolder, context: BuildContext) -> bool:
 
 
 def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder, results: dict[str, Any]) -> None:
-    config = context.config
-    cfg = read_cfg(built.networks.pruned.folder / "model.cfg")
-    height, width = cfg.input_size
-    files = {
-        artefact.name: BundleFile(artefact.file, "onnx", artefact.precision, artefact.target)
-        for artefact in built.artefacts
-    }
+    deployed = deployment(context, built.networks.pruned, built.points["pruned"], built.artefacts)
+    files = dict(deployed.files)
     for engine in built.engines:
         for plan in sorted(engine.folder.glob("*.plan")):
             about = read_engine_file(plan)
             name = f"engines/{about.target}/{plan.name}"
             files[name] = BundleFile(plan, "engine", about.precision, about.target)
             files[f"{name}.json"] = BundleFile(sidecar_path(plan), "metadata", None, about.target)
-    points = _points_by_precision(built)
-    first = built.artefacts[0].precision
-    score = points[first]["score_threshold"] if first in points else config.evaluation.score_threshold
     rows = {model["name"]: model for model in results["models"]}
-    deployed = [engine for engine in results["engines"] if engine["file"] is not None]
+    engines = [engine for engine in results["engines"] if engine["file"] is not None]
     write_bundle(
         out.file("bundle"),
         files,
-        class_names=context.class_names,
-        input={
-            "height": height,
-            "width": width,
-            "letterbox_colour": list(GREY),
-            "greyscale": config.data.greyscale,
-            "channels": cfg.input_shape[0],
-            "letterbox": cfg.letterbox,
-        },
-        thresholds={"score": score, "iou": config.evaluation.iou_threshold},
-        nms={"max_candidates": config.nms.max_candidates},
-        operating_points=points,
+        **deployed.settings,
         pruning={
             **results["pruning"],
-            "scores": config.scores.name,
+            "scores": context.config.scores.name,
             # Beside the metrics' ``filters`` it says how many left, the dead ones too, which ``layers`` do not know.
             "filters_before": rows["robust"]["filters"],
             "layers": results["pruning"].get("layers"),
@@ -245,25 +235,18 @@ def _write_bundle(context: BuildContext, built: BuildResults, out: OutputFolder,
             **_without("name", rows["pruned"]),
             # The file's SHA-256 stands under ``files`` and nowhere else.
             "engines": [
-                {**_without("sha256", engine), "file": engine["file"].removeprefix("bundle/")} for engine in deployed
+                {**_without("sha256", engine), "file": engine["file"].removeprefix("bundle/")} for engine in engines
             ],
         },
         provenance={
             "commit": _commit(),
-            "configuration": as_dict(config),
-            "seeds": {"seed": config.seed},
+            "configuration": as_dict(context.config),
+            "seeds": {"seed": context.config.seed},
             "versions": library_versions(),
         },
         created=results["created"],
         overwrite=True,
     )
-
-
-def _points_by_precision(built: BuildResults) -> dict[str, dict[str, Any]]:
-    """The operating points of the bundle's files, of int8 that of the file for CPUs, where one could be chosen."""
-    found = built.points["pruned"].read(POINTS)
-    there = {one.precision: found[one.name] for one in sorted(built.artefacts, key=lambda one: one.target == "cpu")}
-    return {precision: _without("why_not", point) for precision, point in there.items() if point["why_not"] is None}
 
 
 def _without(key: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ Every number comes from ``results.json``; this only says it in words, tables and
 SVG, pictures are embedded, there are no scripts, and nothing is loaded from anywhere.
 
 - `words`: the headline, and what the numbers do not say.
-- `models`, `tables`, `delivery`, `figures`, `pruning`, `search`, `robustness`, `corruptions`, `training`, `gallery`:
-  what is shown.
+- `models`, `tables`, `engine_figures`, `delivery`, `figures`, `pruning`, `search`, `robustness`, `corruptions`,
+  `training`, `gallery`: what is shown.
 - `format`, `prunedeploy_engines.markup`: how.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 from prunedeploy.report.corruptions import corruptions_section
 from prunedeploy.report.delivery import left_out_list, operating_points_table
+from prunedeploy.report.engine_figures import engine_figures_table
 from prunedeploy.report.figures import latency_chart, map_chart
 from prunedeploy.report.format import look_up, mapping, number, three_digits, without_nan
 from prunedeploy.report.gallery import gallery_figure
@@ -162,6 +163,7 @@ def _engines(results: Results) -> Html:
     some = bool(results.get("gates"))
     return join(
         engines_table(results),
+        engine_figures_table(results),
         left_out_list(results),
         operating_points_table(results),
         tag("h3", "Gates"),

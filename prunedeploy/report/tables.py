@@ -12,10 +12,8 @@ from prunedeploy.report.format import (
     flattened,
     known,
     look_up,
-    map_cell,
     map_text,
     mapping,
-    milliseconds,
     number,
     plain,
     rows_of,
@@ -24,7 +22,7 @@ from prunedeploy.report.format import (
 )
 from prunedeploy.report.words import Results, runtime_name
 from prunedeploy_engines.markup.html import Html, Node, join, tag, text
-from prunedeploy_engines.markup.page import note, number_cell, table
+from prunedeploy_engines.markup.page import note, table
 
 Model = Mapping[str, Any]
 
@@ -35,48 +33,21 @@ def noisy_flag(summary: Model) -> Html | None:
 
 
 def engines_table(results: Results) -> Html:
-    """What was built for which device, and how it did."""
-    rows = []
-    engines = rows_of(results.get("engines"))
-    maps = {"map_clean": "mAP clean", "map_pgd_transfer": "mAP PGD, transfer"}
-    if any("adaptive" in engine for engine in engines):
-        maps |= {"map_pgd_adaptive": "mAP PGD, adaptive"}
-    for engine in engines:
-        texts = [
+    """What was built for which device."""
+    rows: list[list[Node]] = [
+        [
             runtime_name(engine.get("runtime")),
             plain(engine.get("target")),
             join(plain(engine.get("precision")), _left_in_fp32(engine)),
             _computed_in(engine),
             _file(engine),
+            scaled(engine.get("bytes"), "B"),
         ]
-        cells = [*(tag("td", one) for one in texts), number_cell(scaled(engine.get("bytes"), "B"))]
-        latency, remark = mapping(engine.get("latency_ms")), engine.get("note")
-        measured = [engine.get(name) for name in maps] + [latency.get("p50")]
-        why = f"not measured here: {remark or 'no reason was recorded'}"
-        if all(number(value) is None for value in measured):
-            cells.append(tag("td", why, colspan=len(measured), cls="wide"))
-        else:
-            cells += [
-                number_cell(map_cell(value, why=_no_figure(engine, name, why)))
-                for name, value in zip(maps, measured, strict=False)
-            ]
-            late = tag("small", " p99 ", milliseconds(latency.get("p99")), cls="interval") if latency else None
-            more = tag("small", str(remark), cls="remark") if remark else None
-            cells.append(number_cell([milliseconds(measured[-1], why), noisy_flag(latency), late, more]))
-        rows.append(tag("tr", *cells))
+        for engine in rows_of(results.get("engines"))
+    ]
     if not rows:
         return note("No engine was built.")
-    head = ["Runtime", "Target", "Precision", "Computed in", "File", "Size"]
-    return table([*head, *maps.values(), "Latency, median"], rows, numbers=range(5, 7 + len(maps)))
-
-
-def _no_figure(engine: Model, name: str, why: str) -> str:
-    """Why a file has no such figure; an adaptive one of fp32 is its parent's, and a twin may have failed its gates."""
-    if not name.endswith("_adaptive"):
-        return why
-    if engine.get("precision") == "fp32":
-        return "of an fp32 file it is the network's own"
-    return str(mapping(engine.get("adaptive")).get("why_not") or "not attacked, or on fewer images")
+    return table(["Runtime", "Target", "Precision", "Computed in", "File", "Size"], rows, numbers=(5,))
 
 
 def _computed_in(engine: Model) -> Node:

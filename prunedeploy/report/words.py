@@ -236,6 +236,11 @@ def _doubtful_attacks(results: Results) -> Iterator[str]:
         for check in rows_of(look_up(network, "checks")):
             if check.get("passed") is False:
                 yield f"The attacks on {name} failed a check, {check.get('name')}: {check.get('says')}."
+    for engine in rows_of(results.get("engines")):
+        for check in rows_of(look_up(engine, "square", "checks")):
+            if check.get("passed") is False:
+                file = str(engine.get("file")).rpartition("/")[2]
+                yield f"The attacks on {file} failed a check, {check.get('name')}: {check.get('says')}."
 
 
 def figure_of(attack: Mapping[str, Any]) -> str:

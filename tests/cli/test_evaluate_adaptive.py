@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ def test_figures_stand_beside_transfer(run: Any, files: Path, darknet: Path, coc
     for kind in ("map_pgd", "map50_pgd", "map_pgd_conf50", "map_apgd_box"):
         assert {f"{kind}_transfer", f"{kind}_adaptive"} <= set(row)
         assert {f"{kind}_transfer", f"{kind}_adaptive"} <= set(row["intervals"])
+    maps = {key.removeprefix("map_"): row[key] for key in row if key.startswith("map_") and "clean" not in key}
+    maps = {attack: value for attack, value in maps.items() if "conf50" not in attack}
+    assert row["lowest"]["map"] == min(maps.values()) == maps[row["lowest"]["attack"]]
+    assert row["lowest"]["interval"] == row["intervals"][f"map_{row['lowest']['attack']}"]
     assert row["adaptive"]["twin"]["tensors"]["images"] == 8  # four of the data, and a point of each one's ball
     assert (row["adaptive"]["twin"]["tensors"]["values"] > 0) == (name != "fp16")
 
@@ -70,6 +75,8 @@ def test_figures_stand_beside_transfer(run: Any, files: Path, darknet: Path, coc
     lines = [line for line in said.stdout.splitlines() if line.startswith("onnxruntime ")]
     assert [line.split()[1:3] for line in lines[1:3]] == [["PGD", "(transfer)"], ["PGD", "(adaptive)"]]
     assert "adaptive: made with a twin of the engine's file" in said.stdout
+    (lowest,) = [line for line in said.stdout.splitlines() if line.startswith("lowest on ")]
+    assert re.fullmatch(r"lowest on onnxruntime: \d\.\d{3}, by PGD \((transfer|adaptive)\)", lowest)
 
 
 def test_ensemble_and_cw_are_of_the_twin_too(run: Any, files: Path, darknet: Path, coco: Path) -> None:

@@ -59,6 +59,9 @@ def test_beside_attacks_with_gradients_it_is_no_transfer_and_is_compared(
     assert "on torch square leaves" in check["says"]
     assert "pgd with its own gradients" in check["says"]
     assert [one.startswith("black-box: ") for one in document["warnings"]].count(True) == (not check["passed"])
+    (row,) = document["results"]
+    maps = {name: row[f"map_{name}"] for name in ("noise", "pgd", "square")}
+    assert row["lowest"]["map"] == min(maps.values()) == maps[row["lowest"]["attack"]]
     onwards = json.loads(run(*arguments, "--start", "white-box").stdout)
     assert "checks" not in onwards
     assert onwards["attacks"][2]["start"] == "white-box"
@@ -112,9 +115,20 @@ def test_white_box_starts_of_an_engine_need_its_parent(run: Any, bundle: Path, c
     assert "--parent-cfg" in done.stderr
 
 
-def test_a_build_has_no_runner_to_ask(run: Any, coco: Path, darknet: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("robustness.square.queries=5", "square has no effect without square in robustness.attacks"),
+        ("robustness={attacks: square, square: {queries: 0}}", "robustness.square.queries"),
+        ("robustness.attacks=sqare", "there is no attack 'sqare'; the nearest is square"),
+    ],
+)
+def test_a_build_that_asks_for_it_wrongly_says_so_in_one_line(
+    run: Any, coco: Path, darknet: Path, tmp_path: Path, setting: str, said: str
+) -> None:
     done = run("build", "--config", "smoke", "--ratio", "0.5", "--cfg", darknet, "--weights",
                darknet.with_suffix(".weights"), "--data", coco, "--out", tmp_path / "out", "--store",
-               tmp_path / "store", "--set", "robustness.attacks=square")  # fmt: skip
-    assert done.exit_code == 2
-    assert "robustness.attacks: square is made on a runner" in done.stderr.splitlines()[-1]
+               tmp_path / "store", "--set", setting)  # fmt: skip
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert said in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out").exists()

@@ -111,6 +111,18 @@ num=4
 """
 
 
+# Random weights have hardly any mAP to lose: no tolerance decides here.
+EVERY_PRECISION = (
+    "export.precisions=fp32,fp16,int8",
+    "export.int8.calibration_images=4",
+    "export.int8.map_budget=null",
+    "export.int8.match_share=0",
+    "export.int8.parity_tolerance=10",
+    "export.int8.map_tolerance=1",
+    "export.fp16.map_tolerance=1",
+)
+
+
 @dataclass(frozen=True)
 class TinyCase:
     """Files of a tiny build, and how to run it.

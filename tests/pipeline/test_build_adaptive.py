@@ -8,22 +8,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.conftest import EVERY_PRECISION
 from prunedeploy.config import as_dict, config_hash, load_config
 from prunedeploy.pipeline.build import BuildOutcome
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.errors import ConfigError
 
-# Random weights have hardly any mAP to lose: no tolerance decides here.
-FILES = (
-    "export.precisions=fp32,fp16,int8",
-    "export.int8.calibration_images=4",
-    "export.int8.map_budget=null",
-    "export.int8.match_share=0",
-    "export.int8.parity_tolerance=10",
-    "export.int8.map_tolerance=1",
-    "export.fp16.map_tolerance=1",
-)
-ADAPTIVE = (*FILES, "attack=[{steps: 2}, apgd:box]", "robustness={budget: quick, adaptive: true}")
+ADAPTIVE = (*EVERY_PRECISION, "attack=[{steps: 2}, apgd:box]", "robustness={budget: quick, adaptive: true}")
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +43,17 @@ def test_rows_of_engines_have_both_figures(attacked: Any) -> None:
 
 
 def test_fewer_images_are_kept_apart(attacked: Any, tiny_case: Any, finished: Any, tmp_path: Path) -> None:
-    outcome = tiny_case.build(finished[0], tmp_path / "out", *FILES, "robustness={images: 3, adaptive: true}")
-    assert "adaptive" in outcome.computed
+    square = "robustness={images: 3, adaptive: true, attacks: [square], square: {queries: 3}}"
+    outcome = tiny_case.build(finished[0], tmp_path / "out", *EVERY_PRECISION, square)
+    assert [name for name in outcome.computed if name in ("adaptive", "square")] == ["adaptive", *["square"] * 3]
     row = next(row for row in outcome.results["engines"] if row["precision"] == "int8")
     assert "map_pgd_adaptive" not in row
     assert row["adaptive"]["images"] == 3
     assert "map_pgd_adaptive" in row["adaptive"]
+    of_three = {name: row["adaptive"][f"map_{name}"] for name in ("pgd_adaptive",)}
+    of_three |= {name: row["square"][f"map_{name}"] for name in ("pgd_transfer", "square")}
+    assert row["lowest"]["map"] == min(of_three.values()) == of_three[row["lowest"]["attack"]]
+    assert row["lowest"]["images"] == row["square"]["images"] == 3
 
 
 def test_nothing_else_changes_by_the_key(tiny_case: Any) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from prunedeploy.config import BuildConfig
-from prunedeploy.data.coco import measured_subset
 from prunedeploy.pipeline.adaptive import AdaptiveAttack, adaptive_figures
 from prunedeploy.pipeline.attacking import Attacked
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
@@ -39,11 +38,10 @@ def adaptive_stage(context: BuildContext, model: StageResult, artefacts: Sequenc
         artefacts: All files.
     """
     config, block = context.config, context.config.robustness
-    attacks = tuple(dict.fromkeys(["pgd", *(one for one in block.attacks if one != "cw")]))
     files = [one for one in artefacts if one.precision != "fp32"]
     settings = {
         "attack": config.attack.model_dump(),
-        "attacks": attacks,
+        "attacks": block.on_files,
         "budget": block.budget,
         "images": block.images,
         "runtimes": cpu_runtimes(context),
@@ -53,15 +51,13 @@ def adaptive_stage(context: BuildContext, model: StageResult, artefacts: Sequenc
     with context.stage("adaptive", 1, settings, inputs) as result:
         if result.work:
             network = load_stage_model(model.folder).to(context.device)
-            dataset = context.test
-            if block.images is not None and block.images < len(dataset.images):
-                dataset = measured_subset(dataset, block.images)
+            dataset = context.attacked
             attacked = Attacked(
                 network,
                 dataset,
                 lambda some: context.evaluation_loader(some, network, config.evaluation.batch_size),
                 config.attack,
-                block.model_copy(update={"attacks": attacks, "error_kinds": False}),
+                block.model_copy(update={"attacks": block.on_files, "error_kinds": False}),
                 config.evaluation,
                 config.seed,
                 context.progress,

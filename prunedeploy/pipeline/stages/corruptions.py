@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prunedeploy.data.coco import measured_subset
 from prunedeploy.evaluation import TorchRunner
 from prunedeploy.evaluation.corruption import evaluate_corrupted
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
@@ -40,9 +39,7 @@ def corruptions_stage(
     with context.stage("corruptions", 1, settings, inputs) as result:
         if result.work:
             network = load_stage_model(model.folder).to(context.device)
-            dataset = context.test
-            if block.images is not None and block.images < len(dataset.images):
-                dataset = measured_subset(dataset, block.images)
+            dataset = context.attacked
             loader = context.evaluation_loader(dataset, network, config.evaluation.batch_size)
             passes = 1 + len(block.corruptions) * len(block.severities)
             with ExitStack() as stack:

@@ -14,7 +14,7 @@ from prunedeploy.models import Darknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.export import PLAIN, Artefact, cpu_runtimes, runner_key
 from prunedeploy.pipeline.store.key import machine_id
-from prunedeploy_engines.bench.rounds import bench_models
+from prunedeploy_engines.bench.rounds import BenchResult, bench_models
 from prunedeploy_engines.detection.letterbox import in_three_channels, to_uint8_input
 from prunedeploy_engines.machine.environment import machine_info
 
@@ -41,7 +41,8 @@ def latency_stage(
     settings = context.config.latency
     threads = settings.threads or context.threads
     runtimes = cpu_runtimes(context)
-    config = {"latency": result_settings(settings), "threads": threads, "here": list(runtimes)}
+    unflooded = settings.model_copy(update={"flood": False})
+    config = {"latency": result_settings(unflooded), "threads": threads, "here": list(runtimes)}
     inputs = {
         f"{row}-{kind}": results[row].digest
         for kind, results in (("model", models), ("export", exports))
@@ -52,7 +53,7 @@ def latency_stage(
     with context.stage("latency", 3, config, inputs, machine=machine_id()) as result:
         if result.work:
             network = load_stage_model(models["pruned"].folder)
-            images = _save_images(context, network, result.work)
+            images = save_images(context, network, result.work)
             common = {"threads": threads, "images": str(images), "kind": "host"}
             specs: dict[str, dict[str, Any]] = {
                 f"{name}|{batch}": {**common, **spec, "batch": batch}
@@ -63,18 +64,7 @@ def latency_stage(
             for runtime in runtimes:
                 if any(spec["runtime"] == runtime for spec in specs.values()):
                     specs[PEAK.format(runtime=runtime)] = {"runtime": "matmul", "on": runtime, "threads": threads}
-            measured = {}
-            with context.progress.task("measure latency", ROUNDS * len(specs)) as advance:
-                if specs:  # with nothing to measure here, it does not wait for others that measure
-                    measured = bench_models(
-                        specs,
-                        seconds=settings.seconds,
-                        min_calls=settings.min_calls,
-                        warmup_s=settings.warmup_seconds,
-                        warmup_calls=settings.warmup_calls,
-                        rounds=ROUNDS,
-                        progress=lambda name: advance(1),
-                    )
+            measured = timed(context, specs, "measure latency")
             images.unlink()
             document = {
                 "rows": {name: one.summary() for name, one in measured.items()},
@@ -85,6 +75,29 @@ def latency_stage(
             }
             (result.work / "latency.json").write_text(json.dumps(document))
     return result
+
+
+def timed(context: BuildContext, specs: Mapping[str, Mapping[str, Any]], what: str) -> dict[str, BenchResult]:
+    """Measure as ``latency`` says.
+
+    Args:
+        context: The build's context.
+        specs: By name, what `bench_models` takes; with none, nothing waits for others that measure.
+        what: Name of the work, for the terminal.
+    """
+    settings = context.config.latency
+    if not specs:
+        return {}
+    with context.progress.task(what, ROUNDS * len(specs)) as advance:
+        return bench_models(
+            specs,
+            seconds=settings.seconds,
+            min_calls=settings.min_calls,
+            warmup_s=settings.warmup_seconds,
+            warmup_calls=settings.warmup_calls,
+            rounds=ROUNDS,
+            progress=lambda name: advance(1),
+        )
 
 
 def file_latency_stage(context: BuildContext, network: StageResult, artefact: Artefact, runtime: str) -> StageResult:
@@ -112,9 +125,9 @@ def file_latency_stage(context: BuildContext, network: StageResult, artefact: Ar
     inputs = {"network": network.digest, "file": artefact.stage.digest, "data": context.test_key}
     with context.stage("file-latency", 1, config, inputs, machine=machine_id()) as result:
         if result.work:
-            images = _save_images(context, load_stage_model(network.folder), result.work)
+            images = save_images(context, load_stage_model(network.folder), result.work)
             common = {"threads": threads, "images": str(images), "kind": "host", "batch": 1}
-            specs = {"file": {**common, **_file_spec(runtime, artefact.file)}}
+            specs = {"file": {**common, **file_spec(runtime, artefact.file)}}
             attempts: list[dict[str, Any]] = []
             while len(attempts) < BRIEF_ATTEMPTS and (not attempts or attempts[-1]["noisy"]):
                 attempts.append(bench_models(specs, **brief)["file"].summary())
@@ -124,7 +137,7 @@ def file_latency_stage(context: BuildContext, network: StageResult, artefact: Ar
     return result
 
 
-def _save_images(context: BuildContext, network: Darknet, folder: Path) -> Path:
+def save_images(context: BuildContext, network: Darknet, folder: Path) -> Path:
     """Write the first test images, letterboxed, ``(N, H, W, 3)`` uint8, for the processes that are timed."""
     loader = context.evaluation_loader(context.test, network, LATENCY_IMAGES)
     images = folder / "images.npy"
@@ -143,7 +156,7 @@ def _specs(
     """Names and what `bench_models` needs: every row in fp32, and the pruned network's other files."""
     for row, model in models.items():
         for runtime in runtimes:
-            yield f"{row}|{runtime}", _file_spec(runtime, exports[row].folder / PLAIN)
+            yield f"{row}|{runtime}", file_spec(runtime, exports[row].folder / PLAIN)
         cfg, weights = str(model.folder / "model.cfg"), str(model.folder / "model.weights")
         yield (
             f"{row}|torch",
@@ -156,9 +169,10 @@ def _specs(
     for artefact in artefacts:
         if artefact.target != "gpu" and not artefact.is_plain:
             for runtime in runtimes:
-                yield f"pruned|{runner_key(runtime, artefact)}", _file_spec(runtime, artefact.file)
+                yield f"pruned|{runner_key(runtime, artefact)}", file_spec(runtime, artefact.file)
 
 
-def _file_spec(runtime: str, path: Path) -> dict[str, Any]:
+def file_spec(runtime: str, path: Path) -> dict[str, Any]:
+    """What `bench_models` needs of a file, without how it is called."""
     # An fp32 row is to be fp32: left alone, OpenVINO takes bf16 where the CPU has it.
     return {"runtime": runtime, "path": str(path), "inference_precision": "f32"}

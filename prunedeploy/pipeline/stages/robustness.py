@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from prunedeploy.attacks.suite import check_references
 from prunedeploy.config import BuildConfig, as_dict
-from prunedeploy.data.coco import measured_subset
 from prunedeploy.evaluation import TorchRunner, evaluate, figure_name, write_detections
 from prunedeploy.pipeline.attacking import Attacked
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
@@ -19,10 +18,11 @@ def check_robustness(config: BuildConfig) -> None:
     Raises:
         ConfigError: Names the key, and of names the nearest.
     """
-    check_references(config.robustness.attacks, "robustness.attacks")
-    if (config.robustness.is_wanted or config.robustness.adaptive) and config.attack.eps == 0:
+    block = config.robustness
+    check_references(block.attacks, "robustness.attacks", of_runners=True)
+    if (block.is_wanted or block.adaptive or block.asks_files or config.latency.flood) and config.attack.eps == 0:
         raise ConfigError("a ball of radius 0 leaves no room for an attack", "attack.eps", "give a radius, e.g. 0.05")
-    if "cw" in config.robustness.attacks and not 0 < config.evaluation.score_threshold < 1:
+    if "cw" in block.attacks and not 0 < config.evaluation.score_threshold < 1:
         what = "cw needs a threshold between 0 and 1, from which an object counts as found"
         raise ConfigError(what, "evaluation.score_threshold", "take 0.5")
 
@@ -70,9 +70,7 @@ def robustness_stage(context: BuildContext, row: str, model: StageResult, parent
     with context.stage("robustness", 1, settings, inputs) as result:
         if result.work:
             network = load_stage_model(model.folder).to(context.device)
-            dataset = context.test
-            if block.images is not None and block.images < len(dataset.images):
-                dataset = measured_subset(dataset, block.images)
+            dataset = context.attacked
             attacked = Attacked(
                 network,
                 dataset,

@@ -14,7 +14,7 @@ from prunedeploy_engines.serving.http.request import NotedRoute
 
 FOLDER = Path(__file__).with_name("page")
 
-_SCRIPTS = "agreement boxes camera comparison images models page pane requests text times".split()
+_SCRIPTS = "agreement boxes camera comparison engines images models page pane requests text times".split()
 
 # Every address there is and the file behind it. A request chooses a row; nothing of it ever becomes a path.
 FILES = {

@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from served_page import BLACK, IMAGE_SIZE, LOWEST, MARKUP, Served, Visit, block, mosaic, png
+from served_page import (
+    BLACK,
+    ENGINES_HEAD,
+    ENGINES_ROW,
+    IMAGE_SIZE,
+    LOWEST,
+    MARKUP,
+    Served,
+    Visit,
+    block,
+    mosaic,
+    png,
+)
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -179,6 +191,13 @@ def test_models_are_listed_with_their_pruning_record(visit: Visit) -> None:
     assert "75 %, structured, scaled | 500 k" in pruned
     for row, (map_clean, map_pgd) in ((dense, ("0.700", "0.500")), (pruned, ("0.650", "0.480"))):
         assert re.search(rf"\| ready \|.*onnxruntime, fp32 \| 48 × 32 \| 3 classes \| {map_clean} \| {map_pgd}", row)
+
+
+def test_engines_are_listed_with_what_the_build_measured_of_them(visit: Visit) -> None:
+    table = visit.page.locator("#attacked table")
+    shown = table.locator("tr").evaluate_all("rows => rows.map(r => [...r.cells].map(c => c.textContent))")
+    assert shown == [ENGINES_HEAD, ENGINES_ROW]
+    assert visit.page.locator("#attacked").is_visible()
 
 
 def test_newer_image_is_not_overtaken_by_an_older_one(served: Served, visit: Visit) -> None:

@@ -3,6 +3,7 @@
 import { above } from "./agreement.js";
 import { Camera } from "./camera.js";
 import { compare } from "./comparison.js";
+import { showEngines } from "./engines.js";
 import { takeImages } from "./images.js";
 import { listRow } from "./models.js";
 import { Pane } from "./pane.js";
@@ -80,6 +81,7 @@ async function load() {
   state.times.clear();
   const ready = state.models.filter((model) => model.state === "READY");
   at("models").replaceChildren(...state.models.map(listRow));
+  showEngines(at("attacked"), ready);
   const [chosen, other] = [at("first").value, at("second").value];
   at("first").replaceChildren(...ready.map(({ name }) => new Option(name)));
   if (ready.some(({ name }) => name === chosen)) at("first").value = chosen;
