@@ -105,6 +105,13 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
 @click.option("--data", metavar="DIR", help="Data set; `prunedeploy data check DIR` checks one.")
 @click.option("--precision", metavar="P,...", help="ONNX files to write: fp32, fp16, int8; default: fp32.")
 @click.option(
+    "--qat",
+    type=int,
+    metavar="STEPS",
+    help="Train the int8 file's weights for so many steps with its roundings (quantisation-aware training), against the "
+    "attack of fine-tuning; default: 0, it has those of the fp32 file. Needs int8 in --precision.",
+)
+@click.option(
     "--uint8-input",
     is_flag=True,
     default=None,

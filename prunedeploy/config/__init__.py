@@ -17,6 +17,7 @@ from prunedeploy.config.blocks import BuildConfig as BuildConfig
 from prunedeploy.config.blocks import EvaluationConfig as EvaluationConfig
 from prunedeploy.config.blocks import GatesConfig as GatesConfig
 from prunedeploy.config.blocks import Method as Method
+from prunedeploy.config.blocks import QatConfig as QatConfig
 from prunedeploy.config.blocks import RobustnessConfig as RobustnessConfig
 from prunedeploy.config.blocks import ScoreName as ScoreName
 from prunedeploy.config.blocks import ScoresConfig as ScoresConfig

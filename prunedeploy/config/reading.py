@@ -36,6 +36,7 @@ OPTIONS = {
     "letterbox": "model.letterbox",
     "data": "data.path",
     "precision": "export.precisions",
+    "qat": "export.int8.qat.steps",
     "uint8_input": "export.uint8_input",
     "nms": "export.nms",
     "target": "targets",
