@@ -46,7 +46,8 @@ class ConvolutionWeights:
         weight, bias = weights[self.weight], None if self.bias is None else weights[self.bias]
         scale = None
         if self.weight_read == self.weight:
-            yield self.weight_read, weight
+            # In the layout that a file is read into: sums in another order would differ in their last bits.
+            yield self.weight_read, weight.clone(memory_format=torch.contiguous_format)
         else:
             scale = filter_scales(weight, bias, self.input_scale)
             yield self.weight_read, rounded(weight, scale, 127)
