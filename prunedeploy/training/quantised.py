@@ -1,8 +1,8 @@
 """A network in training with its int8 file's roundings in the forward pass: quantisation-aware training.
 
 The file, calibrated, says which tensors are rounded and in which steps; the network's own parameters are what is
-trained. In every pass their folded weights are rounded as the exporter will round them, so that what is computed is what
-an int8 file exported at this moment would compute. The gradient looks through the roundings (straight through, Jacob et
+trained. In every pass their folded weights are rounded as the exporter will round them: what is computed is what an
+int8 file exported at this moment would compute. The gradient looks through the roundings (straight through, Jacob et
 al., Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference, 2018, section 3).
 
 Batch normalisation is folded with the statistics that it has, which stay; its scale and shift train. Ranges of
@@ -43,7 +43,9 @@ class QuantisedDarknet(Detector):
         named = {}
         for layer in self.cfg.all_convolutions:
             folded = self.model.conv(layer.index).folded()
-            named |= {f"layer{layer.index}/{part}": values for part, values in zip(("weight", "bias"), folded, strict=True)}
+            named |= {
+                f"layer{layer.index}/{part}": values for part, values in zip(("weight", "bias"), folded, strict=True)
+            }
         return named
 
     def forward(self, images: Tensor) -> list[Tensor]:

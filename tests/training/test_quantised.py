@@ -1,4 +1,4 @@
-"""Quantisation-aware training of a tiny network: what it computes, what it wins in ONNX Runtime, and that it resumes."""
+"""Quantisation-aware training of a tiny network: what it computes, wins in ONNX Runtime, and that it resumes."""
 
 from __future__ import annotations
 

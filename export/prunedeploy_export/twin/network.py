@@ -52,7 +52,7 @@ class Step:
 class OnnxTwin(nn.Module):
     """A file's layers in float32, with its roundings and a straight-through gradient.
 
-    It has no parameters, so a backward pass reaches the images only, unless weights are given; its constants are buffers.
+    It has no parameters, its constants are buffers. So a backward pass reaches the images only, unless weights are given.
 
     Args:
         path: The file.

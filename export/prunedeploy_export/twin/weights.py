@@ -46,8 +46,7 @@ class ConvolutionWeights:
         weight, bias = weights[self.weight], None if self.bias is None else weights[self.bias]
         scale = None
         if self.weight_read == self.weight:
-            # In the layout that a file is read into: sums in another order would differ in their last bits.
-            yield self.weight_read, weight.clone(memory_format=torch.contiguous_format)
+            yield self.weight_read, _in_file_order(weight)
         else:
             scale = filter_scales(weight, bias, self.input_scale)
             yield self.weight_read, rounded(weight, scale, 127)
@@ -106,5 +105,12 @@ def rounded(values: Tensor, scale: Tensor, limit: float) -> Scaled:
         With gradient 1 from ``values`` to their rounded real numbers.
     """
     per_filter = scale.view(-1, *([1] * (values.ndim - 1)))
-    steps = quantised(values.double(), per_filter.double(), per_filter.new_zeros(()).double(), -limit, limit)
+    steps = quantised(
+        _in_file_order(values).double(), per_filter.double(), per_filter.new_zeros(()).double(), -limit, limit
+    )
     return Scaled(steps.float(), per_filter)
+
+
+def _in_file_order(values: Tensor) -> Tensor:
+    """In the memory layout that a file is read into: in another one, sums of floats differ in their last bits."""
+    return values.clone(memory_format=torch.contiguous_format)

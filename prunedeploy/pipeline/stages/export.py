@@ -22,7 +22,7 @@ from prunedeploy.pipeline.stages.gating import (
 from prunedeploy.pipeline.stages.qat import train_for_int8
 from prunedeploy.pipeline.stages.quantise import Trained, write_int8
 from prunedeploy_engines.builder.from_onnx import engine_from_onnx
-from prunedeploy_engines.errors import DataError, EngineError, GateError, PrunedeployError, RuntimeUnavailableError
+from prunedeploy_engines.errors import DataError, EngineError, GateError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.opening import unavailable_reason
 from prunedeploy_engines.runtimes.tensorrt.library import installed_version, rtx_targets

@@ -71,7 +71,12 @@ def calibration_stage(
         "greyscale": context.config.data.greyscale,
         **settings.model_dump(include=set(_OF_CALIBRATION)),
     }
-    inputs = {"model": model.digest, "export": export.digest, "training": context.training_key, "data": context.test_key}
+    inputs = {
+        "model": model.digest,
+        "export": export.digest,
+        "training": context.training_key,
+        "data": context.test_key,
+    }
     with context.stage("calibration", 1, key, inputs) as result:
         if result.work:
             network, path = load_stage_model(model.folder), result.work / CALIBRATED
@@ -118,4 +123,3 @@ def qat_stage(
                 train(network, objective=objective)
             network.save(result.work / "model.cfg", result.work / "model.weights")
     return result
-

@@ -23,7 +23,6 @@ from prunedeploy_export.graph.edit import write_model
 from prunedeploy_export.precision.files import Calibration
 from prunedeploy_export.precision.quantisation import Activations
 
-
 Float32Images = npt.NDArray[np.float32]
 
 
@@ -84,9 +83,7 @@ def write_int8(
     parent, weights = network, source
     if trained is not None:
         parent, weights = trained.network, path.with_name("trained.onnx")
-        onnx_from_torch(
-            FoldedDarknet(parent), weights, class_names=context.class_names, opset=config.export.opset
-        )
+        onnx_from_torch(FoldedDarknet(parent), weights, class_names=context.class_names, opset=config.export.opset)
     with context.progress.task(f"int8 for {activations}", 1) as advance:
         quantiser = Quantiser(
             weights,
