@@ -40,7 +40,7 @@ class QuantisedDarknet(Detector):
 
     def weights(self) -> dict[str, Tensor]:
         """Folded weights and biases of all convolutions, by the names that the exporter gives them."""
-        named = {}
+        named: dict[str, Tensor] = {}
         for layer in self.cfg.all_convolutions:
             folded = self.model.conv(layer.index).folded()
             named |= {

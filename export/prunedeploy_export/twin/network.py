@@ -52,7 +52,8 @@ class Step:
 class OnnxTwin(nn.Module):
     """A file's layers in float32, with its roundings and a straight-through gradient.
 
-    It has no parameters, its constants are buffers. So a backward pass reaches the images only, unless weights are given.
+    It has no parameters, and its constants are buffers: a backward pass reaches the images only, unless weights are
+    given.
 
     Args:
         path: The file.
