@@ -17,6 +17,7 @@ from prunedeploy.cli import cli
 from prunedeploy.config import as_dict, config_hash, load_config
 from prunedeploy.models import load_darknet
 from prunedeploy.pipeline.build import BuildOutcome
+from prunedeploy.pipeline.ratio.trials import without_training
 from prunedeploy_engines import load_bundle
 from prunedeploy_engines.runtimes.onnx_file import read_onnx_header
 
@@ -101,6 +102,25 @@ def test_no_steps_change_no_key(tiny_case: Any) -> None:
     assert "qat" not in as_dict(plain)["export"]["int8"]
     on = load_config("smoke", tiny_case.arguments(*FILES), {"qat": 7})
     assert as_dict(on)["export"]["int8"]["qat"] == {"steps": 7, "lr": None}
+
+
+def test_no_trial_of_a_search_trains_for_int8(tiny_case: Any) -> None:
+    config = load_config("smoke", tiny_case.arguments(*QAT))
+    assert without_training(config).export.int8.qat.steps == 0
+
+
+def test_without_a_right_twin_nothing_is_trained_and_int8_alone_is_left_out(
+    tiny_case: Any, finished: Any, copied: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate that nothing can pass; the build goes on without the file."""
+    monkeypatch.setattr("prunedeploy_export.gates.twin.TENSOR_TOLERANCE", -1.0)
+    outcome = tiny_case.build(copied(finished[0]), tmp_path / "out", *QAT)
+    assert "calibration" in outcome.computed
+    assert "qat" not in outcome.computed
+    (left_out,) = outcome.results["left_out"]
+    assert left_out["file"] == "model.int8.onnx"
+    assert "its twin in PyTorch computes" in left_out["line"]
+    assert list(load_bundle(outcome.out / "bundle").manifest.files) == ["model.onnx"]
 
 
 def test_a_killed_training_ends_in_the_same_file(
