@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,15 @@ from training.small import batch_of, loop_settings, small_model, whole
 
 ATTACK = ThreatModel(eps=0.02, step_size=0.02, steps=1)
 IMAGES = torch.cat([batch_of(1000 + number).images for number in range(4)]).numpy()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Several would mostly wait for each other on tensors of this size."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def export(network: Darknet, folder: Path, kept: Calibration | None = None) -> tuple[Path, Calibration]:
