@@ -31,6 +31,7 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
     "prunedeploy build --cfg yolov3-tiny --weights yolov3-tiny.weights --data cells/ --input-size 320x256",
     "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
+    "prunedeploy build --ratio 0.75 --precision fp32,int8 --qat 400",
 )
 @click.option(
     "--config",
@@ -105,6 +106,13 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
 )
 @click.option("--data", metavar="DIR", help="Data set; `prunedeploy data check DIR` checks one.")
 @click.option("--precision", metavar="P,...", help="ONNX files to write: fp32, fp16, int8; default: fp32.")
+@click.option(
+    "--qat",
+    type=int,
+    metavar="STEPS",
+    help="Train the int8 file's weights for so many steps with its roundings (quantisation-aware training), against "
+    "the attack of fine-tuning; default: 0, it has those of the fp32 file. Needs int8 in --precision.",
+)
 @click.option(
     "--uint8-input",
     is_flag=True,

@@ -18,6 +18,7 @@ from prunedeploy.config.blocks import EvaluationConfig as EvaluationConfig
 from prunedeploy.config.blocks import Feedback as Feedback
 from prunedeploy.config.blocks import GatesConfig as GatesConfig
 from prunedeploy.config.blocks import Method as Method
+from prunedeploy.config.blocks import QatConfig as QatConfig
 from prunedeploy.config.blocks import RobustnessConfig as RobustnessConfig
 from prunedeploy.config.blocks import ScoreName as ScoreName
 from prunedeploy.config.blocks import ScoresConfig as ScoresConfig

@@ -698,6 +698,21 @@ class Fp16Config(GatesConfig):
     map_tolerance: Fraction = 5e-3
 
 
+class QatConfig(Block):
+    """Quantisation-aware training: the int8 file gets weights of its own, trained with its roundings.
+
+    From the fine-tuned network and the file as it was calibrated, with the other keys of ``finetune``, but in fp32 and
+    without a warm-up.
+
+    Attributes:
+        steps: Optimiser steps; 0: the int8 file has the weights of the fp32 file.
+        lr: Learning rate at the start; null: a tenth of ``finetune.lr``.
+    """
+
+    steps: Count = 0
+    lr: Positive | None = None
+
+
 class Int8Config(GatesConfig):
     """How the int8 files are made, and their gates.
 
@@ -712,6 +727,7 @@ class Int8Config(GatesConfig):
             training images are at most this much lower than the fp32 file's, and gates 1 and 2 are passed; null: as
             calibrated.
         budget_images: Other training images that this is measured on.
+        qat: Training with the file's roundings.
     """
 
     parity_tolerance: Positive = 0.25
@@ -724,11 +740,13 @@ class Int8Config(GatesConfig):
     sensitivity_images: AtLeastOne = 8
     map_budget: Fraction | None = 0.01
     budget_images: AtLeastOne = 128
+    qat: QatConfig = QatConfig()
 
     @model_serializer(mode="wrap")
-    def _without_a_default_that_is_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
-        """Leave ``match_share`` out unless it is chosen, as `AttackConfig` does ``iterate``."""
-        return {key: value for key, value in values(self).items() if (key, value) != ("match_share", 0.9)}
+    def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
+        """Leave ``match_share`` and ``qat`` out unless they are chosen, as `AttackConfig` does ``iterate``."""
+        left_out = {*(("match_share",) if self.match_share == 0.9 else ()), *(("qat",) if not self.qat.steps else ())}
+        return {key: value for key, value in values(self).items() if key not in left_out}
 
 
 class ExportConfig(GatesConfig):
@@ -753,6 +771,15 @@ class ExportConfig(GatesConfig):
     nms_max_detections: AtLeastOne = 100
     fp16: Fp16Config = Fp16Config()
     int8: Int8Config = Int8Config()
+
+    @model_validator(mode="after")
+    def _there_is_a_file_to_train(self) -> ExportConfig:
+        if self.int8.qat.steps and "int8" not in self.precisions:
+            raise ValueError(
+                "int8.qat.steps trains the weights of the int8 file, and precisions has none; add it, "
+                "e.g. --precision fp32,int8"
+            )
+        return self
 
 
 class NmsConfig(Block):

@@ -36,6 +36,7 @@ OPTIONS = {
     "letterbox": "model.letterbox",
     "data": "data.path",
     "precision": "export.precisions",
+    "qat": "export.int8.qat.steps",
     "uint8_input": "export.uint8_input",
     "nms": "export.nms",
     "target": "targets",
@@ -264,6 +265,10 @@ def _set(data: dict[str, Any], origins: dict[KeyPath, str], names: Sequence[str]
 
 
 def _start_from_given_network(data: dict[str, Any], origins: dict[KeyPath, str], given: Mapping[str, object]) -> None:
+    for name in ("cfg", "weights"):
+        if (Path(str(given.get(name, ""))) / "bundle.json").is_file():
+            what = "is a bundle, which holds exported files: they are measured and deployed, not trained"
+            raise ConfigError(what, f"--{name}", "give the model.cfg and model.weights that its build left beside it")
     pretrain = data.get("pretrain")
     start = pretrain.get("from") if isinstance(pretrain, dict) else None
     has_weights = "weights" in given or origins.get(("model", "weights"), "").startswith("--set")

@@ -44,6 +44,7 @@ class EngineTwin(Detector):
     Args:
         path: An ONNX file of ours, in any precision.
         cfg: Cfg of the network that it was exported from; says what its heads mean.
+        file: What computes, if it is read already.
 
     Attributes:
         path: The same.
@@ -54,9 +55,9 @@ class EngineTwin(Detector):
         ConfigError: It is not of that network.
     """
 
-    def __init__(self, path: Path, cfg: DarknetCfg) -> None:
+    def __init__(self, path: Path, cfg: DarknetCfg, file: OnnxTwin | None = None) -> None:
         super().__init__()
-        self.cfg, self.path, self.file = cfg, path, OnnxTwin(path)
+        self.cfg, self.path, self.file = cfg, path, OnnxTwin(path) if file is None else file
         shapes = [cfg.input_shape, *(head.out_shape for head in cfg.heads)]
         if shapes != [self.file.input_shape, *self.file.head_shapes]:
             raise ConfigError("is not of the network that is its parent here", path, "give its own parent")

@@ -286,7 +286,7 @@ def _trains(config: BuildConfig, clean_steps: int) -> bool:
     pretrain = config.pretrain
     first = clean_steps + (0 if pretrain.start == "bundled" else pretrain.steps)
     optimising = config.score_optimization.steps if config.optimises_scores and config.ratio > 0 else 0
-    return first + optimising + config.finetune.steps > 0
+    return first + optimising + config.finetune.steps + config.export.int8.qat.steps > 0
 
 
 def _data_folder(config: BuildConfig, store: Store, progress: Progress) -> Path:

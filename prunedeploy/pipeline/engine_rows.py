@@ -104,6 +104,9 @@ def _onnx_rows(artefact: Artefact, measured: EngineMeasurements) -> Iterator[dic
         header = read_onnx_header(artefact.file)
         if artefact.target == "gpu":
             note = "for TensorRT and ONNX Runtime's GPU providers; mAP measured on the CPU, latency not"
+        if (steps := (header.quantisation or {}).get("trained_steps")) is not None:
+            own = f"its weights are its own, trained for {steps} steps with its roundings"
+            note = "; ".join([*([note] if note else []), own])
         if header.nms is not None:
             note = "; ".join([*([note] if note else []), f"{header.nms.limit}, and its mAP is that of those"])
         yield {

@@ -40,7 +40,7 @@ from prunedeploy_engines.files import file_sha256, write_atomically
 from prunedeploy_engines.machine.environment import library_versions, machine_info
 
 SCHEMA_VERSION = 1
-TRAININGS = ("original", "pretrain", "optimise-scores", "finetune")
+TRAININGS = ("original", "pretrain", "optimise-scores", "finetune", "qat")
 RECORDED_BY_THEIR_STAGES = ("map", "pattern", "engine")
 MAKE_THE_PRUNED = ("finetune", DEAD_CHANNELS)
 

@@ -59,12 +59,14 @@ def _computed_in(engine: Model) -> Node:
 
 
 def _left_in_fp32(engine: Model) -> Html | None:
-    """How many convolutions an int8 file leaves in fp32."""
+    """How many convolutions of an int8 file are so, and for how long its weights were trained apart from the others."""
     made = mapping(engine.get("quantisation"))
     kept, convolutions = number(made.get("convolutions")), number(made.get("convolutions_in_all"))
     if kept is None or convolutions is None:
         return None
-    return tag("small", f"{kept:.0f} of {convolutions:.0f} convolutions", cls="interval")
+    steps = number(made.get("trained_steps"))
+    own = f", its own weights, trained for {steps:,.0f} steps" if steps else ""
+    return tag("small", f"{kept:.0f} of {convolutions:.0f} convolutions{own}", cls="interval")
 
 
 def _file(engine: Model) -> Node:
@@ -90,6 +92,7 @@ def gates_table(results: Results) -> Html:
 def _gate_artefact(gate: Model) -> Node:
     """The file that a gate was for, and what ran it; nothing where that is the plain fp32 file."""
     parts = [str(gate[key]) for key in ("artefact", "runtime", "suppression") if gate.get(key)]
+    parts += ["against its own weights in fp32"] if gate.get("parent") == "qat" else []
     return tag("small", ", ".join(parts), cls="interval") if parts else None
 
 
@@ -151,6 +154,15 @@ def _pattern_gate(gate: Model) -> _Judged:
     return measured, plain(gate.get("pattern")), on, None if broken is None or not blocks else broken == 0
 
 
+def _twin_gate(gate: Model) -> _Judged:
+    values, apart, heads, allowed = (
+        number(gate.get(name)) for name in ("values", "a_step_apart", "heads", "tolerance")
+    )
+    measured = join(count(apart), " of ", count(values), " values a step apart, heads ", small(heads))
+    passed = None if heads is None or allowed is None else heads <= allowed
+    return measured, join("0.1 %, heads ", small(allowed), " of the largest value"), _images(gate), passed
+
+
 def _other_gate(gate: Model) -> _Judged:
     return plain({key: value for key, value in gate.items() if key not in ("model", "gate")}), "", "", None
 
@@ -164,6 +176,7 @@ _GATES: dict[str, Callable[[Model], _Judged]] = {
     "detections": _detections_gate,
     "map": _map_gate,
     "pattern": _pattern_gate,
+    "twin": _twin_gate,
 }
 
 

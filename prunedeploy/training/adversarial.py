@@ -11,6 +11,7 @@ from prunedeploy.config import TrainingConfig
 from prunedeploy.data.loader import Batch
 from prunedeploy.models.darknet import Darknet, FoldedDarknet
 from prunedeploy.models.darknet_conv import BN_MOMENTUM
+from prunedeploy.models.detector import Detector
 from prunedeploy.models.loss import LossTerms, yolo_loss
 from prunedeploy.training.distributed import shard
 from prunedeploy.training.free import FreeObjective
@@ -19,7 +20,7 @@ from prunedeploy.training.loop import Objective, ReplayingObjective
 
 
 def robust_objective(
-    model: Darknet,
+    model: Detector,
     settings: TrainingConfig,
     threat_model: ThreatModel | None,
     seed: int,
@@ -83,7 +84,7 @@ def loss_terms(terms: LossTerms) -> dict[str, Tensor]:
     return {"loss": terms.total, "box": terms.box, "objectness": terms.objectness, "classes": terms.classes}
 
 
-def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Darknet, temperature: float = 1.0) -> Tensor:
+def distillation_loss(heads: list[Tensor], taught: list[Tensor], model: Detector, temperature: float = 1.0) -> Tensor:
     """How far predictions are from a teacher's, weighted by the teacher's objectness.
 
     Cross-entropy to the teacher's objectness everywhere; to its class probabilities and squared distance to

@@ -31,7 +31,6 @@ from torch import Tensor
 
 from prunedeploy.attacks import AttackWarning, Pgd, ThreatModel
 from prunedeploy.config import TrainingConfig
-from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.detector import Detector
 from prunedeploy.models.loss import yolo_losses
 
@@ -43,7 +42,7 @@ ATTACKED_TERMS = {
 
 
 def attacked_batch(
-    model: Darknet,
+    model: Detector,
     settings: TrainingConfig,
     threat_model: ThreatModel,
     seed: int,

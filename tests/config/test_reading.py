@@ -128,7 +128,8 @@ def test_every_option_sets_its_key() -> None:
         "anchors": "auto",
         "letterbox": False,
         "data": "folder",
-        "precision": ("fp32", "fp16"),
+        "precision": ("fp32", "int8"),
+        "qat": 3,
         "target": "cpu,sm86",
         "uint8_input": True,
         "nms": True,
@@ -144,7 +145,8 @@ def test_every_option_sets_its_key() -> None:
         7,
     )
     assert (config.model.cfg, config.model.weights, config.data.path) == ("a.cfg", "a.weights", "folder")
-    assert (config.export.precisions, config.targets) == (("fp32", "fp16"), ("cpu", "sm86"))
+    assert (config.export.precisions, config.targets) == (("fp32", "int8"), ("cpu", "sm86"))
+    assert config.export.int8.qat.steps == 3
     assert config.export.uint8_input
     assert config.export.nms
     assert config.allocation == "global"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from onnx import ModelProto
 
@@ -34,6 +35,24 @@ Loss = Callable[[ModelProto], float]
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """In which steps an int8 file rounds activations, and what stays in fp32 whatever it costs.
+
+    Attributes:
+        ranges: Of every tensor that may become 8 bits, by name.
+        always: Names of convolutions: the heads', and the first one where it is not harmless.
+    """
+
+    ranges: dict[str, Range]
+    always: tuple[str, ...]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Calibration:
+        """Undo `dataclasses.asdict`, by way of JSON or not; floats survive both."""
+        return cls({name: Range(**one) for name, one in values["ranges"].items()}, tuple(values["always"]))
+
+
+@dataclass(frozen=True)
 class Quantisation:
     """How an int8 file was made; stands in its metadata under ``quantisation``.
 
@@ -49,6 +68,8 @@ class Quantisation:
         budget: Largest loss of mAP allowed, None if it was not measured.
         trials: Each a number of skipped convolutions (beside the heads) and the loss of mAP measured with it.
         costs_db: By convolution, signal-to-quantisation-noise ratio of the heads with it alone in int8.
+        trained_steps: How many steps its weights were trained for with these roundings. 0: they are those of the fp32
+            file, and the metadata do not say it.
     """
 
     activations: Activations
@@ -62,6 +83,7 @@ class Quantisation:
     budget: float | None
     trials: tuple[tuple[int, float], ...]
     costs_db: dict[str, float]
+    trained_steps: int = 0
 
 
 def fp16_from_fp32(source: str | Path, path: str | Path) -> OnnxFile:
@@ -85,6 +107,8 @@ class Quantiser:
         method: How ranges are chosen.
         sensitivity_images: How many of them are used to measure each convolution's cost.
         threads: Threads of ONNX Runtime.
+        kept: Ranges and convolutions in fp32 that weights were trained for, instead of new ones. Of one kind of
+            activations, so only files of that are to be written.
 
     Raises:
         EngineError: The source cannot be used.
@@ -100,8 +124,9 @@ class Quantiser:
         method: Method = "percentile",
         sensitivity_images: int = 8,
         threads: int | None = None,
+        kept: Calibration | None = None,
     ) -> None:
-        self._model = _fp32(source)
+        self._model, self._kept = _fp32(source), kept
         self._images, self._seed, self._method = calibration_images, seed, method
         self._few = calibration_images[: max(1, sensitivity_images)]
         self._threads = threads
@@ -111,6 +136,8 @@ class Quantiser:
         if len(calibration_images) and list(calibration_images.shape[1:]) != shape:
             expected = ", ".join(map(str, shape))
             raise DataError(f"calibration images must be (K, {expected}), got {calibration_images.shape}")
+        if kept is not None:
+            return
         # The plan for CPUs that leaves nothing out has every tensor of any other plan. All of them are measured,
         # also those that take another one's scale: with that one left in fp32 they need a scale of their own.
         tensors = plan_quantisation(self._model, "uint8").tensors
@@ -125,6 +152,7 @@ class Quantiser:
         loss: Loss | None = None,
         budget: float | None = None,
         accepted: Callable[[ModelProto], bool] | None = None,
+        trained_steps: int = 0,
     ) -> tuple[OnnxFile, Quantisation]:
         """Write an int8 file.
 
@@ -138,15 +166,18 @@ class Quantiser:
             loss: What an int8 network loses in mAP; None measures none and leaves out no more.
             budget: Largest loss allowed.
             accepted: Whether a network within the budget passes; None: it does.
+            trained_steps: For the record, see `Quantisation`.
 
         Raises:
             GateError: The budget cannot be met, see `sensitivity.skip_within_budget`.
         """
-        ranges = self._ranges(activations)
+        ranges = self.ranges(activations)
         costs = convolution_costs(self._model, ranges, self._few, activations=activations, threads=self._threads)
         first = costs[0]
         harmful = first.error > HARMLESS_ERROR and first.name not in self._heads
-        always = [first.name, *self._heads] if harmful else self._heads
+        always: Sequence[str] = [first.name, *self._heads] if harmful else self._heads
+        if self._kept is not None:
+            always = self._kept.always
         trials: tuple[tuple[int, float], ...] = ()
         skipped: Sequence[str] = always
         if loss is not None and budget is not None:
@@ -171,11 +202,18 @@ class Quantiser:
             budget=None if loss is None else budget,
             trials=trials,
             costs_db={cost.name: round(min(cost.sqnr_db, 200.0), 2) for cost in costs},
+            trained_steps=trained_steps,
         )
-        set_metadata(model, precision="int8", quantisation=json.dumps(asdict(record)))
+        said = asdict(record)
+        if not trained_steps:
+            del said["trained_steps"]
+        set_metadata(model, precision="int8", quantisation=json.dumps(said))
         return write_model(model, path), record
 
-    def _ranges(self, activations: Activations) -> dict[str, Range]:
+    def ranges(self, activations: Activations) -> dict[str, Range]:
+        """What is kept of each tensor's values, by name."""
+        if self._kept is not None:
+            return self._kept.ranges
         symmetric = activations == "int8"
         return {
             name: choose_range(

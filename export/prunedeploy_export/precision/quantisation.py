@@ -32,7 +32,10 @@ Activations = Literal["uint8", "int8"]
 # their own. The output of the first group has the values of its input, and so its range.
 SAME_RANGE = ("MaxPool", "Resize", "Slice")
 FOLLOWING = (*SAME_RANGE, "LeakyRelu", "Relu", "Add", "Concat")
-_LARGEST_BIAS = 2.0**30  # steps; half of int32, the other half is for the sum over the inputs
+LARGEST_BIAS = 2.0**30
+"""In steps; half of int32, the other half is for the sum over the inputs."""
+SMALLEST_SCALE = 1e-30
+"""A filter of zeros, or of next to nothing, has a scale of 1 instead: see `_usable`."""
 _DATA_INPUTS = {"MaxPool": 1, "Resize": 1, "Slice": 1, "LeakyRelu": 1, "Relu": 1}
 
 
@@ -166,7 +169,7 @@ def _quantise_weights(editor: GraphEditor, node: NodeProto, input_scale: np.floa
     if input_scale is None or bias is None:
         scales = weight_scales(weight)
     else:
-        scales = weight_scales(weight, np.abs(bias) / (float(input_scale) * _LARGEST_BIAS))
+        scales = weight_scales(weight, np.abs(bias) / (float(input_scale) * LARGEST_BIAS))
     per_filter = scales.astype(np.float64).reshape(-1, *([1] * (weight.ndim - 1)))
     editor.replace_constant(name, np.clip(np.rint(weight / per_filter), -127, 127).astype(np.int8))
     node.input[1] = _dequantised_constant(editor, name, scales, np.int8)
@@ -201,7 +204,7 @@ def weight_scales(weight: npt.NDArray, smallest: npt.NDArray[np.float64] | float
 
 def _usable(scale: float) -> np.float32:
     """Zeros need some scale too; and one that float32 rounds to 0 would divide by it."""
-    return np.float32(scale if scale > 1e-30 else 1.0)
+    return np.float32(scale if scale > SMALLEST_SCALE else 1.0)
 
 
 def _dequantised_constant(

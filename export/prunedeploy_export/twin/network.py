@@ -6,6 +6,7 @@ of layers. Decoding is not run: an attack's loss takes raw heads, and has gradie
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from prunedeploy_engines.errors import EngineError
 from prunedeploy_export.graph.edit import PARAMETERS, GraphEditor, read_model
 from prunedeploy_export.twin.operators import OPERATORS, Operator
 from prunedeploy_export.twin.rounding import Scaled, Value, half, quantised, real
+from prunedeploy_export.twin.weights import ConvolutionWeights, convolution_weights
 
 _FIX = "give an ONNX file that prunedeploy exported"
 _CASTS_TO = (TensorProto.FLOAT, TensorProto.FLOAT16)
@@ -50,7 +52,8 @@ class Step:
 class OnnxTwin(nn.Module):
     """A file's layers in float32, with its roundings and a straight-through gradient.
 
-    It has no parameters, so a backward pass reaches the images only; its constants are buffers.
+    It has no parameters, and its constants are buffers: a backward pass reaches the images only, unless weights are
+    given.
 
     Args:
         path: The file.
@@ -61,6 +64,7 @@ class OnnxTwin(nn.Module):
         heads: Names of the raw heads' tensors, in order.
         head_shapes: Of each ``(A * V, H, W)``.
         quantised: Names of the tensors that QuantizeLinear gives, in order.
+        convolutions: Where its convolutions have their weights, in order.
 
     Raises:
         EngineError: It cannot be read, has no heads of ours, or has an operator that `OPERATORS` does not; the node is
@@ -85,6 +89,7 @@ class OnnxTwin(nn.Module):
         outputs = {step.output for step in steps}
         nodes = (node for node in model.graph.node if node.op_type == "QuantizeLinear")
         self.quantised = tuple(node.output[0] for node in nodes if node.output[0] in outputs)
+        self.convolutions: tuple[ConvolutionWeights, ...] = convolution_weights(model.graph, outputs)
         self._held: dict[str, tuple[str, ...]] = {}  # names of a constant's buffers, of steps and their scale two
         for name, value in constants.items():
             parts = (value.steps, value.scale) if isinstance(value, Scaled) else (value,)
@@ -102,11 +107,13 @@ class OnnxTwin(nn.Module):
         """Where its constants are."""
         return next(self.buffers()).device
 
-    def forward(self, images: Tensor) -> list[Tensor]:
+    def forward(self, images: Tensor, weights: Mapping[str, Tensor] | None = None) -> list[Tensor]:
         """Compute the raw heads.
 
         Args:
             images: ``(B, C, H, W)`` float32, RGB in [0, 1]; rounded to 8 bits where the file takes those.
+            weights: Real weights and biases in the place of the file's own, by the names in `convolutions`. They are
+                rounded as the exporter rounds, and gradients reach them.
 
         Returns:
             Raw heads in cfg order, each ``(B, A * V, H, W)`` float32.
@@ -114,10 +121,27 @@ class OnnxTwin(nn.Module):
         Raises:
             ValueError: ``images`` have another shape (both are printed).
         """
-        return self.tensors(images)[0]
+        return self.tensors(images, weights=weights)[0]
+
+    def with_weights(self, weights: Mapping[str, Tensor]) -> OnnxTwin:
+        """The same file with other weights, as constants; they are copied.
+
+        Args:
+            weights: As `forward` takes them.
+        """
+        twin = copy.copy(self)
+        twin._buffers = dict(self._buffers)
+        with torch.no_grad():
+            for name, value in self._read_from(weights).items():
+                parts = (value.steps, value.scale) if isinstance(value, Scaled) else (value,)
+                twin._buffers.update(zip(self._held[name], (part.clone() for part in parts), strict=True))
+        return twin
 
     def tensors(
-        self, images: Tensor, instead: Mapping[str, Tensor] | None = None
+        self,
+        images: Tensor,
+        instead: Mapping[str, Tensor] | None = None,
+        weights: Mapping[str, Tensor] | None = None,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Compute the raw heads, and each of `quantised` too.
 
@@ -125,6 +149,7 @@ class OnnxTwin(nn.Module):
             images: As `forward` takes them.
             instead: By the names of `quantised`, what later nodes read instead of what was computed here. So each
                 tensor is compared with another program's on that program's own inputs.
+            weights: As `forward` takes them.
 
         Returns:
             The heads; and if ``instead`` is given what was computed of each of its tensors, whole numbers as float32.
@@ -132,6 +157,7 @@ class OnnxTwin(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
             raise ValueError(f"expected images (B, {', '.join(map(str, self.input_shape))}), got {tuple(images.shape)}")
         values: dict[str, Value] = {name: self._constant(*buffers) for name, buffers in self._held.items()}
+        values |= {} if weights is None else self._read_from(weights)
         values[self._images] = self._as_the_file_takes(images)
         computed = {}
         for step in self._steps:
@@ -148,6 +174,10 @@ class OnnxTwin(nn.Module):
             return images
         one, zero = images.new_ones(()), images.new_zeros(())
         return quantised(images * 255, one, zero, 0, 255).permute(0, 2, 3, 1)
+
+    def _read_from(self, weights: Mapping[str, Tensor]) -> dict[str, Value]:
+        given = (one for one in self.convolutions if one.weight in weights)
+        return {name: value for one in given for name, value in one.read_from(weights)}
 
     def _constant(self, *buffers: str) -> Value:
         parts = [self.get_buffer(buffer) for buffer in buffers]

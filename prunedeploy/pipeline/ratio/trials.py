@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from prunedeploy.config import BuildConfig
+from prunedeploy.config import BuildConfig, QatConfig
 from prunedeploy.config.ratio_target import RatioTarget
 from prunedeploy.pipeline.context import BuildContext, StageResult
 from prunedeploy.pipeline.left_out import check_something_is_left
@@ -150,7 +150,7 @@ def without_training(config: BuildConfig, *, but_scores: bool = False) -> BuildC
 
     gates = {"parity_tolerance": 1e6, "match_iou": 0.0, "match_score": 1.0, "map_tolerance": 1.0}
     export = config.export
-    int8 = changed(export.int8, **gates, calibration_images=1, sensitivity_images=1, map_budget=None)
+    int8 = changed(export.int8, **gates, calibration_images=1, sensitivity_images=1, map_budget=None, qat=QatConfig())
     config = changed(
         config,
         finetune=changed(config.finetune, steps=0, bn_recalibration_images=0),

@@ -10,10 +10,19 @@ from pathlib import Path
 from prunedeploy.models import Darknet, FoldedDarknet
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.left_out import LeftOut, with_its_limit
-from prunedeploy.pipeline.stages.gating import check_gates, check_nms_gate, gate_settings, gates_config
-from prunedeploy.pipeline.stages.quantise import write_int8
+from prunedeploy.pipeline.stages.gating import (
+    FAILED,
+    check_gates,
+    check_nms_gate,
+    check_twin_gate,
+    gate_settings,
+    gates_config,
+    write_why,
+)
+from prunedeploy.pipeline.stages.qat import train_for_int8
+from prunedeploy.pipeline.stages.quantise import Trained, write_int8
 from prunedeploy_engines.builder.from_onnx import engine_from_onnx
-from prunedeploy_engines.errors import DataError, EngineError, GateError, PrunedeployError, RuntimeUnavailableError
+from prunedeploy_engines.errors import DataError, EngineError, GateError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.opening import unavailable_reason
 from prunedeploy_engines.runtimes.tensorrt.library import installed_version, rtx_targets
@@ -25,8 +34,6 @@ ENGINE = "onnxruntime"
 PLAIN = "model.onnx"
 WITHOUT_NMS = "without-nms.onnx"
 ACTIVATIONS: dict[str, Activations] = {"cpu": "uint8", "gpu": "int8"}
-FAILED = "failed.json"
-"""In the place of its file in the result of a stage that made none: why, so that it is not made again."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,11 @@ def artefact_stages(
             if precision == "fp32" and not settings.uint8_input and not settings.nms:
                 found.append(Artefact(precision, target, export, export.folder / PLAIN, export.folder / PLAIN))
                 continue
-            made = _artefact_stage(context, model, export, precision, target)
+            try:
+                made = _artefact_stage(context, model, export, precision, target)
+            except GateError as error:  # of what its weights were to be trained with
+                left_out.append(LeftOut(_file_name(precision, target), precision, target, error.what, error.gate))
+                continue
             if (made.stage.folder / FAILED).is_file():
                 left_out.append(LeftOut(made.name, precision, target, **made.stage.read(FAILED)))
             else:
@@ -160,7 +171,7 @@ def engine_stages(
                     try:
                         engine_from_onnx(onnx, result.work, target=target, sparse=sparse)
                     except EngineError as error:
-                        _write_why(result, error)
+                        write_why(result, error)
                     onnx.unlink(missing_ok=True)
         except RuntimeUnavailableError as error:
             missing.append({"target": target, "precision": artefact.precision, "reason": str(error)})
@@ -176,21 +187,6 @@ def engine_stages(
 
 def _installed(versions: dict[str, str | None]) -> str:
     return " or ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
-
-
-def _write_why(result: StageResult, error: PrunedeployError) -> None:
-    """Leave in a stage's result why it has no file.
-
-    Raises:
-        RuntimeUnavailableError: The error itself, if it is about this machine and not about the file.
-    """
-    if isinstance(error, RuntimeUnavailableError):
-        raise error
-    assert result.work is not None
-    for file in result.work.glob("*.onnx"):
-        file.unlink()
-    gate = error.gate if isinstance(error, GateError) else None
-    result.write(FAILED, {"reason": error.what, "gate": gate})
 
 
 def _file_name(precision: str, target: str | None) -> str:
@@ -228,28 +224,41 @@ def _artefact_stage(
         **({"attack": config.attack.model_dump(), "seed": config.seed} if own else {}),
     }
     inputs = {"model": model.digest, "export": export.digest, "data": context.test_key}
+    trained = None
     if precision == "int8":
         inputs["training"] = context.training_key
+        if settings.int8.qat.steps:
+            trained = train_for_int8(context, model, export, ACTIVATIONS[str(target)])
+            inputs["trained"] = trained.stage.digest
     measured = WITHOUT_NMS if nms is not None else PLAIN
     with context.stage("precision", 2, key, inputs) as stage:
         if stage.work:
             network = load_stage_model(model.folder)
             path = stage.work / measured
             try:
-                _write_file(context, network, export.folder / PLAIN, path, precision, target)
-                gates = check_gates(context, network, path, precision, _file_name(precision, target))
+                _write_file(context, network, export.folder / PLAIN, path, precision, target, trained)
+                parent = network if trained is None else trained.network
+                gates = check_gates(context, parent, path, precision, _file_name(precision, target))
+                if trained is not None:
+                    gates = [*({**gate, "parent": "qat"} for gate in gates), check_twin_gate(context, network, path)]
                 if nms is not None:
                     write_model(with_nms(read_model(path), nms, config.nms.max_candidates), stage.work / PLAIN)
                     name = _file_name(precision, target)
                     gates.append(check_nms_gate(context, network, path, stage.work / PLAIN, nms, name))
                 stage.write("gates.json", gates)
             except (GateError, EngineError) as error:
-                _write_why(stage, error)
+                write_why(stage, error)
     return Artefact(precision, target, stage, stage.folder / PLAIN, stage.folder / measured)
 
 
 def _write_file(
-    context: BuildContext, network: Darknet, source: Path, path: Path, precision: str, target: str | None
+    context: BuildContext,
+    network: Darknet,
+    source: Path,
+    path: Path,
+    precision: str,
+    target: str | None,
+    trained: Trained | None,
 ) -> None:
     """Write a precision's file, without suppression in its graph."""
     if precision == "fp32":
@@ -257,6 +266,6 @@ def _write_file(
     elif precision == "fp16":
         fp16_from_fp32(source, path)
     else:
-        write_int8(context, network, source, path, ACTIVATIONS[str(target)], _file_name(precision, target))
+        write_int8(context, network, source, path, ACTIVATIONS[str(target)], _file_name(precision, target), trained)
     if context.config.export.uint8_input:
         write_model(with_uint8_input(read_model(path)), path)

@@ -12,14 +12,33 @@ import numpy.typing as npt
 from prunedeploy.config import GatesConfig
 from prunedeploy.evaluation import TorchRunner
 from prunedeploy.models import Darknet
-from prunedeploy.pipeline.context import BuildContext
-from prunedeploy_engines.errors import GateError
+from prunedeploy.pipeline.context import BuildContext, StageResult
+from prunedeploy_engines.errors import GateError, PrunedeployError, RuntimeUnavailableError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.onnxruntime.runner import OnnxRuntimeRunner
 from prunedeploy_export import check_detection_parity, check_tensor_parity
 from prunedeploy_export.gates.suppression import suppressed_on_the_host
+from prunedeploy_export.gates.twin import check_twin
+from prunedeploy_export.twin.network import OnnxTwin
 
 GATE_IMAGES = 8
+FAILED = "failed.json"
+"""In the place of its file in the result of a stage that made none: why, so that it is not made again."""
+
+
+def write_why(result: StageResult, error: PrunedeployError) -> None:
+    """Leave in a stage's result why it has no file.
+
+    Raises:
+        RuntimeUnavailableError: The error itself, if it is about this machine and not about the file.
+    """
+    if isinstance(error, RuntimeUnavailableError):
+        raise error
+    assert result.work is not None
+    for file in result.work.glob("*.onnx"):
+        file.unlink()
+    gate = error.gate if isinstance(error, GateError) else None
+    result.write(FAILED, {"reason": error.what, "gate": gate})
 
 
 def gates_config(context: BuildContext, precision: str) -> GatesConfig:
@@ -68,6 +87,17 @@ def check_gates(context: BuildContext, network: Darknet, path: Path, precision: 
         artefact=name,
     )
     return [{"gate": "tensor", **asdict(tensors)}, {"gate": "detections", **asdict(found)}]
+
+
+def check_twin_gate(context: BuildContext, network: Darknet, path: Path) -> dict[str, Any]:
+    """The gate of an int8 file's twin, which its weights are trained with; passed, and what it measured.
+
+    Raises:
+        EngineError: The file has no twin.
+        GateError: The twin computes something else than ONNX Runtime with the file.
+    """
+    parity, _ = check_twin(OnnxTwin(path), path, gate_images(context, network), context.threads)
+    return {"gate": "twin", **asdict(parity)}
 
 
 def check_nms_gate(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import result_settings
@@ -91,8 +91,11 @@ def finetune_stage(context: BuildContext, robust: StageResult, pruned: StageResu
                 model, block, block.attack, config.seed, context.device,
                 teacher=teacher, distillation=block.distillation_weight, temperature=block.distillation_temperature,
             )  # fmt: skip
-            kept = None if config.method == "structured" else pruned.folder
-            with _kept_weights_only(model, kept), training_run(context, result, "finetune", block, model) as train:
+            kept: dict[int, Tensor] = {}
+            if config.method != "structured":
+                masks = load_file(pruned.folder / "keep.safetensors")
+                kept = {int(name): mask for name, mask in masks.items()}
+            with kept_weights_only(model, kept), training_run(context, result, "finetune", block, model) as train:
                 train(model, objective=objective)
             if config.method == "nm":
                 pattern = NmPattern(config.nm.n, config.nm.m)
@@ -114,14 +117,18 @@ def _recalibrate(context: BuildContext, block: FinetuneConfig, model: Darknet) -
 
 
 @contextmanager
-def _kept_weights_only(model: Darknet, folder: Path | None) -> Iterator[None]:
-    """While it lasts, gradients of removed weights are zero, so that removed weights stay exactly zero."""
+def kept_weights_only(model: Darknet, kept: Mapping[int, Tensor]) -> Iterator[None]:
+    """While it lasts, gradients of removed weights are zero, so that removed weights stay exactly zero.
+
+    Args:
+        model: The network.
+        kept: By layer index, weight-shaped, True or 1 where a weight lives; layers left out live as a whole.
+    """
     hooks = []
-    if folder is not None:
-        for name, mask in load_file(folder / "keep.safetensors").items():
-            weight = model.conv(int(name)).weight
-            keep = mask.to(weight.device, weight.dtype)
-            hooks.append(weight.register_hook(lambda gradient, keep=keep: gradient * keep))
+    for index, mask in kept.items():
+        weight = model.conv(index).weight
+        keep = mask.to(weight.device, weight.dtype)
+        hooks.append(weight.register_hook(lambda gradient, keep=keep: gradient * keep))
     try:
         yield
     finally:
