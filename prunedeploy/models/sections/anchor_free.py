@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from prunedeploy.models.sections.head import Head
+from prunedeploy.models.reduction import Reduce
+from prunedeploy.models.sections.head import Head, Truth
 from prunedeploy.models.sections.layer import Layer
 from prunedeploy.models.sections.reading import LayerReader
 from prunedeploy.models.sections.route import Route
@@ -42,6 +43,10 @@ class AnchorFree(Head):
         if isinstance(source, Route) and source.groups == 1 and source.inputs[-1] >= 0:
             return layers[source.inputs[-1]]
         return source
+
+    def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Head.loss_terms`; of a network with this head alone, since objects choose among the cells of all."""
+        return self.terms_of_all([raw], [self], truth, reduce)
 
     def stride(self, predictions: Tensor, input_size: tuple[int, int]) -> Tensor:
         """``(2,)``: width and height of a cell of ``predictions (B, A, H, W, V)`` in input pixels."""

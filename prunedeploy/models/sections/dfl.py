@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.models.anchor_free_loss import BINS, anchor_free_terms
+from prunedeploy.models.reduction import Reduce
 from prunedeploy.models.sections.anchor_free import AnchorFree
-from prunedeploy.models.sections.head import Head, Reduce, Truth
+from prunedeploy.models.sections.head import Head, Truth
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,6 @@ class Dfl(AnchorFree):
     def class_probabilities(self, raw: Tensor) -> Tensor:
         """See `Head.class_probabilities`."""
         return self.scores(raw)
-
-    def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Head.loss_terms`; of a network with this head alone."""
-        return self.terms_of_all([raw], [self], truth, reduce)
 
     @classmethod
     def terms_of_all(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.boxes import cxcywh_to_xyxy
+from prunedeploy.models.reduction import Reduce
 from prunedeploy.models.sections.channels import Sources, one_to_one
 from prunedeploy.models.sections.layer import Layer
 from prunedeploy.models.sections.reading import LayerReader
-
-Reduce = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-"""Sums ``(N, ...)`` values by the image of each, ``(N,)``, or by the target of each; None where they belong to none."""
 
 
 @dataclass(frozen=True, eq=False)
