@@ -39,10 +39,14 @@ class AnchorFree(Head):
 
     def class_layer(self, layers: Sequence[Layer]) -> Layer | None:
         """See `Head.class_layer`: the last of those that the route joins."""
+        return self.prior_layers(layers)[-1]
+
+    def prior_layers(self, layers: Sequence[Layer]) -> Sequence[Layer | None]:
+        """See `Head.prior_layers`: of those that the route joins, that of objectness, if there is one, and the last."""
         source = super().class_layer(layers)
         if isinstance(source, Route) and source.groups == 1 and source.inputs[-1] >= 0:
-            return layers[source.inputs[-1]]
-        return source
+            return [layers[index] for index in source.inputs[-1 - self.has_objectness :] if index >= 0]
+        return [source]
 
     def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
         """See `Head.loss_terms`; of a network with this head alone, since objects choose among the cells of all."""
@@ -54,7 +58,7 @@ class AnchorFree(Head):
         return predictions.new_tensor([input_size[1] / width, input_size[0] / height])
 
     def set_prior(self, weight: Tensor, bias: Tensor) -> None:
-        """See `Head.set_prior`; of the convolution that gives the classes, whose last filters they are."""
+        """See `Head.set_prior`; objectness and classes are the last filters, of one convolution or of one each."""
         with torch.no_grad():
             weight.mul_(0.1)
-            bias[-self.classes :] = -4.0
+            bias[-self.classes - self.has_objectness :] = -4.0

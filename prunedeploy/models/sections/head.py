@@ -112,6 +112,10 @@ class Head(Layer):
         """The layer whose last channels are the classes; None if that is the image."""
         return layers[self.inputs[0]] if self.inputs[0] >= 0 else None
 
+    def prior_layers(self, layers: Sequence[Layer]) -> Sequence[Layer | None]:
+        """The layers that `set_prior` is for: those that give objectness and classes."""
+        return [self.class_layer(layers)]
+
     def options_for(self, classes: int) -> dict[str, object]:
         """The section's options that change with the number of classes."""
         return {"classes": classes}
@@ -234,7 +238,7 @@ class Head(Layer):
         return position, position[:, 1].long().clamp(0, rows - 1), position[:, 0].long().clamp(0, columns - 1)
 
     def set_prior(self, weight: Tensor, bias: Tensor) -> None:
-        """Start the convolution that the head reads at a low prior of objects and classes, in place.
+        """Start a convolution of `prior_layers` at a low prior of objects and classes, in place.
 
         Args:
             weight: ``(A * V, in, size, size)``.
