@@ -290,7 +290,7 @@ def fresh_darknet(cfg: DarknetCfg, seed: int) -> Darknet:
 
 def _prepare_heads(model: Darknet) -> None:
     for head in model.cfg.heads:
-        for source in head.prior_layers(model.cfg.layers):
+        for source, first in head.prior_layers(model.cfg.layers):
             if isinstance(source, Convolutional):
                 conv = model.conv(source.index)
-                head.set_prior(conv.weight, conv.bias)
+                head.set_prior(conv.weight, conv.bias, first)

@@ -78,7 +78,7 @@ def test_which_costs_less_worked_by_hand() -> None:
     # The first is sure of the class: sqrt(1/2) for 1/2, which is worth log(2) / 2 = .35.
     logits[0, 0] = 50
     assert assign(points, [object_], predicted, objectness, logits).point.tolist() == [1]
-    # And of an object: 1 for 1/2, worth log 2 = .69; but the wrong classes now have sqrt(1/2): 2 log(2 - sqrt(2)) = -1.07.
+    # And of an object: 1 for 1/2, worth log 2 = .69; but the others now have sqrt(1/2): 2 log(2 - sqrt(2)) = -1.07.
     objectness[0] = 50
     assert assign(points, [object_], predicted, objectness, logits).point.tolist() == [1]
     # And that it is none of the others, worth 2 log 2: 2.08 in all.

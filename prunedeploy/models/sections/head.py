@@ -112,9 +112,9 @@ class Head(Layer):
         """The layer whose last channels are the classes; None if that is the image."""
         return layers[self.inputs[0]] if self.inputs[0] >= 0 else None
 
-    def prior_layers(self, layers: Sequence[Layer]) -> Sequence[Layer | None]:
-        """The layers that `set_prior` is for: those that give objectness and classes."""
-        return [self.class_layer(layers)]
+    def prior_layers(self, layers: Sequence[Layer]) -> Sequence[tuple[Layer | None, int]]:
+        """The layers that `set_prior` is for, and which number of a prediction the first filter of each gives."""
+        return [(self.class_layer(layers), 0)]
 
     def options_for(self, classes: int) -> dict[str, object]:
         """The section's options that change with the number of classes."""
@@ -237,12 +237,13 @@ class Head(Layer):
         position = truth.targets[:, 2:4] * truth.targets.new_tensor([columns, rows])
         return position, position[:, 1].long().clamp(0, rows - 1), position[:, 0].long().clamp(0, columns - 1)
 
-    def set_prior(self, weight: Tensor, bias: Tensor) -> None:
+    def set_prior(self, weight: Tensor, bias: Tensor, first: int) -> None:
         """Start a convolution of `prior_layers` at a low prior of objects and classes, in place.
 
         Args:
-            weight: ``(A * V, in, size, size)``.
-            bias: ``(A * V,)``.
+            weight: ``(filters, in, size, size)``.
+            bias: ``(filters,)``.
+            first: Which number of a prediction its first filter gives.
 
         Reference: Lin et al., Focal Loss for Dense Object Detection, 2017, section 4.1.
         """
