@@ -18,8 +18,8 @@ mean n of the batch, and so weighs that many times more.
 
 **The loss is not the higher, the worse the boxes are.** Wanted scores are as high as overlaps: an object that no
 predicted box fits wants scores of nearly 0, and its boxes weigh nearly nothing, so that an object that is lost may cost
-less than one that is found badly. For training that is what is meant. An attack that keeps the highest loss it saw
-should hold `anchor_free_assignment` of the clean heads fixed.
+less than one that is found badly. For training that is what is meant. It does not keep attacks from the lost object:
+those that held `anchor_free_assignment` of the clean heads fixed were no stronger.
 """
 
 from __future__ import annotations

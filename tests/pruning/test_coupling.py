@@ -38,7 +38,8 @@ def influence(cfg: DarknetCfg) -> list[tuple[str, set[Filter]]]:
     travels through the layers between convolutions. Each image of the batch changes another filter.
 
     A change does not travel where relu6 or tanh has reached its bound, in a sum of several layers say; so small
-    constants are tried as well, in float64, and what either shows counts.
+    constants are tried as well, in float64, and what either shows counts. Where nothing changes images may still differ
+    in their last bits, which depend on the place in the batch.
 
     Returns:
         Per observed channel whether a convolution (``conv``) or a head (``yolo``) reads it, and the filters.
@@ -64,7 +65,8 @@ def influence(cfg: DarknetCfg) -> list[tuple[str, set[Filter]]]:
 
         heads = run_layers(probed.layers, images, convolve)
         return [
-            (reader, (x[1:] != x[:1]).flatten(2).any(2)) for reader, x in observed + [("yolo", head) for head in heads]
+            (reader, ((x[1:] - x[:1]).abs() > 1e-10 * x[:1].abs()).flatten(2).any(2))
+            for reader, x in observed + [("yolo", head) for head in heads]
         ]
 
     return [
