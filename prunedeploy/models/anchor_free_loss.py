@@ -18,28 +18,28 @@ mean n of the batch, and so weighs that many times more.
 
 **The loss is not the higher, the worse the boxes are.** Wanted scores are as high as overlaps: an object that no
 predicted box fits wants scores of nearly 0, and its boxes weigh nearly nothing, so that an object that is lost may cost
-less than one that is found badly. For training that is what is meant. An attack that keeps the highest loss it saw
-should hold `anchor_free_assignment` of the clean heads fixed.
+less than one that is found badly. For training that is what is meant. It does not keep attacks from the lost object:
+those that held `anchor_free_assignment` of the clean heads fixed were no stronger.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunedeploy.models.anchor_points import AnchorPoints
+from prunedeploy.models.assignment import Assignment
 from prunedeploy.models.boxes import cxcywh_to_xyxy, paired_iou
 from prunedeploy.models.distribution_focal import boxes_around, distribution_focal_loss
-from prunedeploy.models.task_aligned import Assignment, task_aligned_assignment
+from prunedeploy.models.reduction import Reduce, sums_by_image
+from prunedeploy.models.task_aligned import task_aligned_assignment
 
 BOX_GAIN, CLASS_GAIN, DFL_GAIN = 7.5, 0.5, 1.5
 BINS = 16
-
-Reduce = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-"""Sums ``(P, ...)`` values by the image of each, ``(P,)``, or by the target of each; None where they belong to none."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +57,11 @@ class AnchorFreeTerms:
         return self.box + self.dfl + self.classes + self.background
 
 
-@dataclass(frozen=True, eq=False)
-class _Predictions:
-    """Raw heads by anchor point: N of them, scale by scale, then row, then column.
-
-    Attributes:
-        bins: ``(B, N, 4, bins)`` logits: left, top, right, bottom.
-        class_logits: ``(B, N, C)``.
-        points_xy: ``(N, 2)`` in input pixels.
-        stride: ``(N, 1)`` in input pixels.
-        input_size: ``(height, width)`` in pixels.
-    """
-
-    bins: Tensor
-    class_logits: Tensor
-    points_xy: Tensor
-    stride: Tensor
-    input_size: tuple[float, float]
-
-    def truth_cxcywh(self, targets: Tensor) -> Tensor:
-        """The objects of ``targets (T, 6)`` in input pixels, ``(T, 4)``."""
-        height, width = self.input_size
-        return targets[:, 2:].to(self.bins.dtype) * self.bins.new_tensor([width, height, width, height])
-
-
 def anchor_free_assignment(
     heads: Sequence[Tensor], strides: Sequence[float], targets: Tensor, bins: int = BINS
 ) -> Assignment:
     """Which predictions belong to which objects, as `anchor_free_terms` finds it; arguments and errors are its."""
-    return _assignment(_read(heads, strides, targets, bins), targets)
+    return _assignment(AnchorPoints.of(heads, strides, targets, 4 * bins), targets, bins)
 
 
 def anchor_free_terms(
@@ -112,32 +88,30 @@ def anchor_free_terms(
     Raises:
         ValueError: Shapes do not fit; they are printed.
     """
-    predictions = _read(heads, strides, targets, bins)
-    matched = _assignment(predictions, targets) if assignment is None else assignment
+    predictions = AnchorPoints.of(heads, strides, targets, 4 * bins)
+    matched = _assignment(predictions, targets, bins) if assignment is None else assignment
     image, point, target = matched.image, matched.point, matched.target
-    images = predictions.bins.new_zeros(len(predictions.bins))
-    alignment = matched.alignment.to(images.dtype)
-    total = images.index_add(0, image, alignment).clamp(min=1)  # (B,), n
+    sides, class_logits = _bins(predictions, bins), predictions.values[..., 4 * bins :]
+    images = len(class_logits)
+    alignment = matched.alignment.to(class_logits.dtype)
+    total = alignment.new_zeros(images).index_add(0, image, alignment).clamp(min=1)  # (B,), n
     weight = alignment / total[image]
 
-    def per_image(values: Tensor, image: Tensor, _: Tensor | None) -> Tensor:
-        return images.index_add(0, image, values.flatten(1).sum(1))
-
-    reduce = reduce or per_image
-    chosen, points_xy, stride = predictions.bins[image, point], predictions.points_xy[point], predictions.stride[point]
+    reduce = reduce or sums_by_image(images)
+    chosen, points_xy, stride = sides[image, point], predictions.points_xy[point], predictions.stride[point]
     truth = predictions.truth_cxcywh(targets)[target]
     box = (1 - paired_iou(boxes_around(chosen, points_xy, stride), truth, "ciou")) * weight
     corners = cxcywh_to_xyxy(truth)
     distances = torch.cat((points_xy - corners[:, :2], corners[:, 2:] - points_xy), dim=1) / stride  # (P, 4)
     dfl = distribution_focal_loss(chosen, distances).mean(1) * weight
 
-    own = F.one_hot(targets[target, 1].long(), predictions.class_logits.shape[2]) * alignment[:, None]  # (P, C)
-    classes = F.binary_cross_entropy_with_logits(predictions.class_logits[image, point], own, reduction="none")
-    silent = -F.logsigmoid(-predictions.class_logits).sum(2)  # (B, N): the cross-entropy with 0
+    own = F.one_hot(targets[target, 1].long(), class_logits.shape[2]) * alignment[:, None]  # (P, C)
+    classes = F.binary_cross_entropy_with_logits(class_logits[image, point], own, reduction="none")
+    silent = -F.logsigmoid(-class_logits).sum(2)  # (B, N): the cross-entropy with 0
     taken = torch.zeros_like(silent, dtype=torch.bool)
     taken[image, point] = True
     background = silent.masked_fill(taken, 0.0) / total[:, None]
-    every_image = torch.arange(len(images), device=images.device)
+    every_image = torch.arange(images, device=silent.device)
     return AnchorFreeTerms(
         reduce(box[:, None], image, target) * BOX_GAIN,
         reduce(dfl[:, None], image, target) * DFL_GAIN,
@@ -146,38 +120,13 @@ def anchor_free_terms(
     )
 
 
-def _assignment(predictions: _Predictions, targets: Tensor) -> Assignment:
+def _bins(predictions: AnchorPoints, bins: int) -> Tensor:
+    """``(B, N, 4, bins)`` logits: left, top, right, bottom."""
+    return predictions.values[..., : 4 * bins].unflatten(2, (4, bins))
+
+
+def _assignment(predictions: AnchorPoints, targets: Tensor, bins: int) -> Assignment:
     with torch.no_grad():
-        boxes = boxes_around(predictions.bins, predictions.points_xy, predictions.stride)
-        return task_aligned_assignment(
-            predictions.class_logits, boxes, predictions.points_xy, targets, predictions.truth_cxcywh(targets)
-        )
-
-
-def _read(heads: Sequence[Tensor], strides: Sequence[float], targets: Tensor, bins: int) -> _Predictions:
-    """Check shapes, and view heads by anchor point."""
-    shapes = [tuple(raw.shape) for raw in heads]
-    if targets.ndim != 2 or targets.shape[1] != 6:
-        raise ValueError(f"expected targets (T, 6), got {tuple(targets.shape)}")
-    if not heads or len(heads) != len(strides):
-        raise ValueError(f"expected a stride for each head, got {len(heads)} heads and {len(strides)} strides")
-    if any(raw.ndim != 4 for raw in heads) or len({shape[:2] for shape in shapes}) > 1 or shapes[0][1] <= 4 * bins:
-        raise ValueError(f"expected heads (B, {4 * bins} + classes, H, W) with one B and C, got {shapes}")
-    sizes = {(shape[2] * stride, shape[3] * stride) for shape, stride in zip(shapes, strides, strict=True)}
-    if len(sizes) > 1:
-        raise ValueError(f"heads {shapes} with strides {list(strides)} are not of one input size")
-    dtype = torch.float64 if heads[0].dtype == torch.float64 else torch.float32
-    flat = torch.cat([raw.to(dtype).flatten(2) for raw in heads], dim=2).transpose(1, 2)  # (B, N, 4 * bins + C)
-    points, cells = [], []
-    for (_, _, height, width), stride in zip(shapes, strides, strict=True):
-        rows, columns = (torch.arange(n, device=flat.device, dtype=dtype) + 0.5 for n in (height, width))
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        points.append(torch.stack((x, y), dim=-1).flatten(0, 1) * stride)
-        cells.append(flat.new_full((height * width, 1), stride))
-    return _Predictions(
-        flat[..., : 4 * bins].unflatten(2, (4, bins)),
-        flat[..., 4 * bins :],
-        torch.cat(points),
-        torch.cat(cells),
-        sizes.pop(),
-    )
+        boxes = boxes_around(_bins(predictions, bins), predictions.points_xy, predictions.stride)
+        logits = predictions.values[..., 4 * bins :]
+        return task_aligned_assignment(logits, boxes, predictions.points_xy, targets, predictions.truth_cxcywh(targets))

@@ -290,7 +290,7 @@ def fresh_darknet(cfg: DarknetCfg, seed: int) -> Darknet:
 
 def _prepare_heads(model: Darknet) -> None:
     for head in model.cfg.heads:
-        source = head.class_layer(model.cfg.layers)
-        if isinstance(source, Convolutional):
-            conv = model.conv(source.index)
-            head.set_prior(conv.weight, conv.bias)
+        for source, first in head.prior_layers(model.cfg.layers):
+            if isinstance(source, Convolutional):
+                conv = model.conv(source.index)
+                head.set_prior(conv.weight, conv.bias, first)

@@ -22,7 +22,8 @@ objectness have half the squared error of what is decoded, classes the cross-ent
 warm-up, in which for 12,800 images every prediction is drawn to its anchor, is left out.
 
 All ``dfl`` sections of a network have one loss, that of `anchor_free_loss`: its terms of boxes and of their
-distributions are the box term here, and its background is the objectness term.
+distributions are the box term here, and its background is the objectness term. All ``yolox`` sections have that of
+`yolox_loss`.
 
 Every term is a sum over one image's predictions. `yolo_loss` is the mean over images; `yolo_losses` and `image_terms`
 give them one by one, and the gradient of their sum is each image's own, whatever else is in the batch, as an attack
@@ -38,7 +39,8 @@ from torch import Tensor
 
 from prunedeploy.models.boxes import cxcywh_to_xyxy
 from prunedeploy.models.darknet_cfg import DarknetCfg
-from prunedeploy.models.sections.head import Reduce, Truth
+from prunedeploy.models.reduction import Reduce, sums_by_image
+from prunedeploy.models.sections.head import Truth
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,7 @@ def image_terms(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> LossTe
     Raises:
         ValueError: A shape does not fit; both shapes are printed.
     """
-
-    def per_image(values: Tensor, image: Tensor, _: Tensor | None) -> Tensor:
-        return values.new_zeros(heads[0].shape[0]).index_add(0, image, values.flatten(1).sum(1))
-
-    return LossTerms(*_terms(heads, targets, cfg, per_image))
+    return LossTerms(*_terms(heads, targets, cfg, sums_by_image(heads[0].shape[0])))
 
 
 def target_terms(heads: list[Tensor], targets: Tensor, cfg: DarknetCfg) -> tuple[Tensor, Tensor]:

@@ -20,33 +20,15 @@ question. Where this is not YOLOv8's own assignment, on purpose:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunedeploy.models.assignment import Assignment, extreme_within, rank_within, settled
 from prunedeploy.models.boxes import cxcywh_to_xyxy, paired_iou
 
 ALPHA, BETA = 0.5, 6.0
 TOP_K = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Assignment:
-    """The predictions that belong to objects, P pairs; none of them twice.
-
-    Attributes:
-        image: ``(P,)`` int64, index of the image in the batch.
-        point: ``(P,)`` int64, index of the anchor point.
-        target: ``(P,)`` int64, index of the object.
-        alignment: ``(P,)`` in (0, 1]: the wanted score of the object's class.
-    """
-
-    image: Tensor
-    point: Tensor
-    target: Tensor
-    alignment: Tensor
 
 
 @torch.no_grad()
@@ -74,32 +56,11 @@ def task_aligned_assignment(
     log_score = F.logsigmoid(class_logits[image[target], point, class_id[target]])
     log_metric = ALPHA * log_score + BETA * overlap.log()
 
-    taken = _best_of_each(log_metric, target, len(targets))
-    place = image[target] * len(points_xy) + point
+    taken = rank_within(log_metric, target, len(targets)) < TOP_K
     places = class_logits.shape[0] * len(points_xy)
-    several = torch.bincount(place[taken], minlength=places)[place] > 1
-    owned = taken | several
-    owned &= ~several | (overlap == _extreme(overlap, place, places, "amax"))
-    owned &= ~several | (target == _extreme(target.where(owned, len(targets)), place, places, "amin"))
+    owned = settled(taken, overlap, target, image[target] * len(points_xy) + point, places)
     target, point, overlap, log_metric = target[owned], point[owned], overlap[owned], log_metric[owned]
 
-    highest_metric = _extreme(log_metric, target, len(targets), "amax")
-    highest_overlap = _extreme(overlap, target, len(targets), "amax")
+    highest_metric = extreme_within(log_metric, target, len(targets), "amax")
+    highest_overlap = extreme_within(overlap, target, len(targets), "amax")
     return Assignment(image[target], point, target, (log_metric - highest_metric).exp() * highest_overlap)
-
-
-def _best_of_each(log_metric: Tensor, target: Tensor, targets: int) -> Tensor:
-    """Which are among the `TOP_K` highest of their target, bool; of equal ones the first."""
-    order = log_metric.argsort(descending=True, stable=True)
-    order = order[target[order].argsort(stable=True)]  # by target, then from the highest
-    counts = torch.bincount(target, minlength=targets)
-    starts = counts.cumsum(0) - counts
-    rank = torch.arange(len(order), device=order.device) - starts[target[order]]
-    best = torch.empty_like(order, dtype=torch.bool)
-    best[order] = rank < TOP_K
-    return best
-
-
-def _extreme(values: Tensor, group: Tensor, groups: int, how: str) -> Tensor:
-    """The extreme of each value's group, shaped as ``values``."""
-    return values.new_zeros(groups).scatter_reduce(0, group, values, how, include_self=False)[group]

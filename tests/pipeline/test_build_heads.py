@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from head_networks import ANCHORS, SECTIONS, head_cfg
-from models.sections.test_anchor_free import anchor_free_cfg
+from models.sections.test_anchor_free import KINDS, anchor_free_cfg
 from pipeline.conftest import TinyCase
 from prunedeploy.models import decode, load_darknet
 from prunedeploy.models.cfg_rewriting import with_classes, with_input_size
@@ -59,8 +59,9 @@ def test_a_build_of_every_kind_of_head(kind: str, tiny_data: Path, tmp_path: Pat
         np.testing.assert_allclose(boxes[0], np.hstack((centre - half, centre + half)), rtol=1e-4, atol=1e-3)
 
 
-def test_a_build_of_a_head_without_anchors(tiny_data: Path, tmp_path: Path) -> None:
-    cfg = with_input_size(with_classes(anchor_free_cfg("dfl"), 10), (64, 64))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_build_of_a_head_without_anchors(kind: str, tiny_data: Path, tmp_path: Path) -> None:
+    cfg = with_input_size(with_classes(anchor_free_cfg(kind), 10), (64, 64))
     load_darknet(cfg, seed=3).save(tmp_path / "given.cfg", tmp_path / "given.weights")
     outcome = TinyCase(tmp_path / "given.cfg", tmp_path / "given.weights", tiny_data).build(
         tmp_path / "store",
@@ -73,7 +74,7 @@ def test_a_build_of_a_head_without_anchors(tiny_data: Path, tmp_path: Path) -> N
         "pretrain.from=given",
     )
     assert outcome.results["ratio_achieved"] == pytest.approx(0.5, abs=0.05)
-    assert "network: the cfg is not for Darknet, which has no [dfl]" in outcome.results["network"]["said"]
+    assert f"network: the cfg is not for Darknet, which has no [{kind}]" in outcome.results["network"]["said"]
     assert outcome.results["models"][1]["map_pgd"] is not None
     bundle = load_bundle(tmp_path / "out" / "bundle")
     assert {file.precision for file in bundle.manifest.files.values()} == {"fp32", "fp16", "int8"}

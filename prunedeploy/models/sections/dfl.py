@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.models.anchor_free_loss import BINS, anchor_free_terms
+from prunedeploy.models.reduction import Reduce
 from prunedeploy.models.sections.anchor_free import AnchorFree
-from prunedeploy.models.sections.head import Head, Reduce, Truth
+from prunedeploy.models.sections.head import Head, Truth
+from prunedeploy.models.sections.layer import Layer
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Dfl(AnchorFree):
 
     box_values: ClassVar[int] = 4 * BINS
     has_objectness: ClassVar[bool] = False
+
+    def prior_layers(self, layers: Sequence[Layer]) -> Sequence[tuple[Layer | None, int]]:
+        """See `Head.prior_layers`: that of the classes; distributions start as they are."""
+        return super().prior_layers(layers)[-1:]
 
     def decode_boxes(self, predictions: Tensor, input_size: tuple[int, int]) -> Tensor:
         """See `Head.decode_boxes`: a side is as far from the cell's middle as its distribution's mean, in cells."""
@@ -54,10 +60,6 @@ class Dfl(AnchorFree):
     def class_probabilities(self, raw: Tensor) -> Tensor:
         """See `Head.class_probabilities`."""
         return self.scores(raw)
-
-    def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Head.loss_terms`; of a network with this head alone."""
-        return self.terms_of_all([raw], [self], truth, reduce)
 
     @classmethod
     def terms_of_all(

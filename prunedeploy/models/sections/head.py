@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from prunedeploy.models.boxes import cxcywh_to_xyxy
+from prunedeploy.models.reduction import Reduce
 from prunedeploy.models.sections.channels import Sources, one_to_one
 from prunedeploy.models.sections.layer import Layer
 from prunedeploy.models.sections.reading import LayerReader
-
-Reduce = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-"""Sums ``(N, ...)`` values by the image of each, ``(N,)``, or by the target of each; None where they belong to none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +111,10 @@ class Head(Layer):
     def class_layer(self, layers: Sequence[Layer]) -> Layer | None:
         """The layer whose last channels are the classes; None if that is the image."""
         return layers[self.inputs[0]] if self.inputs[0] >= 0 else None
+
+    def prior_layers(self, layers: Sequence[Layer]) -> Sequence[tuple[Layer | None, int]]:
+        """The layers that `set_prior` is for, and which number of a prediction the first filter of each gives."""
+        return [(self.class_layer(layers), 0)]
 
     def options_for(self, classes: int) -> dict[str, object]:
         """The section's options that change with the number of classes."""
@@ -235,12 +237,13 @@ class Head(Layer):
         position = truth.targets[:, 2:4] * truth.targets.new_tensor([columns, rows])
         return position, position[:, 1].long().clamp(0, rows - 1), position[:, 0].long().clamp(0, columns - 1)
 
-    def set_prior(self, weight: Tensor, bias: Tensor) -> None:
-        """Start the convolution that the head reads at a low prior of objects and classes, in place.
+    def set_prior(self, weight: Tensor, bias: Tensor, first: int) -> None:
+        """Start a convolution of `prior_layers` at a low prior of objects and classes, in place.
 
         Args:
-            weight: ``(A * V, in, size, size)``.
-            bias: ``(A * V,)``.
+            weight: ``(filters, in, size, size)``.
+            bias: ``(filters,)``.
+            first: Which number of a prediction its first filter gives.
 
         Reference: Lin et al., Focal Loss for Dense Object Detection, 2017, section 4.1.
         """

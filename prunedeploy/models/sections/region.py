@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from prunedeploy.models.boxes import best_iou, cxcywh_to_xyxy, paired_iou
-from prunedeploy.models.sections.head import Head, Reduce, Truth, focal_weight
+from prunedeploy.models.reduction import Reduce
+from prunedeploy.models.sections.head import Head, Truth, focal_weight
 from prunedeploy.models.sections.reading import LayerReader
 
 

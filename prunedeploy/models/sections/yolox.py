@@ -5,15 +5,17 @@ Reference: Ge et al., YOLOX: Exceeding YOLO Series in 2021, sections 2.1 and 2.2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from prunedeploy.models.reduction import Reduce
 from prunedeploy.models.sections.anchor_free import AnchorFree
-from prunedeploy.models.sections.head import Reduce, Truth
-from prunedeploy_engines.errors import ConfigError
+from prunedeploy.models.sections.head import Head, Truth
+from prunedeploy.models.yolox_loss import yolox_terms
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,10 @@ class Yolox(AnchorFree):
         """See `Head.class_probabilities`."""
         return torch.sigmoid(self.class_logits(raw))
 
-    def loss_terms(self, raw: Tensor, truth: Truth, reduce: Reduce) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Head.loss_terms`.
-
-        Raises:
-            ConfigError: Always: its assignment of objects to cells is not here yet.
-        """
-        what = "a network with a [yolox] head cannot be trained, or attacked by its loss, yet"
-        raise ConfigError(what, f"layer {self.index}", "evaluate it on clean images, or give another network")
+    @classmethod
+    def terms_of_all(
+        cls, raws: Sequence[Tensor], heads: Sequence[Head], truth: Truth, reduce: Reduce
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Head.terms_of_all`: objects choose among the cells of all heads, see `yolox_loss`."""
+        strides = [truth.input_size[0] / raw.shape[2] for raw in raws]
+        return yolox_terms(raws, strides, truth.targets, reduce=reduce)

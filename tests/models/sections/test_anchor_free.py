@@ -17,11 +17,12 @@ from prunedeploy.models.anchor_free_loss import anchor_free_terms
 from prunedeploy.models.cfg_rewriting import anchor_slots, with_classes
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.loss import image_terms, target_terms, yolo_loss
+from prunedeploy.models.yolox_loss import yolox_terms
 from prunedeploy.scores.target import choose_target
 from prunedeploy.training.adversarial import distillation_loss
 from prunedeploy_engines.builder.from_onnx import engine_from_onnx
 from prunedeploy_engines.detection.nms import detections_from
-from prunedeploy_engines.errors import ConfigError, DarknetFormatError
+from prunedeploy_engines.errors import DarknetFormatError
 from prunedeploy_engines.runtimes.onnx_file import NmsInGraph
 from prunedeploy_engines.runtimes.tensorrt.library import installed_version
 from prunedeploy_export import check_detection_parity, check_tensor_parity, onnx_from_torch, with_nms, with_uint8_input
@@ -168,7 +169,10 @@ def test_other_classes_change_the_last_convolution_alone(kind: str) -> None:
 def test_a_fresh_network_predicts_next_to_nothing(kind: str) -> None:
     model = load_darknet(anchor_free_cfg(kind), seed=0)
     with torch.no_grad():
-        assert float(decode(model(torch.rand(1, 3, 32, 48)), model)[1].max()) < 0.05
+        heads = model(torch.rand(1, 3, 32, 48))
+        assert float(decode(heads, model)[1].max()) < 0.05
+        for head, raw in zip(model.cfg.heads, heads, strict=True):
+            assert float(head.objectness_logits(raw).max()) < -3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -183,23 +187,27 @@ def test_scores_by_contribution_and_distillation_need_no_loss(kind: str) -> None
     assert float(distillation_loss(moved, heads, model, 1.0)) > float(distillation_loss(heads, heads, model, 1.0))
 
 
-def test_all_dfl_heads_have_the_loss_of_anchor_free_heads_together() -> None:
-    model = lively("dfl")
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_heads_have_their_loss_together(kind: str) -> None:
+    model = lively(kind)
     targets = torch.tensor([[0, 1, 0.4, 0.5, 0.3, 0.4], [0, 2, 0.7, 0.6, 0.5, 0.6], [2, 0, 0.2, 0.3, 0.2, 0.3]])
     heads = model(torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0)))
-    expected = anchor_free_terms(heads, [8, 16], targets)
     found = image_terms(heads, targets, model.cfg)
-    torch.testing.assert_close(found.box, expected.box + expected.dfl)
-    torch.testing.assert_close(found.objectness, expected.background)
-    torch.testing.assert_close(found.classes, expected.classes)
-    torch.testing.assert_close(yolo_loss(heads, targets, model.cfg).total, expected.total.mean())
+    if kind == "dfl":
+        terms = anchor_free_terms(heads, [8, 16], targets)
+        expected = terms.box + terms.dfl, terms.background, terms.classes
+    else:
+        expected = yolox_terms(heads, [8, 16], targets)
+    torch.testing.assert_close((found.box, found.objectness, found.classes), expected)
+    torch.testing.assert_close(yolo_loss(heads, targets, model.cfg).total, sum(expected).mean())
     box, classes = target_terms(heads, targets, model.cfg)
     torch.testing.assert_close(torch.stack((box[0] + box[1], box[2])), found.box[[0, 2]])
     torch.testing.assert_close(torch.stack((classes[0] + classes[1], classes[2])), found.classes[[0, 2]])
 
 
-def test_gradient_steps_lower_the_loss_of_dfl_heads() -> None:
-    model = lively("dfl")
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_steps_lower_the_loss(kind: str) -> None:
+    model = lively(kind)
     images, targets = torch.rand(2, 3, 32, 48), torch.tensor([[0, 1, 0.4, 0.5, 0.6, 0.7], [1, 2, 0.5, 0.6, 0.5, 0.8]])
     optimiser, losses = torch.optim.SGD(model.parameters(), lr=1e-3), []
     for _ in range(8):
@@ -209,12 +217,6 @@ def test_gradient_steps_lower_the_loss_of_dfl_heads() -> None:
         optimiser.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0]
-
-
-def test_yolox_has_no_loss_yet() -> None:
-    model = load_darknet(anchor_free_cfg("yolox"))
-    with pytest.raises(ConfigError, match=r"with a \[yolox\] head cannot be trained, or attacked by its loss, yet"):
-        yolo_loss(model(torch.rand(1, 3, 32, 48)), torch.zeros(0, 6), model.cfg)
 
 
 @pytest.mark.parametrize("kind", KINDS)
