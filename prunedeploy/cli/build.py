@@ -36,7 +36,7 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     "source",
     default="demo",
     metavar="F",
-    help="YAML file, or the name of one that ships: demo, smoke, blood-cells, yolov3-coco, yolov3-tiny-coco.",
+    help="YAML file, or the name of one that ships: demo, smoke, blood-cells, yolov8n, yolov3-coco, yolov3-tiny-coco.",
 )
 @click.option(
     "--ratio",

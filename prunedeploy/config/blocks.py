@@ -855,7 +855,8 @@ class BuildConfig(Block):
 
     @model_validator(mode="after")
     def _start_fits_the_weights(self) -> BuildConfig:
-        if self.pretrain.start == "given" and self.model.weights is None:
+        has_its_own = self.model.cfg.lower().endswith(".onnx")
+        if self.pretrain.start == "given" and self.model.weights is None and not has_its_own:
             raise ValueError("model.weights is missing: give it, or use pretrain.from=scratch")
         if self.pretrain.start == "bundled" and self.model.weights != BUNDLED:
             raise ValueError(f"pretrain.from=bundled needs model.weights={BUNDLED}; use given or scratch")

@@ -33,6 +33,10 @@ def test_a_cfg_stays_what_it_is_and_weights_beside_a_file_are_refused(tmp_path: 
     both = load_config("smoke", (), {"cfg": "best.onnx", "weights": "yolov3.weights"})
     with pytest.raises(ConfigError, match=r"model.weights: best.onnx has its own weights; leave --weights out"):
         with_imported_network(both, tmp_path / "store")
+    own = load_config("smoke", ("model.weights=null",), {"cfg": "best.onnx"})
+    assert own.pretrain.start == "given"
+    with pytest.raises(ConfigError, match=r"model.weights is missing: give it, or use pretrain.from=scratch"):
+        load_config("smoke", ("model.weights=null",), {})
     missing = load_config("smoke", (), {"cfg": str(tmp_path / "none.onnx")})
     with pytest.raises(OnnxImportError, match=r"none.onnx: cannot be read"):
         with_imported_network(missing, tmp_path / "store")
