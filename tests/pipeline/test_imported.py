@@ -24,6 +24,7 @@ from prunedeploy.pipeline.imported import with_imported_network
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.stages.train import original_stage
 from prunedeploy.pipeline.store.store import Store
+from prunedeploy.study.sweep.contexts import Contexts
 from prunedeploy_engines.errors import ConfigError, OnnxImportError
 
 
@@ -111,6 +112,15 @@ def test_an_imported_build_scores_and_optimises_normalisation_and_the_store_keep
     assert (again.out / "model.weights").read_bytes() == (first.out / "model.weights").read_bytes()
     without = original(ten_classes, tmp_path / "store", "model.normalisation=false")
     assert len(lacking_normalisation(without.cfg)) == 6
+
+
+def test_a_sweep_imports_as_a_build_does(ten_classes: TinyCase, tmp_path: Path) -> None:
+    config = load_config("smoke", ten_classes.arguments())
+    with Store(tmp_path / "store", lambda line: None) as stages:
+        fields = Contexts(Progress(quiet=True)).fields(config, stages)
+        built = open_context(with_imported_network(config, tmp_path / "store"), stages, Progress(quiet=True))
+    assert fields["network"].normalised == 6
+    assert fields["network"].cfg_sha256 == built.network.cfg_sha256
 
 
 def test_remade_heads_stay_without_normalisation_and_random_weights_get_their_usual_one(
