@@ -30,6 +30,7 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     "prunedeploy build --target-map 0.30",
     "prunedeploy build --ratio 0.9 --cfg yolov3-tiny --weights yolov3-tiny.weights --data coco/",
     "prunedeploy build --cfg yolov3-tiny --weights yolov3-tiny.weights --data cells/ --input-size 320x256",
+    "prunedeploy build --model best.onnx --data cells/ --ratio 0.5",
     "prunedeploy build --config yolov3-coco --target cpu,sm86 --set finetune.steps=20000",
     "prunedeploy build --ratio 0.75 --precision fp32,int8 --qat 400",
 )
@@ -38,7 +39,7 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     "source",
     default="demo",
     metavar="F",
-    help="YAML file, or the name of one that ships: demo, smoke, blood-cells, yolov3-coco, yolov3-tiny-coco.",
+    help="YAML file, or the name of one that ships: demo, smoke, blood-cells, yolov8n, yolov3-coco, yolov3-tiny-coco.",
 )
 @click.option(
     "--ratio",
@@ -88,8 +89,15 @@ ALLOCATIONS = ("uniform", "global", "erk", "latency")
     help="How layers share the ratio: uniform; global: the lowest scores of the network go; erk: wide layers give "
     "more; latency: filters go where they cost the most measured time per importance.",
 )
-@click.option("--cfg", metavar="F", help="Darknet cfg of your network: a path, or the name of one that ships.")
-@click.option("--weights", metavar="F", help="Its Darknet weights, or the first layers of them.")
+@click.option(
+    "--cfg",
+    "--model",
+    "cfg",
+    metavar="F",
+    help="Your network: a Darknet cfg, a path or the name of one that ships; or the .onnx file of a detector that "
+    "another program exported.",
+)
+@click.option("--weights", metavar="F", help="A cfg's Darknet weights, or the first layers of them.")
 @click.option(
     "--input-size",
     metavar="W[xH]",

@@ -50,6 +50,8 @@ def _print_network(document: Document) -> None:
     for section, options in _grouped((one["section"], one["option"]) for one in document["ignored"]):
         names = ", ".join(dict.fromkeys(options))
         click.echo(f"ignored in [{section}], since only Darknet itself reads it: {names}")
+    if document["not_for_darknet"] is not None:
+        click.echo(document["not_for_darknet"])
 
 
 def _layer_row(row: Document) -> list[str]:

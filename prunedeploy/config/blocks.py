@@ -102,7 +102,8 @@ class ModelConfig(Block):
     start fresh.
 
     Attributes:
-        cfg: Darknet cfg: a path, or the name of one that ships, e.g. ``yolov3-tiny``.
+        cfg: Darknet cfg: a path, or the name of one that ships, e.g. ``yolov3-tiny``; or an ONNX file that another
+            program exported, which has weights and class names of its own.
         weights: Darknet weights: a path, or ``demo`` for the bundled ones. Not read when ``pretrain.from`` is
             scratch. The first layers alone, such as ``yolov3-tiny.conv.15``, and the weights of the same network with
             another number of classes load what fits; the rest starts fresh.
@@ -113,6 +114,9 @@ class ModelConfig(Block):
         anchors: ``auto``: by k-means on the training boxes; null: what the cfg says.
         letterbox: Scale images with their aspect kept and pad the rest; false: stretch them. null: what ``letter_box=``
             in the cfg's ``[net]`` says, and letterbox without it.
+        normalisation: Put batch normalisation into the convolutions that have a bias alone, with statistics of 64
+            training images, so that the network computes what it did; null: where ``cfg`` is an ONNX file, which has
+            it folded away.
     """
 
     cfg: str = "yolov3-slim"
@@ -121,11 +125,12 @@ class ModelConfig(Block):
     input_size: Annotated[str, BeforeValidator(as_input_size)] | None = None
     anchors: Literal["auto"] | None = None
     letterbox: bool | None = None
+    normalisation: bool | None = None
 
     @model_serializer(mode="wrap")
     def _without_defaults_that_are_younger_than_results(self, values: Callable[[Any], Any]) -> dict[str, Any]:
         """Leave out what is not chosen: keys and hashes are made of this, and stay as they were."""
-        younger = {"input_size", "anchors", "letterbox"}
+        younger = {"input_size", "anchors", "letterbox", "normalisation"}
         return {key: value for key, value in values(self).items() if value is not None or key not in younger}
 
 
@@ -930,7 +935,8 @@ class BuildConfig(Block):
 
     @model_validator(mode="after")
     def _start_fits_the_weights(self) -> BuildConfig:
-        if self.pretrain.start == "given" and self.model.weights is None:
+        has_its_own = self.model.cfg.lower().endswith(".onnx")
+        if self.pretrain.start == "given" and self.model.weights is None and not has_its_own:
             raise ValueError("model.weights is missing: give it, or use pretrain.from=scratch")
         if self.pretrain.start == "bundled" and self.model.weights != BUNDLED:
             raise ValueError(f"pretrain.from=bundled needs model.weights={BUNDLED}; use given or scratch")

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from prunedeploy.importing.onnx_graph import OnnxGraph
+from prunedeploy.models.sections.activations import SLOPE
 
 Floats = NDArray[np.float32]
 
@@ -20,7 +21,7 @@ class Behind:
 
     Attributes:
         output: Name of the tensor behind it.
-        activation: By its name in a cfg.
+        activation: By its name in a cfg, and what stands beside it: the lines of its options.
         inside: Outputs of the nodes that it consists of.
         factor: What normalisation multiplies by, ``(filters,)``; None without.
         shift: What it adds then.
@@ -64,7 +65,7 @@ def activation_behind(graph: OnnxGraph, tensor: str, normalised: bool = True) ->
         activation = _ONE[node.op_type](graph, node)
         if activation is None:
             raise graph.refused(
-                node, "is an activation that no section has: known are SiLU, ReLU, LeakyReLU by 0.1, Mish"
+                node, "is an activation that no section has: known are SiLU, ReLU, LeakyReLU, HardSwish, Mish"
             )
         return Behind(node.output[0], activation, frozenset(node.output))
     if len(readers) == 2:
@@ -83,6 +84,9 @@ def activation_behind(graph: OnnxGraph, tensor: str, normalised: bool = True) ->
                 and tanh.input[0] == gate.output[0]
             ):
                 return Behind(product.output[0], "mish", inside | {other})
+            if gate.op_type == "HardSigmoid" and other == gate.output[0] and _is_h_swish(gate):
+                return Behind(product.output[0], "h_swish", inside)
+            return _relu6_gate(graph, tensor, gate, product) or Behind(tensor)
     return Behind(tensor)
 
 
@@ -91,7 +95,41 @@ def _number(node: NodeProto, name: str, default: float) -> float:
 
 
 def _leaky(graph: OnnxGraph, node: NodeProto) -> str | None:
-    return "leaky" if abs(_number(node, "alpha", 0.01) - 0.1) < 1e-6 else None
+    slope = np.float32(_number(node, "alpha", 0.01))
+    if abs(slope - 0.1) < 1e-6:
+        return "leaky"
+    return f"leaky\n{SLOPE}={slope!s}" if 0 < slope < 1 else None  # the fewest digits that are this float32
+
+
+def _is_h_swish(gate: NodeProto) -> bool:
+    return abs(_number(gate, "alpha", 0.2) - 1 / 6) < 1e-6 and _number(gate, "beta", 0.5) == 0.5
+
+
+def _relu6_gate(graph: OnnxGraph, tensor: str, gate: NodeProto, product: NodeProto) -> Behind | None:
+    """h_swish written out, x clip(x + 3, 0, 6) / 6, divided before or after the product; None if it is not."""
+    three = gate.op_type == "Add" and _constant(graph, gate) == 3.0
+    clips = graph.readers.get(gate.output[0], ())
+    if not three or len(clips) != 1 or clips[0].op_type != "Clip" or _clip(graph, clips[0]) != "relu6":
+        return None
+    clipped = clips[0].output[0]
+    inside = frozenset((*gate.output, clipped, *product.output))
+    other = next(name for name in product.input if name != tensor)
+    divided = product.output[0] if other == clipped else clipped
+    last = graph.readers.get(divided, ())
+    if len(last) != 1 or last[0].op_type not in ("Div", "Mul") or (other != clipped and last[0].output[0] != other):
+        return None
+    factor = _constant(graph, last[0])
+    if factor is None or (last[0].op_type == "Div" and last[0].input[0] != divided):
+        return None
+    if abs((1 / factor if last[0].op_type == "Div" else factor) - 1 / 6) > 1e-6:
+        return None
+    return Behind(last[0].output[0] if other == clipped else product.output[0], "h_swish", inside | {*last[0].output})
+
+
+def _constant(graph: OnnxGraph, node: NodeProto) -> float | None:
+    """The single number that a node combines something with; None without one, or if it is 0."""
+    values = [graph.constants[name] for name in node.input if name in graph.constants]
+    return float(values[0].reshape(-1)[0]) or None if len(values) == 1 and values[0].size == 1 else None
 
 
 def _clip(graph: OnnxGraph, node: NodeProto) -> str | None:
@@ -106,7 +144,7 @@ _ONE: Mapping[str, Callable[[OnnxGraph, NodeProto], str | None]] = {
     "Tanh": lambda *_: "tanh",
     "Mish": lambda *_: "mish",
     "Clip": _clip,
-    "HardSwish": lambda *_: None,
+    "HardSwish": lambda *_: "h_swish",
     "HardSigmoid": lambda *_: None,
     "Elu": lambda _, node: "elu" if _number(node, "alpha", 1.0) == 1.0 else None,
     "Selu": lambda *_: None,

@@ -25,6 +25,7 @@ from prunedeploy.models.sections import (
     refused_options,
     training_only,
 )
+from prunedeploy.models.sections.activations import not_in_darknet
 from prunedeploy.models.sections.reading import LayerReader, Reader, Section, Shape, short
 from prunedeploy.text_files import decode_text, is_decoded
 from prunedeploy_engines.errors import DarknetFormatError
@@ -128,10 +129,11 @@ class DarknetCfg:
 
     @property
     def not_for_darknet(self) -> str | None:
-        """What to say of a cfg with sections that no Darknet has; None if it has none."""
-        own = sorted({layer.kind for layer in self.layers} & NOT_IN_DARKNET)
-        sections = ", ".join(f"[{kind}]" for kind in own)
-        return f"the cfg is not for Darknet, which has no {sections}" if own else None
+        """What to say of a cfg with sections or activations that no Darknet has; None if it has none."""
+        own = [f"[{kind}]" for kind in sorted({layer.kind for layer in self.layers} & NOT_IN_DARKNET)]
+        activations = {not_in_darknet(getattr(layer, "activation", "linear")) for layer in self.layers}
+        own += sorted(name for name in activations if name is not None)
+        return f"the cfg is not for Darknet, which has no {', '.join(own)}" if own else None
 
     @property
     def classes(self) -> int:

@@ -29,6 +29,13 @@ def lacking_normalisation(cfg: DarknetCfg) -> list[Convolutional]:
     return [layer for layer in cfg.convolutions if not layer.batch_normalize and layer.index not in cfg.head_outputs]
 
 
+def normalised_cfg(cfg: DarknetCfg) -> DarknetCfg:
+    """The network with normalisation in every layer of `lacking_normalisation`, and in those that share its weights."""
+    wanted = {layer.index for layer in lacking_normalisation(cfg)}
+    uses = sorted(layer.index for layer in cfg.all_convolutions if layer.weights_from in wanted)
+    return cfg.with_options({index: {"batch_normalize": 1} for index in uses}) if uses else cfg
+
+
 @torch.no_grad()
 def with_normalisation(model: Darknet, batches: Iterable[Tensor]) -> Darknet:
     """The same function with batch normalisation in every layer of `lacking_normalisation`.
@@ -66,8 +73,7 @@ def with_normalisation(model: Darknet, batches: Iterable[Tensor]) -> Darknet:
         empty = False
     if empty:
         raise ValueError("statistics of normalisation need at least one image")
-    uses = {layer.index for layer in model.cfg.all_convolutions if layer.weights_from in wanted}
-    result = Darknet(model.cfg.with_options({index: {"batch_normalize": 1} for index in sorted(uses)}), model.header)
+    result = Darknet(normalised_cfg(model.cfg), model.header)
     state = model.state_dict()
     for index, (count, total, squares) in sums.items():
         mean = total / count

@@ -41,7 +41,9 @@ def with_imported_network(config: BuildConfig, store: Path) -> BuildConfig:
     if not digest or not (folder / CFG).is_file():
         write_imported(import_onnx(path, size), folder, overwrite=True)
     names = folder / NAMES
-    changed = {"cfg": str(folder / CFG), "weights": str(folder / WEIGHTS)}
+    changed: dict[str, str | bool] = {"cfg": str(folder / CFG), "weights": str(folder / WEIGHTS)}
+    if model.normalisation is None:
+        changed["normalisation"] = True
     if model.names is None and names.is_file():
         changed["names"] = str(names)
     return config.model_copy(update={"model": model.model_copy(update=changed)})

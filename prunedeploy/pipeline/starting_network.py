@@ -16,10 +16,13 @@ from prunedeploy.data.class_names import COCO_NAMES, read_names
 from prunedeploy.data.demo import CLASS_NAMES
 from prunedeploy.models.cfg_rewriting import anchor_slots, with_anchors, with_classes, with_input_size, with_letterbox
 from prunedeploy.models.darknet_cfg import DarknetCfg, read_cfg
+from prunedeploy.models.normalisation import lacking_normalisation, normalised_cfg
 from prunedeploy.models.starting_weights import StartingWeights, starting_weights
 from prunedeploy.resources import asset_path, darknet_cfg_path
 from prunedeploy_engines.errors import ConfigError, DataError
 
+NORMALISATION_IMAGES = 64
+"""Statistics of normalisation that is put back are those of so many training images, or of all if there are fewer."""
 MOST_NAMES = 5
 """So many of the data's classes are named in a message."""
 
@@ -47,11 +50,14 @@ class StartingNetwork:
         start: ``pretrain.from``.
         given: The cfg as given, with the build's input size.
         own_size: ``(height, width)`` of the input in the cfg's file.
-        cfg: The network that is trained: ``given`` with the data's classes and with the build's anchors.
+        cfg: The network that is trained: ``given`` with the data's classes, the build's anchors and normalisation.
         class_names: Class names of the network, in the order of its scores.
-        weights: What is loaded, and what starts fresh.
+        weights: What is loaded, and what starts fresh, before normalisation is put back.
         remade: The heads were re-made for the data's classes, which the network did not know.
         anchors: The anchors, where they were chosen anew.
+        normalised: In so many convolutions batch normalisation is put back,
+        statistics_images: with statistics of so many training images; 0 where weights are random, whose normalisation
+            starts as usual.
     """
 
     start: str
@@ -62,6 +68,8 @@ class StartingNetwork:
     weights: StartingWeights
     remade: bool
     anchors: NewAnchors | None
+    normalised: int
+    statistics_images: int
 
     @property
     def is_transferred(self) -> bool:
@@ -90,7 +98,8 @@ class StartingNetwork:
 
     def said(self, block: PretrainConfig) -> list[str]:
         """What has to be said about it, a line each; nothing of a network that is taken as it is given."""
-        lines = [f"network: {line}" for line in (*self._size_said(), *self._weights_said(block))]
+        own = (*self._size_said(), *self._weights_said(block), *self._normalisation_said())
+        lines = [f"network: {line}" for line in own]
         if self.cfg.not_for_darknet is not None:
             lines.append(f"network: {self.cfg.not_for_darknet}")
         if self.anchors is not None:
@@ -111,6 +120,7 @@ class StartingNetwork:
             "letterbox": self.cfg.letterbox,
             "classes": self.cfg.classes,
             "heads_remade": self.remade,
+            "normalised_convolutions": self.normalised,
             "weights": None
             if path is None
             else {
@@ -153,6 +163,12 @@ class StartingNetwork:
         if self.remade and self.given.classes == self.cfg.classes:
             line += "; if it was trained on these classes, say so with model.names=FILE"
         return [line]
+
+    def _normalisation_said(self) -> list[str]:
+        if not self.normalised:
+            return []
+        statistics = f", with statistics of {self.statistics_images} training images" * (self.statistics_images > 0)
+        return [f"batch normalisation is put back into {self.normalised} convolutions{statistics}"]
 
     def _anchors_said(self, anchors: NewAnchors) -> str:
         before, after = anchors.before, anchors.after
@@ -246,8 +262,14 @@ def starting_network(
             raise ConfigError(what, "model.anchors", "use --set pretrain.from=given, or leave model.anchors out")
         cfg, anchors = _with_new_anchors(cfg, training)
     path = None if start == "scratch" else original_weights_path(config)
-    weights = starting_weights(cfg, path, given, fresh_heads=remade)
-    network = StartingNetwork(start, given, _own_cfg(config).input_size, cfg, class_names, weights, remade, anchors)
+    plain, normalised = cfg, len(lacking_normalisation(cfg)) if config.model.normalisation else 0
+    if normalised:
+        cfg = normalised_cfg(cfg)
+    weights = starting_weights(cfg if path is None else plain, path, given, fresh_heads=remade)
+    images = min(NORMALISATION_IMAGES, len(training.images)) if normalised and path is not None else 0
+    network = StartingNetwork(
+        start, given, _own_cfg(config).input_size, cfg, class_names, weights, remade, anchors, normalised, images
+    )
     if network.is_transferred and network.clean_steps(config.pretrain) == 0:
         what = "a part of the network starts fresh or has new anchors, but nothing trains it"
         raise ConfigError(what, "pretrain.clean_steps", "give some, e.g. --set pretrain.clean_steps=2000")

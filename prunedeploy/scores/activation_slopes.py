@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from prunedeploy.models.sections.activations import SELU_ALPHA, SELU_SCALE
+from prunedeploy.models.sections.activations import SELU_ALPHA, SELU_SCALE, leaky_slope
 from prunedeploy_engines.errors import PruningError
 
-LEAKY_SLOPE = 0.1
 # Beyond it tanh(softplus(x)) is 1 to float64's last digit, and exp(2 x) is still finite in float32.
 _MISH_LINEAR = 20.0
 
@@ -34,6 +34,9 @@ def secant(a: Tensor, b: Tensor, activation: str) -> Tensor:
     Raises:
         PruningError: There is no rule for this activation.
     """
+    if (slope := leaky_slope(activation)) is not None:
+        # leaky(x) = slope * x + (1 - slope) * relu(x)
+        return _relu_secant(a, b).mul_(1.0 - slope).add_(slope)
     if activation not in _SECANTS:
         raise PruningError(
             f"DeepLIFT has no rule for the activation {activation}", "scores.name", "use another score for this network"
@@ -98,12 +101,12 @@ def _decay(d: Tensor) -> Tensor:
 _SECANTS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "linear": lambda a, b: torch.ones_like(a - b),
     "relu": _relu_secant,
-    # leaky(x) = slope * x + (1 - slope) * relu(x)
-    "leaky": lambda a, b: _relu_secant(a, b).mul_(1.0 - LEAKY_SLOPE).add_(LEAKY_SLOPE),
     "logistic": _logistic_secant,
     # a s(a) - b s(b) = (a - b) s(a) + b (s(a) - s(b)), and so with mish's gate
     "swish": lambda a, b: torch.sigmoid(a) + b * _logistic_secant(a, b),
     "mish": lambda a, b: _mish_gate(a) + b * _mish_gate_secant(a, b),
+    # and with h_swish's, relu6(x + 3) / 6
+    "h_swish": lambda a, b: F.hardsigmoid(a) + b * (_relu_secant(a + 3, b + 3) - _relu_secant(a - 3, b - 3)) / 6,
     # min(max(x, 0), 6) = relu(x) - relu(x - 6)
     "relu6": lambda a, b: _relu_secant(a, b) - _relu_secant(a - 6, b - 6),
     "elu": lambda a, b: _relu_secant(a, b) + _elu_tail_secant(a, b),

@@ -32,6 +32,7 @@ from prunedeploy.models.darknet import Darknet
 from prunedeploy.models.darknet_cfg import DarknetCfg
 from prunedeploy.models.darknet_conv import DarknetConv
 from prunedeploy.models.sections import Convolutional, Layer, Maxpool, Shortcut
+from prunedeploy.models.sections.activations import leaky_slope
 from prunedeploy.models.sections.convolutional import conv2d
 from prunedeploy.models.sections.maxpool import pool_border
 from prunedeploy.scores.deeplift import DeepLift, SummationToDelta, check_explained
@@ -39,13 +40,8 @@ from prunedeploy.scores.reference import ReferenceFunction
 from prunedeploy.scores.target import DetectionTarget, choose_target
 from prunedeploy_engines.errors import PruningError
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "linear": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky": partial(nn.LeakyReLU, 0.1),
-    "logistic": nn.Sigmoid,
-}
-"""Those that Captum has a rule for."""
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"linear": nn.Identity, "relu": nn.ReLU, "logistic": nn.Sigmoid}
+"""Those that Captum has a rule for, beside leaky ones of any slope."""
 
 
 def check_captum_is_right(cfg: DarknetCfg) -> None:
@@ -60,8 +56,17 @@ def check_captum_is_right(cfg: DarknetCfg) -> None:
             raise PruningError(what, f"{cfg.where}:{layer.line}", "use scores.backend=own, which has a rule for it")
 
 
+def _has_rule(activation: str) -> bool:
+    return activation in ACTIVATIONS or leaky_slope(activation) is not None
+
+
+def _module(activation: str) -> nn.Module:
+    slope = leaky_slope(activation)
+    return ACTIVATIONS[activation]() if slope is None else nn.LeakyReLU(slope)
+
+
 def _why_wrong(layer: Layer) -> str | None:
-    if isinstance(layer, Convolutional | Shortcut) and layer.activation not in ACTIVATIONS:
+    if isinstance(layer, Convolutional | Shortcut) and not _has_rule(layer.activation):
         return f"has the activation {layer.activation}, of which Captum's DeepLIFT takes the plain gradient"
     if isinstance(layer, Maxpool) and layer.size > min(layer.strides):
         windows = f"windows that overlap (size {layer.size}, stride {layer.stride})"
@@ -233,9 +238,9 @@ class _HookableDarknet(nn.Module):
                 conv = model.conv(layer.index)
                 self.convolutions[name] = _BareConvolution(conv)
                 norm = [] if conv.scale is None else [_Affine(conv)]
-                self.after[name] = nn.Sequential(*norm, ACTIVATIONS[layer.activation]())
+                self.after[name] = nn.Sequential(*norm, _module(layer.activation))
             elif isinstance(layer, Shortcut):
-                self.after[name] = ACTIVATIONS[layer.activation]()
+                self.after[name] = _module(layer.activation)
             elif isinstance(layer, Maxpool):
                 self.after[name] = nn.MaxPool2d(layer.size, layer.strides)
 

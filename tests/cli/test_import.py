@@ -87,6 +87,12 @@ def test_what_cannot_be_imported_is_one_line_and_nothing_is_written(run: Any, tm
         assert not (tmp_path / "mine").exists()
 
 
+def test_a_build_takes_the_file_as_its_model(run: Any, tmp_path: Path) -> None:
+    done = run("build", "--config", "smoke", "--model", tmp_path / "none.onnx", "--store", tmp_path / "store")
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert f"{tmp_path / 'none.onnx'}: cannot be read" in done.stderr
+
+
 def test_a_foreign_file_is_told_where_to_go(run: Any, tmp_path: Path) -> None:
     onnx.save(anchored(), tmp_path / "best.onnx")
     done = run("bench", tmp_path / "best.onnx", "--seconds", "0.1")

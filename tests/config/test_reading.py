@@ -25,7 +25,7 @@ from prunedeploy_engines.detection.nms import MAX_CANDIDATES
 from prunedeploy_engines.errors import ConfigError
 from prunedeploy_export.graph.nms import LARGEST_TOP_K
 
-SHIPPED = ["demo", "smoke", "blood-cells", "yolov3-coco", "yolov3-tiny-coco"]
+SHIPPED = ["demo", "smoke", "blood-cells", "yolov3-coco", "yolov3-tiny-coco", "yolov8n"]
 SWEEPS = ["paper", "study-demo", "study-smoke"]
 
 

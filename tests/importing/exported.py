@@ -122,9 +122,24 @@ class Writer:
         bias = self.constant(self.generator.standard_normal(filters) * 0.3)
         sides = {"kernel_shape": [size] * 2, "strides": [stride] * 2, "pads": [size // 2] * 4}
         x = self.node("Conv", [source, weight, bias], **sides)
+        return str(self.activation(x, act))
+
+    def activation(self, x: str, act: str) -> Any:
+        """An activation by its operator, ``LeakyRelu:0.2`` with a slope, or written out."""
+        operator, _, slope = act.partition(":")
+        if operator == "LeakyRelu":
+            return self.node(operator, [x], alpha=float(slope or 0.1))
         if act == "SiLU":
-            return str(self.node("Mul", [x, self.node("Sigmoid", [x])]))
-        return str(x) if act == "" else str(self.node(act, [x], **({"alpha": 0.1} if act == "LeakyRelu" else {})))
+            return self.node("Mul", [x, self.node("Sigmoid", [x])])
+        if act == "HardSigmoid":
+            return self.node("Mul", [x, self.node("HardSigmoid", [x], alpha=1 / 6, beta=0.5)])
+        if act.startswith("x "):
+            bounds = self.constant(0.0), self.constant(6.0)
+            gate = self.node("Clip", [self.node("Add", [x, self.constant(3.0)]), *bounds])
+            if act == "x relu6 / 6":
+                return self.node("Div", [self.node("Mul", [x, gate]), self.constant(6.0)])
+            return self.node("Mul", [x, self.node("Div", [gate, self.constant(6.0)])])
+        return x if act == "" else self.node(act, [x])
 
     def model(self, output: str, size: tuple[int | str, int | str], opset: int = 17, **metadata: str) -> ModelProto:
         """The finished file, images ``(1, 3, *size)``."""
@@ -168,12 +183,16 @@ def small_trunk(writer: Writer, focus: bool = False, act: str = "SiLU", of: floa
     return [(writer.node("Concat", [fine, up], axis=1), 28), (coarse, 12)]
 
 
-def anchored(size: tuple[int, int] = (64, 96), classes: int = 3, v3: bool = False, opset: int = 17) -> ModelProto:
+def anchored(
+    size: tuple[int, int] = (64, 96),
+    classes: int = 3,
+    v3: bool = False,
+    opset: int = 17,
+    act: str = "LeakyRelu",
+) -> ModelProto:
     """A detector with anchors, decoded as YOLOv5 and v7 do, or with ``v3`` as YOLOv3: ``(1, predictions, 5 + C)``."""
     writer, parts, numbers = Writer(), [], 5 + classes
-    for (source, channels), stride, anchors in zip(
-        small_trunk(writer, act="LeakyRelu"), SMALL_STRIDES, ANCHORS, strict=True
-    ):
+    for (source, channels), stride, anchors in zip(small_trunk(writer, act=act), SMALL_STRIDES, ANCHORS, strict=True):
         rows, columns = (side // stride for side in size)
         raw = writer.conv(source, channels, 2 * numbers, size=1, act="")
         raw = writer.node("Reshape", [raw, writer.constant([1, 2, numbers, rows, columns], np.int64)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -136,6 +137,35 @@ def test_anchors_are_found_in_the_decoding(tmp_path: Path, v3: bool, opset: int)
     assert found.class_names == ["class 0", "class 1", "class 2"]
     images = random_images(64, 96)
     assert_same(by_network(found.model, images), corners(computed(model, images)[0], objectness=True))
+
+
+@pytest.mark.parametrize(
+    ("act", "key"),
+    [
+        ("LeakyRelu:0.2", "activation=leaky\nleaky_slope=0.2\n"),
+        ("LeakyRelu:0.01", "activation=leaky\nleaky_slope=0.01\n"),
+        ("HardSwish", "activation=h_swish\n"),
+        ("HardSigmoid", "activation=h_swish\n"),
+        ("x relu6 / 6", "activation=h_swish\n"),
+        ("x (relu6 / 6)", "activation=h_swish\n"),
+    ],
+)
+def test_activations_that_darknet_lacks_compute_the_same_in_every_program(tmp_path: Path, act: str, key: str) -> None:
+    model = anchored(act=act)
+    found = import_onnx(saved(model, tmp_path))
+    assert found.model.cfg.text.count(key) == 6
+    assert found.said == (f"the cfg is not for Darknet, which has no {'leaky_slope' if 'slope' in key else 'h_swish'}",)
+    images = random_images(64, 96)
+    expected = corners(computed(model, images)[0], objectness=True)
+    assert_same(by_network(found.model, images), expected)
+    onnx_from_torch(folded(found.model), tmp_path / "again.onnx")
+    with OnnxRuntimeRunner(tmp_path / "again.onnx", threads=1, allow_spinning=False) as runner:
+        boxes, scores = runner.infer(images)
+    assert_same((boxes[0], scores[0]), expected)
+    opencv = cv2.dnn.readNetFromONNX(str(tmp_path / "again.onnx"))
+    opencv.setInput(images)
+    boxes, scores = opencv.forward(["boxes", "scores"])
+    assert_same((boxes[0], scores[0]), expected)
 
 
 def before_opset_13(model: ModelProto, opset: int) -> ModelProto:

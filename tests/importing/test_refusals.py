@@ -60,7 +60,7 @@ def _short_tensor(model: ModelProto) -> None:
 
 
 def _another_activation(model: ModelProto) -> None:
-    next(node for node in model.graph.node if node.op_type == "LeakyRelu").attribute[0].f = 0.3
+    next(node for node in model.graph.node if node.op_type == "LeakyRelu").attribute[0].f = 1.5
 
 
 def _odd_operator(model: ModelProto) -> None:

@@ -16,6 +16,8 @@ FORMULAS = {
     "selu": lambda x: 1.0507 * np.where(x >= 0, x, 1.6732 * (np.exp(np.minimum(x, 0)) - 1)),
     "tanh": lambda x: 2 / (1 + np.exp(-2 * x)) - 1,
     "hard_mish": lambda x: np.where(x > 0, x, np.where(x > -2, x * x / 2 + x, 0)),
+    "h_swish": lambda x: np.where(x > 3, x, np.where(x > -3, x * (x + 3) / 6, 0)),
+    "leaky:0.25": lambda x: np.where(x > 0, x, 0.25 * x),
 }
 
 

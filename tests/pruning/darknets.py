@@ -14,7 +14,9 @@ from prunedeploy.pruning.coupling import coupling_groups, prunable_convolutions
 from prunedeploy.pruning.cut import Cut, Masks, make_cut
 from prunedeploy.pruning.granularity import Allocation, Evidence, Granularity
 
-ACTIVATIONS = ("linear", "leaky", "relu", "mish", "swish", "logistic", "relu6", "elu", "selu", "tanh", "hard_mish")
+ACTIVATIONS = (
+    "linear", "leaky", "relu", "mish", "swish", "logistic", "relu6", "elu", "selu", "tanh", "hard_mish", "h_swish",
+)  # fmt: skip
 Shape = tuple[int, int, int]
 
 

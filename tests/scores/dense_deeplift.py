@@ -44,6 +44,8 @@ FUNCTIONS: dict[str, Function] = {
     "selu": lambda x: 1.0507 * (x if x >= 0 else 1.6732 * math.expm1(x)),
     "tanh": math.tanh,
     "hard_mish": lambda x: x if x > 0 else x * x / 2 + x if x > -2 else 0.0,
+    "h_swish": lambda x: x * min(max(x + 3, 0.0), 6.0) / 6,
+    "leaky:0.25": lambda x: x if x > 0 else 0.25 * x,
 }
 DERIVATIVES: dict[str, Function] = {
     "linear": lambda x: 1.0,
@@ -57,6 +59,8 @@ DERIVATIVES: dict[str, Function] = {
     "selu": lambda x: 1.0507 * (1.0 if x >= 0 else 1.6732 * math.exp(x)),
     "tanh": lambda x: 1 - math.tanh(x) ** 2,
     "hard_mish": lambda x: 1.0 if x > 0 else x + 1 if x > -2 else 0.0,
+    "h_swish": lambda x: 0.0 if x < -3 else 1.0 if x > 3 else (2 * x + 3) / 6,
+    "leaky:0.25": lambda x: 1.0 if x > 0 else 0.25,
 }
 
 

@@ -13,7 +13,13 @@ from prunedeploy_export.graph.builder import GraphBuilder
 
 
 def add_activation(graph: GraphBuilder, source: str, activation: str, output: str) -> str:
-    """Append an activation, by its name in a cfg, and return its output; nothing for ``linear``."""
+    """Append an activation, by its name in a cfg, and return its output; nothing for ``linear``.
+
+    A leaky one that is not Darknet's has its slope in its name: ``leaky:0.2``.
+    """
+    name, _, slope = activation.partition(":")
+    if name == "leaky":
+        return graph.node("LeakyRelu", [source], output, alpha=float(slope or 0.1))
     if activation not in _NODES:
         raise ValueError(f"unknown activation {activation!r}")
     return _NODES[activation](graph, source, output)
@@ -27,6 +33,12 @@ def _mish(graph: GraphBuilder, source: str, output: str) -> str:
     # x * tanh(log(1 + exp(x))); the operator Mish has no CPU kernel, and TensorRT fuses the three.
     softplus = graph.node("Softplus", [source], f"{output}/softplus")
     return graph.node("Mul", [source, graph.node("Tanh", [softplus], f"{output}/tanh")], output)
+
+
+def _h_swish(graph: GraphBuilder, source: str, output: str) -> str:
+    # The operator HardSwish is younger than what some runtimes read, and they put these two together again.
+    gate = graph.node("HardSigmoid", [source], f"{output}/gate", alpha=1 / 6, beta=0.5)
+    return graph.node("Mul", [source, gate], output)
 
 
 def _clip(graph: GraphBuilder, source: str, low: int, high: int, output: str) -> str:
@@ -45,10 +57,10 @@ def _hard_mish(graph: GraphBuilder, source: str, output: str) -> str:
 
 _NODES: Mapping[str, Callable[[GraphBuilder, str, str], str]] = {
     "linear": lambda _, source, __: source,
-    "leaky": lambda graph, source, output: graph.node("LeakyRelu", [source], output, alpha=0.1),
     "relu": lambda graph, source, output: graph.node("Relu", [source], output),
     "logistic": lambda graph, source, output: graph.node("Sigmoid", [source], output),
     "swish": _swish,
+    "h_swish": _h_swish,
     "mish": _mish,
     "relu6": lambda graph, source, output: _clip(graph, source, 0, 6, output),
     "elu": lambda graph, source, output: graph.node("Elu", [source], output, alpha=1.0),

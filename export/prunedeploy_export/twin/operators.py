@@ -146,6 +146,7 @@ _OPERATORS: Mapping[str, Operator] = {
     "Div": lambda a, b: a / b,
     "Elu": lambda x, alpha=1.0: F.elu(x, alpha),
     "GlobalAveragePool": lambda x: x.mean((2, 3), keepdim=True),
+    "HardSigmoid": lambda x, alpha=0.2, beta=0.5: torch.clamp(alpha * x + beta, 0, 1),
     "LeakyRelu": lambda x, alpha=0.01: F.leaky_relu(x, alpha),
     "MatMul": lambda a, b: a @ b,
     "MaxPool": _max_pool,

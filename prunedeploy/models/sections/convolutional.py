@@ -50,6 +50,7 @@ class Convolutional(Layer):
         "padding": "cells of zeros on each side, without pad=1, in steps of the dilation",
         "groups": "parts that channels are split into, each with filters of its own",
         "activation": "function of each value of the output",
+        "leaky_slope": "slope of activation=leaky below 0, where it is not Darknet's 0.1; not for Darknet",
         "dilation": "cells from one weight of the kernel to the next",
         "antialiasing": "1 or 2: moves in steps of 1, and a fixed blur has the stride",
         "share_index": "convolution whose weights this one uses; negative: counted back from here",

@@ -23,6 +23,7 @@ class Product(Layer):
     options: ClassVar[Mapping[str, str]] = {
         "from": "layer that the one before is multiplied by; negative: counted back from here",
         "activation": "function of each value of the product",
+        "leaky_slope": "slope of activation=leaky below 0, where it is not Darknet's 0.1; not for Darknet",
     }
 
     activation: str

@@ -45,6 +45,7 @@ class Shortcut(Layer):
     options: ClassVar[Mapping[str, str]] = {
         "from": "layers that are added to the one before; negative: counted back from here",
         "activation": "function of each value of the sum",
+        "leaky_slope": "slope of activation=leaky below 0, where it is not Darknet's 0.1; not for Darknet",
         "weights_type": "per_feature or per_channel: learned weights of the summands",
         "weights_normalization": "relu or softmax: how these weights are made positive and divided by their sum",
     }

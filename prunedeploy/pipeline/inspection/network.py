@@ -23,7 +23,8 @@ def network_document(cfg: DarknetCfg) -> dict[str, Any]:
         cfg: Any parsed cfg.
 
     Returns:
-        ``input``, ``classes``, ``heads``, ``layers`` (one row per section), ``totals``, ``keys`` and ``ignored``.
+        ``input``, ``classes``, ``heads``, ``layers`` (one row per section), ``totals``, ``keys``, ``ignored`` and
+        ``not_for_darknet``.
     """
     groups = coupling_groups(cfg)
     channels, height, width = cfg.input_shape
@@ -36,6 +37,7 @@ def network_document(cfg: DarknetCfg) -> dict[str, Any]:
         "totals": _totals(cfg, counted),
         "keys": [asdict(key) for key in key_meanings(cfg)],
         "ignored": [asdict(option) for option in cfg.ignored_options],
+        "not_for_darknet": cfg.not_for_darknet,
     }
 
 

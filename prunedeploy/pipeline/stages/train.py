@@ -12,7 +12,9 @@ from torch import Tensor
 from prunedeploy.attacks import Pgd
 from prunedeploy.config import result_settings
 from prunedeploy.config.blocks import FinetuneConfig
+from prunedeploy.data import measured_subset
 from prunedeploy.models import Darknet, FoldedDarknet, load_darknet
+from prunedeploy.models.normalisation import with_normalisation
 from prunedeploy.pipeline.context import BuildContext, StageResult, load_stage_model
 from prunedeploy.pipeline.stages.training_run import training_run
 from prunedeploy.pruning.semi_structured import NmPattern, check_pattern, patterned_convolutions
@@ -29,10 +31,15 @@ def original_stage(context: BuildContext) -> StageResult:
     settings: dict[str, Any] = {} if network.cfg.letterbox else {"letterbox": False}
     if network.weights.path is not None:
         inputs["weights"] = file_sha256(network.weights.path)
+    if network.statistics_images:
+        of = {"images": network.statistics_images, "threads": context.threads, "greyscale": config.data.greyscale}
+        settings["normalisation"] = of
+        inputs["data"] = context.training_key
     if block.start != "scratch" and not network.is_transferred:
         model = network.weights.network(config.seed)  # before the store hashes anything: says what is wrong with it
         with context.stage("original", 1, settings, inputs) as result:
             if result.work:
+                model = _normalised(context, model)
                 model.save(result.work / "model.cfg", result.work / "model.weights")
         return result
     block = block.model_copy(update={"steps": network.clean_steps(block)})
@@ -44,12 +51,23 @@ def original_stage(context: BuildContext) -> StageResult:
     inputs["data"] = context.training_key
     with context.stage("original", 1, settings, inputs, collective=True) as result:
         if result.work:
-            model = network.weights.network(config.seed).to(context.device)
+            model = _normalised(context, network.weights.network(config.seed)).to(context.device)
             objective = robust_objective(model, block, None, config.seed, context.device)
             with training_run(context, result, "clean", block, model) as train:
                 train(model, objective=objective)
             model.save(result.work / "model.cfg", result.work / "model.weights")
     return result
+
+
+def _normalised(context: BuildContext, model: Darknet) -> Darknet:
+    """The network as loaded, with the normalisation that is put back."""
+    records, images = context.training, context.network.statistics_images
+    if images == 0:
+        return model
+    if images < len(records.images):
+        records = measured_subset(records, images)
+    loader = context.evaluation_loader(records, model, 8, allow_bad_images=True)
+    return with_normalisation(model, (batch.images for batch in loader))
 
 
 def pretrain_stage(context: BuildContext, original: StageResult) -> StageResult:

@@ -10,6 +10,7 @@ from typing import Any
 
 from prunedeploy.config import BuildConfig, as_dict
 from prunedeploy.pipeline.context import BuildContext, StageResult, open_context
+from prunedeploy.pipeline.imported import with_imported_network
 from prunedeploy.pipeline.progress import Progress
 from prunedeploy.pipeline.store.key import StageKey, canonical_json, read_record
 from prunedeploy.pipeline.store.store import Store
@@ -29,7 +30,7 @@ class Contexts:
         Raises:
             PrunedeployError: As `open_context`.
         """
-        config = config.with_divided_steps()
+        config = with_imported_network(config, store.root).with_divided_steps()
         data = as_dict(config.data)
         del data["greyscale"]  # read image by image
         key = canonical_json([as_dict(config.model), data, config.device, config.threads, config.pretrain.start])

@@ -60,7 +60,7 @@ def written(network: Darknet, precision: str, folder: Path, seed: int = 0) -> tu
 def networks() -> dict[str, Darknet]:
     """Every kind of layer, activation and head, by name."""
     found = {"odd": random_network(ODD_CFG), "mish": random_network(every_block("mish"))}
-    for name in ("leaky", "relu", "swish", "relu6", "elu", "selu", "tanh", "hard_mish", "logistic"):
+    for name in ("leaky", "relu", "swish", "relu6", "elu", "selu", "tanh", "hard_mish", "logistic", "h_swish"):
         found[name] = random_network(every_block(name))
     gate = darknets.conv(8, 3)
     for name, sections in SECTIONS.items():
