@@ -83,7 +83,7 @@ def test_gradients_of_objectives_are_finite_differences(kind: str, name: str) ->
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradients_of_objectives_of_yolox_are_finite_differences(name: str) -> None:
-    cfg, (fine, coarse) = network_cfg("yolox"), yolox_heads(3, seed=4)
+    cfg, (fine, coarse) = network_cfg("yolox"), yolox_heads(3, seed=8)
     objective = objective_for(name, lambda: [fine, coarse], TARGETS, cfg)
     still = 4 if name in WANTING_OVERLAPS else 0
     by_gradient, by_difference = slopes("yolox", lambda raw: objective([raw, coarse]), 0.98 * fine, still)
@@ -106,7 +106,7 @@ def test_gradients_of_margins_are_finite_differences(kind: str) -> None:
 
 
 def test_gradients_of_margins_of_yolox_are_finite_differences() -> None:
-    fine, coarse = yolox_heads(3, seed=4)
+    fine, coarse = yolox_heads(3, seed=8)
     objects = Objects.of(network_cfg("yolox"), TARGETS, None, 3, Counting(score=0.05))
     wanted = torch.ones(len(TARGETS), dtype=torch.bool)
     by_gradient, by_difference = slopes("yolox", lambda at: objects.margins_and_lost([at, coarse], wanted)[0], fine)
