@@ -35,7 +35,7 @@ from scores.examples import (
     tiny_model,
 )
 
-CAPTUM_IS_RIGHT = ("linear", "relu", "leaky", "logistic")
+CAPTUM_IS_RIGHT = ("linear", "relu", "leaky", "leaky leaky_slope=0.25", "logistic")
 
 
 def random_reference(images: Tensor) -> Tensor:
