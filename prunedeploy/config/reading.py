@@ -323,9 +323,11 @@ def _nearest(location: KeyPath, kind: type[BaseModel]) -> str | None:
     close = difflib.get_close_matches(wrong, _keys(location[:-1], kind), n=1, cutoff=0.6)
     if close:
         return _dotted((*location[:-1], close[0]))
-    names = {key.rpartition(".")[2]: key for key in reversed(known_keys(kind))}
+    # Whoever writes in a block does not mean one within another block.
+    there = [key for key in known_keys(kind) if len(location) == 1 or key.count(".") < len(location)]
+    names = {key.rpartition(".")[2]: key for key in reversed(there)}
     if wrong in names:
-        return " or ".join([key for key in known_keys(kind) if key.rpartition(".")[2] == wrong][:3])
+        return " or ".join([key for key in there if key.rpartition(".")[2] == wrong][:3])
     return next((names[name] for name in difflib.get_close_matches(wrong, names, n=1, cutoff=0.85)), None)
 
 
