@@ -322,7 +322,7 @@ WRONG_FILES = [
         "my.yaml:3: unknown key finetune.augment.flip; known here: flip_probability, ",
     ),
     ("eval_images: 3\n", "my.yaml:1: unknown key eval_images; did you mean data.eval_images?"),
-    ("report: {eval_images: 3}\n", "my.yaml:1: unknown key report.eval_images; did you mean data.eval_images?"),
+    ("nms: {eval_images: 3}\n", "my.yaml:1: unknown key nms.eval_images; did you mean data.eval_images?"),
     ("queries: 3\n", "my.yaml:1: unknown key queries; did you mean robustness.square.queries?"),
     (
         "lr: 1\n",
