@@ -108,7 +108,10 @@ def examine(path: Path, arguments: argparse.Namespace, folder: Path) -> dict[str
     row["gates"] = {
         name: gated(one, folder / f"{name}.onnx") for name, one in (("copy", network), ("pruned", cut.network))
     }
-    foreign = {"factory": "_foreign_file:open_foreign_file", "arguments": {"path": str(folder / "lively.onnx")}}
+    foreign: dict[str, Any] = {
+        "factory": "_foreign_file:open_foreign_file",
+        "arguments": {"path": str(folder / "lively.onnx")},
+    }
     foreign["arguments"] |= {"threads": arguments.threads}
     specs: dict[str, dict[str, Any]] = {"original": {**foreign, "kind": "compute"}}
     specs |= {
