@@ -191,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--build", type=Path, help="output folder of a build; default: the demo's, by 75 %%")
+    parser.add_argument("--config", default="demo", help="without --build: whose network instead, e.g. smoke to try it")
     parser.add_argument("--data", type=Path, help="its data set, if it is no longer where it was")
     parser.add_argument("--steps", default="100,400")
     parser.add_argument("--lr", type=float, help="default: as of the build, a tenth of finetune.lr")
@@ -219,7 +220,7 @@ def main() -> None:
 def _study(arguments: argparse.Namespace) -> Study:
     progress = Progress()
     if arguments.build is None:
-        config = load_config("demo", [f"threads={arguments.threads}"]).with_divided_steps()
+        config = load_config(arguments.config, [f"threads={arguments.threads}"]).with_divided_steps()
         with Store(arguments.store, progress.message) as store:
             source = all_networks(open_context(config, store, progress)).pruned.folder
     else:
