@@ -128,7 +128,7 @@ def test_a_second_build_computes_nothing_and_another_pattern_only_what_depends_o
 def test_a_removed_weight_that_comes_back_in_fine_tuning_ends_the_build(
     built: tuple[Path, BuildOutcome], tiny_case: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_stages, "_kept_weights_only", lambda model, folder: nullcontext())
+    monkeypatch.setattr(model_stages, "kept_weights_only", lambda model, kept: nullcontext())
     with pytest.raises(GateError, match=r"layer 1 after fine-tuning: \d+ of 1152 blocks of 4 weights"):
         tiny_case.build(built[0], tmp_path / "out", "method=nm", "finetune.steps=1")
     assert not (tmp_path / "out" / "results.json").exists()
